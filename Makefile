@@ -1,0 +1,32 @@
+# What to type. `make train` and `make test` do all the set-up themselves; the rest needs only what they made.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo "  then, with .venv/bin on the PATH (. .venv/bin/activate):"
+	@echo "  python train.py --help            what can be set"
+	@echo "  python train.py optimizer=adamw   another optimizer; -m optimizer=adamw,frugal,adafrugal for several"
+	@echo "  python -m adafrugal.reports       the table of the runs under runs/"
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded text (ARGS='optimizer=adamw' for another)
+	$(VENV)/bin/python train.py $(ARGS)
+
+test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff
+	$(VENV)/bin/ruff check .
+
+clean:  ## remove the environment and the cached text; runs/ stays
+	rm -rf $(VENV) cache

@@ -1,0 +1,1 @@
+"""AdaFRUGAL: memory-efficient training of language models. The optimizer is in `adafrugal.optim`."""

@@ -1,0 +1,238 @@
+"""The check that each run passes before anything is read or built, and the line that a wrong setting gets.
+
+Composition gives every value its type; `check` refuses what it lets through (keys added with `+`, impossible
+values) and returns typed `Settings`. `explain` makes one line of what composition itself refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adafrugal.config import SUBSPACES, SettingError, Settings, with_run_length
+from adafrugal.optim import controls
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """What is allowed, and the nearest of it to what was given, for the end of a message."""
+    allowed = [a for a in allowed if not a.startswith("schema_")]
+    near = difflib.get_close_matches(name, allowed, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}allowed: {', '.join(allowed) or 'nothing'}"
+
+
+def groups(repository: Path) -> str:
+    """The groups that can be chosen from and their files, a line each, for `--help`."""
+    choices: dict[str, list[str]] = {}
+    for root in (repository / "conf", repository):
+        places = ("**/*.yaml",) if root.name == "conf" else ("experiments/**/*.yaml", "sweeps/**/*.yaml")
+        for file in sorted(path for place in places for path in root.glob(place)):
+            group = file.parent.relative_to(root).as_posix()
+            if group != "." and not group.startswith(("experiments/published", "experiments/results")):
+                choices.setdefault(group, []).append(file.stem)
+    return "\n".join(f"  {group}: {', '.join(names)}" for group, names in choices.items())
+
+
+def check(composed: DictConfig, choices: dict[str, str]) -> Settings:
+    """The settings of one run, typed and possible.
+
+    Args:
+        composed: what Hydra composed.
+        choices: group -> file that was chosen; names the arm where `arm` is null.
+
+    Raises:
+        SettingError: an unknown key, a missing value or an impossible one; the message is one line.
+    """
+    _refuse_unknown_keys(composed, "")
+    try:
+        settings: Settings = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise SettingError(explain(error)) from error
+    settings.arm = settings.arm or choices["optimizer"]
+    for name in ("density", "interval"):
+        if hasattr(settings.optimizer, name):
+            setattr(settings.optimizer, name, _canonical(getattr(settings.optimizer, name)))
+    if isinstance(subspace := getattr(settings.optimizer, "subspace", None), dict) and subspace.keys() == {"kind"}:
+        settings.optimizer.subspace = subspace["kind"]
+    for holds in _CHECKS:
+        holds(settings)
+    return settings
+
+
+def explain(error: Exception) -> str:
+    """One line for an exception of OmegaConf or Hydra, with the setting's name and what it allows."""
+    cause = next((e for e in _chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
+    if cause is None:
+        return _explain_hydra(error)
+    key, schema = str(cause.full_key), cause.object_type
+    path, _, last = key.rpartition(".")
+    first_line = str(cause).splitlines()[0]
+    if not ("not in" in first_line and first_line.startswith("Key")):
+        return f"{key}: {first_line[0].lower()}{first_line[1:]}"
+    allowed = [f.name for f in fields(schema)] if is_dataclass(schema) else list(cause.parent_node or ())
+    if schema is Settings and "/" in last:
+        return f"{last}: there is no such group here; the groups are those of conf/, such as optimizer/density"
+    return _no_such(key, path, last, allowed)
+
+
+def _no_such(key: str, path: str, last: str, allowed: Iterable[str]) -> str:
+    what = f"{path} has no {last!r}" if path else "there is no such setting"
+    return f"{key}: {what}; {nearest(last, allowed)}"
+
+
+def _chain(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain_hydra(error: Exception) -> str:
+    if getattr(error, "missing_cfg_file", None) and getattr(error, "options", None) is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        allowed = nearest(name, error.options) if error.options else "--help lists what there is"
+        return f"{group}: there is no {name!r}; {allowed}"
+    if getattr(error, "override", None):
+        detail = " ".join(error.message.split("\nSee ")[0].split())
+        return f"{error.override!r} is not a setting: {detail}; write name=value (quote spaces, commas and brackets)"
+    text = " ".join(str(error).split())
+    if "No match in the defaults list" in text:
+        return f"{text.split(' No match')[0]} It is no group, or none that goes with the other choices; see --help"
+    if text.startswith("Config group override"):
+        return f"{text}; a group takes the name of one of its files, such as optimizer=adamw; see --help"
+    return text
+
+
+def _refuse_unknown_keys(node: DictConfig, path: str) -> None:
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    allowed = [f.name for f in fields(schema)]
+    for key in node:
+        if key not in allowed:
+            raise SettingError(_no_such(f"{path}{key}", path.rstrip("."), str(key), allowed))
+        if OmegaConf.is_missing(node, key):
+            raise SettingError(f"{path}{key}: no value is given")
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _refuse_unknown_keys(child, f"{path}{key}.")
+        elif any(f.name == key and f.type == "Any" and path == "" for f in fields(schema)):
+            raise SettingError(f"{key} is {node[key]!r}; name a file of conf/{key}, such as those in `--help`")
+
+
+def _canonical(control: Any) -> Any:
+    """A plain number means constant; both spellings are one run."""
+    return control if isinstance(control, dict) else {"kind": "constant", "value": control}
+
+
+def _need(held: bool, name: str, given: Any, allowed: str) -> None:
+    if not held:
+        raise SettingError(f"{name} is {given}; allowed: {allowed}")
+
+
+def _one_of(name: str, given: Any, allowed: Iterable[str]) -> None:
+    if given not in allowed:
+        raise SettingError(f"{name} is {given!r}; {nearest(str(given), allowed)}")
+
+
+def _check_run(s: Settings) -> None:
+    _need(0 <= s.seed < 2**63, "seed", s.seed, "a whole number from 0 to 2^63 − 1")
+    t = s.trainer
+    for name in ("steps", "batch_size", "log_every"):
+        _need(getattr(t, name) >= 1, f"trainer.{name}", getattr(t, name), "1 or more")
+    _need(t.sequence_length >= 2, "trainer.sequence_length", t.sequence_length, "2 or more")
+    micro = t.micro_batch_size
+    if micro is not None:
+        divisors = [str(d) for d in range(1, t.batch_size + 1) if t.batch_size % d == 0]
+        allowed = f"a divisor of trainer.batch_size ({t.batch_size}): {', '.join(divisors)}"
+        _need(str(micro) in divisors, "trainer.micro_batch_size", micro, allowed)
+    _need(t.clip_norm is None or t.clip_norm > 0, "trainer.clip_norm", t.clip_norm, "above 0, or null for none")
+    _one_of("trainer.precision", t.precision, ("auto", "fp32", "bf16"))
+    _one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))
+    _need(s.eval.every >= 1, "eval.every", s.eval.every, "1 or more")
+    least = t.sequence_length
+    _need(s.eval.tokens >= least, "eval.tokens", s.eval.tokens, f"one sequence ({least}) or more")
+    _need(s.checkpoint.every >= 1, "checkpoint.every", s.checkpoint.every, "1 or more")
+    _need(s.checkpoint.keep >= 1, "checkpoint.keep", s.checkpoint.keep, "1 or more")
+    if s.tracking.kind == "wandb":
+        _one_of("tracking.mode", s.tracking.mode, ("offline", "online"))
+    plain = all(c.isalnum() or c in "._-+=" for c in s.arm) and s.arm.strip(".")
+    _need(bool(plain), "arm", repr(s.arm), "letters, digits and . _ - + =, since it names the run's directory")
+
+
+def _check_model(s: Settings) -> None:
+    m = s.model
+    for name in ("vocabulary_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        _need(getattr(m, name) >= 1, f"model.{name}", getattr(m, name), "1 or more")
+    heads, hidden = m.num_attention_heads, m.hidden_size
+    fits = hidden % heads == 0 and hidden // heads % 2 == 0
+    possible = [str(d) for d in range(1, hidden // 2 + 1) if hidden % d == 0 and hidden // d % 2 == 0]
+    allowed = f"heads of an even size that divide model.hidden_size ({hidden}): {', '.join(possible) or 'none'}"
+    _need(fits, "model.num_attention_heads", heads, allowed)
+    longest = m.max_position_embeddings
+    length = s.trainer.sequence_length
+    _need(length <= longest, "trainer.sequence_length", length, f"up to model.max_position_embeddings ({longest})")
+    rows = m.loss_chunk_rows
+    _need(rows is None or rows >= 1, "model.loss_chunk_rows", rows, "1 or more, or null for no chunks")
+
+
+def _check_data(s: Settings) -> None:
+    t = s.data.tokenizer
+    _one_of("data.tokenizer.kind", t.kind, ("train",))
+    _one_of("data.tokenizer.model_type", t.model_type, ("bpe", "unigram"))
+    name, most = "data.tokenizer.vocabulary_size", s.model.vocabulary_size
+    _need(300 <= t.vocabulary_size <= most, name, t.vocabulary_size, f"300 to model.vocabulary_size ({most})")
+
+
+def _check_schedule(s: Settings) -> None:
+    steps, schedule = s.trainer.steps, s.schedule
+    if getattr(schedule, "cycle", None) is not None:
+        _need(1 <= schedule.cycle <= steps, "schedule.cycle", schedule.cycle, f"1 to trainer.steps ({steps})")
+        steps = schedule.cycle
+    warmup, longest = schedule.warmup, "schedule.cycle" if steps != s.trainer.steps else "trainer.steps"
+    if warmup is not None:
+        _need(0 <= warmup < steps, "schedule.warmup", warmup, f"0 to below {longest} ({steps}), or null for a tenth")
+    if hasattr(schedule, "floor"):
+        _need(0 <= schedule.floor <= 1, "schedule.floor", schedule.floor, "a share of the learning rate, 0 to 1")
+
+
+def _check_rates(s: Settings) -> None:
+    o = s.optimizer
+    for name in ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"):
+        value = getattr(o, name, 0)
+        _need(0 <= value < float("inf"), f"optimizer.{name}", value, "0 or more")
+    pair = len(o.betas) == 2 and all(0 <= b < 1 for b in o.betas)
+    _need(pair, "optimizer.betas", list(o.betas), "two numbers from 0 to below 1")
+
+
+def _check_frugal(s: Settings) -> None:
+    if s.optimizer.kind != "frugal":
+        return
+    filled: dict[str, Callable[[Any], controls.Control]] = {"density": controls.density, "interval": controls.interval}
+    for name, build in filled.items():
+        given = getattr(s.optimizer, name)
+        try:
+            build(with_run_length(given, s.trainer.steps))
+        except ValueError as error:
+            hint = f"; to choose another kind write optimizer/{name}=…" if " has no " in str(error) else ""
+            raise SettingError(f"optimizer.{name}: {error}{hint}") from None
+    _one_of("optimizer.shrink", s.optimizer.shrink, ("immediately", "at_refresh"))
+    _check_subspace(s.optimizer.subspace)
+
+
+def _check_subspace(given: Any) -> None:
+    described = dict(given) if isinstance(given, dict) else {"kind": given}
+    _one_of("optimizer.subspace", described.get("kind"), SUBSPACES)
+    allowed = SUBSPACES[described.pop("kind")]
+    for key, value in described.items():
+        if key not in allowed:
+            raise SettingError(f"optimizer.subspace.{key}: no such setting; {nearest(key, allowed)}")
+        _one_of(f"optimizer.subspace.{key}", value, allowed[key])
+
+
+_CHECKS = (_check_run, _check_model, _check_data, _check_schedule, _check_rates, _check_frugal)

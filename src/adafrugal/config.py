@@ -1,0 +1,225 @@
+"""The typed schema of every setting: Hydra composes YAML files and command-line overrides onto these dataclasses.
+
+A setting whose choices differ in what they need (an optimizer, a schedule) has one dataclass for each `kind`.
+This module and `checks` import neither torch nor anything that does, so that a wrong setting is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class SettingError(ValueError):
+    """A wrong setting or a missing input: one line that says what was given, what is allowed, what to do."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: one line that says why and what to set."""
+
+
+# -- the groups -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pretrain:
+    """Causal language modelling from random weights."""
+
+    kind: str = "pretrain"
+
+
+@dataclass
+class Llama:
+    """A LLaMA decoder; the names are transformers', except `vocabulary_size`."""
+
+    kind: str = "llama"
+    vocabulary_size: int = 32_000
+    hidden_size: int = 256
+    intermediate_size: int = 688
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    max_position_embeddings: int = 1024
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    loss_chunk_rows: int | None = None  # rows of logits held at once; null: all of a micro-batch
+
+
+@dataclass
+class TrainedTokenizer:
+    """A SentencePiece model trained on the corpus at first use."""
+
+    kind: str = "train"
+    vocabulary_size: int = 4096
+    model_type: str = "bpe"
+
+
+@dataclass
+class Embedded:
+    """English prose that every installation has: the docstrings of pinned packages."""
+
+    kind: str = "embedded"
+    tokenizer: TrainedTokenizer = field(default_factory=TrainedTokenizer)
+    repeat: bool = True  # read the text again when the run is longer than it; false: stop with a message
+
+
+@dataclass
+class AdamW:
+    """torch.optim.AdamW."""
+
+    kind: str = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass
+class Frugal(AdamW):
+    """adafrugal.optim.Frugal: what is not set here is described there."""
+
+    kind: str = "frugal"
+    density: Any = 0.25
+    interval: Any = 200
+    subspace: Any = "blocks"
+    split_lr_scale: float = 1.0
+    state_free_lr_scale: float = 1.0
+    shrink: str = "immediately"
+
+
+@dataclass
+class ConstantSchedule:
+    """The full learning rate after the warm-up."""
+
+    kind: str = "constant"
+    warmup: int | None = None  # steps; null: a tenth of the run
+
+
+@dataclass
+class LinearSchedule(ConstantSchedule):
+    """A straight line from the learning rate to `floor` of it at the end of the run."""
+
+    kind: str = "linear"
+    floor: float = 0.0
+
+
+@dataclass
+class CosineSchedule(LinearSchedule):
+    """Half a cosine from the learning rate to `floor` of it at the end of the run."""
+
+    kind: str = "cosine"
+    floor: float = 0.1
+
+
+@dataclass
+class RestartingSchedule(CosineSchedule):
+    """The cosine and its warm-up over and over, every `cycle` steps."""
+
+    kind: str = "cosine_restarts"
+    cycle: int | None = None  # steps; null: the whole run
+
+
+@dataclass
+class Trainer:
+    """The loop."""
+
+    steps: int = 500
+    batch_size: int = 8  # sequences per optimizer step
+    micro_batch_size: int | None = None  # sequences per forward and backward; null: all of them
+    sequence_length: int = 128
+    clip_norm: float | None = None  # null: gradients are not clipped
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    log_every: int = 10  # steps in one line of metrics.jsonl
+
+
+@dataclass
+class Eval:
+    """Validation during and after the run."""
+
+    every: int = 100
+    tokens: int = 16_384
+
+
+@dataclass
+class LocalTracking:
+    """The record in the run's directory, and nothing else."""
+
+    kind: str = "local"
+
+
+@dataclass
+class WandbTracking:
+    """The record, and a copy of it to Weights & Biases."""
+
+    kind: str = "wandb"
+    mode: str = "offline"
+    project: str = "adafrugal"
+    entity: str | None = None
+
+
+@dataclass
+class Checkpoint:
+    """When the state of the run is saved beside its end."""
+
+    every: int = 100
+    keep: int = 1
+
+
+@dataclass
+class Settings:
+    """Everything that can be set, in the order in which `--cfg job` shows it."""
+
+    seed: int = 0
+    arm: str | None = None
+    task: Any = MISSING
+    data: Any = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    trainer: Trainer = field(default_factory=Trainer)
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    tracking: Any = MISSING
+    run_root: str = "runs"
+    cache_root: str = "cache"
+
+
+# group -> the dataclasses that a file of conf/<group> can start from, as `schema_<kind>`
+SCHEMAS: dict[str, tuple[type, ...]] = {
+    "task": (Pretrain,),
+    "data": (Embedded,),
+    "model": (Llama,),
+    "optimizer": (AdamW, Frugal),
+    "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
+    "tracking": (LocalTracking, WandbTracking),
+}
+
+# subspace kind -> its settings and what each allows; a test holds this against adafrugal.optim.subspaces
+SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
+    "blocks": {"order": ("descending", "ascending", "random")},
+    "columns": {},
+}
+
+
+def register() -> None:
+    """Put the schema into Hydra's ConfigStore."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Settings)
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            store.store(group=group, name=f"schema_{schema.kind}", node=schema)
+
+
+def with_run_length(control: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A control's settings with what is null filled in: a decay lasts the run, a loss is observed 20 times."""
+    filled = dict(control)
+    if filled.get("kind") == "linear" and filled.get("steps") is None:
+        filled["steps"] = steps
+    if filled.get("kind") == "loss_aware" and filled.get("every") is None:
+        filled["every"] = max(1, steps // 20)
+    return filled

@@ -1,0 +1,1 @@
+"""Where text comes from, its tokens, and the batches that are made of them."""

@@ -1,0 +1,36 @@
+"""Memory in use while a run goes on."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def read(device: torch.device) -> dict[str, int]:
+    """Bytes in use now, and the largest since the call before this one.
+
+    On CUDA: `allocated` and `peak` are what tensors take, `reserved` is what the allocator holds and does not give
+    back. On a CPU: `resident` is the process's memory, `peak_resident` its largest since the process began.
+    """
+    if device.type == "cuda":
+        found = {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "peak": torch.cuda.max_memory_allocated(device),
+        }
+        torch.cuda.reset_peak_memory_stats(device)
+        return found
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return {"peak_resident": peak}
+    return {"resident": int(statm.read_text().split()[1]) * resource.getpagesize(), "peak_resident": peak}
+
+
+def adamw_state_bytes(parameters: list[torch.nn.Parameter]) -> int:
+    """What AdamW would keep for these parameters: two moments of each entry, and a four-byte counter each."""
+    return sum(2 * p.numel() * p.element_size() + 4 for p in parameters if p.requires_grad)

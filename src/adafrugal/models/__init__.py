@@ -1,0 +1,1 @@
+"""Language models, built with transformers from their shapes, and their loss."""

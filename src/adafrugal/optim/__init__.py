@@ -1,0 +1,55 @@
+"""The FRUGAL family of optimizers: AdamW state for a share ρ of each matrix's entries, signSGD for the rest.
+
+Needs torch and nothing else of this project. Names are imported when first used, so that
+`adafrugal.optim.controls`, which knows no tensors, can be read without waiting for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adafrugal.optim.accounting import StateBytes, state_bytes
+    from adafrugal.optim.controls import Constant, LinearDecay, LossAware
+    from adafrugal.optim.frugal import Frugal, Refresh
+    from adafrugal.optim.groups import ParameterGroups, split_parameters
+    from adafrugal.optim.subspaces import Blocks, Columns
+
+_HOME = {
+    "Blocks": "subspaces",
+    "Columns": "subspaces",
+    "Constant": "controls",
+    "Frugal": "frugal",
+    "LinearDecay": "controls",
+    "LossAware": "controls",
+    "ParameterGroups": "groups",
+    "Refresh": "frugal",
+    "StateBytes": "accounting",
+    "split_parameters": "groups",
+    "state_bytes": "accounting",
+}
+
+__all__ = [
+    "Blocks",
+    "Columns",
+    "Constant",
+    "Frugal",
+    "LinearDecay",
+    "LossAware",
+    "ParameterGroups",
+    "Refresh",
+    "StateBytes",
+    "split_parameters",
+    "state_bytes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,52 @@
+"""How many bytes an optimizer's state takes, counted from its tensors: this family's and torch's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+# Where a state tensor belongs, by its name in `optimizer.state[p]`. What is not named here is a moment.
+ROLES = {"step": "counters", "indices": "indices", "basis": "basis"}
+
+
+class StateBytes(dict[str, dict[str, int]]):
+    """Bytes of optimizer state by parameter and role: `{"layers.0.q_proj.weight": {"moments": 524288, …}, …}`.
+
+    Roles are moments (what the rule remembers for each entry), indices and basis (where the subspace lies) and
+    counters. A parameter without state is left out.
+    """
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(sum(roles.values()) for roles in self.values())
+
+    def by_role(self) -> dict[str, int]:
+        """Bytes by role, over all parameters."""
+        roles: Counter[str] = Counter()
+        for counted in self.values():
+            roles.update(counted)
+        return dict(roles)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
+    """Count the bytes of an optimizer's state tensors.
+
+    Parameters are called by their names where the optimizer knows them (groups made of `(name, parameter)` pairs),
+    else by their place, as `state_dict` numbers them.
+    """
+    counted = StateBytes()
+    place = 0
+    for group in optimizer.param_groups:
+        names = group.get("param_names") or [str(place + i) for i in range(len(group["params"]))]
+        place += len(group["params"])
+        for name, param in zip(names, group["params"], strict=True):
+            roles: Counter[str] = Counter()
+            for key, value in optimizer.state.get(param, {}).items():
+                if isinstance(value, Tensor):
+                    roles[ROLES.get(key, "moments")] += value.numel() * value.element_size()
+            if roles:
+                counted[name] = dict(roles)
+    return counted

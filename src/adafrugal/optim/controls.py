@@ -1,0 +1,203 @@
+"""What the density ρ and the interval T are at a step. Controls know nothing of tensors: numbers in, numbers out.
+
+A control is built from a plain number (constant), from a mapping `{"kind": …, …}` such as `state_dict` returns,
+or as an object. `density(value)` and `interval(value)` accept all three and check the range.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass
+class Control:
+    """A number that may move during training."""
+
+    kind: ClassVar[str]
+
+    def at(self, step: int) -> float:
+        """The value at a step; the first optimizer step is step 1."""
+        raise NotImplementedError
+
+    def observe(self, loss: float) -> None:
+        """Take notice of a validation loss (nats per token). Most controls ignore it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings and state as plain numbers and strings."""
+        return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Control:
+        """A control with the settings, and where present the state, of a mapping."""
+        known = {f.name: f for f in fields(cls)}
+        unknown = [key for key in state if key != "kind" and key not in known]
+        if unknown:
+            raise ValueError(f"{cls.kind} has no {unknown[0]!r}; it has {', '.join(known)}")
+        try:
+            control = cls(**{k: v for k, v in state.items() if k in known and known[k].init})
+        except TypeError:
+            needed = [f.name for f in fields(cls) if f.init]
+            raise ValueError(f"{cls.kind} needs {', '.join(needed)}; given {dict(state)}") from None
+        for name, f in known.items():
+            if not f.init and name in state:
+                setattr(control, name, state[name])
+        return control
+
+
+@dataclass
+class Constant(Control):
+    """The same value at every step."""
+
+    kind: ClassVar[str] = "constant"
+    value: float
+
+    def __post_init__(self) -> None:
+        _number("value", self.value)
+
+    def at(self, step: int) -> float:
+        """`value`, whatever the step."""
+        return self.value
+
+
+@dataclass
+class LinearDecay(Control):
+    """AdaFRUGAL's density: `ρ(k) = max(end, start − (start − end)·min(1, k/steps))`, k = 1 at the first step.
+
+    Args:
+        start: the density before the first step, in [0, 1].
+        end: the density from step `steps` on, in [0, start].
+        steps: K, the number of optimizer steps of the decay; AdaFRUGAL takes the length of the run.
+    """
+
+    kind: ClassVar[str] = "linear"
+    start: float = 0.25
+    end: float = 0.05
+    steps: int = 200_000
+
+    def __post_init__(self) -> None:
+        _share("start", self.start)
+        _share("end", self.end)
+        _count("steps", self.steps)
+        if self.end > self.start:
+            raise ValueError(f"end is {self.end}, above start ({self.start}); a decay falls")
+
+    def at(self, step: int) -> float:
+        """The density at `step`, a share in [end, start]."""
+        return max(self.end, self.start - (self.start - self.end) * min(1.0, step / self.steps))
+
+
+@dataclass
+class LossAware(Control):
+    """AdaFRUGAL's interval: it grows by `factor` whenever the validation loss has settled.
+
+    With L the observed loss and L' the one before: `r = |L − L'| / (L' + 1e-9)`; if `r < threshold` and
+    `L < gate` then `T ← min(max, round(factor·T))`, rounding halves to even. The first observation only sets L'.
+
+    Args:
+        start: T before anything is observed, in steps.
+        max: the largest T, in steps.
+        factor: γ, by which T grows; above 1.
+        threshold: τ, the relative change under which the loss counts as settled.
+        gate: the loss must also be under this (nats per token); the published 20 never binds.
+        every: how many steps lie between two observations. The training loop minds it, `observe` does not:
+            every call counts.
+    """
+
+    kind: ClassVar[str] = "loss_aware"
+    start: int = 100
+    max: int = 1000
+    factor: float = 1.5
+    threshold: float = 0.005
+    gate: float = 20.0
+    every: int = 5000
+    value: int = field(init=False)
+    last_loss: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        _count("start", self.start)
+        _count("max", self.max)
+        _count("every", self.every)
+        if self.max < self.start:
+            raise ValueError(f"max is {self.max}, below start ({self.start}); the interval only grows")
+        if not _number("factor", self.factor) > 1:
+            raise ValueError(f"factor is {self.factor}; a number above 1 is needed for the interval to grow")
+        if not _number("threshold", self.threshold) > 0:
+            raise ValueError(f"threshold is {self.threshold}; a number above 0 is needed")
+        if not _number("gate", self.gate) > 0:
+            raise ValueError(f"gate is {self.gate}; a loss above 0 is needed")
+        self.value = self.start
+
+    def at(self, step: int) -> int:
+        """The interval in force, in steps; it depends on what was observed, not on `step`."""
+        return self.value
+
+    def observe(self, loss: float) -> None:
+        """Compare a validation loss with the one before. A loss that is not finite is reported and left out."""
+        if not math.isfinite(loss):
+            warnings.warn(f"the observed loss is {loss}: the interval stays {self.value}", stacklevel=2)
+            return
+        if self.last_loss is not None:
+            change = abs(loss - self.last_loss) / (self.last_loss + 1e-9)
+            if change < self.threshold and loss < self.gate:
+                self.value = min(self.max, round(self.factor * self.value))
+        self.last_loss = float(loss)
+
+
+DENSITIES: dict[str, type[Control]] = {c.kind: c for c in (Constant, LinearDecay)}
+INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
+
+
+def density(value: float | Mapping[str, Any] | Control) -> Control:
+    """The density control that `value` describes; a copy, so that two groups never share one's state.
+
+    Raises:
+        ValueError: an unknown kind or key, or a value outside [0, 1].
+    """
+    control = _control(value, DENSITIES)
+    if isinstance(control, Constant):
+        _share("value", control.value)
+    return control
+
+
+def interval(value: int | Mapping[str, Any] | Control) -> Control:
+    """The interval control that `value` describes; a copy, as with `density`.
+
+    Raises:
+        ValueError: an unknown kind or key, or a value that is not a whole number of steps from 1 up.
+    """
+    control = _control(value, INTERVALS)
+    if isinstance(control, Constant):
+        _count("value", control.value)
+    return control
+
+
+def _control(value: Any, kinds: Mapping[str, type[Control]]) -> Control:
+    if isinstance(value, Control):
+        return copy.deepcopy(value)
+    if isinstance(value, Mapping):
+        kind = value.get("kind")
+        if kind not in kinds:
+            raise ValueError(f"kind is {kind!r}; allowed: {', '.join(kinds)}")
+        return kinds[kind].from_state(value)
+    return Constant(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; a number is needed")
+    return value
+
+
+def _share(name: str, value: Any) -> None:
+    if not 0 <= _number(name, value) <= 1:
+        raise ValueError(f"{name} is {value}; a density is a share of the entries, from 0 to 1")
+
+
+def _count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; a whole number of steps, at least 1, is needed")

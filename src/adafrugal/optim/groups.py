@@ -1,0 +1,82 @@
+"""Which parameter of a model is split between the two rules, and which always keeps AdamW state; decayed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ParameterGroups(list[dict[str, Any]]):
+    """Parameter groups for an optimizer; `str()` of it is a table of them.
+
+    Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, and its own
+    `weight_decay` where that is not the optimizer's.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Copies of the groups: torch's optimizers write into those they are given, and these may be used again."""
+        return (dict(group) for group in super().__iter__())
+
+    def counts(self) -> list[tuple[str, str, int, int]]:
+        """One row a group: rule, "split" or "state-full", number of tensors, number of entries."""
+        return [
+            (
+                group["rule"],
+                "split" if group["split"] else "state-full",
+                len(group["params"]),
+                sum(p.numel() for _, p in group["params"]),
+            )
+            for group in self
+        ]
+
+    def __str__(self) -> str:
+        head = ("group", "kind", "tensors", "parameters", "AdamW state, bytes")
+        rows = [(rule, kind, f"{n:,}", f"{entries:,}", f"{8 * entries:,}") for rule, kind, n, entries in self.counts()]
+        entries = sum(row[3] for row in self.counts())
+        tensors = sum(row[2] for row in self.counts())
+        table = [head, *rows, ("all", "", f"{tensors:,}", f"{entries:,}", f"{8 * entries:,}")]
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+            for row in table
+        )
+
+
+def split_parameters(model: nn.Module) -> ParameterGroups:
+    """The groups of FRUGAL's papers: what is split, and what always keeps state.
+
+    Split are the weights of every `nn.Linear` inside the transformer blocks, by module and type: the blocks are the
+    members of the model's `nn.ModuleList`s. Always state-full are all other trainable tensors: embeddings, head,
+    norms, biases. Tensors of fewer than two dimensions are never decayed. A tensor used twice is counted once, and
+    one that is shared with a module outside the blocks (a tied embedding) is not split.
+
+    Raises:
+        ValueError: no trainable `nn.Linear` lies inside a `nn.ModuleList`.
+    """
+    split_ids, outside_ids = set(), set()
+    block_names = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in block_names)
+        for key, param in module.named_parameters(recurse=False):
+            is_matrix = inside and isinstance(module, nn.Linear) and key == "weight"
+            (split_ids if is_matrix else outside_ids).add(id(param))
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    kinds: dict[str, list[tuple[str, Tensor]]] = {"split": [], "state-full": [], "undecayed": []}
+    for name, param in trainable:
+        if id(param) in split_ids - outside_ids:
+            kinds["split"].append((name, param))
+        else:
+            kinds["state-full" if param.ndim > 1 else "undecayed"].append((name, param))
+    if not kinds["split"]:
+        raise ValueError(
+            f"nothing to split in {type(model).__name__}: no trainable nn.Linear lies inside an nn.ModuleList. "
+            "Make the groups yourself: [{'params': matrices, 'split': True}, {'params': the_others}]"
+        )
+    groups = (
+        {"rule": "Linear in blocks", "split": True, "params": kinds["split"]},
+        {"rule": "embeddings, head", "split": False, "params": kinds["state-full"]},
+        {"rule": "norms, biases", "split": False, "params": kinds["undecayed"], "weight_decay": 0.0},
+    )
+    return ParameterGroups(group for group in groups if group["params"])

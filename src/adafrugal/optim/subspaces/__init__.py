@@ -1,0 +1,34 @@
+"""Which entries of the split matrices keep state: one file a subspace, and the table that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from adafrugal.optim.subspaces.base import Subspace, Turn
+from adafrugal.optim.subspaces.blocks import Blocks
+from adafrugal.optim.subspaces.columns import Columns
+
+SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns)}
+
+__all__ = ["SUBSPACES", "Blocks", "Columns", "Subspace", "Turn", "subspace"]
+
+
+def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:
+    """The subspace that `value` describes: a name with its defaults, a mapping `{"kind": …, …}`, or an object.
+
+    Raises:
+        ValueError: an unknown kind or setting.
+    """
+    if isinstance(value, Subspace):
+        return value
+    described = dict(value) if isinstance(value, Mapping) else {"kind": value}
+    kind = described.pop("kind", None)
+    if kind not in SUBSPACES:
+        raise ValueError(f"subspace is {kind!r}; allowed: {', '.join(SUBSPACES)}")
+    allowed = [f.name for f in fields(SUBSPACES[kind])]
+    unknown = [key for key in described if key not in allowed]
+    if unknown:
+        raise ValueError(f"subspace {kind!r} has no {unknown[0]!r}; it has {', '.join(allowed) or 'no settings'}")
+    return SUBSPACES[kind](**described)

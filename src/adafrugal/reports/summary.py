@@ -1,0 +1,34 @@
+"""The end of one run, as a person reads it."""
+
+from __future__ import annotations
+
+from adafrugal.tracking.record import Record
+
+
+def text(record: Record) -> str:
+    """The summary of a finished run, a few lines."""
+    found = record.summary()
+    unigram, memory, seconds = found["unigram"], found["state_bytes"], found["seconds"]
+    phases = {name: s for name, s in seconds.items() if name != "wall"}
+    rows = [
+        ("validation loss", f"{found['validation_loss']:.4f} nats a token, {_below(found)}"),
+        ("perplexity", f"{found['validation_perplexity']:.1f} (unigram model of the same tokens {unigram['perplexity']:.1f})"),
+        ("bits per byte", f"{found['validation_bits_per_byte']:.3f}"),
+        ("trained on", f"{found['tokens']:,} tokens in {found['steps']:,} steps ({found['epochs']:.2f} of the text)"),
+        ("optimizer state", f"{mib(memory['start'])} at the start, {mib(memory['end'])} at the end; AdamW {mib(memory['adamw'])}"),
+        ("seconds", "  ".join(f"{name} {s:.1f}" for name, s in phases.items()) + f"  all {seconds['wall']:.1f}"),
+        ("optimizer", f"{found['optimizer_share']:.1%} of the time of forward and backward"),
+        ("record", str(record.directory)),
+        ("picture", str(record.directory / "picture.svg")),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<16} {value}" for name, value in rows)
+
+
+def mib(count: float) -> str:
+    """Bytes as MiB."""
+    return f"{count / 2**20:.2f} MiB"
+
+
+def _below(found: dict) -> str:
+    below = found["unigram"]["loss"] - found["validation_loss"]
+    return f"{abs(below):.2f} {'below' if below >= 0 else 'above'} a unigram model's {found['unigram']['loss']:.4f}"

@@ -1,0 +1,1 @@
+"""The record that a run keeps of itself, and its copy to W&B."""

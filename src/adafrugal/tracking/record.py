@@ -1,0 +1,140 @@
+"""The record of a run: a directory of plain files, complete in itself. This is the truth; W&B has a copy.
+
+    config.yaml        the settings
+    status.json        {"status": created | running | interrupted | failed | finished, …}
+    metrics.jsonl      one JSON object a line, each with `step`: a window of training steps, with the evaluation
+                       that ended it where there was one
+    events.jsonl       one JSON object a line: refreshes, checkpoints, resumptions, warnings
+    summary.json       the end of the run in numbers; there when it is finished
+    environment.json   versions, machine, code, data
+    checkpoints/       what a run continues from, and the final model
+
+Writing and reading both live here, and nothing here needs torch, so that reports read what runs wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+STATUSES = ("created", "running", "interrupted", "failed", "finished")
+
+
+class Record:
+    """One run's directory. Made when it is first written to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> str | None:
+        """One of `STATUSES`; None where there is no run yet."""
+        found = self._json("status.json")
+        return found["status"] if found else None
+
+    def config(self) -> dict[str, Any]:
+        """The settings, as they were composed and checked."""
+        return OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml"))
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run."""
+        return self._json("summary.json")
+
+    def environment(self) -> dict[str, Any] | None:
+        """Versions, machine, code and data of the run's latest start."""
+        return self._json("environment.json")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self._lines("metrics.jsonl")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl."""
+        return self._lines("events.jsonl")
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        file = self.directory / name
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        file = self.directory / name
+        if not file.exists():
+            return []
+        whole, _, _torn = file.read_text().rpartition("\n")  # a killed process may leave half a line
+        return [json.loads(line) for line in whole.splitlines()]
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def create(self, config: Mapping[str, Any]) -> None:
+        """Make the directory and note the settings."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        self.set_status("created")
+
+    def set_status(self, status: str, **more: Any) -> None:
+        """Note where the run stands."""
+        self._write_json("status.json", {"status": status, "time": _now(), **more})
+
+    def write_environment(self, found: Mapping[str, Any]) -> None:
+        """Note versions, machine, code and data."""
+        self._write_json("environment.json", found)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Note the end of the run in numbers."""
+        self._write_json("summary.json", summary)
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line, with `step` in it, to metrics.jsonl."""
+        self._append("metrics.jsonl", line)
+
+    def add_event(self, event: str, **more: Any) -> None:
+        """Append a line to events.jsonl."""
+        self._append("events.jsonl", {"event": event, "time": _now(), **more})
+
+    def go_back_to(self, step: int) -> None:
+        """Drop the metrics and the subspace's events of later steps: a resumed run will write them again."""
+        for name in ("metrics.jsonl", "events.jsonl"):
+            kept = [
+                line
+                for line in self._lines(name)
+                if line.get("step", 0) <= step or line.get("event") not in (None, "refresh", "shrink")
+            ]
+            self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        with (self.directory / name).open("a") as file:
+            file.write(json.dumps(_plain(line)) + "\n")
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        self._write(name, json.dumps(_plain(value), indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Whole or not at all: a reader never sees half a file."""
+        beside = self.directory / f".{name}.new"
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.directory / name)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as strings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

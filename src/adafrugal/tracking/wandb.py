@@ -1,0 +1,87 @@
+"""A copy of the record for Weights & Biases. Whatever goes wrong here is one warning: a run never fails for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adafrugal.config import WandbTracking
+from adafrugal.tracking.record import Record
+
+
+class WandbCopy:
+    """Sends what the record holds, and what is added to it.
+
+    Every start of a process makes a run of its own that begins with a copy of all metrics so far: offline runs
+    cannot be continued at W&B, and two processes that write to one id overwrite each other.
+
+    Args:
+        settings: mode, project and entity.
+        record: what is copied; W&B's own files go into its directory.
+        identity: the run's identity; with the number of the start it is the id at W&B.
+        labels: task, data, model, arm, seed: what tables select by. They become the group, the name and the tags.
+        warn: told once, in a sentence, when the copy has failed.
+    """
+
+    def __init__(
+        self,
+        settings: WandbTracking,
+        record: Record,
+        identity: str,
+        labels: Mapping[str, Any],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._run: Any = None
+        self._warn = warn
+        self._attempt(lambda: self._start(settings, record, identity, labels))
+        for line in record.metrics():
+            self.add_metrics(line)
+
+    def _start(self, settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any]) -> None:
+        import wandb
+
+        starts = sum(event["event"] == "start" for event in record.events())
+        self._run = wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            mode=settings.mode,
+            dir=str(record.directory),
+            id=f"{identity}-{starts}",
+            group="-".join(str(labels[key]) for key in ("task", "data", "model")),
+            name=f"{labels['arm']}-seed{labels['seed']}",
+            tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
+            config=record.config(),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30, disable_git=True),
+        )
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl, nested names joined by slashes."""
+        flat = _flat(line)
+        self._attempt(lambda: self._run and self._run.log(flat, step=flat["step"]))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """The numbers of summary.json."""
+        self._attempt(lambda: self._run and self._run.summary.update(_flat(summary)))
+
+    def finish(self, exit_code: int) -> None:
+        """Close the copy; 0 for a run that finished."""
+        self._attempt(lambda: self._run and self._run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _attempt(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # W&B raises all kinds; none of them may cost a run
+            self._run = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._warn(f"W&B gets no copy of this run ({reason}); the record is complete without it")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

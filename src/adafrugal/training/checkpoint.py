@@ -1,0 +1,53 @@
+"""What a run continues from: the model as transformers reads it, and beside it everything else as tensors and numbers.
+
+checkpoints/step-00000100/
+model.safetensors, config.json   for `from_pretrained`
+state.pt                         optimizer, schedule, random state, progress; loads with weights_only=True
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def save(root: Path, step: int, model: PreTrainedModel, state: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint beside its place, move it there when it is whole, and drop all but the newest `keep`."""
+    final = root / f"step-{step:08d}"
+    beside = root / f".{final.name}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    model.save_pretrained(beside)
+    torch.save(state, beside / "state.pt")
+    for file in beside.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)
+    for old in _all(root)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(root: Path) -> Path | None:
+    """The newest whole checkpoint, if there is one."""
+    found = _all(root)
+    return found[-1] if found else None
+
+
+def load(directory: Path, model: PreTrainedModel) -> dict[str, Any]:
+    """Put a checkpoint's weights into `model` and return the rest of it; an error where it does not fit."""
+    load_model(model, directory / "model.safetensors", strict=True)
+    return torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+
+
+def _all(root: Path) -> list[Path]:
+    return sorted(root.glob("step-*"))

@@ -1,0 +1,48 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from adafrugal.config import SettingError, Trainer
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and the type that matrix products are made in; weights and state are float32 in either case."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which forward passes run."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def place(settings: Trainer) -> Place:
+    """The device and precision that are asked for, or the best there are.
+
+    `auto` is the GPU where there is one, and bf16 on a GPU that has it.
+
+    Raises:
+        SettingError: no such device, or more than one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; allowed: 1, one process on one device. Start train.py "
+            "without torchrun (training on several devices is not there yet)"
+        )
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
+        raise SettingError("trainer.device is cuda, but torch finds no GPU; allowed here: auto, cpu")
+    device = torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    return Place(device, precision)

@@ -1,0 +1,74 @@
+"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
+
+
+class Display:
+    """Prints a run's progress. Use as a context; the bar is gone when it ends."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._total = total_steps
+        self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("starting", total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line, or several, above the bar."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that something is not as it should be."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+
+    def step(self, step: int) -> None:
+        """A step is done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics is written: on the bar; as text where it ends with an evaluation, or now and then."""
+        evaluated = "validation_loss" in line
+        if self._bar is not None:
+            self._bar.update(self._task, description=_short(line))
+        if evaluated or (self._bar is None and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES):
+            self._last_line = time.monotonic()
+            text = f"step {line['step']:>{len(str(self._total))}}/{self._total}  {_short(line)}"
+            if evaluated:
+                text += f"  │ validation {line['validation_loss']:.4f}"
+                text += f"  perplexity {line['validation_perplexity']:.1f}"
+            self.say(text)
+
+
+def _short(line: Mapping[str, Any]) -> str:
+    text = f"loss {line['loss']:.3f}"
+    if line["density"] is not None:
+        text += f"  ρ {line['density']:.3f}  T {line['interval']}"
+    return f"{text}  {line['tokens_per_second']:,.0f} tokens/s"

@@ -1,0 +1,48 @@
+"""Hydra's basic sweeper, which here checks the settings of every job before the first one starts.
+
+Hydra finds plugins in the `hydra_plugins` namespace; `conf/config.yaml` chooses this one.
+"""
+
+# No `from __future__ import annotations` here: Hydra executes plugins outside sys.modules, where dataclasses cannot
+# look up annotations that are strings.
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from omegaconf import open_dict, read_write
+
+
+@dataclass
+class CheckedSweeperConf:
+    """The fields of Hydra's own sweeper."""
+
+    _target_: str = "hydra_plugins.adafrugal_sweeper.CheckedSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
+
+
+class CheckedSweeper(BasicSweeper):
+    """Refuses a sweep of which any job has a wrong setting, whichever launcher would run it."""
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Compose and check every job.
+
+        Raises:
+            SettingError: names the job and what is wrong with it.
+        """
+        from adafrugal.checks import check
+        from adafrugal.config import SettingError
+
+        for overrides in batch:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            choices = dict(composed.hydra.runtime.choices)
+            with read_write(composed), open_dict(composed):
+                del composed["hydra"]
+            try:
+                check(composed, choices)
+            except SettingError as error:
+                raise SettingError(f"no job was started, since {' '.join(overrides)} cannot run: {error}") from error
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="adafrugal", node=CheckedSweeperConf, provider="adafrugal")

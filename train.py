@@ -1,0 +1,101 @@
+"""Train a language model: Hydra composes the settings, `adafrugal.training` runs them.
+
+    python train.py [group=choice] [name=value] [-m …]
+
+Exit codes: 0 done, 1 failed, 2 wrong setting or missing input, 75 interrupted (the same command continues the run).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `main`, which makes one line of them
+
+if TYPE_CHECKING:
+    from adafrugal.tracking.record import Record
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
+REPOSITORY = Path(__file__).resolve().parent
+
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from adafrugal import checks, config
+except ModuleNotFoundError as missing:
+    sys.stderr.write(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
+    sys.exit(WRONG)
+
+
+def run_job(composed: DictConfig) -> int:
+    """Run one job and return its exit code; no exception leaves here, so that a sweep's other jobs still run."""
+    job = HydraConfig.get()
+    if "num" in job.job and job.mode == hydra.types.RunMode.MULTIRUN:
+        sys.stdout.write(f"\n── job {job.job.num + 1}: {' '.join(job.overrides.task) or 'defaults'}\n")
+    try:
+        settings = checks.check(composed, job.runtime.choices)
+
+        # imported late: a wrong setting needs none of it
+        from adafrugal.training.session import run
+
+        record, finished = run(settings, job.runtime.choices)
+        if finished:
+            _show(record)
+        return DONE if finished else INTERRUPTED
+    except config.SettingError as error:
+        return _say(error)
+    except config.TrainingError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def _say(error: Exception) -> int:
+    line = str(error) if isinstance(error, config.SettingError) else checks.explain(error)
+    sys.stderr.write(f"error: {line}\n")
+    return WRONG
+
+
+def _show(record: Record) -> None:
+    """Print the summary of a finished run and see that it has its picture."""
+    from adafrugal.reports import picture, summary
+
+    file = record.directory / "picture.svg"
+    if not file.exists():
+        picture.draw(record, file)
+    sys.stdout.write(f"\n{summary.text(record)}\n")
+
+
+def main() -> int:
+    """Compose, run one job or many, and return the exit code for all of them."""
+    config.register()
+    OmegaConf.register_new_resolver("repository", lambda path="": str(REPOSITORY / path))
+    OmegaConf.register_new_resolver("groups", lambda: checks.groups(REPOSITORY))
+    codes: dict[str, int] = {}
+
+    @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+    def start(composed: DictConfig) -> None:
+        if INTERRUPTED not in codes.values():
+            codes[f"job {len(codes) + 1}: {' '.join(HydraConfig.get().overrides.task)}"] = run_job(composed)
+
+    try:
+        start()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # run_job lets nothing out: composition's own
+        return _say(error)
+    if len(codes) > 1:
+        words = {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
+        sys.stdout.write("\n" + "".join(f"{words[code]:>11}  {name}\n" for name, code in codes.items()))
+    return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes.values()), DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
