@@ -1,5 +1,7 @@
-"""FRUGAL and AdaFRUGAL as one composed optimizer: which entries keep state (subspace), how many (density ρ), for how
-long (interval T), and what updates them (rules). This file is the bookkeeping; the mathematics is in `rules.py`.
+"""FRUGAL and AdaFRUGAL as one composed optimizer.
+
+Which entries keep state is the subspace's answer, how many the density's (ρ), for how long the interval's (T); what
+updates them are the rules. This file is the bookkeeping between the four.
 """
 
 from __future__ import annotations

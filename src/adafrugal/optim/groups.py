@@ -37,10 +37,10 @@ class ParameterGroups(list[dict[str, Any]]):
         entries = sum(row[3] for row in self.counts())
         tensors = sum(row[2] for row in self.counts())
         table = [head, *rows, ("all", "", f"{tensors:,}", f"{entries:,}", f"{8 * entries:,}")]
-        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+        aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
         return "\n".join(
-            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-            for row in table
+            "  ".join(align(cell, w) for align, cell, w in zip(aligned, row, widths, strict=True)) for row in table
         )
 
 

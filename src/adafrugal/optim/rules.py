@@ -39,8 +39,10 @@ def adamw_(
     The operations come in the order of torch's plain form, so that the results agree with it bit for bit.
 
     Args:
-        param, grad: W and g, the same shape.
-        exp_avg, exp_avg_sq: m and v, the same shape; changed in place.
+        param: W, changed in place.
+        grad: g, the same shape, as are the next two.
+        exp_avg: m, changed in place.
+        exp_avg_sq: v, changed in place.
         step: t, a scalar tensor; raised by one in place.
         lr: learning rate, already scaled.
         betas: (β₁, β₂).
@@ -59,7 +61,8 @@ def signsgd_(param: Tensor, grad: Tensor, *, lr: float) -> None:
     """The sign of the gradient (Bernstein et al., arXiv 1802.04434): `W ← W − lr·sign(g)`. Keeps no state.
 
     Args:
-        param, grad: W and g, the same shape; `param` is changed in place.
+        param: W, changed in place.
+        grad: g, the same shape.
         lr: learning rate, already scaled.
     """
     param.add_(grad.sign(), alpha=-lr)

@@ -10,12 +10,13 @@ def text(record: Record) -> str:
     found = record.summary()
     unigram, memory, seconds = found["unigram"], found["state_bytes"], found["seconds"]
     phases = {name: s for name, s in seconds.items() if name != "wall"}
+    perplexity, start, end = found["validation_perplexity"], mib(memory["start"]), mib(memory["end"])
     rows = [
         ("validation loss", f"{found['validation_loss']:.4f} nats a token, {_below(found)}"),
-        ("perplexity", f"{found['validation_perplexity']:.1f} (unigram model of the same tokens {unigram['perplexity']:.1f})"),
+        ("perplexity", f"{perplexity:.1f}, a unigram model of the same tokens has {unigram['perplexity']:.1f}"),
         ("bits per byte", f"{found['validation_bits_per_byte']:.3f}"),
         ("trained on", f"{found['tokens']:,} tokens in {found['steps']:,} steps ({found['epochs']:.2f} of the text)"),
-        ("optimizer state", f"{mib(memory['start'])} at the start, {mib(memory['end'])} at the end; AdamW {mib(memory['adamw'])}"),
+        ("optimizer state", f"{start} at the start, {end} at the end; AdamW keeps {mib(memory['adamw'])}"),
         ("seconds", "  ".join(f"{name} {s:.1f}" for name, s in phases.items()) + f"  all {seconds['wall']:.1f}"),
         ("optimizer", f"{found['optimizer_share']:.1%} of the time of forward and backward"),
         ("record", str(record.directory)),

@@ -85,20 +85,23 @@ class Loop:
 
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
-        steps, every = self.settings.trainer.steps, self.settings.checkpoint.every
-        while self.progress.step < steps:
-            self._train_step(self.progress.step + 1)
-            step = self.progress.step
-            evaluated = self._evaluate(step) if self._evaluation_is_due(step) else {}
-            if evaluated or step % self.settings.trainer.log_every == 0:
-                self._log(evaluated)
-            self.display.step(step)
-            stopping = stop.requested and step < steps
-            if stopping or step % every == 0 or step == steps:
+        while self.progress.step < self.settings.trainer.steps:
+            if stop.requested:
                 self._save()
-            if stopping:
                 return False
+            self.advance()
         return True
+
+    def advance(self) -> None:
+        """One step, and what is due after it: evaluation, a line of the record, a checkpoint."""
+        step, steps = self.progress.step + 1, self.settings.trainer.steps
+        self._train_step(step)
+        evaluated = self._evaluate(step) if self._evaluation_is_due(step) else {}
+        if evaluated or step % self.settings.trainer.log_every == 0:
+            self._log(evaluated)
+        self.display.step(step)
+        if step % self.settings.checkpoint.every == 0 or step == steps:
+            self._save()
 
     def _train_step(self, step: int) -> None:
         """One optimizer step over a whole batch, whatever the number of micro-batches it comes in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from adafrugal.config import SettingError, Settings
 from adafrugal.tracking.record import Record
-from adafrugal.training.identity import Identity, identify
+from adafrugal.training.identity import Identity, differing, identify
 
 if TYPE_CHECKING:
+    from adafrugal.training.display import Display
     from adafrugal.training.loop import Loop
     from adafrugal.training.pretrain import Pretrain
 
@@ -83,7 +84,7 @@ def _train(settings: Settings, identity: Identity, record: Record) -> bool:
         return finished
 
 
-def _set_up(settings: Settings, identity: Identity, record: Record, display: Any) -> Loop:
+def _set_up(settings: Settings, identity: Identity, record: Record, display: Display) -> Loop:
     """Build everything, say what it is, and go to where the run stands."""
     import torch
 
@@ -114,6 +115,7 @@ def _set_up(settings: Settings, identity: Identity, record: Record, display: Any
         record.go_back_to(0)
     device = torch.cuda.get_device_name() if where.device.type == "cuda" else "cpu"
     found = environment.describe() | {"device": device, "precision": where.precision, "data": task.data}
+    found["identity"] = {"key": identity.key, "labels": identity.labels, "differs": differing(settings)}
     record.write_environment(found)
     record.add_event("start", step=state["progress"]["step"] if state else 0, code=found["code"])
     record.set_status("running")
@@ -126,7 +128,7 @@ def _set_up(settings: Settings, identity: Identity, record: Record, display: Any
     return loop
 
 
-def _warner(record: Record, display: Any) -> Any:
+def _warner(record: Record, display: Display) -> Callable[[str], None]:
     def warn(text: str) -> None:
         record.add_event("warning", text=text)
         display.warn(text)
