@@ -80,6 +80,8 @@ def main() -> int:
     config.register()
     OmegaConf.register_new_resolver("repository", lambda path="": str(REPOSITORY / path))
     OmegaConf.register_new_resolver("groups", lambda: checks.groups(REPOSITORY))
+    # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     codes: dict[str, int] = {}
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -70,7 +70,7 @@ class AdamW:
 
     kind: str = "adamw"
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0
 

@@ -1,0 +1,82 @@
+"""What all tests share: one cache of prepared text for the session, and the settings of a tiny run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def composed():
+    """A function that composes settings in this process, as train.py does: overrides -> (composed, choices)."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf, open_dict
+
+    from adafrugal import checks, config
+
+    config.register()
+    OmegaConf.register_new_resolver("repository", lambda path="": str(REPOSITORY / path))
+    OmegaConf.register_new_resolver("groups", lambda: checks.groups(REPOSITORY))
+
+    def make(*overrides):
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            found = compose("config", list(overrides), return_hydra_config=True)
+        choices = dict(found.hydra.runtime.choices)
+        hydra = found.hydra
+        with open_dict(found):
+            del found["hydra"]
+        make.hydra = hydra
+        return found, choices
+
+    return make
+
+
+@pytest.fixture
+def settings(composed, cache_root, tmp_path):
+    """A function that gives the checked settings of a tiny run: overrides -> (settings, choices)."""
+    from adafrugal import checks
+
+    def make(*overrides):
+        places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", "tracking=local"]
+        found, choices = composed("scale=smoke", *places, *overrides)
+        return checks.check(found, choices), choices
+
+    return make
+
+
+@pytest.fixture
+def train(cache_root, tmp_path):
+    """A function that runs the real train.py as a process, on the tiny scale, in a directory of its own."""
+
+    def run(*arguments, scale="scale=smoke", tracking="tracking=local", env=None, timeout=240, **more):
+        places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
+        command = [sys.executable, str(REPOSITORY / "train.py"), scale, tracking, *places, *arguments]
+        return subprocess.run(
+            [part for part in command if part],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            **more,
+        )
+
+    run.root = tmp_path / "runs"
+    return run

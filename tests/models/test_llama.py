@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from adafrugal.config import Llama
+from adafrugal.models import llama
+from adafrugal.models.loss import token_nats
+from adafrugal.optim import split_parameters
+
+# FACTS: parameters, and those in split matrices; in millions where the papers' table rounds
+SHAPES = {
+    "llama_9m": (8_995_968, 802_816),
+    "llama_20m": (19_548_416, 3_162_112),
+    "llama_35m": (35_197_824, 10_616_832),
+    "llama_60m": (58.07, 25.30),
+    "llama_130m": (134.11, 84.93),
+    "llama_350m": (367.97, 302.38),
+    "llama_1b": (1339.08, 1207.91),
+    "llama_3b": (2685.83, 2521.83),
+    "llama_7b": (6738.42, 6476.01),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
+    from adafrugal import checks
+
+    found, choices = composed(f"model={name}")
+    settings = checks.check(found, choices).model
+    with torch.device("meta"):
+        model = llama.build(settings)
+    groups = split_parameters(model)
+    split = sum(p.numel() for g in groups if g["split"] for _, p in g["params"])
+    total = sum(p.numel() for p in model.parameters())
+    for counted, published in zip((total, split), SHAPES[name], strict=True):
+        assert counted == published if isinstance(published, int) else round(counted / 1e6, 2) == published
+    assert sum(len(g["params"]) for g in groups if g["split"]) == 7 * settings.num_hidden_layers
+    assert "loss_chunk_rows" in found.model and found.model.loss_chunk_rows == 2048
+
+
+TINY = Llama(vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+
+
+def test_it_is_the_architecture_of_the_papers():
+    model = llama.build(TINY)
+    c = model.config
+    assert (c.rms_norm_eps, c.initializer_range, c.hidden_act, c.tie_word_embeddings) == (1e-6, 0.02, "silu", False)
+    assert c._attn_implementation == "sdpa"
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert not any(name.endswith("bias") for name, _ in model.named_parameters())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def loss_and_gradients(model, tokens, targets, chunk_rows, bf16):
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        nats = token_nats(model, tokens, targets, chunk_rows)
+    (nats / (targets != -100).sum()).backward()
+    return nats, [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
+@pytest.mark.parametrize("chunk_rows", [1, 17, 64, 1000])
+def test_the_chunked_loss_is_the_loss(chunk_rows, bf16, tolerance):
+    torch.manual_seed(0)
+    model = llama.build(TINY)
+    tokens, targets = torch.randint(0, 300, (2, 4, 16))
+    targets[0, 5:] = -100
+    whole, gradients = loss_and_gradients(model, tokens, targets, None, bf16)
+    chunked, others = loss_and_gradients(model, tokens, targets, chunk_rows, bf16)
+    assert whole.dtype == chunked.dtype == torch.float32
+    assert abs(whole - chunked) / whole < 1e-5
+    for a, b in zip(gradients, others, strict=True):
+        assert (a - b).norm() <= tolerance * a.norm()
+
+
+def test_the_loss_is_transformers_own():
+    torch.manual_seed(0)
+    model = llama.build(TINY)
+    tokens = torch.randint(0, 300, (3, 11))
+    theirs = model(input_ids=tokens, labels=tokens).loss
+    ours = token_nats(model, tokens[:, :-1], tokens[:, 1:]) / 30
+    torch.testing.assert_close(ours, theirs)
+    assert math.isclose(ours.item(), math.log(300), rel_tol=0.05), "random weights know nothing"
+
+
+def test_from_pretrained_reads_what_is_saved(tmp_path):
+    model = llama.build(TINY)
+    model.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

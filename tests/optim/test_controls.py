@@ -1,0 +1,108 @@
+import json
+import math
+
+import pytest
+
+from adafrugal.optim import controls
+from adafrugal.optim.controls import Constant, LinearDecay, LossAware
+
+
+def test_linear_decay_is_the_formula_with_k_1_at_the_first_step():
+    rho = LinearDecay(0.25, 0.05, steps=200_000)
+    for k in (1, 2, 1000, 99_999, 200_000, 300_000):
+        assert rho.at(k) == max(0.05, 0.25 - (0.25 - 0.05) * min(1, k / 200_000))
+    assert rho.at(1) < 0.25
+    assert rho.at(200_000) == rho.at(10**9) == 0.05
+
+
+def test_interval_climbs_the_papers_ladder_with_half_to_even_rounding():
+    interval = LossAware()
+    interval.observe(5.0)
+    ladder = [interval.at(1)]
+    for _ in range(8):
+        interval.observe(5.0)
+        ladder.append(interval.at(1))
+    assert ladder == [100, 150, 225, 338, 507, 760, 1000, 1000, 1000]
+
+
+def test_first_observation_only_sets_the_loss():
+    interval = LossAware()
+    interval.observe(3.0)
+    assert interval.at(1) == 100
+    assert interval.last_loss == 3.0
+
+
+@pytest.mark.parametrize(
+    ("second", "grows"), [(5.0 * (1 - 0.0049), True), (5.0 * (1 + 0.0049), True), (5.0 * (1 - 0.0051), False)]
+)
+def test_interval_grows_only_when_the_loss_settled(second, grows):
+    interval = LossAware()
+    interval.observe(5.0)
+    interval.observe(second)
+    assert (interval.at(1) > 100) is grows
+
+
+def test_interval_never_falls_and_the_gate_holds_it():
+    interval = LossAware(gate=4.0)
+    for loss in (5.0, 5.0, 9.0, 3.0):
+        interval.observe(loss)
+        assert interval.at(1) == 100
+    interval.observe(3.0)
+    assert interval.at(1) == 150
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_raises_no_interval_and_is_reported(loss):
+    interval = LossAware()
+    interval.observe(5.0)
+    with pytest.warns(UserWarning, match="interval stays 100"):
+        interval.observe(loss)
+    assert interval.at(1) == 100
+    interval.observe(5.0)
+    assert interval.at(1) == 150, "the loss before is the last finite one"
+
+
+@pytest.mark.parametrize("control", [Constant(0.25), LinearDecay(0.5, 0.1, 20)])
+def test_density_state_is_plain_and_comes_back(control):
+    state = json.loads(json.dumps(control.state_dict()))
+    assert controls.density(state) == control
+
+
+def test_interval_state_comes_back_with_what_it_observed():
+    control = LossAware(25, 250)
+    for loss in (4.0, 4.0):
+        control.observe(loss)
+    again = controls.interval(json.loads(json.dumps(control.state_dict())))
+    assert again == control
+    assert (again.value, again.last_loss) == (38, 4.0)
+
+
+def test_a_control_is_copied_so_that_groups_do_not_share_its_state():
+    given = LossAware()
+    control = controls.interval(given)
+    control.observe(1.0)
+    assert given.last_loss is None
+
+
+@pytest.mark.parametrize(
+    ("build", "value", "says"),
+    [
+        (controls.density, 1.5, "value is 1.5; a density is a share"),
+        (controls.density, -0.1, "from 0 to 1"),
+        (controls.density, math.nan, "a number is needed"),
+        (controls.density, "0.25", "a number is needed"),
+        (controls.density, True, "a number is needed"),
+        (controls.density, {"kind": "loss_aware"}, "allowed: constant, linear"),
+        (controls.density, {"kind": "linear", "stop": 1}, "linear has no 'stop'; it has start, end, steps"),
+        (controls.density, {"kind": "linear", "start": 0.1, "end": 0.2}, "a decay falls"),
+        (controls.density, {"kind": "constant"}, "constant needs value"),
+        (controls.interval, 0, "at least 1"),
+        (controls.interval, 2.5, "a whole number"),
+        (controls.interval, {"kind": "loss_aware", "start": 10, "max": 5}, "only grows"),
+        (controls.interval, {"kind": "loss_aware", "factor": 1.0}, "above 1"),
+        (controls.interval, {"kind": "linear"}, "allowed: constant, loss_aware"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(build, value, says):
+    with pytest.raises(ValueError, match=says):
+        build(value)

@@ -1,0 +1,439 @@
+import copy
+import io
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from adafrugal.optim import Frugal, LinearDecay, LossAware, split_parameters
+
+SHAPES = [(6, 10), (10, 6), (5, 5), (1, 7), (8, 3), (4, 4), (3, 9), (9, 2)]
+
+
+def matrices(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in SHAPES]
+
+
+def gradients(step, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1000 + step)
+    return [torch.randn(s, generator=generator).to(dtype) for s in SHAPES]
+
+
+def run(optimizer, params, steps):
+    for step in steps:
+        for p, g in zip(params, gradients(step, params[0].dtype), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+def split(params, **more):
+    return [{"params": params, "split": True, **more}]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# -- the two ends of the density ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_density_1_without_a_refresh_is_torchs_adamw_bit_for_bit(subspace):
+    ours, theirs = matrices(), matrices()
+    rates = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    run(Frugal(split(ours), **rates, density=1.0, interval=10**6, subspace=subspace), ours, range(60))
+    run(torch.optim.AdamW(theirs, **rates, foreach=False), theirs, range(60))
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_density_0_is_signsgd_and_keeps_nothing(subspace):
+    ours, theirs = matrices(), matrices()
+    optimizer = Frugal(split(ours), lr=0.01, density=0.0, interval=7, subspace=subspace, weight_decay=0.2)
+    run(optimizer, ours, range(30))
+    for step in range(30):
+        for p, g in zip(theirs, gradients(step), strict=True):
+            p.data = p.data * (1 - 0.01 * 0.2)
+            p.data -= 0.01 * g.sign()
+    torch.testing.assert_close(ours, theirs)
+    assert optimizer.state_bytes().total == 0
+
+
+def test_other_tensors_are_adamw_whatever_the_density_and_are_never_reset():
+    ours = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
+    theirs = copy.deepcopy(ours)
+    optimizer = Frugal([{"params": ours}, *split(matrices())], lr=0.01, density=0.25, interval=2)
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.0, foreach=False)
+    for step in range(20):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
+            b.grad = a.grad.clone()
+        optimizer.step()
+        reference.step()
+    assert same(ours, theirs)
+
+
+# -- the whole of it against a reference written from the formulas --------------------------------------------------
+
+
+class Reference:
+    """FRUGAL entry by entry in Python floats, from FACTS of the papers; the selection is read from the optimizer."""
+
+    def __init__(self, params, lr, betas, eps, decay, s, c):
+        self.w = [p.tolist() for p in params]
+        self.lr, self.betas, self.eps, self.decay, self.s, self.c = lr, betas, eps, decay, s, c
+        self.moments = {}
+
+    def step(self, selected, grads, lr, refreshed):
+        if refreshed:
+            self.moments = {}
+        for i, w in enumerate(self.w):
+            for r in range(len(w)):
+                for k in range(len(w[r])):
+                    g = float(grads[i][r, k])
+                    w[r][k] *= 1 - lr * self.decay
+                    if (i, k) in selected:
+                        m, v, t = self.moments.get((i, r, k), (0.0, 0.0, 0))
+                        m = self.betas[0] * m + (1 - self.betas[0]) * g
+                        v = self.betas[1] * v + (1 - self.betas[1]) * g * g
+                        t += 1
+                        self.moments[i, r, k] = m, v, t
+                        unbiased, root = m / (1 - self.betas[0] ** t), math.sqrt(v / (1 - self.betas[1] ** t))
+                        w[r][k] -= lr * self.s * unbiased / (root + self.eps)
+                    else:
+                        self.moments.pop((i, r, k), None)
+                        w[r][k] -= lr * self.s * self.c * ((g > 0) - (g < 0))
+
+
+def selected_columns(optimizer, params):
+    """(matrix, column) pairs that keep state, from the optimizer's state; blocks select all columns of a matrix."""
+    pairs = set()
+    for i, p in enumerate(params):
+        state = optimizer.state[p]
+        if state["entries"]:
+            columns = state["indices"].tolist() if "indices" in state else range(p.shape[1])
+            pairs |= {(i, k) for k in columns}
+    return pairs
+
+
+@pytest.mark.parametrize("subspace", ["blocks", {"kind": "blocks", "order": "random"}, "columns"])
+@pytest.mark.parametrize("density", [0.25, 0.5, LinearDecay(0.9, 0.1, steps=50)])
+def test_it_agrees_with_the_formulas_over_refreshes_and_shrinking(subspace, density):
+    params = matrices(torch.float64)
+    optimizer = Frugal(
+        split(params), lr=0.02, betas=(0.7, 0.9), eps=1e-8, weight_decay=0.05, density=density, interval=13,
+        subspace=subspace, split_lr_scale=0.5, state_free_lr_scale=0.3,
+    )  # fmt: skip
+    events = []
+    optimizer.register_refresh_hook(events.append)
+    reference = Reference(params, 0.02, (0.7, 0.9), 1e-8, 0.05, 0.5, 0.3)
+    for step in range(60):
+        optimizer.param_groups[0]["lr"] = lr = 0.02 * (1 - step / 100)
+        events.clear()
+        run(optimizer, params, [step])
+        refreshed = any(e.event == "refresh" for e in events)
+        assert refreshed is (step % 13 == 0)
+        reference.step(selected_columns(optimizer, params), gradients(step, torch.float64), lr, refreshed)
+        for p, w in zip(params, reference.w, strict=True):
+            torch.testing.assert_close(p.detach(), torch.tensor(w, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_decay_is_once_for_the_whole_tensor_in_all_three_kinds_of_entries(subspace):
+    params = [*matrices(), nn.Parameter(torch.ones(3))]
+    before = copy.deepcopy(params)
+    optimizer = Frugal([*split(params[:-1]), {"params": params[-1:]}], lr=0.1, weight_decay=0.3, subspace=subspace)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, b in zip(params, before, strict=True):
+        assert torch.equal(p, b * (1 - 0.1 * 0.3))
+
+
+# -- moving ρ and T ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shrink", ["immediately", "at_refresh"])
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_moments_follow_the_density_down_to_its_end(subspace, shrink):
+    params = matrices()
+    decay = LinearDecay(0.8, 0.2, steps=30)
+    optimizer = Frugal(split(params), density=decay, interval=10, subspace=subspace, shrink=shrink)
+    sizes = []
+    for step in range(1, 42):
+        run(optimizer, params, [step])
+        entries = optimizer.selected_entries()
+        assert optimizer.state_bytes().by_role()["moments"] == 2 * 4 * entries
+        assert optimizer.density == decay.at(step if shrink == "immediately" else step - (step - 1) % 10)
+        sizes.append(entries)
+    # blocks differ in size, so that fewer of them can hold more entries
+    assert all(a >= b for a, b in itertools.pairwise(sizes)) or subspace == "blocks"
+    if subspace == "columns":
+        assert sizes[-1] == sum(s[0] * int(0.2 * s[1]) for s in SHAPES)
+    else:
+        active = sum(bool(optimizer.state[p]["entries"]) for p in params)
+        assert active == round(0.2 * len(SHAPES))
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_what_remains_after_shrinking_keeps_its_moments_and_what_is_given_up_lets_go_of_storage(subspace):
+    params = matrices()
+    optimizer = Frugal(split(params), density=LinearDecay(1.0, 0.3, steps=2), interval=100, subspace=subspace)
+    run(optimizer, params, [1])
+    before = [{k: v.clone() for k, v in optimizer.state[p].items() if torch.is_tensor(v)} for p in params]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, old in zip(params, before, strict=True):
+        state = optimizer.state[p]
+        if not state["entries"]:
+            assert set(state) == {"entries"}
+            continue
+        columns = state.get("indices", torch.arange(p.shape[1]))
+        place = torch.searchsorted(old.get("indices", torch.arange(p.shape[1])), columns)
+        assert torch.allclose(state["exp_avg"], 0.9 * old["exp_avg"][:, place])
+        assert state["step"] == 2
+        assert state["exp_avg"].untyped_storage().nbytes() == 4 * state["entries"], "no view of the old storage"
+
+
+def test_refreshes_come_at_t_steps_since_the_last_one_with_a_t_that_jumps():
+    params = matrices()
+    interval = LossAware(start=4, max=50, factor=2.0)
+    optimizer = Frugal(split(params), interval=interval)
+    at = []
+    optimizer.register_refresh_hook(lambda event: at.append(event.step))
+    for step in range(1, 40):
+        run(optimizer, params, [step])
+        if step in (5, 11):
+            optimizer.observe(3.0)
+    # T is 4 until step 11's observation makes it 8
+    assert at == [1, 5, 9, 17, 25, 33]
+
+
+def test_a_refresh_resets_the_split_matrices_only():
+    params, other = matrices(), nn.Parameter(torch.ones(2))
+    optimizer = Frugal([*split(params), {"params": [other]}], density=1.0, interval=5)
+    for step in range(1, 8):
+        other.grad = torch.ones(2)
+        run(optimizer, params, [step])
+    assert optimizer.state[params[0]]["step"] == 2
+    assert optimizer.state[other]["step"] == 7
+
+
+def test_just_after_a_reset_adam_moves_every_entry_by_about_the_rate():
+    params = matrices()
+    before = copy.deepcopy(params)
+    run(Frugal(split(params), lr=0.01, density=0.5, subspace="columns"), params, [1])
+    for p, b in zip(params, before, strict=True):
+        torch.testing.assert_close((p - b).abs(), torch.full_like(p, 0.01), rtol=1e-3, atol=1e-6)
+
+
+def test_an_event_tells_what_happened():
+    params = matrices()
+    optimizer = Frugal(split(params), density=LinearDecay(0.5, 0.1, steps=8), interval=20, subspace="columns")
+    events = []
+    handle = optimizer.register_refresh_hook(events.append)
+    run(optimizer, params, range(6))
+    first = events[0]
+    assert (first.event, first.step, first.group, first.interval, first.bytes_before) == ("refresh", 1, 0, 20, 0)
+    assert first.density == 0.45
+    assert {e.event for e in events[1:]} == {"shrink"}
+    assert events[-1].bytes_after == optimizer.state_bytes().total < events[-1].bytes_before
+    handle.remove()
+    count = len(events)
+    run(optimizer, params, range(6, 10))
+    assert len(events) == count
+
+
+# -- gradients ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_a_tensor_without_a_gradient_is_skipped_alone_even_if_it_is_the_first(subspace):
+    with_first, without = matrices(), matrices()
+    rates = {"lr": 0.1, "weight_decay": 0.1, "density": 0.5, "interval": 3, "subspace": subspace}
+    a, b = Frugal(split(with_first), **rates), Frugal(split(without), **rates)
+    untouched = without[0].clone()
+    for step in range(8):
+        for p, q, g in zip(with_first, without, gradients(step), strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        without[0].grad = None
+        a.step()
+        b.step()
+    assert torch.equal(without[0], untouched)
+    assert same(with_first[1:], without[1:])
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="no sparse gradients"):
+        Frugal(embedding.parameters()).step()
+
+
+def test_random_choices_leave_torchs_generator_alone_and_follow_the_seed():
+    def chosen(seed):
+        params = matrices()
+        optimizer = Frugal(split(params), subspace="columns", density=0.4, interval=2, seed=seed)
+        run(optimizer, params, range(5))
+        return [optimizer.state[p].get("indices", torch.empty(0)).tolist() for p in params]
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = chosen(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert chosen(1) == first
+    assert chosen(2) != first
+
+
+# -- the contract of torch.optim -----------------------------------------------------------------------------------
+
+
+def saved_and_loaded(optimizer):
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("subspace", ["blocks", {"kind": "blocks", "order": "random"}, "columns"])
+@pytest.mark.parametrize("stop", [1, 4, 5, 6, 9, 17])
+def test_a_round_trip_in_the_middle_of_everything_continues_bit_for_bit(subspace, stop):
+    def make(params):
+        return Frugal(
+            split(params), lr=0.01, density=LinearDecay(0.9, 0.1, steps=15), interval=LossAware(5, 40, factor=1.5),
+            subspace=subspace, seed=3,
+        )  # fmt: skip
+
+    params = matrices()
+    optimizer = make(params)
+    resumed = other = None
+    for step in range(1, 30):
+        run(optimizer, params, [step])
+        if resumed is not None:
+            run(other, resumed, [step])
+        if step % 6 == 0:
+            optimizer.observe(2.0)
+            if other is not None:
+                other.observe(2.0)
+        if step == stop:
+            resumed = copy.deepcopy(params)
+            other = Frugal(split(resumed), lr=1.0)  # everything else comes from the saved state
+            other.load_state_dict(saved_and_loaded(optimizer))
+    assert same(params, resumed)
+    assert optimizer.state_bytes() == other.state_bytes()
+
+
+def test_loading_keeps_dtypes_and_shares_no_storage():
+    params = matrices(torch.bfloat16)
+    optimizer = Frugal(split(params), density=0.5, subspace="columns")
+    run(optimizer, params, range(3))
+    for p in params:
+        for key in optimizer.state[p].keys() & {"exp_avg"}:
+            optimizer.state[p][key] = optimizer.state[p][key].float()
+    again = Frugal(split(matrices(torch.bfloat16)), subspace="columns")
+    given = optimizer.state_dict()
+    again.load_state_dict(given)
+    for p, q in zip(params, again.param_groups[0]["params"], strict=True):
+        for key, value in optimizer.state[p].items():
+            loaded = again.state[q][key]
+            if torch.is_tensor(value):
+                assert loaded.dtype == value.dtype
+                assert torch.equal(loaded, value)
+                assert loaded.data_ptr() != value.data_ptr()
+            else:
+                assert loaded == value
+
+
+def test_it_works_with_closures_schedulers_clipping_and_copies():
+    params = matrices()
+    optimizer = Frugal(split(params), lr=1.0, density=0.25)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10, cycle_momentum=False)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum((p**2).sum() for p in params)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    for _ in range(8):
+        scheduler.step()
+        last = optimizer.step(closure)
+    assert last < first
+    twin = copy.deepcopy(optimizer)
+    twin.step()
+
+
+def test_groups_override_every_rate_and_control():
+    a, b = matrices(seed=1), matrices(seed=2)
+    optimizer = Frugal([*split(a, density=1.0, subspace="columns"), *split(b, interval=3, lr=0.0)], density=0.0)
+    run(optimizer, a, range(2))
+    before = copy.deepcopy(b)
+    run(optimizer, b, range(2))
+    assert same(b, before), "rate 0"
+    assert optimizer.selected_entries() == sum(p.numel() for p in a)
+    assert optimizer.density == 1.0
+    added = nn.Parameter(torch.ones(4, 4))
+    optimizer.add_param_group({"params": [added], "split": True, "density": 1.0})
+    added.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert optimizer.state[added]["entries"] == 16
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lr": -1.0}, "lr is -1.0; allowed: 0 or more"),
+        ({"betas": (0.9, 1.0)}, "betas is"),
+        ({"density": 2.0}, "a density is a share"),
+        ({"interval": 0}, "at least 1"),
+        ({"subspace": "diagonals"}, "allowed: blocks, columns"),
+        ({"shrink": "never"}, "allowed: immediately or at_refresh"),
+    ],
+)
+def test_impossible_values_are_refused_when_the_optimizer_is_made(given, says):
+    with pytest.raises(ValueError, match=says):
+        Frugal(split(matrices()), **given)
+
+
+def test_a_split_tensor_must_be_a_matrix_and_the_message_names_it():
+    with pytest.raises(ValueError, match=r"parameter norm.weight .* shape \(3,\); only matrices"):
+        Frugal([{"params": [("norm.weight", nn.Parameter(torch.ones(3)))], "split": True}])
+
+
+def test_in_anybodys_loop_with_the_readmes_lines():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 8), nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), nn.Linear(8, 20))
+    model.forward = lambda x: model[2](model[1][1](model[1][0](model[0](x)).relu()))
+    optimizer = Frugal(split_parameters(model), lr=1e-2, density=LinearDecay(0.5, 0.1, 100), interval=LossAware(5, 50))
+    x = torch.randint(0, 20, (64,))
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), x)
+        loss.backward()
+        optimizer.step()
+        optimizer.observe(loss.item())
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("subspace", ["blocks", "columns"])
+def test_on_a_gpu_it_does_what_it_does_on_a_cpu(subspace):
+    here, there = matrices(), [nn.Parameter(p.detach().cuda()) for p in matrices()]
+    decay = LinearDecay(0.8, 0.1, steps=20)
+    first = Frugal(split(here), density=decay, interval=7, subspace=subspace, lr=0.01)
+    second = Frugal(split(there), density=decay, interval=7, subspace=subspace, lr=0.01)
+    run(first, here, range(30))
+    for step in range(30):
+        for p, g in zip(there, gradients(step), strict=True):
+            p.grad = g.cuda()
+        second.step()
+    torch.testing.assert_close([p.detach() for p in here], [p.detach().cpu() for p in there])
+    assert first.state_bytes() == second.state_bytes()

@@ -1,0 +1,188 @@
+"""Every file composes, every wrong setting gets one clear line."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from adafrugal import checks
+from adafrugal.config import SCHEMAS, SettingError
+
+CONF = REPOSITORY / "conf"
+GROUP_FILES = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/**/*.yaml"))
+GENERATED = ("published", "results")
+EXPERIMENTS = sorted(
+    p.relative_to(REPOSITORY / "experiments").with_suffix("").as_posix()
+    for p in (REPOSITORY / "experiments").rglob("*.yaml")
+    if p.relative_to(REPOSITORY / "experiments").parts[0] not in GENERATED
+)
+SWEEPS = sorted(file.stem for file in (REPOSITORY / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", GROUP_FILES, ids=str)
+def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, composed):
+    group = file.parent.as_posix()
+    with_it = ["optimizer=frugal"] if group.startswith("optimizer/") else []
+    found, choices = composed(*with_it, f"{group}={file.name}")
+    checks.check(found, choices)
+    assert choices[group] == file.name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name, composed):
+    found, choices = composed(f"experiments={name}")
+    settings = checks.check(found, choices)
+    assert settings.arm == choices["optimizer"]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_of_every_sweep_composes(name, composed):
+    composed(f"sweeps={name}")
+    assert composed.hydra.mode.name == "MULTIRUN"
+    params = composed.hydra.sweeper.params
+    assert params
+    values = [[f"{key}={value.strip()}" for value in str(given).split(",")] for key, given in params.items()]
+    jobs = list(itertools.product(*values))
+    assert len(jobs) > 1
+    for job in jobs:
+        found, choices = composed(f"sweeps={name}", *job)
+        checks.check(found, choices)
+
+
+def test_experiments_differ_by_their_arm_alone(composed):
+    arms = {name: composed(f"experiments={name}")[0] for name in EXPERIMENTS if name.startswith("embedded/")}
+    assert len(arms) == 3
+    shared = [{k: v for k, v in arm.items() if k not in ("optimizer", "arm")} for arm in arms.values()]
+    assert shared[0] == shared[1] == shared[2]
+
+
+def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed):
+    found, choices = composed()
+    settings = checks.check(found, choices)
+    assert (settings.arm, choices["data"], settings.task.kind) == ("adafrugal", "embedded", "pretrain")
+    assert settings.optimizer.density == {"kind": "linear", "start": 0.25, "end": 0.05, "steps": None}
+    assert settings.optimizer.interval["start"] == 25
+    assert settings.optimizer.interval["max"] == 250
+
+
+def test_a_number_means_constant(composed):
+    settings = checks.check(*composed("optimizer.density=0.5", "optimizer.interval=7"))
+    assert settings.optimizer.density == {"kind": "constant", "value": 0.5}
+    assert settings.optimizer.interval == {"kind": "constant", "value": 7}
+
+
+@pytest.mark.parametrize("group", SCHEMAS)
+def test_every_schema_is_used_by_a_file(group):
+    files = [file.read_text() for file in (CONF / group).glob("*.yaml")]
+    for schema in SCHEMAS[group]:
+        assert any(f"schema_{schema.kind}" in text for text in files)
+
+
+WRONG = {
+    # what is typed: what the line must hold
+    "trainer.steps=3x": ["trainer.steps", "'3x'", "Integer"],
+    "trainer.steps=1.5": ["trainer.steps", "1.5"],
+    "trainer.steps=null": ["trainer.steps"],
+    "trainer.steps=0": ["trainer.steps is 0", "1 or more"],
+    "optimizer=adafrugl": ["optimizer", "'adafrugl'", "did you mean adafrugal?", "adamw"],
+    "optmizer=adamw": ["optmizer", "did you mean optimizer?"],
+    "optimizer.densty=1": ["optimizer.densty", "did you mean density?", "betas"],
+    "+optimizer.densty=1": ["optimizer.densty", "did you mean density?"],
+    "++foo=1": ["foo", "trainer"],
+    "+foo.bar=1": ["foo", "trainer"],
+    "+trainer.stepz=1": ["trainer.stepz", "did you mean steps?"],
+    "optimizer.density.valu=1": ["optimizer.density.valu"],
+    "optimizer=frugal optimizer.density=1.5": ["optimizer.density", "1.5", "from 0 to 1"],
+    "optimizer.density=abc": ["optimizer.density", "'abc'", "number"],
+    "optimizer.density.end=0.5": ["optimizer.density", "end is 0.5", "start (0.25)"],
+    "optimizer.density={value:0.5}": ["optimizer.density", "'value'", "start, end, steps"],
+    "optimizer=frugal optimizer.interval=0": ["optimizer.interval", "at least 1"],
+    "optimizer.interval.start=2.5": ["optimizer.interval", "start is 2.5"],
+    "optimizer/density=zigzag": ["optimizer/density", "'zigzag'", "constant, linear"],
+    "optimizer=adamw optimizer/density=linear": ["optimizer/density"],
+    "optimizer=adamw optimizer.density=0.5": ["optimizer.density", "optimizer has no 'density'"],
+    "optimizer.subspace=block": ["optimizer.subspace", "did you mean blocks?"],
+    "optimizer.subspace={kind:blocks,order:up}": ["optimizer.subspace.order", "'up'", "descending"],
+    "optimizer.shrink=never": ["optimizer.shrink", "immediately, at_refresh"],
+    "optimizer.betas=[0.9]": ["optimizer.betas", "two numbers"],
+    "optimizer.lr=-1": ["optimizer.lr", "-1", "0 or more"],
+    "optimizer.lr=nan": ["optimizer.lr", "nan"],
+    "~optimizer": ["optimizer", "no value"],
+    "~optimizer.lr": ["optimizer.lr"],
+    "optimizer=null": ["group", "--help"],
+    "model=3": ["group", "--help"],
+    "optimizer=[": ["optimizer=["],
+    "foo": ["'foo'", "name=value"],
+    "model.num_attention_heads=5": ["model.num_attention_heads is 5", "hidden_size (192)", "1, 2, 3, 4, 6"],
+    "model.vocabulary_size=100": ["data.tokenizer.vocabulary_size is 4096", "model.vocabulary_size (100)"],
+    "trainer.sequence_length=2000": ["trainer.sequence_length is 2000", "max_position_embeddings (1024)"],
+    "trainer.micro_batch_size=3": ["trainer.micro_batch_size is 3", "trainer.batch_size (8)", "1, 2, 4, 8"],
+    "schedule.warmup=1000": ["schedule.warmup is 1000", "trainer.steps (500)"],
+    "schedule.floor=2": ["schedule.floor is 2", "0 to 1"],
+    "schedule=cosine_restarts schedule.cycle=900": ["schedule.cycle is 900", "trainer.steps (500)"],
+    "trainer.device=gpu": ["trainer.device is 'gpu'", "auto, cpu, cuda"],
+    "trainer.precision=fp16": ["trainer.precision is 'fp16'", "bf16"],
+    "trainer.clip_norm=0": ["trainer.clip_norm is 0", "null"],
+    "eval.tokens=5": ["eval.tokens is 5"],
+    "arm=../../x": ["arm is '../../x'", "letters"],
+    "tracking.mode=onlin": ["tracking.mode", "did you mean online?"],
+    "data.tokenizer.kind=none": ["data.tokenizer.kind", "train"],
+    "seed=-1": ["seed is -1"],
+    "experiments=c4_130m/nothing": ["experiments/c4_130m", "'nothing'", "--help"],
+    "-m trainer.steps=10,x": ["trainer.steps", "'x'"],
+    "-m trainer.batch_size=8,6 trainer.micro_batch_size=4": ["no job was started", "batch_size=6", "1, 2, 3, 6"],
+    "sweeps=density optimizer.lr=-1": ["no job was started", "optimizer.lr"],
+}
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_a_wrong_setting_gets_one_line_and_exit_code_2_and_leaves_nothing(typed, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), f"run_root={tmp_path / 'runs'}", *typed.split(" ")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == ""
+    for part in WRONG[typed]:
+        assert part in done.stderr
+    assert not list(tmp_path.rglob("status.json"))
+
+
+@pytest.mark.parametrize("typed", ["--help", "--cfg=job", "trainer.steps=x", "+a=1", "-m trainer.micro_batch_size=3,1"])
+def test_help_settings_and_errors_wait_for_no_heavy_import(typed, tmp_path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv = ['train.py', *{typed.split(' ')!r}]\n"
+        "import runpy\n"
+        f"try: runpy.run_path({str(REPOSITORY / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'wandb', 'datasets', 'matplotlib', 'sentencepiece', 'rich'}\n"
+        "sys.stderr.write('heavy: ' + repr(sorted(heavy & set(sys.modules))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stderr.endswith("heavy: []"), done.stderr
+
+
+def test_the_settings_read_from_top_to_bottom(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--cfg", "job"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    keys = [line.split(":")[0] for line in done.stdout.splitlines() if line and not line.startswith((" ", "-"))]
+    assert keys[:6] == ["seed", "arm", "task", "data", "model", "optimizer"]
+    assert "_target_" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_group_file_experiment_and_sweep():
+    text = checks.groups(REPOSITORY)
+    others = [*(f"experiments/{name}" for name in EXPERIMENTS), *(f"sweeps/{name}" for name in SWEEPS)]
+    for file in [*GROUP_FILES, *others]:
+        group, _, name = str(file).rpartition("/")
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{group}:"))
+        assert name in line
+
+
+def test_an_arm_that_only_dots_is_refused(composed):
+    for arm in ("..", "."):
+        with pytest.raises(SettingError, match="arm is"):
+            checks.check(*composed(f"arm={arm}"))

@@ -1,0 +1,71 @@
+import json
+import math
+
+from adafrugal.tracking import environment
+from adafrugal.tracking.record import Record
+
+
+def made(tmp_path):
+    record = Record(tmp_path / "run")
+    record.create({"seed": 0, "optimizer": {"kind": "adamw", "betas": (0.9, 0.999)}})
+    return record
+
+
+def test_a_record_reads_what_it_wrote(tmp_path):
+    record = made(tmp_path)
+    assert record.status == "created"
+    assert record.config() == {"seed": 0, "optimizer": {"kind": "adamw", "betas": [0.9, 0.999]}}
+    record.set_status("running", step=3)
+    record.add_metrics({"step": 1, "loss": 2.5})
+    record.add_event("refresh", step=1)
+    record.write_summary({"loss": 2.5})
+    again = Record(record.directory)
+    assert again.status == "running"
+    assert again.metrics() == [{"step": 1, "loss": 2.5}]
+    assert again.events()[0]["event"] == "refresh"
+    assert again.summary() == {"loss": 2.5}
+
+
+def test_there_may_be_no_run_yet(tmp_path):
+    record = Record(tmp_path / "none")
+    assert record.status is None
+    assert record.summary() is None
+    assert record.metrics() == record.events() == []
+
+
+def test_going_back_drops_later_steps_and_keeps_the_runs_own_events(tmp_path):
+    record = made(tmp_path)
+    for step in (10, 20, 30):
+        record.add_metrics({"step": step})
+        record.add_event("refresh", step=step)
+    record.add_event("checkpoint", step=20)
+    record.add_event("start", step=0)
+    record.go_back_to(20)
+    assert [line["step"] for line in record.metrics()] == [10, 20]
+    assert [(e["event"], e["step"]) for e in record.events()] == [
+        ("refresh", 10), ("refresh", 20), ("checkpoint", 20), ("start", 0)
+    ]  # fmt: skip
+
+
+def test_half_a_line_is_not_a_line(tmp_path):
+    record = made(tmp_path)
+    record.add_metrics({"step": 1})
+    with (record.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert record.metrics() == [{"step": 1}]
+
+
+def test_numbers_that_json_lacks_are_still_json(tmp_path):
+    record = made(tmp_path)
+    record.add_metrics({"step": 1, "loss": math.inf, "nested": {"x": [math.nan]}})
+    line = (record.directory / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda name: 1 / 0) == {"step": 1, "loss": "inf", "nested": {"x": ["nan"]}}
+
+
+def test_the_environment_holds_versions_and_no_variables(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "fake-secret-0123456789")
+    found = environment.describe()
+    assert found["packages"]["torch"].startswith("2.13.0")
+    assert found["cores"] >= 1
+    assert set(found["code"]) == {"commit", "changed"}
+    assert "fake-secret" not in json.dumps(found)

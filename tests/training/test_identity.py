@@ -1,0 +1,77 @@
+from dataclasses import fields
+
+import pytest
+
+from adafrugal import checks
+from adafrugal.training.identity import NOT_PART, differing, identify
+
+
+@pytest.fixture
+def key(composed):
+    def make(*overrides):
+        found, choices = composed(*overrides)
+        return identify(checks.check(found, choices), choices).key
+
+    return make
+
+
+def test_the_directory_is_named_by_task_data_model_arm_and_hash(composed):
+    found, choices = composed("run_root=/somewhere", "optimizer=frugal", "model=llama_9m", "seed=3")
+    identity = identify(checks.check(found, choices), choices)
+    assert identity.directory.as_posix() == f"/somewhere/pretrain-embedded-llama_9m/{identity.key}"
+    assert identity.key.startswith("frugal-")
+    assert identity.labels == {
+        "task": "pretrain", "data": "embedded", "model": "llama_9m", "arm": "frugal", "seed": 3
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "where_not_what",
+    [
+        "run_root=elsewhere", "cache_root=elsewhere", "tracking=local", "tracking.mode=online", "checkpoint.every=7",
+        "trainer.micro_batch_size=2", "trainer.device=cpu",
+    ],
+)  # fmt: skip
+def test_where_and_how_a_run_is_made_is_not_part_of_it(key, where_not_what):
+    assert key(where_not_what) == key()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "seed=1", "trainer.steps=501", "trainer.batch_size=16", "trainer.precision=bf16", "optimizer.lr=2e-3",
+        "optimizer.density.end=0.1", "optimizer.interval.max=300", "optimizer.subspace=columns", "schedule=linear",
+        "schedule.warmup=5", "eval.tokens=2048", "model=llama_9m", "data.tokenizer.model_type=unigram",
+        "optimizer=frugal",
+    ],
+)  # fmt: skip
+def test_what_a_run_is_changes_its_key(key, what):
+    assert key(what) != key()
+
+
+def test_an_arm_names_the_directory_beside_the_same_hash(key):
+    assert key("arm=mine").split("-") == ["mine", key().split("-")[1]]
+
+
+def test_two_spellings_of_one_run_have_one_key(key):
+    assert key("optimizer=frugal", "optimizer.density=0.25") == key("optimizer=frugal")
+    assert key("optimizer.subspace={kind:blocks}") == key()
+    assert key("trainer.steps=500") == key()
+
+
+def test_only_what_differs_from_the_schemas_defaults_is_hashed(composed):
+    found, choices = composed("optimizer.eps=1e-6")
+    differs = differing(checks.check(found, choices))
+    assert differs["optimizer.eps"] == 1e-6
+    assert differs["optimizer.density.kind"] == "linear"
+    assert "optimizer.density.start" not in differs, "0.25 is LinearDecay's default"
+    assert differs["optimizer.interval.start"] == 25
+    assert "optimizer.betas" not in differs
+    assert not any(name.startswith(("trainer.device", "tracking", "run_root", "arm")) for name in differs)
+
+
+def test_what_is_left_out_exists(composed):
+    found, choices = composed()
+    settings = checks.check(found, choices)
+    names = {f.name for f in fields(settings)} | {f"trainer.{f.name}" for f in fields(settings.trainer)}
+    assert set(NOT_PART) - names == {"trainer.parallel"}, "parallel comes with several devices"
