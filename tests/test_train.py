@@ -1,0 +1,293 @@
+"""The real train.py as a process: what a user does, and what they find afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+from transformers import LlamaForCausalLM
+
+from adafrugal.tracking.record import Record
+
+
+def records(root):
+    return {file.parent.name.partition("-")[0]: Record(file.parent) for file in root.glob("*/*/status.json")}
+
+
+def without_times(lines):
+    timed = ("seconds", "tokens_per_second", "memory", "time")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def sweep(cache_root, tmp_path_factory):
+    """Three optimizers as one multirun, with W&B beside the record; and the same command once more."""
+    root = tmp_path_factory.mktemp("sweep")
+    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "optimizer=adamw,frugal,adafrugal", "scale=smoke"]
+    command += [f"run_root={root / 'runs'}", f"cache_root={cache_root}"]
+    first, again = (subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root) for _ in range(2))
+    return root / "runs", first, again
+
+
+def test_a_multirun_trains_every_optimizer(sweep):
+    root, first, _ = sweep
+    assert first.returncode == 0, first.stderr
+    assert {name: record.status for name, record in records(root).items()} == dict.fromkeys(
+        ("adamw", "frugal", "adafrugal"), "finished"
+    )
+    assert first.stdout.count("validation loss") == 3
+    assert "warning" not in first.stdout
+    assert first.stderr == ""
+
+
+@pytest.mark.parametrize("arm", ["adamw", "frugal", "adafrugal"])
+def test_a_record_holds_everything(sweep, arm):
+    record = records(sweep[0])[arm]
+    files = {path.name for path in record.directory.iterdir() if not path.name.startswith(".")}
+    assert files == {
+        "config.yaml", "status.json", "metrics.jsonl", "events.jsonl", "summary.json", "environment.json",
+        "checkpoints", "picture.svg", "wandb",
+    }  # fmt: skip
+    assert record.config()["optimizer"]["kind"] == ("adamw" if arm == "adamw" else "frugal")
+    lines = record.metrics()
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+    assert lines[-1]["step"] == 20
+    for line in lines:
+        assert {"loss", "lr", "density", "interval", "tokens", "tokens_per_second", "state_bytes"} <= set(line)
+        assert set(line["seconds"]) == {
+            "data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint"
+        }  # fmt: skip
+        assert line["memory"]
+    assert lines[-1]["tokens"] == 20 * 8 * 64
+    assert lines[-1]["validation_loss"] < lines[0]["loss"], "it learns"
+    events = [event["event"] for event in record.events()]
+    assert events[0] == "start"
+    assert events.count("checkpoint") == 2
+    assert ("refresh" in events) is (arm != "adamw")
+    environment = record.environment()
+    assert environment["packages"]["torch"].startswith("2.13.0")
+    assert len(environment["data"]["fingerprint"]) == 64
+    assert environment["precision"] == "fp32" or environment["device"] != "cpu"
+    assert list(record.directory.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_summary_says_what_was_kept_and_what_adamw_would_keep(sweep):
+    found = {arm: record.summary() for arm, record in records(sweep[0]).items()}
+    adamw, frugal, adafrugal = (found[arm]["state_bytes"] for arm in ("adamw", "frugal", "adafrugal"))
+    assert adamw["start"] == adamw["end"] == adamw["adamw"] == adafrugal["adamw"]
+    assert adafrugal["end"] < adafrugal["start"] <= adafrugal["peak"] < adamw["end"]
+    assert frugal["end"] < adamw["end"]
+    for summary in found.values():
+        assert 0 < summary["unigram"]["loss"] < 7
+        assert summary["validation_perplexity"] == pytest.approx(2.718281828 ** summary["validation_loss"], rel=1e-6)
+        assert summary["seconds"]["wall"] > summary["seconds"]["backward"] > 0
+
+
+def test_adafrugals_moments_end_at_the_subspaces_own_count(sweep):
+    record = records(sweep[0])["adafrugal"]
+    summary = record.summary()
+    assert summary["density"] == 0.05, "the decay lasts the run"
+    assert summary["split_moments"]["bytes"] == 2 * 4 * summary["split_moments"]["selected_entries"]
+    # 14 matrices; 5% of them is round(0.7) = 1 matrix: 32 × 32 or 88 × 32 entries
+    assert summary["split_moments"]["selected_entries"] in (32 * 32, 88 * 32)
+
+
+def test_the_interval_is_observed_every_twentieth_of_the_run(sweep):
+    lines = records(sweep[0])["adafrugal"].metrics()
+    assert [line["step"] for line in lines if "validation_loss" in line] == list(range(1, 21))
+    lines = records(sweep[0])["frugal"].metrics()
+    assert [line["step"] for line in lines if "validation_loss" in line] == [10, 20]
+
+
+def test_transformers_reads_the_final_model(sweep):
+    record = records(sweep[0])["adafrugal"]
+    model = LlamaForCausalLM.from_pretrained(record.directory / "checkpoints" / "step-00000020")
+    assert model.config.vocab_size == 512
+
+
+def test_the_same_command_again_does_nothing_but_print_the_summaries(sweep):
+    root, first, again = sweep
+    assert again.returncode == 0
+    assert again.stdout.count("validation loss") == 3
+    assert "step 20/20" not in again.stdout
+    for record in records(root).values():
+        assert [event["event"] for event in record.events()].count("start") == 1
+
+
+def test_hydra_leaves_nothing_of_its_own_in_the_runs(sweep):
+    root = sweep[0]
+    assert {path.name for path in root.iterdir()} <= {"pretrain-embedded-llama_3m", "multirun.yaml"}
+    assert not list(root.rglob(".hydra"))
+    assert not list(root.parent.glob("outputs"))
+
+
+def test_the_same_command_gives_the_same_losses_bit_for_bit(sweep, train):
+    done = train()
+    assert done.returncode == 0, done.stderr
+    first, second = (records(root)["adafrugal"] for root in (sweep[0], train.root))
+    assert first.directory.name == second.directory.name
+    assert without_times(first.metrics()) == without_times(second.metrics())
+
+
+def test_an_interrupted_run_continues_to_the_same_end(sweep, cache_root, tmp_path):
+    """SIGTERM in the middle: exit code 75; the same command goes on, and every step is there once."""
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=400"]
+    command += ["checkpoint.every=37", f"cache_root={cache_root}"]
+    whole = subprocess.run([*command, f"run_root={tmp_path / 'whole'}"], capture_output=True, text=True, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    command.append(f"run_root={tmp_path / 'parts'}")
+    codes = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        begun = len(codes)
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            found = records(tmp_path / "parts").get("adafrugal")
+            starts = [e for e in found.events() if e["event"] == "start"] if found else []
+            if len(starts) > begun and found.metrics() and found.metrics()[-1]["step"] > starts[-1]["step"]:
+                break
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        codes.append(process.returncode)
+        assert "the same command continues the run" in out, err
+        assert records(tmp_path / "parts")["adafrugal"].status == "interrupted"
+    assert codes == [75, 75]
+    last = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert "continuing after step" in last.stdout
+    one, other = (records(tmp_path / part)["adafrugal"] for part in ("whole", "parts"))
+    assert without_times(one.metrics()) == without_times(other.metrics())
+    refreshes = [[e["step"] for e in r.events() if e["event"] == "refresh"] for r in (one, other)]
+    assert refreshes[0] == refreshes[1]
+    weights = [next(r.directory.glob("checkpoints/step-00000400/*.safetensors")).read_bytes() for r in (one, other)]
+    assert weights[0] == weights[1]
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint(cache_root, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=300"]
+    command += ["checkpoint.every=20", f"cache_root={cache_root}", f"run_root={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    while not list(tmp_path.glob("*/*/checkpoints/step-00000040")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (record,) = records(tmp_path).values()
+    assert record.status == "running"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = [line["step"] for line in record.metrics()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 300
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
+    done = train("-m", "optimizer=adamw", "optimizer.lr=1e-3,1e30", "seed=0")
+    assert done.returncode == 1
+    assert "error: the loss is " in done.stderr
+    assert "lower optimizer.lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["done", "failed"]
+    assert sorted(Record(f.parent).status for f in train.root.glob("*/*/status.json")) == ["failed", "finished"]
+
+
+def test_the_batch_may_come_in_parts(sweep, train):
+    done = train("trainer.micro_batch_size=2")
+    assert done.returncode == 0, done.stderr
+    one, other = (records(root)["adafrugal"] for root in (sweep[0], train.root))
+    assert one.directory.name == other.directory.name
+    assert other.summary()["validation_loss"] == pytest.approx(one.summary()["validation_loss"], rel=1e-4)
+    assert other.metrics()[-1]["tokens"] == one.metrics()[-1]["tokens"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["optimizer.subspace=columns", "trainer.precision=bf16", "trainer.clip_norm=1.0", "schedule=cosine_restarts"],
+        ["optimizer=frugal", "optimizer.density=0", "model.loss_chunk_rows=100", "schedule=linear"],
+    ],
+)
+def test_settings_compose(train, more):
+    done = train(*more, "schedule.warmup=2")
+    assert done.returncode == 0, done.stderr
+    (record,) = records(train.root).values()
+    assert record.metrics()[-1]["loss"] < record.metrics()[0]["loss"]
+    if "optimizer.density=0" in more:
+        assert record.summary()["split_moments"] == {"bytes": 0, "selected_entries": 0}
+
+
+def test_the_model_can_be_compiled(train):
+    done = train("trainer.compile=true", "trainer.steps=6")
+    assert done.returncode == 0, done.stderr
+    (record,) = records(train.root).values()
+    LlamaForCausalLM.from_pretrained(next(record.directory.glob("checkpoints/*")))
+
+
+def test_several_processes_are_refused_in_one_line(train):
+    done = train(env={"WORLD_SIZE": "2"})
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: WORLD_SIZE is 2; allowed: 1, one process on one device. Start train.py without torchrun "
+        "(training on several devices is not there yet)\n"
+    )
+
+
+def test_a_run_is_written_by_one_process_at_a_time(train, settings):
+    import fcntl
+
+    from adafrugal.training.identity import identify
+
+    directory = identify(*settings()).directory
+    directory.mkdir(parents=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = train()
+    assert done.returncode == 2
+    assert "is being written by another process" in done.stderr
+
+
+def test_a_resume_on_other_data_is_refused(train):
+    assert train().returncode == 0
+    (record,) = records(train.root).values()
+    record.set_status("interrupted")
+    import torch
+
+    state = next(record.directory.glob("checkpoints/*/state.pt"))
+    torch.save(torch.load(state, weights_only=True) | {"data": "0" * 64}, state)
+    done = train()
+    assert done.returncode == 2
+    assert "was begun on other data (fingerprint 000000000000" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert record.status == "failed"
+
+
+def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path):
+    secret = "fake0123456789abcdef0123456789abcdef0123"
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "trainer.steps=2"]
+    command += [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
+    env = {**os.environ, "WANDB_API_KEY": secret, "HF_TOKEN": secret}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    for file in (tmp_path / "runs").rglob("*"):
+        if file.is_file():
+            assert secret.encode() not in file.read_bytes(), file
+
+
+def test_it_runs_from_any_directory_and_what_is_typed_is_relative_to_it(cache_root, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "trainer.steps=2", "tracking=local"]
+    command += ["run_root=here", f"cache_root={cache_root}", "experiments=embedded/frugal"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "here").glob("pretrain-embedded-llama_3m/frugal-*/summary.json"))
+
+
+def test_the_status_file_is_plain_json(sweep):
+    for record in records(sweep[0]).values():
+        found = json.loads((record.directory / "status.json").read_text())
+        assert found["status"] == "finished"
+        assert found["step"] == 20
