@@ -30,3 +30,10 @@ def test_torchs_own_optimizers_with_and_without_names():
     sgd = stepped(torch.optim.SGD([p for _, p in matrices()], lr=1.0, momentum=0.9))
     assert state_bytes(sgd) == {"0": {"moments": 128}, "1": {"moments": 64}}
     assert state_bytes(torch.optim.SGD([p for _, p in matrices()], lr=1.0)).total == 0
+
+
+def test_no_group_hides_another():
+    sgd = torch.optim.SGD([{"params": [p]} for _, p in matrices()], lr=1.0, momentum=0.9)
+    assert state_bytes(stepped(sgd)) == {"0": {"moments": 128}, "1": {"moments": 64}}
+    same_names = [{"params": [("a", p)]} for _, p in matrices()]
+    assert state_bytes(stepped(torch.optim.SGD(same_names, lr=1.0, momentum=0.9))).total == 192

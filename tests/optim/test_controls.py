@@ -42,6 +42,20 @@ def test_interval_grows_only_when_the_loss_settled(second, grows):
     assert (interval.at(1) > 100) is grows
 
 
+def test_the_change_is_relative_to_the_loss_before_and_both_bounds_are_strict():
+    def grown(before, now, **settings):
+        interval = LossAware(**settings)
+        interval.observe(before)
+        interval.observe(now)
+        return interval.at(1) > 100
+
+    assert grown(2.0, 1.0, threshold=0.51)
+    assert not grown(1.0, 2.0, threshold=0.51), "a change of 1 is all of the loss before"
+    assert not grown(2.0, 1.0, threshold=1.0 / (2.0 + 1e-9)), "equal to the threshold is not under it"
+    assert grown(4.0, 4.0, gate=4.1)
+    assert not grown(4.0, 4.0, gate=4.0)
+
+
 def test_interval_never_falls_and_the_gate_holds_it():
     interval = LossAware(gate=4.0)
     for loss in (5.0, 5.0, 9.0, 3.0):
@@ -101,6 +115,9 @@ def test_a_control_is_copied_so_that_groups_do_not_share_its_state():
         (controls.interval, {"kind": "loss_aware", "start": 10, "max": 5}, "only grows"),
         (controls.interval, {"kind": "loss_aware", "factor": 1.0}, "above 1"),
         (controls.interval, {"kind": "linear"}, "allowed: constant, loss_aware"),
+        (controls.interval, {"kind": "loss_aware", "value": -3}, "value is -3"),
+        (controls.interval, LinearDecay(), "kind is 'linear'; allowed here: constant, loss_aware"),
+        (controls.density, LossAware(), "kind is 'loss_aware'; allowed here: constant, linear"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(build, value, says):

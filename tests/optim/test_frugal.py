@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from adafrugal.optim import Frugal, LinearDecay, LossAware, split_parameters
+from adafrugal.optim.controls import Control
 
 SHAPES = [(6, 10), (10, 6), (5, 5), (1, 7), (8, 3), (4, 4), (3, 9), (9, 2)]
 
@@ -201,16 +202,127 @@ def test_what_remains_after_shrinking_keeps_its_moments_and_what_is_given_up_let
 
 def test_refreshes_come_at_t_steps_since_the_last_one_with_a_t_that_jumps():
     params = matrices()
-    interval = LossAware(start=4, max=50, factor=2.0)
-    optimizer = Frugal(split(params), interval=interval)
+    optimizer = Frugal(split(params), interval=LossAware(start=4, max=50, factor=1.5))
     at = []
     optimizer.register_refresh_hook(lambda event: at.append(event.step))
     for step in range(1, 40):
         run(optimizer, params, [step])
-        if step in (5, 11):
+        if step in (6, 11, 18):
             optimizer.observe(3.0)
-    # T is 4 until step 11's observation makes it 8
-    assert at == [1, 5, 9, 17, 25, 33]
+    # T is 4, from step 11 on 6, from step 18 on 9; no multiple of any of them but the steps since the last refresh
+    assert at == [1, 5, 9, 15, 24, 33]
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending", "random"])
+def test_the_active_blocks_take_their_turns(order):
+    params = [nn.Parameter(torch.randn(3, 3)) for _ in range(10)]
+    optimizer = Frugal(split(params), density=0.3, interval=1, subspace={"kind": "blocks", "order": order})
+    active = []
+    for _ in range(10):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        active.append([i for i, p in enumerate(params) if optimizer.state[p]["entries"]])
+    if order == "random":
+        assert len({tuple(a) for a in active}) > 5
+        assert {i for a in active for i in a} == set(range(10))
+    else:
+        names = range(10) if order == "ascending" else range(9, -1, -1)
+        walk = list(names) * 3
+        assert active == [sorted(walk[3 * i : 3 * i + 3]) for i in range(10)]
+
+
+def test_a_block_given_up_in_the_middle_of_its_turn_is_the_next_to_have_one():
+    params = [nn.Parameter(torch.randn(3, 3)) for _ in range(10)]
+    decay = LinearDecay(0.5, 0.1, steps=4)  # 4, 3, 2, 1 blocks
+    optimizer = Frugal(split(params), density=decay, interval=3, subspace={"kind": "blocks", "order": "ascending"})
+    active = []
+    for _ in range(8):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        active.append([i for i, p in enumerate(params) if optimizer.state[p]["entries"]])
+    assert active == [[0, 1, 2, 3], [0, 1, 2], [0, 1], [2], [2], [2], [3], [3]]
+
+
+def test_columns_differ_between_turns_matrices_and_groups():
+    def indices(*groups):
+        return [optimizer.state[p]["indices"].tolist() for g in groups for p in g]
+
+    a, b = ([nn.Parameter(torch.randn(4, 64)) for _ in range(2)] for _ in range(2))
+    optimizer = Frugal([*split(a), *split(b)], subspace="columns", density=0.25, interval=1)
+    seen = []
+    for _ in range(2):
+        for p in [*a, *b]:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        seen += indices(a, b)
+    assert len({tuple(i) for i in seen}) == 8
+
+
+def test_random_blocks_of_two_groups_are_drawn_apart():
+    groups = [[nn.Parameter(torch.randn(2, 2)) for _ in range(20)] for _ in range(2)]
+    optimizer = Frugal([*split(groups[0]), *split(groups[1])], subspace={"kind": "blocks", "order": "random"})
+    optimizer.step()
+    one, other = ([i for i, p in enumerate(g) if optimizer.state[p]["entries"]] for g in groups)
+    assert len(one) == len(other) == 5
+    assert one != other
+
+
+def test_the_clock_counts_steps_and_not_gradients():
+    params = matrices()
+    optimizer = Frugal(split(params), density=LinearDecay(1.0, 0.0, steps=10), interval=4)
+    at = []
+    optimizer.register_refresh_hook(lambda event: at.append((event.event, event.step)))
+    for _ in range(5):
+        optimizer.step()
+    assert optimizer.density == 0.5
+    assert [step for event, step in at if event == "refresh"] == [1, 5]
+
+
+def test_each_group_observes_a_loss_once():
+    interval = LossAware(start=4, max=50, factor=1.5)
+    optimizer = Frugal([*split(matrices()), *split(matrices(), interval=LossAware(10, 99))], interval=interval)
+    optimizer.observe(3.0)
+    optimizer.observe(3.0)
+    assert [group["interval"].at(1) for group in optimizer.param_groups] == [6, 15]
+    assert optimizer.interval == 6, "the first group's"
+    assert interval.at(1) == 4, "a control that was given is copied"
+
+
+class Halving(Control):
+    """Somebody's own density: it halves with every observation."""
+
+    kind = "halving"
+
+    def __init__(self, value=1.0):
+        self.value = value
+
+    def at(self, step):
+        return self.value
+
+    def observe(self, loss):
+        self.value /= 2
+
+    def state_dict(self):
+        return {"kind": self.kind, "value": self.value}
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(state["value"])
+
+
+def test_a_control_of_ones_own_is_observed_saved_and_restored():
+    params = matrices()
+    optimizer = Frugal(split(params), density=Halving(), subspace="columns", interval=2)
+    optimizer.observe(1.0)
+    run(optimizer, params, range(2))
+    assert optimizer.density == 0.5
+    again = Frugal(split(matrices()), density=Halving(), subspace="columns")
+    again.load_state_dict(saved_and_loaded(optimizer))
+    assert again.param_groups[0]["density"].at(1) == 0.5
+    with pytest.raises(ValueError, match="kind is 'halving'"):
+        Frugal(split(matrices()), subspace="columns").load_state_dict(optimizer.state_dict())
 
 
 def test_a_refresh_resets_the_split_matrices_only():
@@ -240,6 +352,7 @@ def test_an_event_tells_what_happened():
     first = events[0]
     assert (first.event, first.step, first.group, first.interval, first.bytes_before) == ("refresh", 1, 0, 20, 0)
     assert first.density == 0.45
+    assert 0 < first.seconds < 1
     assert {e.event for e in events[1:]} == {"shrink"}
     assert events[-1].bytes_after == optimizer.state_bytes().total < events[-1].bytes_before
     handle.remove()
@@ -271,7 +384,7 @@ def test_sparse_gradients_are_refused():
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="no sparse gradients"):
-        Frugal(embedding.parameters()).step()
+        Frugal(split([embedding.weight])).step()
 
 
 def test_random_choices_leave_torchs_generator_alone_and_follow_the_seed():
@@ -366,7 +479,13 @@ def test_it_works_with_closures_schedulers_clipping_and_copies():
         last = optimizer.step(closure)
     assert last < first
     twin = copy.deepcopy(optimizer)
-    twin.step()
+    own = [p for group in twin.param_groups for p in group["params"]]
+    seen = []
+    twin.register_refresh_hook(seen.append)
+    run(twin, own, range(200))
+    run(optimizer, params, range(200))
+    assert same(own, params)
+    assert len(seen) == 1
 
 
 def test_groups_override_every_rate_and_control():
@@ -383,6 +502,50 @@ def test_groups_override_every_rate_and_control():
     added.grad = torch.ones(4, 4)
     optimizer.step()
     assert optimizer.state[added]["entries"] == 16
+
+
+def test_a_group_that_cannot_be_is_not_half_added():
+    optimizer = Frugal(split(matrices()))
+    for wrong in ({"density": 7}, {"subspace": ["blocks"]}, {"lr": -1}):
+        with pytest.raises((ValueError, TypeError)):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, 2))], "split": True, **wrong})
+        assert len(optimizer.param_groups) == 1
+
+
+def test_what_only_split_groups_have_is_refused_elsewhere_and_a_forgotten_split_is_noticed():
+    with pytest.raises(ValueError, match="names density but does not say split=True"):
+        Frugal([{"params": matrices(), "density": 0.1}])
+    with pytest.warns(UserWarning, match="no group says split=True"):
+        Frugal(matrices(), density=0.1)
+
+
+def test_another_optimizers_state_is_refused_and_changes_nothing():
+    params = matrices()
+    optimizer = Frugal(split(params), subspace="columns")
+    run(optimizer, params, range(3))
+    before = copy.deepcopy(optimizer.state_dict())
+    wider = [nn.Parameter(torch.ones(p.shape[0], 2 * p.shape[1])) for p in params]
+    for other in (torch.optim.AdamW(params), Frugal(split(wider)), Frugal([*split(params[:4]), *split(params[4:])])):
+        with pytest.raises(ValueError, match="the saved state is not this optimizer's"):
+            optimizer.load_state_dict(other.state_dict())
+    after = optimizer.state_dict()
+    assert str(after) == str(before)
+
+
+def test_hooks_on_loading_have_their_say():
+    params = matrices()
+    optimizer = Frugal(split(params), density=1.0)
+    run(optimizer, params, range(2))
+    again = Frugal(split(matrices()))
+
+    def double(_, given):
+        state = {k: {**v, "exp_avg": 2 * v["exp_avg"]} for k, v in given["state"].items()}
+        return {**given, "state": state}
+
+    again.register_load_state_dict_pre_hook(double)
+    again.load_state_dict(optimizer.state_dict())
+    for p, q in zip(params, again.param_groups[0]["params"], strict=True):
+        assert torch.equal(again.state[q]["exp_avg"], 2 * optimizer.state[p]["exp_avg"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(11))
         self.convolution = nn.Conv1d(4, 4, 3)
         self.pooler = nn.Linear(4, 4)
+        self.layers_norm = nn.Linear(4, 4, bias=False)
         self.head = nn.Linear(4, 10, bias=False)
         self.head.weight = self.embedding.weight
         self.temperature = nn.Parameter(torch.ones(()))
@@ -26,8 +27,9 @@ def names(groups, rule):
 def test_only_linear_weights_inside_blocks_are_split():
     groups = split_parameters(Model())
     assert names(groups, "Linear in blocks") == [f"layers.{i}.1.weight" for i in range(11)]
-    assert names(groups, "embeddings, head") == ["embedding.weight", "convolution.weight", "pooler.weight"]
-    assert {"temperature", "pooler.bias", "layers.10.1.bias"} <= set(names(groups, "norms, biases"))
+    others = ["embedding.weight", "convolution.weight", "pooler.weight", "layers_norm.weight"]
+    assert names(groups, "other matrices") == others
+    assert {"temperature", "pooler.bias", "layers.10.1.bias"} <= set(names(groups, "vectors, scalars"))
 
 
 def test_every_trainable_tensor_is_in_one_group_and_frozen_ones_in_none():
@@ -63,9 +65,20 @@ def test_the_table_counts_tensors_parameters_and_bytes():
     assert table[-1].split() == ["all", str(len(list(model.parameters()))), str(total), f"{8 * total:,}"]
 
 
-def test_groups_serve_more_than_one_optimizer_and_still_print():
+def test_groups_serve_more_than_one_frugal_can_be_changed_and_still_print():
     groups = split_parameters(Model())
     before = str(groups)
-    first, second = Frugal(groups), torch.optim.AdamW(groups)
+    for group in groups:
+        group["lr"] = 7.0
+    first, second = Frugal(groups), Frugal(groups)
     assert str(groups) == before
+    assert [g["lr"] for g in first.param_groups] == [7.0, 7.0, 7.0]
     assert first.param_groups[0]["param_names"] == second.param_groups[0]["param_names"]
+
+
+def test_torchs_optimizers_take_them_too():
+    groups = split_parameters(Model())
+    before = str(groups)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    assert str(groups) == before

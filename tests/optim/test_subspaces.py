@@ -3,23 +3,31 @@ import torch
 
 from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Turn, subspace
 
-SIZES = [6] * 28
+
+def shapes(n):
+    return [(f"layers.{i}.weight", torch.Size([2, 3])) for i in range(n)]
+
+
+def draw(share, matrix=None, place=0):
+    """Columns of a matrix at a share, always of the same turn."""
+    matrix = torch.zeros(4, 20) if matrix is None else matrix
+    return Columns().select(matrix, None, share, Turn(3, 5).generator(place), {})
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.25, 1 / 3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("order", ["descending", "ascending", "random"])
 def test_blocks_are_counted_with_pythons_half_to_even(order, density):
-    shares = Blocks(order).shares(SIZES, density, Turn(seed=0, number=3, start=5))
+    shares = Blocks(order).shares(shapes(28), density, Turn(seed=0, number=3, start=5))
     assert set(shares) <= {0.0, 1.0}
     assert sum(shares) == round(density * 28)
-    assert sum(Blocks(order).shares([1] * 10, 0.25, Turn(0, 1, 0))) == 2  # 2.5 rounds to 2
+    assert sum(Blocks(order).shares(shapes(10), 0.25, Turn(0, 1))) == 2  # 2.5 rounds to 2
 
 
 def test_descending_starts_at_the_last_matrix_and_ascending_at_the_first():
     turn = Turn(seed=0, number=1, start=0)
-    assert Blocks("descending").shares([1] * 8, 0.25, turn) == [0, 0, 0, 0, 0, 0, 1, 1]
-    assert Blocks("ascending").shares([1] * 8, 0.25, turn) == [1, 1, 0, 0, 0, 0, 0, 0]
-    assert Blocks("descending").shares([1] * 8, 0.25, Turn(0, 4, 7)) == [1, 0, 0, 0, 0, 0, 0, 1], "it wraps"
+    assert Blocks("descending").shares(shapes(8), 0.25, turn) == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert Blocks("ascending").shares(shapes(8), 0.25, turn) == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert Blocks("descending").shares(shapes(8), 0.25, Turn(0, 4, 7)) == [1, 0, 0, 0, 0, 0, 0, 1], "it wraps"
 
 
 @pytest.mark.parametrize("n", [1, 7, 28, 29])
@@ -27,7 +35,7 @@ def test_descending_starts_at_the_last_matrix_and_ascending_at_the_first():
 def test_over_a_cycle_every_block_has_its_turn_as_often_as_any_other(n, density):
     turns, start = torch.zeros(n), 0
     for number in range(1, 60):
-        shares = Blocks("descending").shares([1] * n, density, Turn(0, number, start))
+        shares = Blocks("descending").shares(shapes(n), density, Turn(0, number, start))
         start += int(sum(shares))
         turns += torch.tensor(shares)
         assert turns.max() - turns.min() <= 1
@@ -38,7 +46,7 @@ def test_a_lower_density_selects_a_part_of_what_a_higher_one_does(order):
     turn = Turn(seed=1, number=2, start=11)
     before = [1.0] * 28
     for density in (0.9, 0.6, 0.3, 0.1, 0.0):
-        now = Blocks(order).shares(SIZES, density, turn)
+        now = Blocks(order).shares(shapes(28), density, turn)
         assert all(a >= b for a, b in zip(before, now, strict=True))
         before = now
 
@@ -50,37 +58,42 @@ def test_columns_are_counted_down_to_whole_ones(shape, share):
     count = columns.entries(matrix.shape, share)
     assert count == shape[0] * int(share * shape[1])
     if count:
-        indices = columns.select(matrix, share, torch.Generator().manual_seed(0))["indices"]
+        indices = draw(share, matrix)["indices"]
         assert indices.numel() * shape[0] == count
         assert torch.equal(indices, indices.unique()), "sorted, no column twice"
 
 
-def test_columns_of_a_lower_share_are_among_those_of_a_higher_and_keep_their_values():
+def test_columns_shrink_to_a_part_of_themselves_and_what_stays_keeps_its_values():
     columns, matrix = Columns(), torch.randn(4, 20)
-    select = lambda share: columns.select(matrix, share, Turn(3, 5, 0).generator("x"))  # noqa: E731
-    more, fewer = select(0.6), select(0.25)
+    more = draw(0.6)
+    fewer = columns.shrink(matrix.shape, 0.25, Turn(3, 5).generator(0), more)
     assert set(fewer["indices"].tolist()) < set(more["indices"].tolist())
-    part = columns.take(matrix, more)
-    assert torch.equal(columns.narrow(part, more, fewer), columns.take(matrix, fewer))
+    assert fewer["indices"].numel() == 5
+    assert torch.equal(columns.narrow(matrix[:, more["indices"]], more, fewer), matrix[:, fewer["indices"]])
 
 
-def test_put_is_the_inverse_of_take_and_touches_nothing_else():
-    columns, matrix = Columns(), torch.randn(4, 9)
-    selection = columns.select(matrix, 0.5, torch.Generator().manual_seed(0))
-    part = columns.take(matrix, selection)
-    part += 1
+def test_columns_are_closed_into_their_places_and_nothing_else_is_touched():
+    columns, matrix, grad = Columns(), torch.randn(4, 20), torch.randn(4, 20)
+    selection = draw(0.5)
+    regions = columns.regions(matrix, grad, selection)
+    target, direction = regions.full
+    assert torch.equal(direction, grad[:, selection["indices"]])
     written = matrix.clone()
-    columns.put(written, part, selection)
-    inside = torch.zeros(9, dtype=torch.bool)
+    columns.close(written, target + 1, selection)
+    inside = torch.zeros(20, dtype=torch.bool)
     inside[selection["indices"]] = True
-    assert torch.equal(columns.take(written, selection), part)
+    assert torch.equal(written[:, inside], matrix[:, inside] + 1)
     assert torch.equal(written[:, ~inside], matrix[:, ~inside])
 
 
-def test_a_turn_draws_the_same_again_and_another_turn_or_place_draws_otherwise():
-    draw = lambda seed, number, place: torch.rand(4, generator=Turn(seed, number, 0).generator(place)).tolist()  # noqa: E731
-    assert draw(0, 1, "a") == draw(0, 1, "a")
-    assert len({tuple(draw(*where)) for where in [(0, 1, "a"), (1, 1, "a"), (0, 2, "a"), (0, 1, "b")]}) == 4
+def test_a_turn_draws_the_same_again_and_every_other_turn_place_and_group_otherwise():
+    def numbers(place=None, **turn):
+        return tuple(torch.rand(4, generator=Turn(**{"seed": 0, "number": 1} | turn).generator(place)).tolist())
+
+    assert numbers() == numbers()
+    assert numbers(place=2, first=1) == numbers(place=0, first=3), "a matrix is known by its place among all"
+    others = [numbers(), numbers(seed=1), numbers(number=2), numbers(first=1), numbers(place=0), numbers(place=1)]
+    assert len(set(others)) == 6
 
 
 @pytest.mark.parametrize("value", ["blocks", {"kind": "blocks"}, Blocks()])

@@ -48,5 +48,5 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
                 if isinstance(value, Tensor):
                     roles[ROLES.get(key, "moments")] += value.numel() * value.element_size()
             if roles:
-                counted[name] = dict(roles)
+                counted[name if name not in counted else f"{name} ({len(counted)})"] = dict(roles)
     return counted

@@ -132,6 +132,13 @@ class LossAware(Control):
             raise ValueError(f"gate is {self.gate}; a loss above 0 is needed")
         self.value = self.start
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Control:
+        """As every control, with T itself among what is checked."""
+        control = super().from_state(state)
+        _count("value", control.value)
+        return control
+
     def at(self, step: int) -> int:
         """The interval in force, in steps; it depends on what was observed, not on `step`."""
         return self.value
@@ -178,6 +185,9 @@ def interval(value: int | Mapping[str, Any] | Control) -> Control:
 
 def _control(value: Any, kinds: Mapping[str, type[Control]]) -> Control:
     if isinstance(value, Control):
+        others = (DENSITIES.keys() | INTERVALS.keys()) - kinds.keys()
+        if value.kind in others:
+            raise ValueError(f"kind is {value.kind!r}; allowed here: {', '.join(kinds)}, or a control of your own")
         return copy.deepcopy(value)
     if isinstance(value, Mapping):
         kind = value.get("kind")

@@ -7,6 +7,7 @@ updates them are the rules. This file is the bookkeeping between the four.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from torch.utils.hooks import RemovableHandle
 
 from adafrugal.optim import controls, rules
 from adafrugal.optim.accounting import StateBytes, state_bytes
-from adafrugal.optim.subspaces import Subspace, Turn
+from adafrugal.optim.subspaces import Pair, Subspace, Turn
 from adafrugal.optim.subspaces import subspace as as_subspace
 
 Shrink = Literal["immediately", "at_refresh"]
+_OF_SPLIT_GROUPS = ("density", "interval", "subspace", "shrink", "seed", "split_lr_scale", "state_free_lr_scale")
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # what the state-full rule remembers for each entry
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Refresh:
         group: the index of the parameter group.
         density, interval: ρ and T as read at this step.
         seconds: host time of the choice itself. Work that a GPU is still doing is not in it.
-        bytes_before, bytes_after: the whole optimizer's state before the step and after it, in bytes.
+        bytes_before: all of the optimizer's state before the step.
+        bytes_after: the same after the step.
     """
 
     event: Literal["refresh", "shrink"]
@@ -94,35 +98,45 @@ class Frugal(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
+        params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "density": density, "interval": interval, "subspace": subspace, "split_lr_scale": split_lr_scale,
             "state_free_lr_scale": state_free_lr_scale, "shrink": shrink, "seed": seed,
         }  # fmt: skip
         super().__init__(params, defaults)
+        if not self._split_groups():
+            warnings.warn("no group says split=True: this Frugal is AdamW; see split_parameters", stacklevel=2)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in `torch.optim.Optimizer`; a split one starts with a refresh at the next step."""
+        named = [key for key in _OF_SPLIT_GROUPS if key in param_group]
+        if named and not param_group.get("split", self.defaults["split"]):
+            raise ValueError(f"a group names {named[0]} but does not say split=True; only split groups have one")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             _check_rates(group)
             if group["split"]:
-                _check_matrices(group)
-                # a group has controls of its own: `density`, `interval` and `subspace` become objects here
-                group["density"] = controls.density(group["density"])
-                group["interval"] = controls.interval(group["interval"])
-                group["subspace"] = as_subspace(group["subspace"])
-                group |= {"steps": 0, "refreshes": 0, "since_refresh": 0, "handed_out": 0, "density_read": 0.0}
-                group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
-            else:
-                for key in ("density", "interval", "subspace", "shrink", "seed"):
-                    group.pop(key)
-        except ValueError:
+                self._set_up(group)
+        except Exception:
             del self.param_groups[-1]
             raise
+        if not group["split"]:
+            for key in _OF_SPLIT_GROUPS:
+                del group[key]
+
+    def _set_up(self, group: dict[str, Any]) -> None:
+        """Give a split group controls and a subspace of its own, and its clocks."""
+        _check_matrices(group)
+        group["density"] = controls.density(group["density"])
+        group["interval"] = controls.interval(group["interval"])
+        group["subspace"] = as_subspace(group["subspace"])
+        group["shapes"] = [list(p.shape) for p in group["params"]]
+        group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
+        group |= {"steps": 0, "refreshes": 0, "since_refresh": 0, "handed_out": 0, "density_read": 0.0}
 
     def _split_groups(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["split"]]
@@ -136,10 +150,8 @@ class Frugal(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        changes = []
-        for index, group in enumerate(self.param_groups):
-            if group["split"]:
-                changes += self._advance(index, group)
+        changes = self._move_subspaces()
+        for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     self._update(param, group)
@@ -152,100 +164,110 @@ class Frugal(torch.optim.Optimizer):
 
     def _update(self, param: Tensor, group: Mapping[str, Any]) -> None:
         """Update one tensor by the rule, or the two rules, that its entries fall under."""
-        grad = param.grad
+        grad, state, lr = param.grad, self.state[param], float(group["lr"])
         if grad.is_sparse:
             raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
-        lr, state = float(group["lr"]), self.state[param]
         rules.decay_(param, lr=lr, weight_decay=group["weight_decay"])
         if not group["split"]:
             self._state_full(param, grad, state, group, lr)
             return
         lr *= group["split_lr_scale"]
-        free_lr = lr * group["state_free_lr_scale"]
-        if not state["entries"]:
-            rules.signsgd_(param, grad, lr=free_lr)
-        elif not (selection := _selection(state)):
-            self._state_full(param, grad, state, group, lr)
-        else:
-            subspace = group["subspace"]
-            part = subspace.take(param, selection)
-            self._state_full(part, subspace.take(grad, selection), state, group, lr)
-            rules.signsgd_(param, grad, lr=free_lr)
-            subspace.put(param, part, selection)
+        free: tuple[Pair, ...] = ((param, grad),)
+        if state["entries"]:
+            selection = _selection(state, group)
+            regions = group["subspace"].regions(param, grad, selection)
+            self._state_full(*regions.full, state, group, lr)
+            free = regions.free
+        for target, direction in free:
+            rules.signsgd_(target, direction, lr=lr * group["state_free_lr_scale"])
+        if state["entries"]:
+            group["subspace"].close(param, regions.full[0], selection)
 
     def _state_full(
-        self, param: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], lr: float
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], lr: float
     ) -> None:
-        if "exp_avg" not in state:
+        """AdamW on a compact tensor; its moments begin, as zeros, with the first gradient."""
+        if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            for name in _MOMENTS:
+                state[name] = torch.zeros_like(grad, memory_format=torch.preserve_format)
+        state["step"] += 1
         rules.adamw_(
-            param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"],
-            lr=lr, betas=group["betas"], eps=group["eps"],
+            target, grad, *(state[name] for name in _MOMENTS),
+            step=state["step"].item(), lr=lr, betas=group["betas"], eps=group["eps"],
         )  # fmt: skip
 
     # -- the subspace ---------------------------------------------------------------------------------------------
 
-    def _advance(self, index: int, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """Move a split group's clock by one step, and its subspace where that is due; tell what changed."""
-        group["steps"] += 1
-        density = group["density"].at(group["steps"])
-        interval = group["interval"].at(group["steps"])
-        due = group["refreshes"] == 0 or group["since_refresh"] >= interval
-        falls = group["shrink"] == "immediately" and density < group["density_read"]
-        group["since_refresh"] += 1
-        if not due and not falls:
-            return []
-        started = time.perf_counter()
-        before = self.state_bytes().total if self._refresh_hooks else 0
-        if due:
-            self._refresh(group, density)
-        elif not self._shrink(group, density):
-            return []
-        return [{
-            "event": "refresh" if due else "shrink", "step": group["steps"], "group": index, "density": density,
-            "interval": interval, "seconds": time.perf_counter() - started, "bytes_before": before,
-        }]  # fmt: skip
+    def _move_subspaces(self) -> list[dict[str, Any]]:
+        """Move every split group's clock by one step, and its subspace where that is due; tell what changed."""
+        split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
+        due = [(index, group, event) for index, group in split if (event := self._due(group))]
+        before = self.state_bytes().total if due and self._refresh_hooks else 0
+        changes = []
+        for index, group, event in due:
+            started = time.perf_counter()
+            self._refresh(group) if event == "refresh" else self._shrink(group)
+            changes.append({
+                "event": event, "step": group["steps"], "group": index,
+                "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
+                "seconds": time.perf_counter() - started, "bytes_before": before,
+            })  # fmt: skip
+        return changes
 
-    def _refresh(self, group: dict[str, Any], density: float) -> None:
-        """Choose the subspace anew. All of the old state is let go before any of the new is taken."""
+    def _due(self, group: dict[str, Any]) -> Literal["refresh", "shrink"] | None:
+        """Move a group's clock by one step and read ρ where it counts now; tell what has to follow."""
+        group["steps"] += 1
+        group["since_refresh"] += 1
+        density = group["density"].at(group["steps"])
+        if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
+            group["density_read"] = density
+            return "refresh"
+        if group["shrink"] == "immediately" and density < group["density_read"]:
+            group["density_read"] = density
+            counts = (group["subspace"].entries(p.shape, share) for p, share in self._shares(group))
+            if any(n < self.state[p]["entries"] for n, p in zip(counts, group["params"], strict=True)):
+                return "shrink"
+        return None
+
+    def _refresh(self, group: dict[str, Any]) -> None:
+        """Choose the subspace anew. All old moments are let go before any new ones are taken."""
+        old = {param: _selection(self.state[param], group) for param in group["params"]}
+        group["handed_out"] += sum(bool(self.state[param].get("entries")) for param in group["params"])
         for param in group["params"]:
-            group["handed_out"] += bool(self.state[param].get("entries"))
             self.state[param].clear()
         group["refreshes"] += 1
         group["since_refresh"] = 1
-        for place, share in enumerate(self._shares(group, density)):
-            param = group["params"][place]
-            self.state[param].update(self._select(group, place, share))
-
-    def _shrink(self, group: dict[str, Any], density: float) -> bool:
-        """Give up what a lower density no longer covers; what remains keeps its moments. Tells if anything did."""
-        changed = False
-        for place, share in enumerate(self._shares(group, density)):
-            param = group["params"][place]
+        subspace, turn = group["subspace"], _turn(group)
+        for place, (param, share) in enumerate(self._shares(group)):
             state = self.state[param]
-            if group["subspace"].entries(param.shape, share) >= state["entries"]:
+            state["entries"] = subspace.entries(param.shape, share)
+            if state["entries"]:
+                state |= subspace.select(param, param.grad, share, turn.generator(place), old[param])
+
+    def _shrink(self, group: dict[str, Any]) -> None:
+        """Give up what a lower density no longer covers; what remains keeps its moments."""
+        subspace, turn = group["subspace"], _turn(group)
+        for place, (param, share) in enumerate(self._shares(group)):
+            state = self.state[param]
+            entries = subspace.entries(param.shape, share)
+            if entries >= state["entries"]:
                 continue
-            changed = True
-            chosen, old = self._select(group, place, share), _selection(state)
-            if not chosen["entries"]:
+            if entries:
+                old = _selection(state, group)
+                new = subspace.shrink(param.shape, share, turn.generator(place), old)
+                kept = {name: subspace.narrow(state[name], old, new) for name in _MOMENTS if name in state}
+                state |= new | kept
+            else:
                 state.clear()
-            for key in state.keys() & {"exp_avg", "exp_avg_sq"}:
-                state[key] = group["subspace"].narrow(state[key], old, _selection(chosen))
-            state.update(chosen)
-        return changed
+            state["entries"] = entries
 
-    def _shares(self, group: dict[str, Any], density: float) -> list[float]:
-        group["density_read"] = density
-        return group["subspace"].shares([p.numel() for p in group["params"]], density, _turn(group))
-
-    def _select(self, group: Mapping[str, Any], place: int, share: float) -> dict[str, Any]:
-        """The state that says what is selected in one matrix: `entries`, their number, and the selection's tensors."""
-        param, subspace = group["params"][place], group["subspace"]
-        entries = subspace.entries(param.shape, share)
-        selection = subspace.select(param, share, _turn(group).generator(str(place))) if entries else {}
-        return {"entries": entries, **selection}
+    def _shares(self, group: Mapping[str, Any]) -> list[tuple[Tensor, float]]:
+        """Each matrix of a group with the share of it that the subspace selects at the ρ last read."""
+        params = group["params"]
+        names = group.get("param_names") or [str(group["first"] + i) for i in range(len(params))]
+        matrices = [(name, p.shape) for name, p in zip(names, params, strict=True)]
+        return list(zip(params, group["subspace"].shares(matrices, group["density_read"], _turn(group)), strict=True))
 
     # -- what can be read and observed ----------------------------------------------------------------------------
 
@@ -268,7 +290,10 @@ class Frugal(torch.optim.Optimizer):
         return groups[0]["interval"].at(groups[0]["steps"]) if groups else 0
 
     def selected_entries(self) -> int:
-        """How many entries of split matrices keep state, by the subspaces' own count at the ρ last read."""
+        """How many entries of split matrices keep state, by the subspaces' own count at the ρ last read.
+
+        Matrices that have had no gradient since the last refresh are counted, though they hold no moments yet.
+        """
         return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
 
     def state_bytes(self) -> StateBytes:
@@ -302,29 +327,62 @@ class Frugal(torch.optim.Optimizer):
 
         Values and dtypes come back as they were saved. (torch's own loading casts every state tensor to its
         parameter's dtype, which turns indices into floats and float32 moments into bfloat16.)
+
+        Raises:
+            ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
         """
+        _refuse_other(state_dict, self.param_groups)
+        before = self._split_groups()
+        final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
         super().load_state_dict(state_dict)
-        for group in self._split_groups():
-            group["density"] = controls.density(group["density"])
-            group["interval"] = controls.interval(group["interval"])
-            group["subspace"] = as_subspace(group["subspace"])
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        handle.remove()
+        for group, old in zip(self._split_groups(), before, strict=True):
+            group["density"] = _restored(group["density"], old["density"], controls.density)
+            group["interval"] = _restored(group["interval"], old["interval"], controls.interval)
+            if group["subspace"]["kind"] == old["subspace"].kind:  # it may be a class of the user's own
+                given = {key: value for key, value in group["subspace"].items() if key != "kind"}
+                group["subspace"] = type(old["subspace"])(**given)
+            else:
+                group["subspace"] = as_subspace(group["subspace"])
+        numbers = [n for group in final["param_groups"] for n in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for number, param in zip(numbers, params, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
+            for key, value in final["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     device = value.device if key == "step" else param.device
                     value = torch.empty_like(value, device=device).copy_(value)
                 self.state[param][key] = value
 
 
-def _selection(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state that say where the subspace lies; empty where the whole matrix is selected."""
-    return {key: state[key] for key in ("indices",) if key in state}
+def _selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a matrix's state that say where its subspace lies."""
+    return {name: state[name] for name in group["subspace"].tensors if name in state}
 
 
 def _turn(group: Mapping[str, Any]) -> Turn:
-    return Turn(seed=group["seed"], number=group["refreshes"], start=group["handed_out"])
+    return Turn(seed=group["seed"], number=group["refreshes"], start=group["handed_out"], first=group["first"])
+
+
+def _restored(
+    saved: Mapping[str, Any], old: controls.Control, build: Callable[[Any], controls.Control]
+) -> controls.Control:
+    """The saved control: of the old one's class, which may be the user's own, or else of the family's."""
+    return type(old).from_state(saved) if saved["kind"] == old.kind else build(saved)
+
+
+def _refuse_other(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+    saved = [(group.get("split"), group.get("shapes")) for group in state_dict["param_groups"]]
+    ours = [(group["split"], group.get("shapes")) for group in groups]
+    if saved != ours:
+        raise ValueError(
+            f"the saved state is not this optimizer's: its groups are {_outline(saved)}, ours {_outline(ours)}; "
+            "make the optimizer over the same model's groups before loading"
+        )
+
+
+def _outline(groups: list[tuple[bool | None, list[list[int]] | None]]) -> str:
+    return "; ".join(f"split matrices {shapes}" if split else "not split" for split, shapes in groups)
 
 
 def _check_rates(group: Mapping[str, Any]) -> None:

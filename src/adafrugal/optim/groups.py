@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 
 class ParameterGroups(list[dict[str, Any]]):
-    """Parameter groups for an optimizer; `str()` of it is a table of them.
+    """Parameter groups for an optimizer; `str()` of it is a table of them, with the float32 state AdamW would keep.
 
     Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, and its own
-    `weight_decay` where that is not the optimizer's.
+    `weight_decay` where that is not the optimizer's. Groups may be given rates and controls of their own before an
+    optimizer is made of them. `Frugal` copies them; torch's optimizers write into them.
     """
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Copies of the groups: torch's optimizers write into those they are given, and these may be used again."""
-        return (dict(group) for group in super().__iter__())
 
     def counts(self) -> list[tuple[str, str, int, int]]:
         """One row a group: rule, "split" or "state-full", number of tensors, number of entries."""
-        return [
-            (
-                group["rule"],
-                "split" if group["split"] else "state-full",
-                len(group["params"]),
-                sum(p.numel() for _, p in group["params"]),
-            )
-            for group in self
-        ]
+        rows = []
+        for group in self:
+            params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]  # torch takes the pairs apart
+            kind = "split" if group["split"] else "state-full"
+            rows.append((group["rule"], kind, len(params), sum(p.numel() for p in params)))
+        return rows
 
     def __str__(self) -> str:
-        head = ("group", "kind", "tensors", "parameters", "AdamW state, bytes")
+        head = ("group", "kind", "tensors", "parameters", "as AdamW, bytes")
         rows = [(rule, kind, f"{n:,}", f"{entries:,}", f"{8 * entries:,}") for rule, kind, n, entries in self.counts()]
         entries = sum(row[3] for row in self.counts())
         tensors = sum(row[2] for row in self.counts())
@@ -76,7 +69,7 @@ def split_parameters(model: nn.Module) -> ParameterGroups:
         )
     groups = (
         {"rule": "Linear in blocks", "split": True, "params": kinds["split"]},
-        {"rule": "embeddings, head", "split": False, "params": kinds["state-full"]},
-        {"rule": "norms, biases", "split": False, "params": kinds["undecayed"], "weight_decay": 0.0},
+        {"rule": "other matrices", "split": False, "params": kinds["state-full"]},
+        {"rule": "vectors, scalars", "split": False, "params": kinds["undecayed"], "weight_decay": 0.0},
     )
     return ParameterGroups(group for group in groups if group["params"])

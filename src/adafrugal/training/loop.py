@@ -42,6 +42,7 @@ class Progress:
     wall: float = 0.0
     state_bytes_start: int = 0
     state_bytes_peak: int = 0
+    memory_peak: int = 0
     window: Window = field(default_factory=Window)
 
 
@@ -166,6 +167,8 @@ class Loop:
         training = sum(seconds[p] for p in ("data", "forward", "backward", "optimizer", "refresh"))
         counted = state_bytes(self.optimizer)
         self.progress.state_bytes_peak = max(self.progress.state_bytes_peak, counted.total)
+        memory = measure.read(self.place.device)
+        self.progress.memory_peak = max(self.progress.memory_peak, measure.peak(memory))
         is_frugal = isinstance(self.optimizer, Frugal)
         line = {
             "step": self.progress.step,
@@ -178,7 +181,7 @@ class Loop:
             "seconds": seconds,
             "state_bytes": counted.total,
             "state_bytes_by_role": counted.by_role(),
-            "memory": measure.read(self.place.device),
+            "memory": memory,
             **evaluated,
         }
         self.record.add_metrics(line)

@@ -18,7 +18,7 @@ def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
 def _adamw(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     o: AdamW = settings.optimizer
     rates = {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
-    return torch.optim.AdamW(groups, **rates, fused=True)
+    return torch.optim.AdamW([dict(group) for group in groups], **rates, fused=True)
 
 
 def _frugal(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:

@@ -173,7 +173,7 @@ def summarise(loop: Loop) -> dict[str, Any]:
             "end_by_role": counted.by_role(),
             "adamw": adamw_state_bytes(list(loop.task.model.parameters())),
         },
-        "memory": line["memory"],
+        "memory": line["memory"] | {"peak_of_the_run": progress.memory_peak},
         "density": line["density"],
         "interval": line["interval"],
         "refreshes": progress.refreshes,

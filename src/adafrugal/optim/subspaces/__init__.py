@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from adafrugal.optim.subspaces.base import Subspace, Turn
+from adafrugal.optim.subspaces.base import Pair, Regions, Selection, Subspace, Turn
 from adafrugal.optim.subspaces.blocks import Blocks
 from adafrugal.optim.subspaces.columns import Columns
 
 SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns)}
 
-__all__ = ["SUBSPACES", "Blocks", "Columns", "Subspace", "Turn", "subspace"]
+__all__ = ["SUBSPACES", "Blocks", "Columns", "Pair", "Regions", "Selection", "Subspace", "Turn", "subspace"]
 
 
 def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from adafrugal.optim.subspaces.base import Subspace, Turn
+from adafrugal.optim.subspaces.base import Regions, Selection, Subspace, Turn
 
 Order = Literal["descending", "ascending", "random"]
 
@@ -32,12 +32,12 @@ class Blocks(Subspace):
         if self.order not in get_args(Order):
             raise ValueError(f"order is {self.order!r}; allowed: {', '.join(get_args(Order))}")
 
-    def shares(self, sizes: Sequence[int], density: float, turn: Turn) -> list[float]:
+    def shares(self, matrices: Sequence[tuple[str, torch.Size]], density: float, turn: Turn) -> list[float]:
         """1.0 for the active matrices, 0.0 for the others."""
-        n = len(sizes)
+        n = len(matrices)
         count = round(density * n)
         if self.order == "random":
-            active = set(torch.randperm(n, generator=turn.generator("blocks"))[:count].tolist())
+            active = set(torch.randperm(n, generator=turn.generator())[:count].tolist())
         else:
             positions = [(turn.start + i) % n for i in range(count)]
             active = {n - 1 - i if self.order == "descending" else i for i in positions}
@@ -47,6 +47,12 @@ class Blocks(Subspace):
         """All of an active matrix, none of another."""
         return shape.numel() if share else 0
 
-    def select(self, matrix: Tensor, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def select(
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+    ) -> Selection:
         """Nothing to remember: an active matrix is selected whole."""
         return {}
+
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+        """The whole matrix keeps state."""
+        return Regions(full=(param, grad))

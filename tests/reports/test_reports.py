@@ -1,0 +1,98 @@
+"""Tables, summaries and pictures of small records made by hand; and that reports need no torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from adafrugal.reports import picture, summary, table
+from adafrugal.tracking.record import Record
+
+
+def made(root, arm, seed=0, loss=5.0, status="finished", **differs):
+    record = Record(root / "pretrain-embedded-llama_3m" / f"{arm}-{seed}-{len(differs)}{loss}")
+    record.create({"seed": seed})
+    labels = {"task": "pretrain", "data": "embedded", "model": "llama_3m", "arm": arm, "seed": seed}
+    differs = {"optimizer.kind": arm, "seed": seed} | differs
+    record.write_environment({"identity": {"labels": labels, "differs": differs}})
+    moving = arm == "adafrugal"
+    for step in (10, 20):
+        line = {"step": step, "loss": loss + 1 / step, "state_bytes": 3 * 2**20 // (step // 10)}
+        line |= {"density": 0.25 / step if moving else None, "interval": step if moving else None}
+        record.add_metrics(line | ({"validation_loss": loss} if step == 20 else {}))
+    record.write_summary({
+        "steps": 20, "tokens": 1000, "epochs": 0.5, "validation_loss": loss, "validation_perplexity": 100.0,
+        "validation_bits_per_byte": 2.0, "optimizer_share": 0.031, "unigram": {"loss": 6.5, "perplexity": 665.1},
+        "seconds": {"forward": 1.0, "backward": 2.0, "wall": 3.5},
+        "state_bytes": {"start": 3 * 2**20, "end": 2**20, "adamw": 4 * 2**20},
+    })  # fmt: skip
+    record.set_status(status)
+    return record
+
+
+def test_seeds_share_a_row_with_mean_spread_and_number(tmp_path):
+    for seed, loss in enumerate((5.0, 5.1, 5.2)):
+        made(tmp_path, "frugal", seed, loss)
+    made(tmp_path, "adamw", 0, 4.9)
+    assert table.markdown(table.find([tmp_path])) == (
+        "## pretrain embedded llama_3m\n\n"
+        "| arm | n | steps | validation loss | perplexity | bits per byte | optimizer ÷ forward and backward |"
+        " optimizer state, start → end |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| adamw | 1 | 20 | 4.9000 | 100.0 | 2.000 | 3.1% | 3.00 MiB → 1.00 MiB |\n"
+        "| frugal | 3 | 20 | 5.1000 ± 0.1000 | 100.0 ± 0.0 | 2.000 ± 0.000 | 3.1% ± 0.0% | 3.00 MiB → 1.00 MiB |\n"
+    )
+
+
+def test_runs_of_one_arm_with_other_settings_are_other_rows(tmp_path):
+    made(tmp_path, "frugal", 0, 5.0)
+    made(tmp_path, "frugal", 1, 5.0)
+    made(tmp_path, "frugal", 0, 5.5, **{"optimizer.lr": 0.01})
+    rows = [line.split("|")[1:3] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
+    assert rows == [[" frugal ", " 2 "], [" frugal optimizer.lr=0.01 ", " 1 "]]
+
+
+def test_what_is_not_finished_is_named_and_not_counted(tmp_path):
+    made(tmp_path, "adamw")
+    failed = made(tmp_path, "frugal", status="failed")
+    text = table.markdown(table.find([tmp_path]))
+    assert f"- not finished (failed): {failed.directory}" in text
+    assert "| frugal" not in text
+
+
+def test_the_summary_puts_the_unigram_model_and_adamw_beside_the_run(tmp_path):
+    text = summary.text(made(tmp_path, "adafrugal", loss=5.25))
+    assert "5.2500 nats a token, 1.25 below a unigram model's 6.5000" in text
+    assert "3.00 MiB at the start, 1.00 MiB at the end; AdamW keeps 4.00 MiB" in text
+    assert "1.25 above" in summary.text(made(tmp_path, "adamw", loss=7.75))
+
+
+@pytest.mark.parametrize(("arm", "panels"), [("adafrugal", 4), ("adamw", 2)])
+def test_a_picture_has_its_panels_and_is_the_same_to_the_byte(tmp_path, arm, panels):
+    record = made(tmp_path, arm)
+    for name in ("one.svg", "two.svg"):
+        picture.draw(record, tmp_path / name)
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.svg", "two.svg"))
+    assert one == two
+    assert one.count(b'id="axes_') == panels
+
+
+def test_the_command_prints_the_tables_without_torch(tmp_path):
+    made(tmp_path, "adamw")
+    script = (
+        "import sys, runpy\n"
+        "try: runpy.run_module('adafrugal.reports', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("## pretrain embedded llama_3m")
+
+
+def test_where_there_are_no_runs_it_says_what_to_do(tmp_path):
+    command = [sys.executable, "-m", "adafrugal.reports", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there are no runs in ")
+    assert "train.py" in done.stderr
