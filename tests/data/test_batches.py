@@ -63,10 +63,14 @@ def test_a_text_that_is_too_short_says_what_would_do():
         TrainingBatches(PackedRows(TOKENS, 10), 0, 4, steps=26, repeat=False)
 
 
-def test_validation_is_the_same_first_rows_and_the_last_batch_may_be_smaller():
-    batches = validation_batches(PackedRows(TOKENS, 10), tokens=75, length=10, batch_size=3)
+def test_validation_rows_are_spread_over_the_held_out_part_and_the_last_batch_may_be_smaller():
+    rows = PackedRows(TOKENS, 10)
+    batches = validation_batches(rows, tokens=75, length=10, batch_size=3)
     assert [b.tokens.shape[0] for b in batches] == [3, 3, 1]
-    assert torch.equal(torch.cat([b.tokens for b in batches]).flatten(), torch.arange(70))
+    firsts = torch.cat([b.tokens for b in batches])[:, 0]
+    assert torch.equal(firsts, torch.tensor([0, 14, 28, 42, 57, 71, 85]) * 10)
+    everything = validation_batches(rows, tokens=10**9, length=10, batch_size=1000)
+    assert torch.equal(everything[0].tokens.flatten(), torch.arange(1000))
 
 
 def test_unigram_loss_is_the_cross_entropy_of_the_frequencies():

@@ -126,6 +126,7 @@ def _mix(value: int, turn: int, key: str) -> int:
 
 
 def validation_batches(rows: PackedRows, tokens: int, length: int, batch_size: int) -> list[Batch]:
-    """The same rows at every evaluation: the first of the held-out part, about `tokens` tokens of it."""
-    numbers = list(range(min(rows.count, max(1, tokens // length))))
+    """The same rows at every evaluation: about `tokens` tokens, spread evenly over the held-out part."""
+    wanted = min(rows.count, max(1, tokens // length))
+    numbers = [i * rows.count // wanted for i in range(wanted)]
     return [rows.batch(numbers[i : i + batch_size]) for i in range(0, len(numbers), batch_size)]
