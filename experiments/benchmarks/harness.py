@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
-    window = config.Trainer().log_every
+    window = config.TrainerSettings().log_every
     run = settings((rounds + 1) * window + 1)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as directory:

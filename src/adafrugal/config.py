@@ -24,14 +24,14 @@ class TrainingError(RuntimeError):
 
 
 @dataclass
-class Pretrain:
+class PretrainSettings:
     """Causal language modelling from random weights."""
 
     kind: str = "pretrain"
 
 
 @dataclass
-class Llama:
+class LlamaSettings:
     """A LLaMA decoder; the names are transformers', except `vocabulary_size`."""
 
     kind: str = "llama"
@@ -56,7 +56,7 @@ class TrainedTokenizer:
 
 
 @dataclass
-class Embedded:
+class EmbeddedSettings:
     """English prose that every installation has: the docstrings of pinned packages."""
 
     kind: str = "embedded"
@@ -65,7 +65,7 @@ class Embedded:
 
 
 @dataclass
-class AdamW:
+class AdamWSettings:
     """torch.optim.AdamW."""
 
     kind: str = "adamw"
@@ -76,7 +76,7 @@ class AdamW:
 
 
 @dataclass
-class Frugal(AdamW):
+class FrugalSettings(AdamWSettings):
     """adafrugal.optim.Frugal: what is not set here is described there."""
 
     kind: str = "frugal"
@@ -121,7 +121,7 @@ class RestartingSchedule(CosineSchedule):
 
 
 @dataclass
-class Trainer:
+class TrainerSettings:
     """The loop."""
 
     steps: int = 500
@@ -136,7 +136,7 @@ class Trainer:
 
 
 @dataclass
-class Eval:
+class EvalSettings:
     """Validation during and after the run."""
 
     every: int = 100
@@ -161,7 +161,7 @@ class WandbTracking:
 
 
 @dataclass
-class Checkpoint:
+class CheckpointSettings:
     """When the state of the run is saved beside its end."""
 
     every: int = 100
@@ -179,9 +179,9 @@ class Settings:
     model: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    trainer: Trainer = field(default_factory=Trainer)
-    eval: Eval = field(default_factory=Eval)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     tracking: Any = MISSING
     run_root: str = "runs"
     cache_root: str = "cache"
@@ -189,10 +189,10 @@ class Settings:
 
 # group -> the dataclasses that a file of conf/<group> can start from, as `schema_<kind>`
 SCHEMAS: dict[str, tuple[type, ...]] = {
-    "task": (Pretrain,),
-    "data": (Embedded,),
-    "model": (Llama,),
-    "optimizer": (AdamW, Frugal),
+    "task": (PretrainSettings,),
+    "data": (EmbeddedSettings,),
+    "model": (LlamaSettings,),
+    "optimizer": (AdamWSettings, FrugalSettings),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
     "tracking": (LocalTracking, WandbTracking),
 }

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from adafrugal.config import Embedded, TrainedTokenizer
+from adafrugal.config import EmbeddedSettings, TrainedTokenizer
 from adafrugal.data import embedded, store
 
-SMALL = Embedded(tokenizer=TrainedTokenizer(vocabulary_size=300))
+SMALL = EmbeddedSettings(tokenizer=TrainedTokenizer(vocabulary_size=300))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_what_it_says_about_itself_is_so(text, tmp_path):
 
 
 def test_another_tokenizer_is_another_store_with_another_fingerprint(text, tmp_path):
-    other = Embedded(tokenizer=TrainedTokenizer(vocabulary_size=310))
+    other = EmbeddedSettings(tokenizer=TrainedTokenizer(vocabulary_size=310))
     a, b = store.prepare(SMALL, tmp_path, str), store.prepare(other, tmp_path, str)
     assert a.fingerprint != b.fingerprint
     assert len(list(tmp_path.iterdir())) == 2

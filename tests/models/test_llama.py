@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from adafrugal.config import Llama
+from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.models.loss import token_nats
 from adafrugal.optim import split_parameters
@@ -40,7 +40,9 @@ def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
     assert "loss_chunk_rows" in found.model and found.model.loss_chunk_rows == 2048
 
 
-TINY = Llama(vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+TINY = LlamaSettings(
+    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+)
 
 
 def test_it_is_the_architecture_of_the_papers():

@@ -104,3 +104,14 @@ def test_any_failure_is_one_warning(record, monkeypatch, broken):
     assert len(warnings) == 1
     assert "no login and no network" in warnings[0]
     wandb.finish()
+
+
+def test_online_without_a_login_is_one_warning_and_no_question(record, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    warnings = []
+    copy = WandbCopy(WandbTracking(mode="online"), record, "a-1", LABELS, warnings.append)
+    copy.add_metrics({"step": 1, "loss": 1.0})
+    copy.finish(0)
+    assert len(warnings) == 1
+    assert "type `wandb login`, or set tracking.mode=offline" in warnings[0]

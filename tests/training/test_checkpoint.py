@@ -4,11 +4,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from adafrugal.config import Llama
+from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.training import checkpoint
 
-TINY = Llama(vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+TINY = LlamaSettings(
+    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+)
 
 
 def test_what_is_saved_comes_back_and_transformers_reads_it(tmp_path):

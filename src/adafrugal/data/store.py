@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adafrugal.config import Embedded
+from adafrugal.config import EmbeddedSettings
 from adafrugal.data import embedded, tokenizer
 from adafrugal.data.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ class TokenStore:
         return self.about["fingerprint"]
 
 
-def prepare(settings: Embedded, cache_root: Path, say: Callable[[str], None]) -> TokenStore:
+def prepare(settings: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]) -> TokenStore:
     """The tokens of the embedded text, from the cache or, the first time, made and put there.
 
     A store appears under its name only when it is whole: what an interrupted preparation leaves is never read.
@@ -57,7 +57,7 @@ def prepare(settings: Embedded, cache_root: Path, say: Callable[[str], None]) ->
     return _open(directory)
 
 
-def _make(directory: Path, settings: Embedded) -> None:
+def _make(directory: Path, settings: EmbeddedSettings) -> None:
     corpus = embedded.read()
     model = tokenizer.train(corpus.train, settings.tokenizer)
     (directory / "tokenizer.model").write_bytes(model)

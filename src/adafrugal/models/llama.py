@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adafrugal.config import Llama
+from adafrugal.config import LlamaSettings
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 
-def build(settings: Llama) -> LlamaForCausalLM:
+def build(settings: LlamaSettings) -> LlamaForCausalLM:
     """A LLaMA of the given shape: untied head, rotary positions, RMSNorm, SiLU, torch's fused attention.
 
     Weights are float32, drawn from torch's global generator: seed it first.

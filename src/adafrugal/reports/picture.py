@@ -41,7 +41,7 @@ def draw(record: Record, file: Path) -> None:
         by_name["interval"].set_ylabel("interval T\n(steps)")
         by_name["interval"].set_ylim(bottom=0)
     state = by_name["state"]
-    state.plot(steps, [line["state_bytes"] / 2**20 for line in lines], color="C3")
+    state.step(steps, [line["state_bytes"] / 2**20 for line in lines], color="C3", where="post")
     if summary:
         state.axhline(summary["state_bytes"]["adamw"] / 2**20, color="grey", linestyle=":", label="AdamW")
         state.legend(frameon=False)

@@ -40,6 +40,8 @@ class WandbCopy:
     def _start(self, settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any]) -> None:
         import wandb
 
+        if settings.mode == "online" and not wandb.login(prompt=False):
+            raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
         starts = sum(event["event"] == "start" for event in record.events())
         self._run = wandb.init(
             project=settings.project,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adafrugal.config import SettingError, Trainer
+from adafrugal.config import SettingError, TrainerSettings
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Place:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def place(settings: Trainer) -> Place:
+def place(settings: TrainerSettings) -> Place:
     """The device and precision that are asked for, or the best there are.
 
     `auto` is the GPU where there is one, and bf16 on a GPU that has it.

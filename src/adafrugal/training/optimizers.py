@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from adafrugal.config import AdamW, Settings, with_run_length
+from adafrugal.config import AdamWSettings, Settings, with_run_length
 from adafrugal.optim import Frugal, ParameterGroups
 
 
@@ -16,7 +16,7 @@ def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
 
 
 def _adamw(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
-    o: AdamW = settings.optimizer
+    o: AdamWSettings = settings.optimizer
     rates = {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
     return torch.optim.AdamW([dict(group) for group in groups], **rates, fused=True)
 

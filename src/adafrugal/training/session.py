@@ -40,7 +40,8 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, bool]:
         raise SettingError(f"run_root is {settings.run_root}: {reason}") from error
     with _only_writer(identity.directory):
         if record.status is None:
-            record.create(asdict(settings))
+            # where the record lies is not part of it: it may be moved, published, or sent to W&B
+            record.create({k: v for k, v in asdict(settings).items() if k not in ("run_root", "cache_root")})
         return record, _train(settings, identity, record)
 
 

@@ -1,0 +1,90 @@
+"""Every command, link, number and line of code in the README is true."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import REPOSITORY
+
+from adafrugal import checks
+from adafrugal.reports import summary, table
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
+def test_every_training_command_composes(command, composed):
+    typed = [part for part in command.split()[2:] if part not in ("-m", "--cfg", "job")]
+    found, choices = composed(*(part.split(",")[0] for part in typed))
+    checks.check(found, choices)
+
+
+def test_every_other_command_is_there():
+    others = {c for c in COMMANDS if not c.startswith("python train.py")}
+    assert others == {"make train", "make test", "python -m adafrugal.reports"}
+    assert (REPOSITORY / "src/adafrugal/reports/__main__.py").exists()
+    done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert done.returncode == 0
+    for target in ("train", "test", "lint", "clean"):
+        assert f"make {target}" in done.stdout
+
+
+def test_every_link_and_file_is_there():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 8
+    for link in links:
+        assert (REPOSITORY / link).exists(), link
+
+
+def test_every_choice_that_is_named_exists():
+    for group, choices in (("optimizer", ["adafrugal", "frugal", "adamw"]), ("data", ["embedded"])):
+        files = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
+        assert files == set(choices), f"the README's table of {group} has others"
+    named = re.search(r"\| `model` \| (.*?) \|", README).group(1)
+    files = {file.stem.removeprefix("llama_") for file in (REPOSITORY / "conf/model").glob("*.yaml")}
+    assert files == {name.removeprefix("llama_") for name in re.findall(r"`([^`]+)`", named)}
+
+
+def test_the_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "'moments':" in done.stdout
+
+
+def test_the_table_is_made_from_the_committed_records():
+    made = table.markdown(table.find([RECORDS]))
+    assert made.split("\n\n")[1].strip() in README
+
+
+def test_the_output_is_that_of_a_committed_record():
+    record = next(r for r in table.find([RECORDS]) if r.environment()["identity"]["labels"] == {
+        "task": "pretrain", "data": "embedded", "model": "llama_3m", "arm": "adafrugal", "seed": 0
+    })  # fmt: skip
+    for line in summary.text(record).splitlines():
+        if not line.startswith(("record", "picture")):
+            assert line in README
+    last = record.metrics()[-1]
+    assert f"validation {last['validation_loss']:.4f}" in README
+
+
+def test_committed_records_name_no_place_of_the_machine_they_were_made_on():
+    for file in RECORDS.rglob("*.*"):
+        assert "run_root" not in file.read_text(), file
+
+
+def test_requirements_are_pinned_and_each_says_what_it_is_for():
+    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    assert lines[-1].startswith("-e .")
+    for line in lines:
+        assert re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line), line
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11"
