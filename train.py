@@ -93,6 +93,9 @@ def main() -> int:
         start()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # run_job lets nothing out: composition's own
         return _say(error)
+    except OSError as error:  # Hydra makes the directories of a sweep
+        reason = f"{error.filename}: {error.strerror}"
+        return _say(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
     if len(codes) > 1:
         words = {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
         sys.stdout.write("\n" + "".join(f"{words[code]:>11}  {name}\n" for name, code in codes.items()))

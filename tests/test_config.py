@@ -134,6 +134,8 @@ WRONG = {
     "-m trainer.steps=10,x": ["trainer.steps", "'x'"],
     "-m trainer.batch_size=8,6 trainer.micro_batch_size=4": ["no job was started", "batch_size=6", "1, 2, 3, 6"],
     "sweeps=density optimizer.lr=-1": ["no job was started", "optimizer.lr"],
+    "run_root=/proc/nowhere": ["run_root is /proc/nowhere", "can be written"],
+    "-m run_root=/proc/nowhere seed=0,1": ["/proc/nowhere", "set run_root to"],
 }
 
 
