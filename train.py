@@ -25,6 +25,7 @@ try:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -36,16 +37,14 @@ except ModuleNotFoundError as missing:
 
 def run_job(composed: DictConfig) -> int:
     """Run one job and return its exit code; no exception leaves here, so that a sweep's other jobs still run."""
-    job = HydraConfig.get()
-    if "num" in job.job and job.mode == hydra.types.RunMode.MULTIRUN:
-        sys.stdout.write(f"\n── job {job.job.num + 1}: {' '.join(job.overrides.task) or 'defaults'}\n")
+    choices = HydraConfig.get().runtime.choices
     try:
-        settings = checks.check(composed, job.runtime.choices)
+        settings = checks.check(composed, choices)
 
         # imported late: a wrong setting needs none of it
         from adafrugal.training.session import run
 
-        record, finished = run(settings, job.runtime.choices)
+        record, finished = run(settings, choices)
         if finished:
             _show(record)
         return DONE if finished else INTERRUPTED
@@ -86,11 +85,20 @@ def main() -> int:
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def start(composed: DictConfig) -> None:
-        if INTERRUPTED not in codes.values():
-            codes[f"job {len(codes) + 1}: {' '.join(HydraConfig.get().overrides.task)}"] = run_job(composed)
+        if INTERRUPTED in codes.values():
+            return
+        hydra_config = HydraConfig.get()
+        typed = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        name = f"job {len(codes) + 1}: {' '.join(typed)}"
+        if hydra_config.mode == RunMode.MULTIRUN:
+            sys.stdout.write(f"\n── {name}\n")
+        codes[name] = run_job(composed)
 
     try:
         start()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues\n")
+        return INTERRUPTED
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # run_job lets nothing out: composition's own
         return _say(error)
     except OSError as error:  # Hydra makes the directories of a sweep

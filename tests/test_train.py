@@ -120,7 +120,7 @@ def test_the_same_command_again_does_nothing_but_print_the_summaries(sweep):
 
 def test_hydra_leaves_nothing_of_its_own_in_the_runs(sweep):
     root = sweep[0]
-    assert {path.name for path in root.iterdir()} <= {"pretrain-embedded-llama_3m", "multirun.yaml"}
+    assert {path.name for path in root.iterdir()} <= {"pretrain-embedded-llama_tiny", "multirun.yaml"}
     assert not list(root.rglob(".hydra"))
     assert not list(root.parent.glob("outputs"))
 
@@ -283,7 +283,7 @@ def test_it_runs_from_any_directory_and_what_is_typed_is_relative_to_it(cache_ro
     command += ["run_root=here", f"cache_root={cache_root}", "experiments=embedded/frugal"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "here").glob("pretrain-embedded-llama_3m/frugal-*/summary.json"))
+    assert list((tmp_path / "here").glob("pretrain-embedded-llama_tiny/frugal-*/summary.json"))
 
 
 def test_the_status_file_is_plain_json(sweep):

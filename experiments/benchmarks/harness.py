@@ -48,7 +48,7 @@ def harness(run: config.Settings, directory: Path) -> Callable[[int], None]:
     optimizer = optimizers.build(run, split_parameters(task.model))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
     record = Record(directory)
-    record.create({})
+    record.begin({})
     loop = Loop(run, task, optimizer, scheduler, place(run.trainer), record, None, Display(run.trainer.steps))
     return lambda step: loop.advance()
 

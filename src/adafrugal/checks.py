@@ -7,7 +7,8 @@ values) and returns typed `Settings`. `explain` makes one line of what compositi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.config import SUBSPACES, SettingError, Settings, with_run_length
+from adafrugal.config import SCHEMAS, SUBSPACES, SettingError, Settings, tokenizer_size, with_run_length
 from adafrugal.optim import controls
 
 
@@ -55,13 +56,9 @@ def check(composed: DictConfig, choices: dict[str, str]) -> Settings:
     except OmegaConfBaseException as error:
         raise SettingError(explain(error)) from error
     settings.arm = settings.arm or choices["optimizer"]
-    for name in ("density", "interval"):
-        if hasattr(settings.optimizer, name):
-            setattr(settings.optimizer, name, _canonical(getattr(settings.optimizer, name)))
-    if isinstance(subspace := getattr(settings.optimizer, "subspace", None), dict) and subspace.keys() == {"kind"}:
-        settings.optimizer.subspace = subspace["kind"]
     for holds in _CHECKS:
         holds(settings)
+    _spell_one_way(settings)
     return settings
 
 
@@ -125,9 +122,39 @@ def _refuse_unknown_keys(node: DictConfig, path: str) -> None:
             raise SettingError(f"{key} is {node[key]!r}; name a file of conf/{key}, such as those in `--help`")
 
 
-def _canonical(control: Any) -> Any:
-    """A plain number means constant; both spellings are one run."""
-    return control if isinstance(control, dict) else {"kind": "constant", "value": control}
+def _spell_one_way(s: Settings) -> None:
+    """Give settings that mean the same the same form, so that one run has one identity.
+
+    A plain number means constant, 1 is 1.0 where a share is meant, a subspace with its defaults is its name, and what
+    is spelt out although null means it becomes null.
+    """
+    steps, tokenizer = s.trainer.steps, s.data.tokenizer
+    given, tokenizer.vocabulary_size = tokenizer.vocabulary_size, None
+    if given != tokenizer_size(s):
+        tokenizer.vocabulary_size = given
+    if s.schedule.warmup == (getattr(s.schedule, "cycle", None) or steps) // 10:
+        s.schedule.warmup = None
+    if getattr(s.schedule, "cycle", None) == steps:
+        s.schedule.cycle = None
+    if s.optimizer.kind != "frugal":
+        return
+    o = s.optimizer
+    o.density = _control(o.density, steps, controls.DENSITIES, shares=True)
+    o.interval = _control(o.interval, steps, controls.INTERVALS, shares=False)
+    if isinstance(o.subspace, dict):
+        kind = o.subspace["kind"]
+        different = {key: v for key, v in o.subspace.items() if key != "kind" and v != SUBSPACES[kind][key][0]}
+        o.subspace = {"kind": kind} | different if different else kind
+
+
+def _control(given: Any, steps: int, kinds: Mapping[str, type[controls.Control]], shares: bool) -> dict[str, Any]:
+    control = dict(given) if isinstance(given, dict) else {"kind": "constant", "value": given}
+    kind = control["kind"]
+    for key, filled in with_run_length({"kind": kind}, steps).items():
+        if key != "kind" and control.get(key) == filled:
+            control[key] = None
+    real = {f.name for f in fields(kinds[kind]) if f.type == "float"} if shares or kind != "constant" else set()
+    return {key: float(value) if key in real else value for key, value in control.items()}
 
 
 def _need(held: bool, name: str, given: Any, allowed: str) -> None:
@@ -136,8 +163,17 @@ def _need(held: bool, name: str, given: Any, allowed: str) -> None:
 
 
 def _one_of(name: str, given: Any, allowed: Iterable[str]) -> None:
-    if given not in allowed:
+    if not isinstance(given, str) or given not in allowed:
         raise SettingError(f"{name} is {given!r}; {nearest(str(given), allowed)}")
+
+
+def _check_kinds(s: Settings) -> None:
+    for group in SCHEMAS:
+        node = getattr(s, group)
+        for name, typed in ((group, node), (f"{group}.tokenizer", getattr(node, "tokenizer", None))):
+            if typed is not None and typed.kind != type(typed)().kind:
+                allowed = f"{type(typed)().kind}, which comes with the file; to choose another write {group}=…"
+                raise SettingError(f"{name}.kind is {typed.kind!r}; allowed: {allowed}")
 
 
 def _check_run(s: Settings) -> None:
@@ -148,9 +184,8 @@ def _check_run(s: Settings) -> None:
     _need(t.sequence_length >= 2, "trainer.sequence_length", t.sequence_length, "2 or more")
     micro = t.micro_batch_size
     if micro is not None:
-        divisors = [str(d) for d in range(1, t.batch_size + 1) if t.batch_size % d == 0]
-        allowed = f"a divisor of trainer.batch_size ({t.batch_size}): {', '.join(divisors)}"
-        _need(str(micro) in divisors, "trainer.micro_batch_size", micro, allowed)
+        allowed = f"a divisor of trainer.batch_size ({t.batch_size}), such as {_near_divisors(t.batch_size, micro)}"
+        _need(micro >= 1 and t.batch_size % micro == 0, "trainer.micro_batch_size", micro, allowed)
     _need(t.clip_norm is None or t.clip_norm > 0, "trainer.clip_norm", t.clip_norm, "above 0, or null for none")
     _one_of("trainer.precision", t.precision, ("auto", "fp32", "bf16"))
     _one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))
@@ -165,15 +200,24 @@ def _check_run(s: Settings) -> None:
     _need(bool(plain), "arm", repr(s.arm), "letters, digits and . _ - + =, since it names the run's directory")
 
 
+def _near_divisors(number: int, given: int) -> str:
+    """The divisors of a number that are nearest to what was given, in order."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = {*small, *(number // d for d in small)}
+    return ", ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - given))[:5]))
+
+
 def _check_model(s: Settings) -> None:
     m = s.model
     for name in ("vocabulary_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         _need(getattr(m, name) >= 1, f"model.{name}", getattr(m, name), "1 or more")
     heads, hidden = m.num_attention_heads, m.hidden_size
-    fits = hidden % heads == 0 and hidden // heads % 2 == 0
-    possible = [str(d) for d in range(1, hidden // 2 + 1) if hidden % d == 0 and hidden // d % 2 == 0]
-    allowed = f"heads of an even size that divide model.hidden_size ({hidden}): {', '.join(possible) or 'none'}"
-    _need(fits, "model.num_attention_heads", heads, allowed)
+    _need(hidden % 2 == 0, "model.hidden_size", hidden, "an even number")
+    possible = _near_divisors(hidden // 2, heads)
+    allowed = f"as many heads of an even size as make up model.hidden_size ({hidden}), such as {possible}"
+    _need(hidden // 2 % heads == 0, "model.num_attention_heads", heads, allowed)
+    _need(0 < m.rms_norm_eps < 1, "model.rms_norm_eps", m.rms_norm_eps, "above 0, below 1")
+    _need(0 <= m.initializer_range < 10, "model.initializer_range", m.initializer_range, "0 or more, below 10")
     longest = m.max_position_embeddings
     length = s.trainer.sequence_length
     _need(length <= longest, "trainer.sequence_length", length, f"up to model.max_position_embeddings ({longest})")
@@ -183,10 +227,9 @@ def _check_model(s: Settings) -> None:
 
 def _check_data(s: Settings) -> None:
     t = s.data.tokenizer
-    _one_of("data.tokenizer.kind", t.kind, ("train",))
     _one_of("data.tokenizer.model_type", t.model_type, ("bpe", "unigram"))
-    name, most = "data.tokenizer.vocabulary_size", s.model.vocabulary_size
-    _need(300 <= t.vocabulary_size <= most, name, t.vocabulary_size, f"300 to model.vocabulary_size ({most})")
+    name, most, size = "data.tokenizer.vocabulary_size", s.model.vocabulary_size, tokenizer_size(s)
+    _need(300 <= size <= most, name, size, f"300 to model.vocabulary_size ({most})")
 
 
 def _check_schedule(s: Settings) -> None:
@@ -235,4 +278,4 @@ def _check_subspace(given: Any) -> None:
         _one_of(f"optimizer.subspace.{key}", value, allowed[key])
 
 
-_CHECKS = (_check_run, _check_model, _check_data, _check_schedule, _check_rates, _check_frugal)
+_CHECKS = (_check_kinds, _check_run, _check_model, _check_data, _check_schedule, _check_rates, _check_frugal)

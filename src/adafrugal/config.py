@@ -51,7 +51,7 @@ class TrainedTokenizer:
     """A SentencePiece model trained on the corpus at first use."""
 
     kind: str = "train"
-    vocabulary_size: int = 4096
+    vocabulary_size: int | None = None  # null: 4,096, or the model's where that is smaller
     model_type: str = "bpe"
 
 
@@ -197,7 +197,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "tracking": (LocalTracking, WandbTracking),
 }
 
-# subspace kind -> its settings and what each allows; a test holds this against adafrugal.optim.subspaces
+# subspace kind -> its settings and what each allows, the default first; a test holds it against adafrugal.optim
 SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
     "blocks": {"order": ("descending", "ascending", "random")},
     "columns": {},
@@ -215,9 +215,17 @@ def register() -> None:
             store.store(group=group, name=f"schema_{schema.kind}", node=schema)
 
 
-def with_run_length(control: dict[str, Any], steps: int) -> dict[str, Any]:
-    """A control's settings with what is null filled in: a decay lasts the run, a loss is observed 20 times."""
-    filled = dict(control)
+def tokenizer_size(settings: Settings) -> int:
+    """The number of pieces that the run's tokenizer has."""
+    return settings.data.tokenizer.vocabulary_size or min(4096, settings.model.vocabulary_size)
+
+
+def with_run_length(control: Any, steps: int) -> dict[str, Any]:
+    """A control's settings, a plain number as a constant, and what is null filled in.
+
+    A decay lasts the run, a loss is observed 20 times in it.
+    """
+    filled = dict(control) if isinstance(control, dict) else {"kind": "constant", "value": control}
     if filled.get("kind") == "linear" and filled.get("steps") is None:
         filled["steps"] = steps
     if filled.get("kind") == "loss_aware" and filled.get("every") is None:

@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from adafrugal.config import EmbeddedSettings, TrainedTokenizer
+from adafrugal.config import SettingError
 from adafrugal.data import embedded, store
-
-SMALL = EmbeddedSettings(tokenizer=TrainedTokenizer(vocabulary_size=300))
 
 
 @pytest.fixture
@@ -23,8 +21,8 @@ def text(monkeypatch):
 
 def test_it_is_made_once_and_read_ever_after(text, tmp_path):
     said = []
-    first = store.prepare(SMALL, tmp_path, said.append)
-    second = store.prepare(SMALL, tmp_path, said.append)
+    first = store.prepare(300, "bpe", tmp_path, said.append)
+    second = store.prepare(300, "bpe", tmp_path, said.append)
     assert len(text) == len(said) == 1
     assert np.array_equal(first.train, second.train)
     assert isinstance(second.train, np.memmap) and second.train.dtype == np.uint16
@@ -32,7 +30,7 @@ def test_it_is_made_once_and_read_ever_after(text, tmp_path):
 
 
 def test_what_it_says_about_itself_is_so(text, tmp_path):
-    found = store.prepare(SMALL, tmp_path, str)
+    found = store.prepare(300, "bpe", tmp_path, str)
     assert found.about["train"]["documents"] == 190
     assert found.about["train"]["tokens"] == len(found.train)
     ends = np.flatnonzero(found.train == found.tokenizer.end)
@@ -44,8 +42,7 @@ def test_what_it_says_about_itself_is_so(text, tmp_path):
 
 
 def test_another_tokenizer_is_another_store_with_another_fingerprint(text, tmp_path):
-    other = EmbeddedSettings(tokenizer=TrainedTokenizer(vocabulary_size=310))
-    a, b = store.prepare(SMALL, tmp_path, str), store.prepare(other, tmp_path, str)
+    a, b = store.prepare(300, "bpe", tmp_path, str), store.prepare(310, "bpe", tmp_path, str)
     assert a.fingerprint != b.fingerprint
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -57,7 +54,14 @@ def test_what_an_interrupted_preparation_leaves_is_never_read(text, tmp_path, mo
     with monkeypatch.context() as broken:
         broken.setattr(np, "save", break_down)
         with pytest.raises(KeyboardInterrupt):
-            store.prepare(SMALL, tmp_path, str)
+            store.prepare(300, "bpe", tmp_path, str)
     assert not any(d.name.startswith("embedded") for d in tmp_path.iterdir())
-    store.prepare(SMALL, tmp_path, str)
+    store.prepare(300, "bpe", tmp_path, str)
     assert len(text) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(text, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SettingError, match=r"cache_root is .*; choose a directory that can be written to"):
+            store.prepare(300, "bpe", place, str)

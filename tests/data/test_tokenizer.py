@@ -1,6 +1,6 @@
 import pytest
 
-from adafrugal.config import SettingError, TrainedTokenizer
+from adafrugal.config import SettingError
 from adafrugal.data import tokenizer
 
 NOUNS = ["tensor", "gradient", "matrix", "column", "moment", "optimizer", "token", "sentence", "model", "learning"]
@@ -11,8 +11,7 @@ TEXT.append("Tiếng Việt có dấu; naïve café — ρ.")
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def trained(request):
-    settings = TrainedTokenizer(vocabulary_size=310, model_type=request.param)
-    return tokenizer.Tokenizer(tokenizer.train(TEXT, settings))
+    return tokenizer.Tokenizer(tokenizer.train(TEXT, 310, request.param))
 
 
 def test_text_survives_and_every_document_is_closed(trained):
@@ -30,10 +29,9 @@ def test_byte_lengths_add_up_to_the_texts_bytes(trained):
 
 
 def test_the_same_text_gives_the_same_model():
-    settings = TrainedTokenizer(vocabulary_size=300)
-    assert tokenizer.train(TEXT, settings) == tokenizer.train(TEXT, settings)
+    assert tokenizer.train(TEXT, 300, "bpe") == tokenizer.train(TEXT, 300, "bpe")
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_one_line_with_the_limit():
     with pytest.raises(SettingError, match=r"data.tokenizer.vocabulary_size is 5000.*cannot fill.*<= \d+"):
-        tokenizer.train(TEXT, TrainedTokenizer(vocabulary_size=5000))
+        tokenizer.train(TEXT, 5000, "bpe")

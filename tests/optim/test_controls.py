@@ -79,14 +79,14 @@ def test_a_loss_that_is_not_finite_raises_no_interval_and_is_reported(loss):
 @pytest.mark.parametrize("control", [Constant(0.25), LinearDecay(0.5, 0.1, 20)])
 def test_density_state_is_plain_and_comes_back(control):
     state = json.loads(json.dumps(control.state_dict()))
-    assert controls.density(state) == control
+    assert controls.density(state) == controls.restored(state, Constant(1)) == control
 
 
 def test_interval_state_comes_back_with_what_it_observed():
     control = LossAware(25, 250)
     for loss in (4.0, 4.0):
         control.observe(loss)
-    again = controls.interval(json.loads(json.dumps(control.state_dict())))
+    again = controls.restored(json.loads(json.dumps(control.state_dict())), LossAware())
     assert again == control
     assert (again.value, again.last_loss) == (38, 4.0)
 
@@ -115,7 +115,8 @@ def test_a_control_is_copied_so_that_groups_do_not_share_its_state():
         (controls.interval, {"kind": "loss_aware", "start": 10, "max": 5}, "only grows"),
         (controls.interval, {"kind": "loss_aware", "factor": 1.0}, "above 1"),
         (controls.interval, {"kind": "linear"}, "allowed: constant, loss_aware"),
-        (controls.interval, {"kind": "loss_aware", "value": -3}, "value is -3"),
+        (controls.interval, {"kind": "loss_aware", "value": 400}, "has no 'value'; it has start, max"),
+        (controls.interval, {"kind": ["loss_aware"]}, "allowed: constant, loss_aware"),
         (controls.interval, LinearDecay(), "kind is 'linear'; allowed here: constant, loss_aware"),
         (controls.density, LossAware(), "kind is 'loss_aware'; allowed here: constant, linear"),
     ],

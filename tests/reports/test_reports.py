@@ -9,12 +9,13 @@ from adafrugal.reports import picture, summary, table
 from adafrugal.tracking.record import Record
 
 
-def made(root, arm, seed=0, loss=5.0, status="finished", **differs):
-    record = Record(root / "pretrain-embedded-llama_3m" / f"{arm}-{seed}-{len(differs)}{loss}")
-    record.create({"seed": seed})
+def made(root, arm, seed=0, loss=5.0, status="finished", precision="fp32", **differs):
+    record = Record(root / "pretrain-embedded-llama_3m" / f"{arm}-{seed}-{len(differs)}{loss}{precision}")
+    record.begin({"seed": seed})
     labels = {"task": "pretrain", "data": "embedded", "model": "llama_3m", "arm": arm, "seed": seed}
     differs = {"optimizer.kind": arm, "seed": seed} | differs
-    record.write_environment({"identity": {"labels": labels, "differs": differs}})
+    found = {"precision": precision, "data": {"fingerprint": "0" * 64}}
+    record.write_environment(found | {"identity": {"labels": labels, "differs": differs}})
     moving = arm == "adafrugal"
     for step in (10, 20):
         line = {"step": step, "loss": loss + 1 / step, "state_bytes": 3 * 2**20 // (step // 10)}
@@ -50,6 +51,21 @@ def test_runs_of_one_arm_with_other_settings_are_other_rows(tmp_path):
     made(tmp_path, "frugal", 0, 5.5, **{"optimizer.lr": 0.01})
     rows = [line.split("|")[1:3] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
     assert rows == [[" frugal ", " 2 "], [" frugal optimizer.lr=0.01 ", " 1 "]]
+
+
+def test_runs_in_another_precision_are_another_row(tmp_path):
+    made(tmp_path, "adamw", 0, 5.0)
+    made(tmp_path, "adamw", 1, 5.0, precision="bf16")
+    rows = [line.split("|")[1] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
+    assert rows == [" adamw precision=fp32 ", " adamw precision=bf16 "]
+
+
+def test_a_run_with_a_loss_that_is_no_number_does_not_cost_the_table(tmp_path):
+    made(tmp_path, "adamw", 0, 5.0)
+    made(tmp_path, "frugal", 0, float("nan"))
+    text = table.markdown(table.find([tmp_path]))
+    assert "| frugal | 1 | 20 | nan |" in text
+    assert "| adamw | 1 | 20 | 5.0000 |" in text
 
 
 def test_what_is_not_finished_is_named_and_not_counted(tmp_path):

@@ -7,7 +7,7 @@ from adafrugal.tracking.record import Record
 
 def made(tmp_path):
     record = Record(tmp_path / "run")
-    record.create({"seed": 0, "optimizer": {"kind": "adamw", "betas": (0.9, 0.999)}})
+    record.begin({"seed": 0, "optimizer": {"kind": "adamw", "betas": (0.9, 0.999)}})
     return record
 
 
@@ -38,6 +38,7 @@ def test_going_back_drops_later_steps_and_keeps_the_runs_own_events(tmp_path):
     for step in (10, 20, 30):
         record.add_metrics({"step": step})
         record.add_event("refresh", step=step)
+    record.add_event("interval", step=21)
     record.add_event("checkpoint", step=20)
     record.add_event("start", step=0)
     record.go_back_to(20)
@@ -60,6 +61,7 @@ def test_numbers_that_json_lacks_are_still_json(tmp_path):
     record.add_metrics({"step": 1, "loss": math.inf, "nested": {"x": [math.nan]}})
     line = (record.directory / "metrics.jsonl").read_text()
     assert json.loads(line, parse_constant=lambda name: 1 / 0) == {"step": 1, "loss": "inf", "nested": {"x": ["nan"]}}
+    assert record.metrics()[0]["loss"] == math.inf
 
 
 def test_the_environment_holds_versions_and_no_variables(monkeypatch):

@@ -53,7 +53,7 @@ def read_back(directory):
 @pytest.fixture
 def record(tmp_path):
     record = Record(tmp_path / "run")
-    record.create({"seed": 3, "optimizer": {"lr": 0.001}})
+    record.begin({"seed": 3, "optimizer": {"lr": 0.001}})
     record.add_event("start", step=0)
     return record
 

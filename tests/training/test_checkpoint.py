@@ -17,8 +17,8 @@ def test_what_is_saved_comes_back_and_transformers_reads_it(tmp_path):
     torch.manual_seed(0)
     model, other = llama.build(TINY), llama.build(TINY)
     checkpoint.save(tmp_path, 7, model, {"step": 7, "moments": torch.arange(3)}, keep=1)
-    state = checkpoint.load(checkpoint.latest(tmp_path), other)
-    assert state["step"] == 7
+    assert checkpoint.load_state(checkpoint.latest(tmp_path))["step"] == 7
+    checkpoint.load_model(checkpoint.latest(tmp_path), other)
     again = LlamaForCausalLM.from_pretrained(checkpoint.latest(tmp_path))
     for a, b, c in zip(model.parameters(), other.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -50,4 +50,4 @@ def test_one_that_does_not_fit_is_an_error(tmp_path):
     checkpoint.save(tmp_path, 1, llama.build(TINY), {}, keep=1)
     wider = llama.build(replace(TINY, hidden_size=64))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        checkpoint.load(checkpoint.latest(tmp_path), wider)
+        checkpoint.load_model(checkpoint.latest(tmp_path), wider)

@@ -12,11 +12,12 @@ def test_phases_add_up_and_can_be_told_apart():
         with clock("optimizer"):
             time.sleep(0.02)
     clock.move(0.01, "optimizer", "refresh")
-    seconds = clock.read()
+    seconds = clock.take()
     assert tuple(seconds) == PHASES
     assert seconds["refresh"] == pytest.approx(0.01)
     assert 0.03 <= seconds["optimizer"] < 0.5
     assert seconds["forward"] == 0
+    assert set(clock.take().values()) == {0.0}, "what was taken is gone"
 
 
 def test_a_phase_that_raises_is_still_an_exception():
@@ -32,4 +33,4 @@ def test_on_a_gpu_phases_are_measured_there():
     with clock("forward"):
         for _ in range(50):
             a = a @ a
-    assert clock.read()["forward"] > 0.001
+    assert clock.take()["forward"] > 0.001

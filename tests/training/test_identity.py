@@ -57,6 +57,14 @@ def test_two_spellings_of_one_run_have_one_key(key):
     assert key("optimizer=frugal", "optimizer.density=0.25") == key("optimizer=frugal")
     assert key("optimizer.subspace={kind:blocks}") == key()
     assert key("trainer.steps=500") == key()
+    assert key("optimizer=frugal", "optimizer.density=1") == key("optimizer=frugal", "optimizer.density=1.0")
+    assert key("optimizer.subspace={kind:blocks,order:descending}") == key()
+    assert key("optimizer.subspace={kind:blocks,order:random}") != key()
+    assert key("optimizer.density.steps=500") == key("optimizer.interval.every=25") == key()
+    assert key("schedule.warmup=50") == key()
+    assert key("data.tokenizer.vocabulary_size=4096") == key()
+    assert key("data.tokenizer.vocabulary_size=2048") != key()
+    assert key("optimizer.density.start=1", "optimizer.interval.gate=20") == key("optimizer.density.start=1.0")
 
 
 def test_only_what_differs_from_the_schemas_defaults_is_hashed(composed):

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
+import signal
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -44,7 +45,7 @@ def versions() -> dict[str, str]:
 def read() -> Corpus:
     """All documents, deduplicated, the held-out part chosen by each document's hash."""
     files = [(str(file), package) for package in PACKAGES for file in _sources(package)]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent) as pool:
         found = pool.map(_docstrings, [file for file, _ in files], chunksize=64)
         documents = list(_unrepeated(text for texts in found for text in texts))
     train, validation = [], []
@@ -54,6 +55,10 @@ def read() -> Corpus:
         everything.update(digest)
         (validation if int.from_bytes(digest[:8], "big") % 100 < HELD_OUT else train).append(document)
     return Corpus(train, validation, everything.hexdigest())
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _sources(package: str) -> list[Path]:

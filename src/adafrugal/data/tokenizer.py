@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from adafrugal.config import SettingError, TrainedTokenizer
+from adafrugal.config import SettingError
 
 SAMPLE_BYTES = 2_000_000  # of text that a tokenizer is trained on; more changes few pieces and costs minutes
 
@@ -44,8 +44,8 @@ class Tokenizer:
         return len(self._model.id_to_piece(number).replace("▁", " ").encode())
 
 
-def train(documents: Sequence[str], settings: TrainedTokenizer) -> bytes:
-    """A SentencePiece model trained on a sample that is spread over all documents.
+def train(documents: Sequence[str], size: int, model_type: str) -> bytes:
+    """A SentencePiece model of `size` pieces, "bpe" or "unigram", trained on a sample spread over all documents.
 
     Ids as T5 has them: 0 padding, 1 end of document, 2 unknown. Bytes that no piece covers are spelt out, so that
     no text is lost, and nothing is normalised, so that bytes can be counted.
@@ -60,8 +60,8 @@ def train(documents: Sequence[str], settings: TrainedTokenizer) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(documents[::every]),
             model_writer=model,
-            vocab_size=settings.vocabulary_size,
-            model_type=settings.model_type,
+            vocab_size=size,
+            model_type=model_type,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -74,7 +74,7 @@ def train(documents: Sequence[str], settings: TrainedTokenizer) -> bytes:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise SettingError(
-            f"data.tokenizer.vocabulary_size is {settings.vocabulary_size}, which this text cannot fill: {reason}"
+            f"data.tokenizer.vocabulary_size is {size}, which this text cannot fill: {reason}"
         ) from error
     return model.getvalue()
 

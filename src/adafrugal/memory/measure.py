@@ -34,8 +34,3 @@ def read(device: torch.device) -> dict[str, int]:
 def peak(found: dict[str, int]) -> int:
     """The largest of what `read` found: the window's peak on CUDA, the process's on a CPU."""
     return found.get("peak", found.get("peak_resident", 0))
-
-
-def adamw_state_bytes(parameters: list[torch.nn.Parameter]) -> int:
-    """What AdamW would keep for these parameters: two moments of each entry, and a four-byte counter each."""
-    return sum(2 * p.numel() * p.element_size() + 4 for p in parameters if p.requires_grad)

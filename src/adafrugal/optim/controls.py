@@ -32,20 +32,25 @@ class Control:
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Control:
-        """A control with the settings, and where present the state, of a mapping."""
-        known = {f.name: f for f in fields(cls)}
-        unknown = [key for key in state if key != "kind" and key not in known]
+    def from_settings(cls, settings: Mapping[str, Any]) -> Control:
+        """A control with the settings of a mapping; its state is that of a new one."""
+        known = [f.name for f in fields(cls) if f.init]
+        given = {key: value for key, value in settings.items() if key != "kind"}
+        unknown = [key for key in given if key not in known]
         if unknown:
             raise ValueError(f"{cls.kind} has no {unknown[0]!r}; it has {', '.join(known)}")
         try:
-            control = cls(**{k: v for k, v in state.items() if k in known and known[k].init})
+            return cls(**given)
         except TypeError:
-            needed = [f.name for f in fields(cls) if f.init]
-            raise ValueError(f"{cls.kind} needs {', '.join(needed)}; given {dict(state)}") from None
-        for name, f in known.items():
-            if not f.init and name in state:
-                setattr(control, name, state[name])
+            raise ValueError(f"{cls.kind} needs {', '.join(known)}; given {given or 'nothing'}") from None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Control:
+        """A control that goes on from what `state_dict` gave."""
+        own = {f.name for f in fields(cls) if not f.init}
+        control = cls.from_settings({key: value for key, value in state.items() if key not in own})
+        for name in own:
+            setattr(control, name, state[name])
         return control
 
 
@@ -132,13 +137,6 @@ class LossAware(Control):
             raise ValueError(f"gate is {self.gate}; a loss above 0 is needed")
         self.value = self.start
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Control:
-        """As every control, with T itself among what is checked."""
-        control = super().from_state(state)
-        _count("value", control.value)
-        return control
-
     def at(self, step: int) -> int:
         """The interval in force, in steps; it depends on what was observed, not on `step`."""
         return self.value
@@ -159,8 +157,16 @@ DENSITIES: dict[str, type[Control]] = {c.kind: c for c in (Constant, LinearDecay
 INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
 
 
+def restored(state: Mapping[str, Any], old: Control) -> Control:
+    """The control that `state_dict` gave: of the class of the one it replaces, which may be anybody's own, or ours."""
+    kinds = {**DENSITIES, **INTERVALS, old.kind: type(old)}
+    if state["kind"] not in kinds:
+        raise ValueError(f"kind is {state['kind']!r}; allowed: {', '.join(kinds)}, or what the optimizer was made with")
+    return kinds[state["kind"]].from_state(state)
+
+
 def density(value: float | Mapping[str, Any] | Control) -> Control:
-    """The density control that `value` describes; a copy, so that two groups never share one's state.
+    """The density control that `value` describes; a copy, so that no two groups share its state.
 
     Raises:
         ValueError: an unknown kind or key, or a value outside [0, 1].
@@ -191,9 +197,9 @@ def _control(value: Any, kinds: Mapping[str, type[Control]]) -> Control:
         return copy.deepcopy(value)
     if isinstance(value, Mapping):
         kind = value.get("kind")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"kind is {kind!r}; allowed: {', '.join(kinds)}")
-        return kinds[kind].from_state(value)
+        return kinds[kind].from_settings(value)
     return Constant(value)
 
 

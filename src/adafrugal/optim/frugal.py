@@ -338,8 +338,8 @@ class Frugal(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         handle.remove()
         for group, old in zip(self._split_groups(), before, strict=True):
-            group["density"] = _restored(group["density"], old["density"], controls.density)
-            group["interval"] = _restored(group["interval"], old["interval"], controls.interval)
+            group["density"] = controls.restored(group["density"], old["density"])
+            group["interval"] = controls.restored(group["interval"], old["interval"])
             if group["subspace"]["kind"] == old["subspace"].kind:  # it may be a class of the user's own
                 given = {key: value for key, value in group["subspace"].items() if key != "kind"}
                 group["subspace"] = type(old["subspace"])(**given)
@@ -362,13 +362,6 @@ def _selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, 
 
 def _turn(group: Mapping[str, Any]) -> Turn:
     return Turn(seed=group["seed"], number=group["refreshes"], start=group["handed_out"], first=group["first"])
-
-
-def _restored(
-    saved: Mapping[str, Any], old: controls.Control, build: Callable[[Any], controls.Control]
-) -> controls.Control:
-    """The saved control: of the old one's class, which may be the user's own, or else of the family's."""
-    return type(old).from_state(saved) if saved["kind"] == old.kind else build(saved)
 
 
 def _refuse_other(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:

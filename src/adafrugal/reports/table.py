@@ -55,12 +55,14 @@ def _table(records: list[Record]) -> str:
 
 
 def _rows(records: list[Record]) -> list[tuple[str, list[Record]]]:
-    """Runs of one arm and the same settings but for the seed, under a name that tells them from the other rows."""
+    """Runs of one arm and all but the seed the same, under a name that tells them from the other rows."""
     rows: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     differs: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
-        identity = record.environment()["identity"]
+        environment = record.environment()
+        identity = environment["identity"]
         settings = {name: value for name, value in identity["differs"].items() if name != "seed"}
+        settings |= {"precision": environment["precision"], "data": environment["data"]["fingerprint"][:8]}
         key = (identity["labels"]["arm"], *(f"{name}={settings[name]}" for name in sorted(settings)))
         rows[key].append(record)
         differs[key] = settings

@@ -4,7 +4,7 @@
     status.json        {"status": created | running | interrupted | failed | finished, …}
     metrics.jsonl      one JSON object a line, each with `step`: a window of training steps, with the evaluation
                        that ended it where there was one
-    events.jsonl       one JSON object a line: refreshes, checkpoints, resumptions, warnings
+    events.jsonl       one JSON object a line: start (of a process), refresh, shrink, interval, checkpoint, warning
     summary.json       the end of the run in numbers; there when it is finished
     environment.json   versions, machine, code, data
     checkpoints/       what a run continues from, and the final model
@@ -63,22 +63,23 @@ class Record:
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.directory / name
-        return json.loads(file.read_text()) if file.exists() else None
+        return json.loads(file.read_text(), object_hook=_numbers) if file.exists() else None
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         file = self.directory / name
         if not file.exists():
             return []
         whole, _, _torn = file.read_text().rpartition("\n")  # a killed process may leave half a line
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line, object_hook=_numbers) for line in whole.splitlines()]
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def create(self, config: Mapping[str, Any]) -> None:
-        """Make the directory and note the settings."""
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Make the directory and note the settings of this start; a run that is there already keeps its status."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-        self.set_status("created")
+        if self.status is None:
+            self.set_status("created")
 
     def set_status(self, status: str, **more: Any) -> None:
         """Note where the run stands."""
@@ -101,12 +102,12 @@ class Record:
         self._append("events.jsonl", {"event": event, "time": _now(), **more})
 
     def go_back_to(self, step: int) -> None:
-        """Drop the metrics and the subspace's events of later steps: a resumed run will write them again."""
+        """Drop the metrics of later steps, and what the training did in them: a resumed run will write them again."""
         for name in ("metrics.jsonl", "events.jsonl"):
             kept = [
                 line
                 for line in self._lines(name)
-                if line.get("step", 0) <= step or line.get("event") not in (None, "refresh", "shrink")
+                if line.get("step", 0) <= step or line.get("event") in ("start", "checkpoint", "warning")
             ]
             self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -134,6 +135,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """The other way round."""
+    return {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in found.items()}
 
 
 def _now() -> str:

@@ -53,6 +53,7 @@ class WandbCopy:
             name=f"{labels['arm']}-seed{labels['seed']}",
             tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
             config=record.config(),
+            reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=30, disable_git=True),
         )
 

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,11 +27,10 @@ def save(root: Path, step: int, model: PreTrainedModel, state: dict[str, Any], k
     beside.mkdir(parents=True)
     model.save_pretrained(beside)
     torch.save(state, beside / "state.pt")
-    for file in beside.iterdir():
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    for file in (*beside.iterdir(), beside):
+        _to_disk(file)
     beside.rename(final)
+    _to_disk(root)
     for old in _all(root)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -43,10 +42,23 @@ def latest(root: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(directory: Path, model: PreTrainedModel) -> dict[str, Any]:
-    """Put a checkpoint's weights into `model` and return the rest of it; an error where it does not fit."""
-    load_model(model, directory / "model.safetensors", strict=True)
+def load_state(directory: Path) -> dict[str, Any]:
+    """All of a checkpoint but the weights, on the CPU."""
     return torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+
+
+def load_model(directory: Path, model: PreTrainedModel) -> None:
+    """Put a checkpoint's weights into `model`; an error where they do not fit."""
+    safetensors.torch.load_model(model, directory / "model.safetensors", strict=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a directory, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _all(root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "
 
 
 class PhaseClock:
-    """Adds up what each phase takes. On a GPU the phases are measured there, and waited for only in `read`."""
+    """Adds up what each phase takes. On a GPU the phases are measured there, and waited for only in `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -38,11 +38,12 @@ class PhaseClock:
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 
-    def read(self) -> dict[str, float]:
-        """Seconds of every phase since the clock was made."""
+    def take(self) -> dict[str, float]:
+        """Seconds of every phase since the last call."""
         if self._pending:
             torch.cuda.synchronize()
             for phase, start, end in self._pending:
                 self._seconds[phase] += start.elapsed_time(end) / 1000
             self._pending.clear()
-        return dict(self._seconds)
+        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        return taken

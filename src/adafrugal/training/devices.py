@@ -22,16 +22,23 @@ class Place:
         """The context in which forward passes run."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
+    def name(self) -> str:
+        """The device as its maker calls it."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
-def place(settings: TrainerSettings) -> Place:
+
+def place(settings: TrainerSettings, begun_in: str | None = None) -> Place:
     """The device and precision that are asked for, or the best there are.
 
-    `auto` is the GPU where there is one, and bf16 on a GPU that has it.
+    Args:
+        settings: `auto` is the GPU where there is one, and bf16 on a GPU that has it.
+        begun_in: the precision that the run began in; `auto` keeps to it, so that a run has one precision wherever
+            it goes on.
 
     Raises:
         SettingError: no such device, or more than one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise SettingError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; allowed: 1, one process on one device. Start train.py "
             "without torchrun (training on several devices is not there yet)"
@@ -42,7 +49,8 @@ def place(settings: TrainerSettings) -> Place:
     device = torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        best = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        precision = begun_in or best
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     return Place(device, precision)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafrugal.config import Settings
+from adafrugal.config import Settings, tokenizer_size
 from adafrugal.data import store
 from adafrugal.data.batches import IGNORED, Batch, PackedRows, TrainingBatches, validation_batches
 from adafrugal.data.unigram import unigram_loss
@@ -34,7 +34,8 @@ class Pretrain:
         self._chunk_rows = settings.model.loss_chunk_rows
         self._nats = torch.compile(token_nats) if settings.trainer.compile else token_nats
         self._micro_batch_size = settings.trainer.micro_batch_size or batch_size
-        self._store = store.prepare(settings.data, Path(settings.cache_root).absolute(), say)
+        cache = Path(settings.cache_root).absolute()
+        self._store = store.prepare(tokenizer_size(settings), settings.data.tokenizer.model_type, cache, say)
         rows = PackedRows(self._store.train, length)
         self._batches = TrainingBatches(rows, settings.seed, batch_size, settings.trainer.steps, settings.data.repeat)
         held_out = PackedRows(self._store.validation, length)

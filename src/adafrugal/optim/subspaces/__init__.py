@@ -25,7 +25,7 @@ def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:
         return value
     described = dict(value) if isinstance(value, Mapping) else {"kind": value}
     kind = described.pop("kind", None)
-    if kind not in SUBSPACES:
+    if not isinstance(kind, str) or kind not in SUBSPACES:
         raise ValueError(f"subspace is {kind!r}; allowed: {', '.join(SUBSPACES)}")
     allowed = [f.name for f in fields(SUBSPACES[kind])]
     unknown = [key for key in described if key not in allowed]

@@ -1,0 +1,143 @@
+"""What a run has done so far, in numbers: the lines of its metrics and its summary are made of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from adafrugal.memory import estimate, measure
+from adafrugal.optim import Frugal, state_bytes
+
+TRAINING = ("data", "forward", "backward", "optimizer", "refresh")  # the phases that tokens per second count
+
+
+@dataclass
+class Window:
+    """The steps since the last line of metrics."""
+
+    nats: float = 0.0
+    targets: int = 0
+    tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Account:
+    """How far a run is, over all of its starts; plain numbers, saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    refreshes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    wall: float = 0.0
+    state_bytes_start: int = 0
+    state_bytes_peak: int = 0
+    memory_peak: int = 0
+    window: Window = field(default_factory=Window)
+    last_line: dict[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain numbers and strings."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Account:
+        """What `state_dict` gave."""
+        return cls(**{**state, "window": Window(**state["window"])})
+
+    def add_step(self, tokens: int, targets: int) -> None:
+        """A step is done."""
+        self.step += 1
+        self.tokens += tokens
+        self.window.tokens += tokens
+        self.window.targets += targets
+
+    def add(self, nats: float, seconds: Mapping[str, float], wall: float) -> None:
+        """What was summed elsewhere since the last call: loss, seconds by phase, seconds in all."""
+        self.window.nats += nats
+        self.window.seconds = dict(Counter(self.window.seconds) + Counter(seconds))
+        self.seconds = dict(Counter(self.seconds) + Counter(seconds))
+        self.wall += wall
+
+    def close_window(
+        self, optimizer: torch.optim.Optimizer, lr: float, device: torch.device, evaluated: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """The line of metrics for the steps since the last one; the next window begins.
+
+        Args:
+            optimizer: its ρ, T and state are read.
+            lr: the rate that the last step applied.
+            device: whose memory is read.
+            evaluated: what the evaluation after the last step found, if there was one.
+        """
+        counted, memory, window = state_bytes(optimizer), measure.read(device), self.window
+        self.state_bytes_peak = max(self.state_bytes_peak, counted.total)
+        self.memory_peak = max(self.memory_peak, measure.peak(memory))
+        is_frugal = isinstance(optimizer, Frugal)
+        training = sum(window.seconds.get(phase, 0.0) for phase in TRAINING)
+        self.last_line = {
+            "step": self.step,
+            "loss": window.nats / window.targets,
+            "lr": lr,
+            "density": optimizer.density if is_frugal else None,
+            "interval": optimizer.interval if is_frugal else None,
+            "tokens": self.tokens,
+            "tokens_per_second": window.tokens / training if training else 0.0,
+            "seconds": window.seconds,
+            "state_bytes": counted.total,
+            "state_bytes_by_role": counted.by_role(),
+            "memory": memory,
+            **evaluated,
+        }
+        self.window = Window()
+        return self.last_line
+
+    def summary(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: torch.nn.Module,
+        evaluations: list[dict[str, Any]],
+        yardstick: Mapping[str, float],
+    ) -> dict[str, Any]:
+        """The end of the run in numbers.
+
+        Args:
+            optimizer: its state is counted.
+            model: its parameters are.
+            evaluations: the lines of metrics that end with one.
+            yardstick: a unigram model's loss and perplexity on the same tokens.
+        """
+        line, counted = self.last_line, state_bytes(optimizer)
+        best = min(evaluations, key=lambda m: m["validation_loss"])
+        passes = self.seconds["forward"] + self.seconds["backward"]
+        found: dict[str, Any] = {
+            "steps": self.step,
+            "tokens": self.tokens,
+            "loss": line["loss"],
+            **{key: value for key, value in line.items() if key.startswith("validation_")},
+            "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},
+            "unigram": dict(yardstick),
+            "seconds": self.seconds | {"wall": self.wall},
+            "optimizer_share": (self.seconds["optimizer"] + self.seconds.get("refresh", 0.0)) / passes,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "state_bytes": {
+                "start": self.state_bytes_start,
+                "peak": self.state_bytes_peak,
+                "end": counted.total,
+                "end_by_role": counted.by_role(),
+                "adamw": estimate.adamw_state_bytes(list(model.parameters())),
+            },
+            "memory": line["memory"] | {"peak_of_the_run": self.memory_peak},
+            "density": line["density"],
+            "interval": line["interval"],
+            "refreshes": self.refreshes,
+        }
+        if isinstance(optimizer, Frugal):
+            names = {n for g in optimizer.param_groups if g["split"] for n in g["param_names"]}
+            moments = sum(counted[name].get("moments", 0) for name in names & counted.keys())
+            found["split_moments"] = {"bytes": moments, "selected_entries": optimizer.selected_entries()}
+        return found
