@@ -23,6 +23,12 @@ def without_times(lines):
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
+def what_happened(record):
+    """The events of the training itself, without their times."""
+    kinds = ("refresh", "shrink", "interval")
+    return without_times(event for event in record.events() if event["event"] in kinds)
+
+
 @pytest.fixture(scope="module")
 def sweep(cache_root, tmp_path_factory):
     """Three optimizers as one multirun, with W&B beside the record; and the same command once more."""
@@ -170,30 +176,39 @@ def test_an_interrupted_run_continues_to_the_same_end(sweep, cache_root, tmp_pat
 
 def test_a_killed_run_continues_from_its_last_checkpoint(cache_root, tmp_path):
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=300"]
-    command += ["checkpoint.every=20", f"cache_root={cache_root}", f"run_root={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    while not list(tmp_path.glob("*/*/checkpoints/step-00000040")):
+    command += ["checkpoint.every=20", f"cache_root={cache_root}"]
+    killed = [*command, f"run_root={tmp_path / 'killed'}"]
+    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    while not list(tmp_path.glob("killed/*/*/checkpoints/step-00000040")):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
-    (record,) = records(tmp_path).values()
+    (record,) = records(tmp_path / "killed").values()
     assert record.status == "running"
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(killed, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     steps = [line["step"] for line in record.metrics()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300
+    whole = subprocess.run([*command, f"run_root={tmp_path / 'whole'}"], capture_output=True, text=True, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    (unbroken,) = records(tmp_path / "whole").values()
+    assert without_times(record.metrics()) == without_times(unbroken.metrics())
+    assert [what_happened(r) for r in (record, unbroken)].count(what_happened(unbroken)) == 2
+    assert record.summary()["refreshes"] == unbroken.summary()["refreshes"]
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
-    done = train("-m", "optimizer=adamw", "optimizer.lr=1e-3,1e30", "seed=0")
+    done = train("-m", "optimizer=adamw", "optimizer.lr=1e30,1e-3", "seed=0", tracking="tracking=wandb")
     assert done.returncode == 1
     assert "error: the loss is " in done.stderr
     assert "lower optimizer.lr" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["done", "failed"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["failed", "done"]
     assert sorted(Record(f.parent).status for f in train.root.glob("*/*/status.json")) == ["failed", "finished"]
+    copies = [file.relative_to(train.root).parts[1] for file in train.root.glob("*/*/wandb/offline-run-*/*.wandb")]
+    assert len(set(copies)) == len(copies) == 2, "each job has a copy of its own"
 
 
 def test_the_batch_may_come_in_parts(sweep, train):
@@ -231,6 +246,7 @@ def test_the_model_can_be_compiled(train):
 def test_several_processes_are_refused_in_one_line(train):
     done = train(env={"WORLD_SIZE": "2"})
     assert done.returncode == 2
+    assert not train.root.exists()
     assert done.stderr == (
         "error: WORLD_SIZE is 2; allowed: 1, one process on one device. Start train.py without torchrun "
         "(training on several devices is not there yet)\n"
@@ -264,6 +280,32 @@ def test_a_resume_on_other_data_is_refused(train):
     assert "was begun on other data (fingerprint 000000000000" in done.stderr
     assert "Traceback" not in done.stderr
     assert record.status == "failed"
+
+
+def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=100000"]
+    command += [f"cache_root={cache_root}", f"run_root={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    time.sleep(1.0)  # in the middle of the imports
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_run_trains_stops_and_goes_on(train):
+    assert train("trainer.device=cuda", "trainer.steps=40").returncode == 0
+    (record,) = records(train.root).values()
+    assert record.environment()["device"] != "cpu"
+    assert record.metrics()[-1]["memory"]["peak"] > 0
+    assert record.metrics()[-1]["validation_loss"] < record.metrics()[0]["loss"]
+    record.set_status("running")
+    for line in ("summary.json", "checkpoints/step-00000040/state.pt"):
+        assert (record.directory / line).exists()
+    again = train("trainer.device=cuda", "trainer.steps=40")
+    assert again.returncode == 0, again.stderr
+    assert "continuing after step 40" in again.stdout
 
 
 def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path):

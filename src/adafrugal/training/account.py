@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -59,8 +58,8 @@ class Account:
     def add(self, nats: float, seconds: Mapping[str, float], wall: float) -> None:
         """What was summed elsewhere since the last call: loss, seconds by phase, seconds in all."""
         self.window.nats += nats
-        self.window.seconds = dict(Counter(self.window.seconds) + Counter(seconds))
-        self.seconds = dict(Counter(self.seconds) + Counter(seconds))
+        for sums in (self.window.seconds, self.seconds):
+            sums |= {phase: sums.get(phase, 0.0) + more for phase, more in seconds.items()}
         self.wall += wall
 
     def close_window(

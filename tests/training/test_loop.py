@@ -1,0 +1,164 @@
+"""The loop against a few lines written by hand: same losses, same gradients, same evaluation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from adafrugal.config import TrainingError
+from adafrugal.models import llama
+from adafrugal.optim import split_parameters
+from adafrugal.tracking.record import Record
+from adafrugal.training import optimizers
+from adafrugal.training.devices import place
+from adafrugal.training.display import Display
+from adafrugal.training.loop import Loop
+from adafrugal.training.pretrain import Pretrain
+from adafrugal.training.schedule import factor
+from adafrugal.training.session import run
+
+
+@pytest.fixture
+def loop(settings, tmp_path):
+    """A function that builds the loop of a tiny run: overrides -> (loop, settings)."""
+
+    def make(*overrides):
+        chosen, _ = settings(*overrides)
+        task = Pretrain(chosen, place(chosen.trainer), str)
+        optimizer = optimizers.build(chosen, split_parameters(task.model))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
+        record = Record(tmp_path / "record")
+        record.begin({})
+        display = Display(chosen.trainer.steps)
+        return Loop(chosen, task, optimizer, scheduler, place(chosen.trainer), record, None, display), chosen
+
+    return make
+
+
+def test_losses_are_those_of_a_loop_written_by_hand(settings):
+    chosen, choices = settings("optimizer=adamw", "trainer.log_every=1", "optimizer.weight_decay=0.1")
+    record, finished = run(chosen, choices)
+    assert finished
+    found = Pretrain(chosen, place(chosen.trainer), str)
+    torch.manual_seed(chosen.seed)
+    model = llama.build(chosen.model)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+    for line in record.metrics():
+        step = line["step"]
+        lr = 1e-3 * ((step - 1) / 2 if step <= 2 else 0.1 + 0.45 * (1 + math.cos(math.pi * (step - 3) / 18)))
+        assert line["lr"] == pytest.approx(lr, rel=1e-9)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        (batch,) = found.batch(step)
+        loss = cross_entropy(model(input_ids=batch.tokens).logits.flatten(0, 1), batch.targets.flatten())
+        assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("clip", ["null", "0.1"])
+def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
+    seen = []
+    for rows in (8, 4, 1):
+        built, _ = loop(f"trainer.micro_batch_size={rows}", f"trainer.clip_norm={clip}")
+        named, grads = list(built.task.model.named_parameters()), {}
+        built.optimizer.register_step_pre_hook(
+            lambda *_, grads=grads, named=named: grads.update({name: p.grad.clone() for name, p in named})
+        )
+        built.advance()
+        assert all(p.grad is None for p in built.task.model.parameters())
+        seen.append(grads)
+    norm = torch.sqrt(sum(g.square().sum() for g in seen[0].values()))
+    assert (norm.item() == pytest.approx(0.1, rel=1e-4)) is (clip == "0.1")
+    for other in seen[1:]:
+        for name, grad in seen[0].items():
+            torch.testing.assert_close(other[name], grad, rtol=1e-4, atol=1e-7)
+
+
+def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loop):
+    built, chosen = loop("trainer.micro_batch_size=1", "eval.tokens=700")
+    task = built.task
+    found = task.evaluate()
+    validation = task._store.validation
+    rows = [i * ((len(validation) - 1) // 64) // 10 for i in range(10)]
+    model, tokenizer = task.model.eval(), task._store.tokenizer
+    nats, count, length = 0.0, 0, 0
+    for row in rows:
+        span = torch.from_numpy(validation[row * 64 : row * 64 + 65].astype(np.int64))
+        with torch.no_grad():
+            logits = model(input_ids=span[None, :-1]).logits[0].double()
+        nats += cross_entropy(logits, span[1:], reduction="sum").item()
+        count += 64
+        pieces = [int(i) for i in span[1:] if i != tokenizer.end]
+        length += sum(len(tokenizer._model.id_to_piece(i).replace("▁", " ").encode()) for i in pieces)
+        length -= sum(5 for i in pieces if tokenizer._model.is_byte(i))  # "<0x41>" is six characters and one byte
+    assert found["validation_loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert found["validation_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert found["validation_bits_per_byte"] == pytest.approx(nats / math.log(2) / length, rel=1e-5)
+    assert chosen.eval.tokens == 700
+
+
+def test_evaluation_leaves_the_model_training_and_without_gradients(loop):
+    built, _ = loop()
+    built.task.model.train()
+    first, second = built.task.evaluate(), built.task.evaluate()
+    assert first == second
+    assert built.task.model.training
+    assert all(p.grad is None for p in built.task.model.parameters())
+
+
+def test_seconds_of_the_summary_are_those_of_the_lines(settings):
+    record, _ = run(*settings())
+    lines, summary = record.metrics(), record.summary()
+    for phase in ("data", "forward", "backward", "optimizer", "refresh", "evaluation"):
+        assert summary["seconds"][phase] == pytest.approx(sum(line["seconds"].get(phase, 0) for line in lines))
+    assert 0 < sum(v for k, v in summary["seconds"].items() if k != "wall") < summary["seconds"]["wall"]
+    tokens = sum(line["tokens_per_second"] * sum(
+        line["seconds"][p] for p in ("data", "forward", "backward", "optimizer", "refresh") if p in line["seconds"]
+    ) for line in lines)  # fmt: skip
+    assert tokens == pytest.approx(summary["tokens"])
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
+    built, _ = loop("optimizer=adamw", "optimizer.lr=1e30", "schedule.warmup=0", "checkpoint.every=1")
+    with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d+: lower optimizer.lr \(1e\+30\) or set"):
+        for _ in range(10):
+            built.advance()
+    steps = [int(d.name.split("-")[1]) for d in (built.record.directory / "checkpoints").glob("step-*")]
+    assert steps == [1], "the last one with a loss"
+
+
+def test_a_checkpoint_of_a_step_is_made_once(loop):
+    built, _ = loop("checkpoint.every=1")
+    built.advance()
+    built._save()
+    assert [e["event"] for e in built.record.events()].count("checkpoint") == 1
+
+
+@pytest.mark.parametrize("overrides", [["optimizer.subspace=columns"], ["optimizer=adamw"]])
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by_the_next_start(settings, overrides):
+    chosen, choices = settings(*overrides)
+    record, _ = run(chosen, choices)
+    before = record.summary()
+    record.set_status("running")
+    (record.directory / "summary.json").unlink()
+    record, finished = run(chosen, choices)
+    assert finished
+    timed = ("seconds", "optimizer_share", "memory")
+    after = record.summary()
+    assert {k: v for k, v in after.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
+    assert after["seconds"]["forward"] == pytest.approx(before["seconds"]["forward"])
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(settings):
+    chosen, _ = settings()
+    assert place(chosen.trainer, "bf16").precision == "bf16"
+    assert place(chosen.trainer).precision == ("fp32" if not torch.cuda.is_available() else "bf16")
+    explicit, _ = settings("trainer.precision=fp32")
+    assert place(explicit.trainer, "fp32").precision == "fp32"
