@@ -282,11 +282,12 @@ def test_a_resume_on_other_data_is_refused(train):
     assert record.status == "failed"
 
 
-def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_path):
+@pytest.mark.parametrize("seconds", [0.6, 1.5, 3.0])
+def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_path, seconds):
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=100000"]
     command += [f"cache_root={cache_root}", f"run_root={tmp_path}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    time.sleep(1.0)  # in the middle of the imports
+    time.sleep(seconds)  # in the middle of the imports, where interruptions can get lost
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adafrugal.config import SettingError, Settings
 from adafrugal.tracking.record import Record
 from adafrugal.training.identity import Identity, differing, identify
+from adafrugal.training.signals import Stop
 
 if TYPE_CHECKING:
     from adafrugal.tracking.wandb import WandbCopy
@@ -35,7 +36,12 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, bool]:
     record = Record(identity.directory)
     if record.status == "finished":
         return record, True
+    with Stop() as stop:  # from here on, since an interruption in the middle of somebody's import can get lost
+        return record, _make(settings, identity, record, stop)
 
+
+def _make(settings: Settings, identity: Identity, record: Record, stop: Stop) -> bool:
+    """Begin or continue the run as the only process that writes it."""
     from adafrugal.training import checkpoint, devices
 
     saved = checkpoint.latest(record.directory / "checkpoints")
@@ -43,10 +49,10 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, bool]:
     place = devices.place(settings.trainer, state["precision"] if state else None)
     with _only_writer(settings, identity.directory):
         if record.status == "finished":  # by a process that held the directory until now
-            return record, True
+            return True
         # where the record lies is no part of it: it may be moved, published, or sent to W&B
         record.begin({k: v for k, v in asdict(settings).items() if k not in ("run_root", "cache_root")})
-        return record, _train(settings, identity, record, place, saved, state)
+        return _train(settings, identity, record, stop, place, saved, state)
 
 
 @contextmanager
@@ -66,13 +72,12 @@ def _only_writer(settings: Settings, directory: Path) -> Iterator[None]:
 
 
 def _train(
-    settings: Settings, identity: Identity, record: Record, place: Place, saved: Path | None, state: Any
+    settings: Settings, identity: Identity, record: Record, stop: Stop, place: Place, saved: Path | None, state: Any
 ) -> bool:
     """Train to the end, or until asked to stop; whatever happens, the record's status says it."""
     from adafrugal.training.display import Display
-    from adafrugal.training.signals import Stop
 
-    with Display(settings.trainer.steps) as display, Stop() as stop:
+    with Display(settings.trainer.steps) as display:
         try:
             with _copy(settings, identity, record, display) as make_copy:
                 loop = _set_up(settings, identity, record, display, place, saved, state, make_copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -26,3 +27,4 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        os.write(2, b"stopping as soon as the run can be continued; a second signal stops at once\n")
