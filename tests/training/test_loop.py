@@ -32,7 +32,7 @@ def loop(settings, tmp_path):
         record = Record(tmp_path / "record")
         record.begin({})
         display = Display(chosen.trainer.steps)
-        return Loop(chosen, task, optimizer, scheduler, place(chosen.trainer), record, None, display), chosen
+        return Loop(chosen, task, optimizer, scheduler, place(chosen.trainer), record, display), chosen
 
     return make
 

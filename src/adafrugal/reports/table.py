@@ -47,9 +47,9 @@ def _table(records: list[Record]) -> str:
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for name, runs in _rows(records):
         summaries = [run.summary() for run in runs]
-        state = summaries[0]["state_bytes"]
         cells = [_cell([read(s) for s in summaries]) for read in COLUMNS.values()]
-        memory = f"{mib(state['start'])} → {mib(state['end'])}"
+        start, end = (statistics.mean(s["state_bytes"][when] for s in summaries) for when in ("start", "end"))
+        memory = f"{mib(start)} → {mib(end)}"
         rows.append([name, str(len(runs)), f"{summaries[0]['steps']:,}", *cells, memory])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -32,7 +32,6 @@ class Loop:
         scheduler: of the learning rate.
         place: device and precision.
         record: what is written.
-        copy: its copy at W&B, if there is one.
         display: what a person sees.
     """
 
@@ -44,11 +43,11 @@ class Loop:
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         place: Place,
         record: Record,
-        copy: WandbCopy | None,
         display: Display,
     ) -> None:
         self.settings, self.task, self.optimizer, self.scheduler = settings, task, optimizer, scheduler
-        self.place, self.record, self.copy, self.display = place, record, copy, display
+        self.place, self.record, self.display = place, record, display
+        self.copy: WandbCopy | None = None  # of the record, at W&B
         self.account = Account()
         self.clock = PhaseClock(place.device)
         self._since = time.perf_counter()
