@@ -44,10 +44,13 @@ def run_job(composed: DictConfig) -> int:
         # imported late: a wrong setting needs none of it
         from adafrugal.training.session import run
 
-        record, finished = run(settings, choices)
-        if finished:
-            _show(record)
-        return DONE if finished else INTERRUPTED
+        record, outcome = run(settings, choices)
+        if outcome == "interrupted":
+            return INTERRUPTED
+        if outcome == "finished before":
+            sys.stdout.write("this run was finished before: nothing is done; remove its directory to make it anew\n")
+        _show(record)
+        return DONE
     except config.SettingError as error:
         return _say(error)
     except config.TrainingError as error:

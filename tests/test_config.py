@@ -116,7 +116,7 @@ WRONG = {
     "optimizer=[": ["optimizer=["],
     "foo": ["'foo'", "name=value"],
     "model.num_attention_heads=5": ["model.num_attention_heads is 5", "hidden_size (192)", "2, 3, 4, 6, 8"],
-    "model.vocabulary_size=100": ["data.tokenizer.vocabulary_size is 100", "300 to model.vocabulary_size (100)"],
+    "model.vocabulary_size=100": ["model.vocabulary_size is 100", "300 or more"],
     "data.tokenizer.vocabulary_size=5000": ["data.tokenizer.vocabulary_size is 5000", "model.vocabulary_size (4096)"],
     "trainer.sequence_length=2000": ["trainer.sequence_length is 2000", "max_position_embeddings (1024)"],
     "trainer.micro_batch_size=3": ["trainer.micro_batch_size is 3", "trainer.batch_size (8)", "1, 2, 4, 8"],

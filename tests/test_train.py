@@ -120,6 +120,7 @@ def test_the_same_command_again_does_nothing_but_print_the_summaries(sweep):
     assert again.returncode == 0
     assert again.stdout.count("validation loss") == 3
     assert "step 20/20" not in again.stdout
+    assert again.stdout.count("finished before: nothing is done") == 3
     for record in records(root).values():
         assert [event["event"] for event in record.events()].count("start") == 1
 

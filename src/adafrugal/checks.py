@@ -228,6 +228,8 @@ def _check_model(s: Settings) -> None:
 def _check_data(s: Settings) -> None:
     t = s.data.tokenizer
     _one_of("data.tokenizer.model_type", t.model_type, ("bpe", "unigram"))
+    least = s.model.vocabulary_size
+    _need(least >= 300, "model.vocabulary_size", least, "300 or more, since a tokenizer has 256 pieces for bytes alone")
     name, most, size = "data.tokenizer.vocabulary_size", s.model.vocabulary_size, tokenizer_size(s)
     _need(300 <= size <= most, name, size, f"300 to model.vocabulary_size ({most})")
 

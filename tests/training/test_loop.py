@@ -39,8 +39,8 @@ def loop(settings, tmp_path):
 
 def test_losses_are_those_of_a_loop_written_by_hand(settings):
     chosen, choices = settings("optimizer=adamw", "trainer.log_every=1", "optimizer.weight_decay=0.1")
-    record, finished = run(chosen, choices)
-    assert finished
+    record, outcome = run(chosen, choices)
+    assert outcome == "finished"
     found = Pretrain(chosen, place(chosen.trainer), str)
     torch.manual_seed(chosen.seed)
     model = llama.build(chosen.model)
@@ -148,8 +148,9 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by
     before = record.summary()
     record.set_status("running")
     (record.directory / "summary.json").unlink()
-    record, finished = run(chosen, choices)
-    assert finished
+    record, outcome = run(chosen, choices)
+    assert outcome == "finished"
+    assert run(chosen, choices)[1] == "finished before"
     timed = ("seconds", "optimizer_share", "memory")
     after = record.summary()
     assert {k: v for k, v in after.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}

@@ -58,7 +58,8 @@ def read() -> Corpus:
 
 
 def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _sources(package: str) -> list[Path]:

@@ -6,7 +6,7 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adafrugal.config import SettingError, Settings
 from adafrugal.tracking.record import Record
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from adafrugal.training.pretrain import Pretrain
 
 
-def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, bool]:
+Outcome = Literal["finished", "finished before", "interrupted"]
+
+
+def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, Outcome]:
     """Make the run that these settings describe, or what is missing of it.
 
     Returns:
-        The record, and whether the run is finished; if not, it was interrupted and can be continued.
+        The record, and how it stands; an interrupted run is continued by the same call.
 
     Raises:
         SettingError: a missing input, or data that are not those the run began with.
@@ -33,7 +36,7 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, bool]:
     identity = identify(settings, choices)
     record = Record(identity.directory)
     if record.status == "finished":
-        return record, True
+        return record, "finished before"
     with Stop() as stop:  # from here on, since an interruption in the middle of somebody's import can get lost
         return record, Session(settings, identity, record, stop).make()
 
@@ -51,15 +54,15 @@ class Session:
     def __init__(self, settings: Settings, identity: Identity, record: Record, stop: Stop) -> None:
         self.settings, self.identity, self.record, self.stop = settings, identity, record, stop
 
-    def make(self) -> bool:
-        """Begin or continue the run, as the only process that writes it; False when asked to stop before its end."""
+    def make(self) -> Outcome:
+        """Begin or continue the run, as the only process that writes it."""
         from adafrugal.training import devices
         from adafrugal.training.display import Display
 
         devices.place(self.settings.trainer)  # refuses before anything is written
         with self._alone():
             if self.record.status == "finished":  # by a process that held the directory until now
-                return True
+                return "finished before"
             # where the record lies is no part of it: it may be moved, published, or sent to W&B
             config = asdict(self.settings)
             self.record.begin({key: value for key, value in config.items() if key not in ("run_root", "cache_root")})
@@ -83,11 +86,12 @@ class Session:
                 raise SettingError(f"{directory} {reason}") from error
             yield
 
-    def _train(self, display: Display) -> bool:
+    def _train(self, display: Display) -> Outcome:
         """Train to the end, or until asked to stop; whatever happens, the record's status says it."""
         try:
             loop = self._set_up(display)
             with self._copied(loop, display):
+                self.stop.training = True
                 finished = loop.fit(self.stop)
                 if finished:
                     self._conclude(loop)
@@ -97,10 +101,11 @@ class Session:
         except Exception as error:
             self.record.set_status("failed", reason=f"{type(error).__name__}: {error}")
             raise
-        self.record.set_status("finished" if finished else "interrupted", step=loop.account.step)
+        outcome: Outcome = "finished" if finished else "interrupted"
+        self.record.set_status(outcome, step=loop.account.step)
         if not finished:
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
-        return finished
+        return outcome
 
     def _set_up(self, display: Display) -> Loop:
         """Build everything, say what it is, and go to where the run stands."""

@@ -1,4 +1,4 @@
-"""Being asked to stop: the first signal ends the run after its step, a second one at once."""
+"""Being asked to stop: at once before the first step, after the step in hand from then on, at once when asked again."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ ASKED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """While entered, SIGINT and SIGTERM set `requested`; a second signal raises KeyboardInterrupt."""
+    """While entered, SIGINT and SIGTERM set `requested` and, unless the run is `training`, raise KeyboardInterrupt.
+
+    A KeyboardInterrupt in the middle of somebody's import can get lost; `requested` stays. When training, only a
+    second signal raises.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.training = False
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._ask) for number in ASKED_BY}
@@ -24,7 +29,8 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested or not self.training:
+            self.requested = True
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, b"stopping as soon as the run can be continued; a second signal stops at once\n")
+        os.write(2, b"stopping after this step; a second signal stops at once\n")
