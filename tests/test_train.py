@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from transformers import LlamaForCausalLM
 
@@ -254,6 +255,39 @@ def test_several_processes_are_refused_in_one_line(train):
     )
 
 
+@pytest.mark.parametrize("number", ["abc", "", "4"])
+def test_any_other_world_size_is_refused_too(train, number):
+    done = train(env={"WORLD_SIZE": number})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: WORLD_SIZE is {number}; allowed: 1")
+
+
+def test_a_refusal_that_needs_no_torch_does_not_wait_for_it(tmp_path):
+    script = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv = ['train.py', 'run_root=/proc/nowhere']\n"
+        f"try: runpy.run_path({str(REPOSITORY / 'train.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "run_root is /proc/nowhere" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_leaves_an_interrupted_run_as_it_was(train, settings):
+    from adafrugal.training.identity import identify
+
+    record = Record(identify(*settings()).directory)
+    record.begin({})
+    record.set_status("interrupted")
+    done = train("trainer.device=cuda")
+    assert done.returncode == 2
+    assert "torch finds no GPU" in done.stderr
+    assert record.status == "interrupted"
+
+
 def test_a_run_is_written_by_one_process_at_a_time(train, settings):
     import fcntl
 
@@ -272,8 +306,6 @@ def test_a_resume_on_other_data_is_refused(train):
     assert train().returncode == 0
     (record,) = records(train.root).values()
     record.set_status("interrupted")
-    import torch
-
     state = next(record.directory.glob("checkpoints/*/state.pt"))
     torch.save(torch.load(state, weights_only=True) | {"data": "0" * 64}, state)
     done = train()

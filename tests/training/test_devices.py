@@ -5,12 +5,6 @@ from adafrugal.config import SettingError, TrainerSettings
 from adafrugal.training.devices import place
 
 
-def test_more_than_one_process_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SettingError, match=r"WORLD_SIZE is 2; allowed: 1"):
-        place(TrainerSettings())
-
-
 def test_a_cpu_computes_in_float32_unless_told_otherwise():
     assert place(TrainerSettings(device="cpu")).precision == "fp32"
     with place(TrainerSettings(device="cpu", precision="bf16")).autocast():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -36,13 +35,8 @@ def place(settings: TrainerSettings, begun_in: str | None = None) -> Place:
             it goes on.
 
     Raises:
-        SettingError: no such device, or more than one process.
+        SettingError: no such device.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise SettingError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; allowed: 1, one process on one device. Start train.py "
-            "without torchrun (training on several devices is not there yet)"
-        )
     has_gpu = torch.cuda.is_available()
     if settings.device == "cuda" and not has_gpu:
         raise SettingError("trainer.device is cuda, but torch finds no GPU; allowed here: auto, cpu")

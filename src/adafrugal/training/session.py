@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -56,13 +57,14 @@ class Session:
 
     def make(self) -> Outcome:
         """Begin or continue the run, as the only process that writes it."""
-        from adafrugal.training import devices
-        from adafrugal.training.display import Display
+        _refuse_several_processes()
+        with self._alone():  # what can be refused without torch is refused before its import
+            from adafrugal.training import devices
+            from adafrugal.training.display import Display
 
-        devices.place(self.settings.trainer)  # refuses before anything is written
-        with self._alone():
             if self.record.status == "finished":  # by a process that held the directory until now
                 return "finished before"
+            devices.place(self.settings.trainer)  # refuses before the record is touched
             # where the record lies is no part of it: it may be moved, published, or sent to W&B
             config = asdict(self.settings)
             self.record.begin({key: value for key, value in config.items() if key not in ("run_root", "cache_root")})
@@ -171,6 +173,14 @@ class Session:
         self.record.write_summary(summary)
         if loop.copy is not None:
             loop.copy.write_summary(summary)
+
+
+def _refuse_several_processes() -> None:
+    if (given := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise SettingError(
+            f"WORLD_SIZE is {given}; allowed: 1, one process on one device. Start train.py without torchrun "
+            "(training on several devices is not there yet)"
+        )
 
 
 def _refuse_other_data(before: str, task: Pretrain, record: Record) -> None:
