@@ -10,13 +10,24 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.config import SCHEMAS, SUBSPACES, SettingError, Settings, tokenizer_size, with_run_length
+from adafrugal.config import (
+    CHOICES,
+    POLICIES,
+    SCHEMAS,
+    SUBSPACES,
+    TREATMENTS,
+    SettingError,
+    Settings,
+    tokenizer_size,
+    with_run_length,
+)
 from adafrugal.optim import controls
 
 
@@ -251,8 +262,18 @@ def _check_rates(s: Settings) -> None:
     for name in ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"):
         value = getattr(o, name, 0)
         _need(0 <= value < float("inf"), f"optimizer.{name}", value, "0 or more")
-    pair = len(o.betas) == 2 and all(0 <= b < 1 for b in o.betas)
-    _need(pair, "optimizer.betas", list(o.betas), "two numbers from 0 to below 1")
+    for name, betas in (("betas", getattr(o, "betas", [0, 0])), ("momentum", [getattr(o, "momentum", 0)] * 2)):
+        within = len(betas) == 2 and all(0 <= b < 1 for b in betas)
+        given, allowed = (list(betas), "two numbers") if name == "betas" else (betas[0], "a number")
+        _need(within, f"optimizer.{name}", given, f"{allowed} from 0 to below 1")
+    if o.kind == "adafactor":
+        _need(-1 <= o.beta2_decay <= 0, "optimizer.beta2_decay", o.beta2_decay, "-1 to 0")
+        _need(1 <= o.clip < float("inf"), "optimizer.clip", o.clip, "1 or more")
+    if o.kind == "muon":
+        _need(1 <= o.ns_steps < 100, "optimizer.ns_steps", o.ns_steps, "1 to 99")
+    if o.kind == "adamw_8bit":
+        _need(o.block_size >= 1, "optimizer.block_size", o.block_size, "1 or more")
+        _need(find_spec("torchao") is not None, "optimizer", "adamw_8bit", "what is installed; pip install torchao")
 
 
 def _check_frugal(s: Settings) -> None:
@@ -266,18 +287,33 @@ def _check_frugal(s: Settings) -> None:
         except ValueError as error:
             hint = f"; to choose another kind write optimizer/{name}=…" if " has no " in str(error) else ""
             raise SettingError(f"optimizer.{name}: {error}{hint}") from None
-    _one_of("optimizer.shrink", s.optimizer.shrink, ("immediately", "at_refresh"))
-    _check_subspace(s.optimizer.subspace)
+    for name, allowed in CHOICES.items():
+        if getattr(s.optimizer, name) not in allowed:
+            _one_of(f"optimizer.{name}", getattr(s.optimizer, name), [a or "null" for a in allowed])
+    for name in ("embeddings", "norms", "head"):
+        _one_of(f"optimizer.modules.{name}", getattr(s.optimizer.modules, name), TREATMENTS)
+    _check_subspace(s)
 
 
-def _check_subspace(given: Any) -> None:
-    described = dict(given) if isinstance(given, dict) else {"kind": given}
+def _check_subspace(s: Settings) -> None:
+    o = s.optimizer
+    described = dict(o.subspace) if isinstance(o.subspace, dict) else {"kind": o.subspace}
     _one_of("optimizer.subspace", described.get("kind"), SUBSPACES)
-    allowed = SUBSPACES[described.pop("kind")]
+    kind = described.pop("kind")
     for key, value in described.items():
-        if key not in allowed:
-            raise SettingError(f"optimizer.subspace.{key}: no such setting; {nearest(key, allowed)}")
-        _one_of(f"optimizer.subspace.{key}", value, allowed[key])
+        if key not in SUBSPACES[kind]:
+            raise SettingError(f"optimizer.subspace.{key}: no such setting; {nearest(key, SUBSPACES[kind])}")
+        _one_of(f"optimizer.subspace.{key}", value, SUBSPACES[kind][key])
+    _one_of(f"optimizer.on_refresh with {kind}", o.on_refresh, POLICIES[kind])
+    if kind == "blocks":
+        _need(o.stagger == 1, "optimizer.stagger", o.stagger, "1 with blocks, which choose among all matrices at once")
+    longest = int(controls.interval(with_run_length(o.interval, s.trainer.steps)).at(1))
+    _need(1 <= o.stagger <= longest, "optimizer.stagger", o.stagger, f"1 to the interval ({longest})")
+    if kind != "blocks" and o.modules.norms == "split":
+        allowed = f"state_full, state_free, frozen; {kind} splits only matrices, optimizer.subspace=blocks all"
+        raise SettingError(f"optimizer.modules.norms is split; allowed: {allowed}")
+    if described.get("unit") == "layer" and "split" in (o.modules.embeddings, o.modules.norms, o.modules.head):
+        raise SettingError("optimizer.modules: with blocks of unit layer nothing outside the layers can be split")
 
 
 _CHECKS = (_check_kinds, _check_run, _check_model, _check_data, _check_schedule, _check_rates, _check_frugal)

@@ -76,6 +76,15 @@ class AdamWSettings:
 
 
 @dataclass
+class ModuleSettings:
+    """How modules outside FRUGAL's split are treated: state_full, split, state_free (permanently) or frozen."""
+
+    embeddings: str = "state_full"
+    norms: str = "state_full"
+    head: str = "state_full"
+
+
+@dataclass
 class FrugalSettings(AdamWSettings):
     """adafrugal.optim.Frugal: what is not set here is described there."""
 
@@ -83,9 +92,48 @@ class FrugalSettings(AdamWSettings):
     density: Any = 0.25
     interval: Any = 200
     subspace: Any = "blocks"
+    state_full: str = "adamw"
+    state_free: str = "signsgd"
     split_lr_scale: float = 1.0
     state_free_lr_scale: float = 1.0
+    on_refresh: str = "reset"
     shrink: str = "immediately"
+    stagger: int = 1
+    state_dtype: str | None = None  # null: float32
+    stochastic_rounding: bool = False
+    nonfinite: str | None = None
+    modules: ModuleSettings = field(default_factory=ModuleSettings)
+    fused: bool = True
+    compile: bool | None = None  # null: for large models
+
+
+@dataclass
+class AdafactorSettings:
+    """torch.optim.Adafactor; `lr` is its largest relative step, `clip` its d."""
+
+    kind: str = "adafactor"
+    lr: float = 1e-2
+    beta2_decay: float = -0.8
+    clip: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclass
+class MuonSettings(AdamWSettings):
+    """torch.optim.Muon on the split matrices, at a rate that is adjusted to AdamW's, and fused AdamW elsewhere."""
+
+    kind: str = "muon"
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+
+
+@dataclass
+class AdamW8bitSettings(AdamWSettings):
+    """torchao.optim.AdamW8bit, where torchao is installed: `pip install adafrugal[torchao]`."""
+
+    kind: str = "adamw_8bit"
+    block_size: int = 256
 
 
 @dataclass
@@ -192,16 +240,43 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "task": (PretrainSettings,),
     "data": (EmbeddedSettings,),
     "model": (LlamaSettings,),
-    "optimizer": (AdamWSettings, FrugalSettings),
+    "optimizer": (AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
     "tracking": (LocalTracking, WandbTracking),
 }
 
 # subspace kind -> its settings and what each allows, the default first; a test holds it against adafrugal.optim
 SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
-    "blocks": {"order": ("descending", "ascending", "random")},
+    "blocks": {
+        "order": ("descending", "ascending", "mirror", "random"),
+        "unit": ("matrix", "layer"),
+        "match": ("count", "elements"),
+    },
     "columns": {},
+    "rows": {},
+    "slab": {},
+    "randk": {},
+    "randperm": {},
+    "svd": {"side": ("smaller", "left", "right"), "svd_method": ("exact", "randomized")},
+    "random": {"side": ("smaller", "left", "right")},
 }
+
+# what else of an optimizer is chosen by name, the default first; held against adafrugal.optim likewise
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "state_full": ("adamw", "lion", "sgdm"),
+    "state_free": ("signsgd", "sgd", "none"),
+    "on_refresh": ("reset", "reset_all", "keep", "keep_overlap"),
+    "shrink": ("immediately", "at_refresh"),
+    "state_dtype": (None, "float32", "bfloat16"),
+    "nonfinite": (None, "error", "skip"),
+}
+POLICIES: dict[str, tuple[str, ...]] = {
+    kind: tuple(p for p in CHOICES["on_refresh"] if p and p not in refused)
+    for kind, refused in {
+        **dict.fromkeys(SUBSPACES, ()), "blocks": ("keep",), "svd": ("keep_overlap",), "random": ("keep_overlap",)
+    }.items()
+}  # fmt: skip
+TREATMENTS = ("state_full", "split", "state_free", "frozen")
 
 
 def register() -> None:
@@ -226,7 +301,7 @@ def with_run_length(control: Any, steps: int) -> dict[str, Any]:
     A decay lasts the run, a loss is observed 20 times in it.
     """
     filled = dict(control) if isinstance(control, dict) else {"kind": "constant", "value": control}
-    if filled.get("kind") == "linear" and filled.get("steps") is None:
+    if filled.get("kind") in ("linear", "cosine") and filled.get("steps") is None:
         filled["steps"] = steps
     if filled.get("kind") == "loss_aware" and filled.get("every") is None:
         filled["every"] = max(1, steps // 20)

@@ -124,3 +124,42 @@ def test_a_control_is_copied_so_that_groups_do_not_share_its_state():
 def test_what_cannot_be_is_refused_with_what_can(build, value, says):
     with pytest.raises(ValueError, match=says):
         build(value)
+
+
+def test_a_cosine_falls_from_start_to_end_and_stays():
+    decay = controls.density({"kind": "cosine", "start": 0.3, "end": 0.1, "steps": 8})
+    assert decay.at(4) == pytest.approx(0.2)
+    assert decay.at(2) == pytest.approx(0.1 + 0.2 * (1 + 2**-0.5) / 2)
+    assert [decay.at(k) for k in (8, 9, 100)] == [0.1] * 3
+    values = [decay.at(k) for k in range(9)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_smoothed_loss_settles_where_a_noisy_one_does_not():
+    noisy = [4.0 + 0.1 * (-1) ** i for i in range(40)]  # changes by 5% from one to the next
+    plain, smooth = (LossAware(100, 1000, smoothing=beta) for beta in (0.0, 0.95))
+    for loss in noisy:
+        plain.observe(loss)
+        smooth.observe(loss)
+    assert plain.at(1) == 100
+    assert smooth.at(1) == 1000
+    assert smooth.last_loss == pytest.approx(0.95 * last(noisy[:-1], 0.95) + 0.05 * noisy[-1])
+
+
+def last(losses, beta):
+    mean = losses[0]
+    for loss in losses[1:]:
+        mean = beta * mean + (1 - beta) * loss
+    return mean
+
+
+@pytest.mark.parametrize("wrong", [{"source": "test"}, {"smoothing": 1.0}, {"smoothing": -0.1}])
+def test_an_impossible_way_to_observe_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+        LossAware(**wrong)
+
+
+def test_a_state_from_before_a_setting_existed_is_read():
+    state = LossAware(100, 1000).state_dict()
+    del state["smoothing"], state["last_loss"]
+    assert controls.restored(state, LossAware()).at(1) == 100

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from adafrugal.optim import Frugal, split_parameters
+from adafrugal.optim import Frugal, Rule, default_rules, split_parameters
 
 
 class Model(nn.Module):
@@ -53,7 +53,7 @@ def test_a_linear_in_a_block_that_is_tied_to_something_outside_is_not_split():
 
 
 def test_a_model_with_nothing_to_split_is_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match=r"nothing to split in Linear.*Make the groups yourself"):
+    with pytest.raises(ValueError, match=r"nothing to split in Linear.*make the groups yourself"):
         split_parameters(nn.Linear(3, 3))
 
 
@@ -82,3 +82,113 @@ def test_torchs_optimizers_take_them_too():
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.1, 0.0]
     assert str(groups) == before
+
+
+# -- rules ------------------------------------------------------------------------------------------------------------
+
+OTHERS = Rule("others", "state_full")
+
+
+def kinds(groups):
+    return {
+        name: kind
+        for group, (_, kind, _, _) in zip(groups, groups.counts(), strict=False)
+        for name, _ in group["params"]
+    }
+
+
+def test_norms_embeddings_and_head_can_be_moved():
+    groups = split_parameters(Model(), default_rules(embeddings="state_full", norms="state_free", head="split"))
+    kind = kinds(groups)
+    assert kind["layers.3.0.weight"] == kind["layers.10.0.bias"] == "state-free"
+    assert kind["pooler.weight"] == kind["layers_norm.weight"] == "split"
+    assert kind["embedding.weight"] == "state-full", "tied to the head, but kept where one place keeps it"
+    assert kind["layers.10.1.weight"] == "split"
+    assert kind["temperature"] == "state-full"
+    optimizer = Frugal(groups)  # vectors can be state-free, and blocks take anything
+    assert next(g for g in optimizer.param_groups if g["rule"] == "norms")["density"].at(1) == 0.0
+
+
+def test_a_tied_tensor_is_in_one_group_and_the_place_that_keeps_most_decides():
+    for embeddings, head, expected in (
+        ("split", "split", "split"), ("state_free", "split", "split"), ("frozen", "state_free", "state-free"),
+    ):  # fmt: skip
+        groups = split_parameters(Model(), default_rules(embeddings=embeddings, head=head))
+        assert kinds(groups)["embedding.weight"] == expected
+
+
+def test_the_split_of_the_glue_scripts():
+    """FACTS §5: query and value with a subspace, other matrices state-free, embeddings frozen, the rest AdamW."""
+    model = nn.ModuleDict({
+        "embeddings": nn.ModuleDict({"word": nn.Embedding(9, 4), "LayerNorm": nn.LayerNorm(4)}),
+        "layer": nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(4, 4) for name in ("query", "key", "value")}) for _ in range(2)
+        ),
+        "classifier": nn.Linear(4, 2),
+    })  # fmt: skip
+    rules = [
+        Rule("embeddings", "frozen", path="embeddings.*"),
+        Rule("query", "split", (nn.Linear,), path="*.query", tensors="matrices", settings={"density": 0.5}),
+        Rule("value", "split", (nn.Linear,), path="layer.?.value", tensors="matrices"),
+        Rule("matrices", "state_free", (nn.Linear,), in_blocks=True, tensors="matrices"),
+        OTHERS,
+    ]
+    groups = split_parameters(model, rules)
+    assert [g["rule"] for g in groups] == ["query", "value", "matrices", "others", "others"]
+    assert groups[0]["density"] == 0.5
+    assert [name for name, _ in groups[2]["params"]] == ["layer.0.key.weight", "layer.1.key.weight"]
+    assert not any(p.requires_grad for p in model["embeddings"].parameters())
+    assert [name for name, _ in groups.frozen] == ["embeddings.word.weight", "embeddings.LayerNorm.weight",
+                                                   "embeddings.LayerNorm.bias"]  # fmt: skip
+    table = str(groups).splitlines()
+    assert table[3].split() == ["matrices", "state-free", "2", "32", "0"]
+    assert table[-2].split() == ["frozen", "frozen", "3", "44", "0"]
+    assert table[-1].split()[1:3] == [
+        str(len(list(model.parameters()))),
+        str(sum(p.numel() for p in model.parameters())),
+    ]
+
+
+def test_a_pattern_is_compared_part_by_part():
+    model = Model()
+    rules = [Rule("one", "split", path="layers.1.1", tensors="matrices"), OTHERS]
+    assert names(split_parameters(model, rules), "one") == ["layers.1.1.weight"], "and not of layers.10"
+    rules = [Rule("ten", "split", path="*.1?.1", tensors="matrices"), OTHERS]
+    assert names(split_parameters(model, rules), "ten") == ["layers.10.1.weight"]
+
+
+def test_what_decays_can_be_said():
+    rules = [
+        Rule("all", "split", (nn.Linear,), in_blocks=True, decayed=True),
+        Rule("others", "state_full", decayed=False),
+    ]
+    groups = split_parameters(Model(), rules)
+    assert [g.get("weight_decay") for g in groups] == [None, 0.0]
+    assert "layers.0.1.bias" in names(groups, "all")
+
+
+def test_layers_are_numbered_over_all_lists_by_their_outermost_member():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            experts = [nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])}) for _ in range(2)]
+            self.encoder, self.decoder = nn.ModuleList(experts), nn.ModuleList([nn.Linear(2, 2)])
+
+    (group, _) = split_parameters(Two())
+    assert group["layers"] == [0, 0, 1, 1, 2]
+
+
+def test_a_rule_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no trainable tensor falls under the rule 'typo'"):
+        split_parameters(Model(), [Rule("typo", "split", path="*.qurey"), OTHERS])
+
+
+def test_a_trainable_tensor_that_no_rule_covers_is_an_error():
+    with pytest.raises(ValueError, match=r"embedding.weight \(10, 4\) in a Embedding falls under no rule"):
+        split_parameters(Model(), [Rule("blocks", "split", in_blocks=True), Rule("scalar", "frozen", path="")])
+
+
+@pytest.mark.parametrize(("key", "value"), [("treatment", "statefull"), ("tensors", "biases")])
+def test_a_rule_that_cannot_be_is_refused(key, value):
+    with pytest.raises(ValueError, match=f"rule 'x': {key} is '{value}'; allowed: "):
+        Rule(**{"name": "x", "treatment": "split", key: value})

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Turn, subspace
+from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Turn, subspace
 
 
 def shapes(n):
-    return [(f"layers.{i}.weight", torch.Size([2, 3])) for i in range(n)]
+    return [Matrix(f"layers.{i}.weight", torch.Size([2, 3])) for i in range(n)]
 
 
 def draw(share, matrix=None, place=0):
@@ -69,7 +69,9 @@ def test_columns_shrink_to_a_part_of_themselves_and_what_stays_keeps_its_values(
     fewer = columns.shrink(matrix.shape, 0.25, Turn(3, 5).generator(0), more)
     assert set(fewer["indices"].tolist()) < set(more["indices"].tolist())
     assert fewer["indices"].numel() == 5
-    assert torch.equal(columns.narrow(matrix[:, more["indices"]], more, fewer), matrix[:, fewer["indices"]])
+    assert torch.equal(
+        columns.narrow(matrix[:, more["indices"]], matrix.shape, more, fewer), matrix[:, fewer["indices"]]
+    )
 
 
 def test_columns_are_closed_into_their_places_and_nothing_else_is_touched():
@@ -107,7 +109,7 @@ def test_a_subspace_is_a_name_a_mapping_or_an_object(value):
     [
         ("block", "allowed: blocks, columns"),
         ({"kind": "columns", "order": "random"}, "has no 'order'; it has no settings"),
-        ({"kind": "blocks", "order": "up"}, "allowed: descending, ascending, random"),
+        ({"kind": "blocks", "order": "up"}, "allowed: descending, ascending, mirror, random"),
         (None, "allowed: blocks, columns"),
     ],
 )

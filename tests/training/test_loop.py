@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from adafrugal.config import TrainingError
 from adafrugal.models import llama
-from adafrugal.optim import split_parameters
 from adafrugal.tracking.record import Record
 from adafrugal.training import optimizers
 from adafrugal.training.devices import place
@@ -27,7 +26,7 @@ def loop(settings, tmp_path):
     def make(*overrides):
         chosen, _ = settings(*overrides)
         task = Pretrain(chosen, place(chosen.trainer), str)
-        optimizer = optimizers.build(chosen, split_parameters(task.model))
+        optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
         record = Record(tmp_path / "record")
         record.begin({})

@@ -11,35 +11,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adafrugal.optim.accounting import StateBytes, state_bytes
-    from adafrugal.optim.controls import Constant, LinearDecay, LossAware
+    from adafrugal.optim.controls import Constant, CosineDecay, LinearDecay, LossAware
     from adafrugal.optim.frugal import Frugal, Refresh
-    from adafrugal.optim.groups import ParameterGroups, split_parameters
-    from adafrugal.optim.subspaces import Blocks, Columns
+    from adafrugal.optim.groups import ParameterGroups, Rule, default_rules, split_parameters
+    from adafrugal.optim.several import Several
+    from adafrugal.optim.subspaces import SVD, Blocks, Columns, RandK, Random, RandPerm, Rows, Slab
 
 _HOME = {
     "Blocks": "subspaces",
     "Columns": "subspaces",
     "Constant": "controls",
+    "CosineDecay": "controls",
     "Frugal": "frugal",
     "LinearDecay": "controls",
     "LossAware": "controls",
     "ParameterGroups": "groups",
+    "RandK": "subspaces",
+    "RandPerm": "subspaces",
+    "Random": "subspaces",
     "Refresh": "frugal",
+    "Rows": "subspaces",
+    "Rule": "groups",
+    "SVD": "subspaces",
+    "Several": "several",
+    "Slab": "subspaces",
     "StateBytes": "accounting",
+    "default_rules": "groups",
     "split_parameters": "groups",
     "state_bytes": "accounting",
 }
 
 __all__ = [
+    "SVD",
     "Blocks",
     "Columns",
     "Constant",
+    "CosineDecay",
     "Frugal",
     "LinearDecay",
     "LossAware",
     "ParameterGroups",
+    "RandK",
+    "RandPerm",
+    "Random",
     "Refresh",
+    "Rows",
+    "Rule",
+    "Several",
+    "Slab",
     "StateBytes",
+    "default_rules",
     "split_parameters",
     "state_bytes",
 ]

@@ -46,7 +46,15 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
             roles: Counter[str] = Counter()
             for key, value in optimizer.state.get(param, {}).items():
                 if isinstance(value, Tensor):
-                    roles[ROLES.get(key, "moments")] += value.numel() * value.element_size()
+                    roles[ROLES.get(key, "moments")] += _bytes(value)
             if roles:
                 counted[name if name not in counted else f"{name} ({len(counted)})"] = dict(roles)
     return counted
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of a tensor, or of those that a tensor subclass is made of (quantized moments with their scales)."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+SOURCES = ("validation", "training")
+
 
 @dataclass
 class Control:
@@ -49,7 +51,7 @@ class Control:
         """A control that goes on from what `state_dict` gave."""
         own = {f.name for f in fields(cls) if not f.init}
         control = cls.from_settings({key: value for key, value in state.items() if key not in own})
-        for name in own:
+        for name in own & state.keys():
             setattr(control, name, state[name])
         return control
 
@@ -97,11 +99,27 @@ class LinearDecay(Control):
 
 
 @dataclass
+class CosineDecay(LinearDecay):
+    """A density on half a cosine: `ρ(k) = end + (start − end)·½(1 + cos(π·min(1, k/steps)))`. Ours, in no paper.
+
+    It stays near `start` for longer than `LinearDecay` and is near `end` sooner; the arguments are the same.
+    """
+
+    kind: ClassVar[str] = "cosine"
+
+    def at(self, step: int) -> float:
+        """The density at `step`, a share in [end, start]."""
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+
+
+@dataclass
 class LossAware(Control):
     """AdaFRUGAL's interval: it grows by `factor` whenever the validation loss has settled.
 
     With L the observed loss and L' the one before: `r = |L − L'| / (L' + 1e-9)`; if `r < threshold` and
     `L < gate` then `T ← min(max, round(factor·T))`, rounding halves to even. The first observation only sets L'.
+    Where there is no validation set, observe the training loss: it is noisy, so average it over the steps since the
+    last observation, or let `smoothing` do it.
 
     Args:
         start: T before anything is observed, in steps.
@@ -111,6 +129,9 @@ class LossAware(Control):
         gate: the loss must also be under this (nats per token); the published 20 never binds.
         every: how many steps lie between two observations. The training loop minds it, `observe` does not:
             every call counts.
+        source: the loss that the loop shows, "validation" or "training" (its mean since the last observation).
+        smoothing: β of a running mean, `L ← β·L' + (1 − β)·observed`, that is compared in place of what is observed;
+            0 for none, below 1.
     """
 
     kind: ClassVar[str] = "loss_aware"
@@ -120,6 +141,8 @@ class LossAware(Control):
     threshold: float = 0.005
     gate: float = 20.0
     every: int = 5000
+    source: str = "validation"
+    smoothing: float = 0.0
     value: int = field(init=False)
     last_loss: float | None = field(init=False, default=None)
 
@@ -135,6 +158,10 @@ class LossAware(Control):
             raise ValueError(f"threshold is {self.threshold}; a number above 0 is needed")
         if not _number("gate", self.gate) > 0:
             raise ValueError(f"gate is {self.gate}; a loss above 0 is needed")
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}; allowed: {', '.join(SOURCES)}")
+        if not 0 <= _number("smoothing", self.smoothing) < 1:
+            raise ValueError(f"smoothing is {self.smoothing}; a share from 0 to below 1 is needed")
         self.value = self.start
 
     def at(self, step: int) -> int:
@@ -142,18 +169,19 @@ class LossAware(Control):
         return self.value
 
     def observe(self, loss: float) -> None:
-        """Compare a validation loss with the one before. A loss that is not finite is reported and left out."""
+        """Compare a loss with the one before. A loss that is not finite is reported and left out."""
         if not math.isfinite(loss):
             warnings.warn(f"the observed loss is {loss}: the interval stays {self.value}", stacklevel=2)
             return
         if self.last_loss is not None:
+            loss = self.smoothing * self.last_loss + (1 - self.smoothing) * loss
             change = abs(loss - self.last_loss) / (self.last_loss + 1e-9)
             if change < self.threshold and loss < self.gate:
                 self.value = min(self.max, round(self.factor * self.value))
         self.last_loss = float(loss)
 
 
-DENSITIES: dict[str, type[Control]] = {c.kind: c for c in (Constant, LinearDecay)}
+DENSITIES: dict[str, type[Control]] = {c.kind: c for c in (Constant, LinearDecay, CosineDecay)}
 INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
 
 

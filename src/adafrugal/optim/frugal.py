@@ -1,7 +1,7 @@
 """FRUGAL and AdaFRUGAL as one composed optimizer.
 
 Which entries keep state is the subspace's answer, how many the density's (ρ), for how long the interval's (T); what
-updates them are the rules. This file is the bookkeeping between the four.
+updates them are the rules. This file composes the four; `turns` minds when and how a subspace moves.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, rules
+from adafrugal.optim import controls, kernels, rules, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
-from adafrugal.optim.subspaces import Pair, Subspace, Turn
+from adafrugal.optim.kernels import Full
+from adafrugal.optim.rounding import Rounding
+from adafrugal.optim.rules import Rates
+from adafrugal.optim.subspaces import Blocks, Free, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
 Shrink = Literal["immediately", "at_refresh"]
-_OF_SPLIT_GROUPS = ("density", "interval", "subspace", "shrink", "seed", "split_lr_scale", "state_free_lr_scale")
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # what the state-full rule remembers for each entry
+Nonfinite = Literal["error", "skip"]
+StateDtype = Literal["float32", "bfloat16"]
+ON_REFRESH = Subspace.policies
+_OF_SPLIT_GROUPS = (
+    "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
+    "on_refresh", "compile",
+)  # fmt: skip
+_COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Refresh:
     """A new choice of the subspace, or its shrinking between two choices.
 
     Args:
-        event: "refresh", or "shrink" where ρ fell between refreshes and part of the subspace was given up.
+        event: "refresh"; "continued" where matrices chose later than others of their turn (`stagger`, or gradients
+            that came late); or "shrink" where ρ fell between refreshes and part of the subspace was given up.
         step: the optimizer step at which it happened; the first is 1.
         group: the index of the parameter group.
         density, interval: ρ and T as read at this step.
@@ -41,7 +51,7 @@ class Refresh:
         bytes_after: the same after the step.
     """
 
-    event: Literal["refresh", "shrink"]
+    event: turns.Event
     step: int
     group: int
     density: float
@@ -54,31 +64,48 @@ class Refresh:
 class Frugal(torch.optim.Optimizer):
     """AdamW for a share ρ of the entries of split matrices, signSGD for the rest, AdamW for all other tensors.
 
-    FRUGAL (arXiv 2411.07837) with constant ρ and T; AdaFRUGAL (arXiv 2601.11568) where both move. For a split matrix
-    W with gradient G: `W ← W(1 − lr·λ)`, then on the subspace the Adam update with `lr·s`, elsewhere
-    `W ← W − lr·s·c·sign(G)`. The subspace is chosen anew before the updates of the first step and whenever T steps
-    have passed; its moments and step counters then restart from zero, those of other tensors never do. A tensor
-    without a gradient is skipped, decay included.
+    FRUGAL (arXiv 2411.07837) with constant ρ and T; AdaFRUGAL (arXiv 2601.11568) where both move; other methods with
+    other parts. For a split matrix W with gradient G: `W ← W(1 − lr·λ)`, then on the subspace the state-full rule
+    with `lr·s`, elsewhere the state-free rule with `lr·s·c`. The subspace is chosen anew before the updates of the
+    first step and whenever T steps have passed; what `on_refresh` says then happens to its moments. A tensor without
+    a gradient is skipped, decay included.
 
-    A group is split when it says `split=True` (`split_parameters` makes such groups); its tensors must be matrices.
-    Every argument below is a default that a group may override.
+    A group is split when it says `split=True` (`split_parameters` makes such groups); with `density=0` it is
+    permanently state-free. Every argument below but `nonfinite` is a default that a group may override.
 
     Args:
         params: parameters, named parameters or groups, as for every torch optimizer.
         lr: learning rate η.
-        betas, eps: Adam's β₁, β₂ and ε.
+        betas: Adam's or Lion's (β₁, β₂); β₁ is the momentum of "sgdm".
+        eps: Adam's ε.
         weight_decay: λ, decoupled.
         density: ρ: a number, a mapping `{"kind": …}` or a control such as `LinearDecay(0.25, 0.05, steps=10_000)`.
         interval: T: likewise, such as `LossAware(100, 1000)`.
-        subspace: "blocks", "columns", a mapping `{"kind": …}` or a `Subspace`.
+        subspace: a name ("blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random"), a mapping
+            `{"kind": …}` or a `Subspace`.
+        state_full: "adamw", "lion" or "sgdm"; for the subspace and for groups that are not split.
+        state_free: "signsgd", "sgd" or "none".
         split_lr_scale: s, the split matrices' share of the learning rate.
         state_free_lr_scale: c, on top of s, for the entries without state.
+        on_refresh: what becomes of moments and step counts. "reset": those of the split matrices begin anew;
+            "reset_all": those of every tensor do; "keep": they stay, in order, for whatever is selected now (GaLore);
+            "keep_overlap": entries that stay selected keep theirs, all others begin anew.
         shrink: whether a falling ρ gives up part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
+        stagger: over how many steps a refresh is spread, so that none of them takes all of its time; at most T, and
+            not for blocks. The first refresh is never spread.
+        state_dtype: of the moments: "float32" or "bfloat16"; None is float32, and float64 for float64 parameters.
+        stochastic_rounding: of what is stored in bfloat16, weights and moments.
+        nonfinite: what to do about a gradient that is not finite: "error", "skip" (the whole step, clocks included;
+            `skipped_steps` counts them) or None, not to look: looking reads all gradients once more and, on a GPU,
+            waits for them.
+        fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
+            tensor after the other, and agrees with torch's own plain AdamW bit for bit.
+        compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more.
         seed: of the random choices; torch's global generator is never used.
 
     Raises:
-        ValueError: a rate, control or subspace outside its range, or a split tensor that is not a matrix.
+        ValueError: a rate, control or subspace outside its range, or parts that do not go together.
     """
 
     def __init__(
@@ -92,21 +119,42 @@ class Frugal(torch.optim.Optimizer):
         density: float | Mapping[str, Any] | controls.Control = 0.25,
         interval: int | Mapping[str, Any] | controls.Control = 200,
         subspace: str | Mapping[str, Any] | Subspace = "blocks",
+        state_full: str = "adamw",
+        state_free: str = "signsgd",
         split_lr_scale: float = 1.0,
         state_free_lr_scale: float = 1.0,
+        on_refresh: str = "reset",
         shrink: Shrink = "immediately",
+        stagger: int = 1,
+        state_dtype: StateDtype | None = None,
+        stochastic_rounding: bool = False,
+        nonfinite: Nonfinite | None = None,
+        fused: bool = True,
+        compile: bool | None = None,
         seed: int = 0,
     ) -> None:
+        if nonfinite not in (None, *get_args(Nonfinite)):
+            raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(Nonfinite))} or None")
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-            "density": density, "interval": interval, "subspace": subspace, "split_lr_scale": split_lr_scale,
-            "state_free_lr_scale": state_free_lr_scale, "shrink": shrink, "seed": seed,
+            "density": density, "interval": interval, "subspace": subspace, "state_full": state_full,
+            "state_free": state_free, "split_lr_scale": split_lr_scale, "state_free_lr_scale": state_free_lr_scale,
+            "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
+            "stochastic_rounding": stochastic_rounding, "fused": fused, "compile": compile, "seed": seed,
+            "nonfinite": nonfinite,
         }  # fmt: skip
         super().__init__(params, defaults)
         if not self._split_groups():
-            warnings.warn("no group says split=True: this Frugal is AdamW; see split_parameters", stacklevel=2)
+            warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
+        if any(_loses_updates(group) for group in self.param_groups):
+            warnings.warn(
+                "weights in 16 bits, rounded to the nearest, lose every update under about 1/512 of a weight "
+                "(bfloat16), and signSGD with a small lr moves nothing: set stochastic_rounding=True (bfloat16), or "
+                "keep float32 weights and use autocast",
+                stacklevel=2,
+            )
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +166,7 @@ class Frugal(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_rates(group)
+            _check_group(group)
             if group["split"]:
                 self._set_up(group)
         except Exception:
@@ -127,16 +175,18 @@ class Frugal(torch.optim.Optimizer):
         if not group["split"]:
             for key in _OF_SPLIT_GROUPS:
                 del group[key]
+        del group["nonfinite"]  # concerns whole steps
+        group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
+        group |= {"steps": 0, "skipped_steps": 0}
 
     def _set_up(self, group: dict[str, Any]) -> None:
         """Give a split group controls and a subspace of its own, and its clocks."""
-        _check_matrices(group)
         group["density"] = controls.density(group["density"])
         group["interval"] = controls.interval(group["interval"])
         group["subspace"] = as_subspace(group["subspace"])
         group["shapes"] = [list(p.shape) for p in group["params"]]
-        group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
-        group |= {"steps": 0, "refreshes": 0, "since_refresh": 0, "handed_out": 0, "density_read": 0.0}
+        _check_parts(group)
+        group |= turns.new_clocks()
 
     def _split_groups(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["split"]]
@@ -150,11 +200,15 @@ class Frugal(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._gradients_are_sound():
+            for group in self.param_groups:
+                group["skipped_steps"] += 1
+            return loss
+        for group in self.param_groups:
+            group["steps"] += 1
         changes = self._move_subspaces()
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group)
+            self._update(group)
         if changes and self._refresh_hooks:
             after = self.state_bytes().total
             for change in changes:
@@ -162,52 +216,35 @@ class Frugal(torch.optim.Optimizer):
                     hook(Refresh(**change, bytes_after=after))
         return loss
 
-    def _update(self, param: Tensor, group: Mapping[str, Any]) -> None:
-        """Update one tensor by the rule, or the two rules, that its entries fall under."""
-        grad, state, lr = param.grad, self.state[param], float(group["lr"])
-        if grad.is_sparse:
+    def _gradients_are_sound(self) -> bool:
+        """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
+        grads = [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
+        if any(grad.layout != torch.strided for grad in grads):
             raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
-        rules.decay_(param, lr=lr, weight_decay=group["weight_decay"])
-        if not group["split"]:
-            self._state_full(param, grad, state, group, lr)
-            return
-        lr *= group["split_lr_scale"]
-        free: tuple[Pair, ...] = ((param, grad),)
-        if state["entries"]:
-            selection = _selection(state, group)
-            regions = group["subspace"].regions(param, grad, selection)
-            self._state_full(*regions.full, state, group, lr)
-            free = regions.free
-        for target, direction in free:
-            rules.signsgd_(target, direction, lr=lr * group["state_free_lr_scale"])
-        if state["entries"]:
-            group["subspace"].close(param, regions.full[0], selection)
-
-    def _state_full(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], lr: float
-    ) -> None:
-        """AdamW on a compact tensor; its moments begin, as zeros, with the first gradient."""
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            for name in _MOMENTS:
-                state[name] = torch.zeros_like(grad, memory_format=torch.preserve_format)
-        state["step"] += 1
-        rules.adamw_(
-            target, grad, *(state[name] for name in _MOMENTS),
-            step=state["step"].item(), lr=lr, betas=group["betas"], eps=group["eps"],
-        )  # fmt: skip
-
-    # -- the subspace ---------------------------------------------------------------------------------------------
+        if self.defaults["nonfinite"] is None or not grads:
+            return True
+        if bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite()):
+            return True
+        if self.defaults["nonfinite"] == "error":
+            names = (name for group in self.param_groups for name in _nonfinite_gradients(group))
+            raise FloatingPointError(
+                f"the gradient of parameter {next(names)} is not finite at step {self.param_groups[0]['steps'] + 1}; "
+                "nothing was changed (nonfinite='skip' would go on without this step)"
+            )
+        return False
 
     def _move_subspaces(self) -> list[dict[str, Any]]:
         """Move every split group's clock by one step, and its subspace where that is due; tell what changed."""
         split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
-        due = [(index, group, event) for index, group in split if (event := self._due(group))]
+        due = [(index, group, event) for index, group in split if (event := turns.due(group, self.state))]
         before = self.state_bytes().total if due and self._refresh_hooks else 0
         changes = []
         for index, group, event in due:
             started = time.perf_counter()
-            self._refresh(group) if event == "refresh" else self._shrink(group)
+            if event == "refresh" and group["on_refresh"] == "reset_all":
+                for other in self.param_groups:
+                    turns.forget_all(other, self.state)
+            turns.carry_out(event, group, self.state)
             changes.append({
                 "event": event, "step": group["steps"], "group": index,
                 "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
@@ -215,79 +252,99 @@ class Frugal(torch.optim.Optimizer):
             })  # fmt: skip
         return changes
 
-    def _due(self, group: dict[str, Any]) -> Literal["refresh", "shrink"] | None:
-        """Move a group's clock by one step and read ρ where it counts now; tell what has to follow."""
-        group["steps"] += 1
-        group["since_refresh"] += 1
-        density = group["density"].at(group["steps"])
-        if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
-            group["density_read"] = density
-            return "refresh"
-        if group["shrink"] == "immediately" and density < group["density_read"]:
-            group["density_read"] = density
-            counts = (group["subspace"].entries(p.shape, share) for p, share in self._shares(group))
-            if any(n < self.state[p]["entries"] for n, p in zip(counts, group["params"], strict=True)):
-                return "shrink"
-        return None
+    # -- updating -------------------------------------------------------------------------------------------------
 
-    def _refresh(self, group: dict[str, Any]) -> None:
-        """Choose the subspace anew. All old moments are let go before any new ones are taken."""
-        old = {param: _selection(self.state[param], group) for param in group["params"]}
-        group["handed_out"] += sum(bool(self.state[param].get("entries")) for param in group["params"])
-        for param in group["params"]:
-            self.state[param].clear()
-        group["refreshes"] += 1
-        group["since_refresh"] = 1
-        subspace, turn = group["subspace"], _turn(group)
-        for place, (param, share) in enumerate(self._shares(group)):
-            state = self.state[param]
-            state["entries"] = subspace.entries(param.shape, share)
-            if state["entries"]:
-                state |= subspace.select(param, param.grad, share, turn.generator(place), old[param])
-
-    def _shrink(self, group: dict[str, Any]) -> None:
-        """Give up what a lower density no longer covers; what remains keeps its moments."""
-        subspace, turn = group["subspace"], _turn(group)
-        for place, (param, share) in enumerate(self._shares(group)):
-            state = self.state[param]
-            entries = subspace.entries(param.shape, share)
-            if entries >= state["entries"]:
+    def _update(self, group: dict[str, Any]) -> None:
+        """Update a group's tensors: together where rules work on them in place, else one after the other."""
+        full: list[Full] = []
+        free: list[list[Free]] = [[], []]  # by the part of the matrix, since parts share storage
+        together = not group["split"] or group["subspace"].in_place
+        for place, param in enumerate(group["params"]):
+            if param.grad is None:
                 continue
-            if entries:
-                old = _selection(state, group)
-                new = subspace.shrink(param.shape, share, turn.generator(place), old)
-                kept = {name: subspace.narrow(state[name], old, new) for name in _MOMENTS if name in state}
-                state |= new | kept
+            state = self.state[param]
+            if _in_fewer_bits(param, group):
+                self._update_wide(param, state, group, group["first"] + place)
+            elif not together and state.get("entries"):
+                self._update_alone(param, param.grad, state, group)
             else:
-                state.clear()
-            state["entries"] = entries
+                whole, parts = self._regions(param, param.grad, state, group)
+                full += whole
+                for which, part in enumerate(parts):
+                    free[which].append(part)
+        kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
+        for parts in free if group["split"] else ():
+            kernels.state_free(group["state_free"], parts, Rates.state_free(group), compiled=_compiles(group))
 
-    def _shares(self, group: Mapping[str, Any]) -> list[tuple[Tensor, float]]:
-        """Each matrix of a group with the share of it that the subspace selects at the ρ last read."""
-        params = group["params"]
-        names = group.get("param_names") or [str(group["first"] + i) for i in range(len(params))]
-        matrices = [(name, p.shape) for name, p in zip(names, params, strict=True)]
-        return list(zip(params, group["subspace"].shares(matrices, group["density_read"], _turn(group)), strict=True))
+    def _regions(
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
+    ) -> tuple[list[Full], tuple[Free, ...]]:
+        """What of one tensor the state-full rule updates, with its moments, and what the state-free rule does."""
+        if not group["split"]:
+            _begin(state, grad, group)
+            return [Full(target, grad, state)], ()
+        if not state.get("entries"):
+            return [], (Free(target, grad),)
+        regions = group["subspace"].regions(target, grad, turns.selection(state, group))
+        _begin(state, regions.full[1], group)
+        return [Full(*regions.full, state)], regions.free
+
+    def _update_alone(self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Update one tensor, and let go of all copies that took."""
+        full, free = self._regions(target, grad, state, group)
+        kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
+        if group["split"]:
+            kernels.state_free(group["state_free"], free, Rates.state_free(group), compiled=_compiles(group))
+        if full and group["split"]:
+            group["subspace"].close(target, full[0].target, turns.selection(state, group))
+
+    def _update_wide(self, param: Tensor, state: dict[str, Any], group: Mapping[str, Any], place: int) -> None:
+        """Update one tensor in float32, where it or its moments are stored in fewer bits."""
+        dtype, kept_in = _working_dtype(param), _state_dtype(param, group)
+        rounding = Rounding(group["stochastic_rounding"], group["seed"], group["steps"], place)
+        moments = rules.STATE_FULL[group["state_full"]].moments
+        stored = {name: state[name] for name in moments if name in state}
+        state |= {name: value.to(dtype) for name, value in stored.items()}
+        wide = param.to(dtype, copy=True)
+        self._update_alone(wide, param.grad.to(dtype), state, group)
+        rounding.store(param, wide)
+        for name in moments if kept_in != dtype and moments[0] in state else ():
+            result = state[name]
+            state[name] = stored.get(name, torch.empty_like(result, dtype=kept_in))
+            rounding.store(state[name], result)
 
     # -- what can be read and observed ----------------------------------------------------------------------------
 
     def observe(self, loss: float) -> None:
-        """Show a validation loss (nats per token) to every control that reads one. Every call counts."""
+        """Show a loss (nats per token) to every control that reads one. Every call counts.
+
+        It is a validation loss, or a training loss averaged over the steps since the last call.
+        """
         for group in self._split_groups():
             group["density"].observe(loss)
             group["interval"].observe(loss)
 
     @property
     def density(self) -> float:
-        """ρ as last read, of the first split group; 0 where there is none or before the first step."""
-        groups = self._split_groups()
-        return groups[0]["density_read"] if groups else 0.0
+        """ρ as last read, of the first split group that is not permanently state-free; 0 before the first step."""
+        group = self._first_split_group()
+        return group["density_read"] if group else 0.0
 
     @property
     def interval(self) -> int:
-        """T in force, of the first split group; 0 where there is none."""
+        """T in force, of the same group; 0 where nothing is split."""
+        group = self._first_split_group()
+        return group["interval"].at(group["steps"]) if group else 0
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient was not finite (`nonfinite="skip"`)."""
+        return self.param_groups[0]["skipped_steps"]
+
+    def _first_split_group(self) -> dict[str, Any] | None:
         groups = self._split_groups()
-        return groups[0]["interval"].at(groups[0]["steps"]) if groups else 0
+        moving = (group for group in groups if group["density"] != controls.Constant(0))
+        return next(moving, groups[0] if groups else None)
 
     def selected_entries(self) -> int:
         """How many entries of split matrices keep state, by the subspaces' own count at the ρ last read.
@@ -332,36 +389,34 @@ class Frugal(torch.optim.Optimizer):
             ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
         """
         _refuse_other(state_dict, self.param_groups)
-        before = self._split_groups()
+        before = self.param_groups
         final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
         super().load_state_dict(state_dict)
         handle.remove()
-        for group, old in zip(self._split_groups(), before, strict=True):
-            group["density"] = controls.restored(group["density"], old["density"])
-            group["interval"] = controls.restored(group["interval"], old["interval"])
-            if group["subspace"]["kind"] == old["subspace"].kind:  # it may be a class of the user's own
-                given = {key: value for key, value in group["subspace"].items() if key != "kind"}
-                group["subspace"] = type(old["subspace"])(**given)
-            else:
-                group["subspace"] = as_subspace(group["subspace"])
-        numbers = [n for group in final["param_groups"] for n in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for number, param in zip(numbers, params, strict=True):
-            for key, value in final["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    device = value.device if key == "step" else param.device
-                    value = torch.empty_like(value, device=device).copy_(value)
-                self.state[param][key] = value
+        for group, old in zip(self.param_groups, before, strict=True):
+            for key in old.keys() - group.keys():  # saved before there was such a setting
+                group[key] = old[key]
+            if group["split"]:
+                group["density"] = controls.restored(group["density"], old["density"])
+                group["interval"] = controls.restored(group["interval"], old["interval"])
+                group["subspace"] = _restored_subspace(group["subspace"], old["subspace"])
+        numbers = iter(n for group in final["param_groups"] for n in group["params"])
+        for group in self.param_groups:
+            for param in group["params"]:
+                for key, value in final["state"].get(next(numbers), {}).items():
+                    if isinstance(value, Tensor):
+                        counter = key == "step" and value.ndim == 0
+                        device = _step_device(param, group) if counter else param.device
+                        value = torch.empty_like(value, device=device).copy_(value)
+                    self.state[param][key] = value
 
 
-def _selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a matrix's state that say where its subspace lies."""
-    return {name: state[name] for name in group["subspace"].tensors if name in state}
-
-
-def _turn(group: Mapping[str, Any]) -> Turn:
-    return Turn(seed=group["seed"], number=group["refreshes"], start=group["handed_out"], first=group["first"])
+def _restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
+    """The subspace of these settings: of the class of the one it replaces, which may be anybody's own, or ours."""
+    if settings["kind"] != old.kind:
+        return as_subspace(settings)
+    return type(old)(**{key: value for key, value in settings.items() if key != "kind"})
 
 
 def _refuse_other(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
@@ -378,26 +433,98 @@ def _outline(groups: list[tuple[bool | None, list[list[int]] | None]]) -> str:
     return "; ".join(f"split matrices {shapes}" if split else "not split" for split, shapes in groups)
 
 
-def _check_rates(group: Mapping[str, Any]) -> None:
+# -- one tensor's state -----------------------------------------------------------------------------------------------
+
+
+def _begin(state: dict[str, Any], compact: Tensor, group: Mapping[str, Any]) -> None:
+    """Moments begin, as zeros of the compact size, with the first gradient."""
+    if "step" in state:
+        return
+    state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(compact, group))
+    for name in rules.STATE_FULL[group["state_full"]].moments:
+        state[name] = torch.zeros_like(compact, memory_format=torch.preserve_format)
+
+
+def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Step counts are read on the host, except by torch's fused kernels on a GPU."""
+    return param.device if group["fused"] and param.is_cuda else torch.device("cpu")
+
+
+def _working_dtype(param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _state_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    return getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(param)
+
+
+def _in_fewer_bits(param: Tensor, group: Mapping[str, Any]) -> bool:
+    """Whether a tensor or its moments are stored in another dtype than the update is made in."""
+    if param.dtype == torch.float32 and group["state_dtype"] is None:  # nearly always
+        return False
+    return {param.dtype, _state_dtype(param, group)} != {_working_dtype(param)}
+
+
+def _loses_updates(group: Mapping[str, Any]) -> bool:
+    lossy = {torch.float16} if group["stochastic_rounding"] else {torch.float16, torch.bfloat16}
+    return any(param.dtype in lossy for param in group["params"])
+
+
+def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:
+    for name, param in zip(_names(group), group["params"], strict=True):
+        if param.grad is not None and not bool(param.grad.isfinite().all()):
+            yield name
+
+
+def _compiles(group: Mapping[str, Any]) -> bool:
+    if group["compile"] is None:
+        return sum(param.numel() for param in group["params"]) >= _COMPILED_FROM
+    return group["compile"]
+
+
+# -- what a group may say ---------------------------------------------------------------------------------------------
+
+
+def _names(group: Mapping[str, Any]) -> list[str]:
+    return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
+
+
+def _check_group(group: Mapping[str, Any]) -> None:
+    """Every number and name within its range."""
     beta1, beta2 = group["betas"]
-    for name, value, allowed, held in (
-        ("lr", group["lr"], "0 or more", group["lr"] >= 0),
-        ("betas", group["betas"], "two numbers from 0 to below 1", 0 <= beta1 < 1 and 0 <= beta2 < 1),
-        ("eps", group["eps"], "0 or more", group["eps"] >= 0),
-        ("weight_decay", group["weight_decay"], "0 or more", group["weight_decay"] >= 0),
-        ("split_lr_scale", group["split_lr_scale"], "0 or more", group["split_lr_scale"] >= 0),
-        ("state_free_lr_scale", group["state_free_lr_scale"], "0 or more", group["state_free_lr_scale"] >= 0),
-        ("shrink", group["shrink"], " or ".join(get_args(Shrink)), group["shrink"] in get_args(Shrink)),
-    ):
+    for name, allowed, held in (
+        ("lr", "0 or more", 0 <= group["lr"] < float("inf")),
+        ("betas", "two numbers from 0 to below 1", 0 <= beta1 < 1 and 0 <= beta2 < 1),
+        ("eps", "0 or more", group["eps"] >= 0),
+        ("weight_decay", "0 or more", group["weight_decay"] >= 0),
+        ("split_lr_scale", "0 or more", group["split_lr_scale"] >= 0),
+        ("state_free_lr_scale", "0 or more", group["state_free_lr_scale"] >= 0),
+        ("stagger", "a whole number of steps, 1 or more", isinstance(group["stagger"], int) and group["stagger"] >= 1),
+        *((name, ", ".join(choices), group[name] in choices) for name, choices in {
+            "state_full": tuple(rules.STATE_FULL), "state_free": tuple(rules.STATE_FREE),
+            "on_refresh": ON_REFRESH, "shrink": get_args(Shrink),
+        }.items()),
+        ("state_dtype", ", ".join(get_args(StateDtype)), group["state_dtype"] in (None, *get_args(StateDtype))),
+    ):  # fmt: skip
         if not held:
-            raise ValueError(f"{name} is {value}; allowed: {allowed}")
+            raise ValueError(f"{name} is {group[name]!r}; allowed: {allowed}")
 
 
-def _check_matrices(group: Mapping[str, Any]) -> None:
-    names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
-    for name, param in zip(names, group["params"], strict=True):
-        if param.ndim != 2:
+def _check_parts(group: Mapping[str, Any]) -> None:
+    """Parts of a split group that must go together."""
+    subspace, is_free = group["subspace"], group["density"] == controls.Constant(0)
+    if group["on_refresh"] not in subspace.policies:
+        allowed = ", ".join(subspace.policies)
+        raise ValueError(f"on_refresh is {group['on_refresh']!r}; {subspace.kind} allows {allowed}")
+    if group["stagger"] > 1 and isinstance(subspace, Blocks):
+        raise ValueError(f"stagger is {group['stagger']}; blocks choose among all matrices at once: set it to 1")
+    if group["stagger"] > group["interval"].at(1):
+        raise ValueError(f"stagger is {group['stagger']}, above the interval ({group['interval'].at(1)})")
+    if "layers" in group and len(group["layers"]) != len(group["params"]):
+        raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
+    for name, param in zip(_names(group), group["params"], strict=True):
+        if param.ndim != 2 and not (subspace.any_shape or is_free):
             raise ValueError(
-                f"parameter {name} of a split group has shape {tuple(param.shape)}; only matrices can be split: "
-                "put it into a group without split=True"
+                f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
+                "matrices: put it into a group without split=True"
             )

@@ -1,35 +1,151 @@
-"""Which parameter of a model is split between the two rules, and which always keeps AdamW state; decayed or not."""
+"""Which parameters of a model are split, always state-full, permanently state-free or frozen; decayed or not."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
+
+Treatment = Literal["split", "state_full", "state_free", "frozen"]
+Tensors = Literal["all", "matrices", "vectors"]
+
+
+class _Found(NamedTuple):
+    """One tensor of a model, at one of the places where it is used."""
+
+    param: nn.Parameter
+    module: nn.Module
+    path: str  # of the module
+    layer: int | None  # the number of the transformer block, over all of the model's; None outside
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which tensors are treated how. All conditions must hold; one that is not given always does.
+
+    Args:
+        name: what the table of groups calls them.
+        treatment: "split", "state_full", "state_free" (permanently) or "frozen" (`requires_grad` is set to False).
+        types: of the module that owns the tensor: classes, or patterns for names of classes (`"*Norm"` also finds
+            transformers' `LlamaRMSNorm`, which descends from no class of torch's).
+        path: a pattern for the module's path, part by part between the dots: `*` stands for one part or, at the
+            beginning, for any number; in a part, `*` and `?` are as in file names. `*.attention.self.query`.
+        in_blocks: whether the module is in a transformer block, that is in a member of a `nn.ModuleList`.
+        tensors: "matrices" (two dimensions or more), "vectors" (fewer) or "all".
+        decayed: whether weight decay applies; None: to matrices, not to vectors.
+        optional: whether it is no mistake if nothing falls under the rule.
+        settings: for the optimizer's group, such as `{"density": 0.01}` or `{"lr": 1e-4}`.
+    """
+
+    name: str
+    treatment: Treatment
+    types: tuple[type[nn.Module] | str, ...] = (nn.Module,)
+    path: str = "*"
+    in_blocks: bool | None = None
+    tensors: Tensors = "all"
+    decayed: bool | None = None
+    optional: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, value, allowed in (
+            ("treatment", self.treatment, get_args(Treatment)),
+            ("tensors", self.tensors, get_args(Tensors)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"rule {self.name!r}: {key} is {value!r}; allowed: {', '.join(allowed)}")
+
+    def holds(self, found: _Found) -> bool:
+        """Whether a tensor falls under the rule, other rules aside."""
+        return (
+            any(_is_a(found.module, kind) for kind in self.types)
+            and self.in_blocks in (None, found.layer is not None)
+            and self.tensors in ("all", "matrices" if found.param.ndim > 1 else "vectors")
+            and _matches(found.path, self.path)
+        )
+
+    def decays(self, param: Tensor) -> bool:
+        """Whether weight decay applies to a tensor that falls under the rule."""
+        return param.ndim > 1 if self.decayed is None else self.decayed
+
+
+def _is_a(module: nn.Module, kind: type[nn.Module] | str) -> bool:
+    return fnmatchcase(type(module).__name__, kind) if isinstance(kind, str) else isinstance(module, kind)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a dotted path follows a pattern, so that `layers.1` is not taken for the beginning of `layers.10`."""
+    parts, wanted = path.split("."), pattern.split(".")
+    if wanted[0] == "*":
+        wanted = wanted[1:]
+        parts = parts[len(parts) - len(wanted) :] if wanted and len(parts) >= len(wanted) else parts
+        if not wanted:
+            return True
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def default_rules(
+    *, embeddings: Treatment = "state_full", norms: Treatment = "state_full", head: Treatment = "state_full"
+) -> list[Rule]:
+    """FRUGAL's rules: Linear weights in the transformer blocks are split, everything else keeps state.
+
+    FRUGAL's claim that the head needs state, and embeddings and norms hardly do, is tested with the arguments.
+
+    Args:
+        embeddings: how every `nn.Embedding` is treated.
+        norms: every module whose class is called a Norm.
+        head: every `nn.Linear` outside the blocks.
+    """
+    rules = [Rule("Linear in blocks", "split", (nn.Linear,), in_blocks=True, tensors="matrices", optional=True)]
+    for name, treatment, types, in_blocks in (
+        ("embeddings", embeddings, (nn.Embedding,), None),
+        ("norms", norms, ("*Norm",), None),
+        ("head", head, (nn.Linear,), False),
+    ):
+        if treatment != "state_full":
+            rules.append(Rule(name, treatment, types, in_blocks=in_blocks))
+    rules.append(Rule("other matrices", "state_full", tensors="matrices", optional=True))
+    rules.append(Rule("vectors, scalars", "state_full", tensors="vectors", optional=True))
+    return rules
 
 
 class ParameterGroups(list[dict[str, Any]]):
     """Parameter groups for an optimizer; `str()` of it is a table of them, with the float32 state AdamW would keep.
 
-    Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, and its own
-    `weight_decay` where that is not the optimizer's. Groups may be given rates and controls of their own before an
-    optimizer is made of them. `Frugal` copies them; torch's optimizers write into them.
+    Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, the `layers` of split
+    parameters where they are known, and `weight_decay` 0 where it is not to be decayed. Groups may be given rates and
+    controls of their own before an optimizer is made of them. `Frugal` copies them; torch's optimizers write into
+    them. Frozen parameters are in none.
+
+    Attributes:
+        frozen: name and number of entries of what the rules froze.
     """
 
+    def __init__(self, groups: Any = (), frozen: Sequence[tuple[str, int]] = ()) -> None:
+        super().__init__(groups)
+        self.frozen = list(frozen)
+
     def counts(self) -> list[tuple[str, str, int, int]]:
-        """One row a group: rule, "split" or "state-full", number of tensors, number of entries."""
+        """One row a group: rule, treatment, number of tensors, number of entries; what is frozen comes last."""
         rows = []
         for group in self:
             params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]  # torch takes the pairs apart
-            kind = "split" if group["split"] else "state-full"
+            kind = "state-full" if not group["split"] else "state-free" if group.get("density") == 0.0 else "split"
             rows.append((group["rule"], kind, len(params), sum(p.numel() for p in params)))
+        if self.frozen:
+            rows.append(("frozen", "frozen", len(self.frozen), sum(entries for _, entries in self.frozen)))
         return rows
 
     def __str__(self) -> str:
         head = ("group", "kind", "tensors", "parameters", "as AdamW, bytes")
-        rows = [(rule, kind, f"{n:,}", f"{entries:,}", f"{8 * entries:,}") for rule, kind, n, entries in self.counts()]
-        entries = sum(row[3] for row in self.counts())
-        tensors = sum(row[2] for row in self.counts())
-        table = [head, *rows, ("all", "", f"{tensors:,}", f"{entries:,}", f"{8 * entries:,}")]
+        counts = self.counts()
+        state = [0 if kind in ("frozen", "state-free") else 8 * entries for _, kind, _, entries in counts]
+        rows = [(rule, kind, f"{n:,}", f"{m:,}", f"{b:,}") for (rule, kind, n, m), b in zip(counts, state, strict=True)]
+        tensors, entries = (sum(row[place] for row in counts) for place in (2, 3))
+        table = [head, *rows, ("all", "", f"{tensors:,}", f"{entries:,}", f"{sum(state):,}")]
         widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
         aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
         return "\n".join(
@@ -37,39 +153,94 @@ class ParameterGroups(list[dict[str, Any]]):
         )
 
 
-def split_parameters(model: nn.Module) -> ParameterGroups:
-    """The groups of FRUGAL's papers: what is split, and what always keeps state.
+def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> ParameterGroups:
+    """Parameter groups of a model by rules, of which the first that holds decides.
 
-    Split are the weights of every `nn.Linear` inside the transformer blocks, by module and type: the blocks are the
-    members of the model's `nn.ModuleList`s. Always state-full are all other trainable tensors: embeddings, head,
-    norms, biases. Tensors of fewer than two dimensions are never decayed. A tensor used twice is counted once, and
-    one that is shared with a module outside the blocks (a tied embedding) is not split.
+    A tensor that is used twice is in one group. Where its places fall under different rules, the one that keeps most
+    decides: state-full before split, before state-free, before frozen; so a tied embedding is not split. Tensors that
+    do not require gradients are in no group. A rule gives up to two groups: what decays and what does not.
+
+    Args:
+        model: its transformer blocks are the members of its `nn.ModuleList`s.
+        rules: None: `default_rules()`. Rules of your own must cover every trainable tensor; `Rule("others",
+            "state_full")` at their end does.
 
     Raises:
-        ValueError: no trainable `nn.Linear` lies inside a `nn.ModuleList`.
+        ValueError: a rule under which nothing falls, or a trainable tensor that falls under none.
     """
-    split_ids, outside_ids = set(), set()
-    block_names = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{block}.") for block in block_names)
-        for key, param in module.named_parameters(recurse=False):
-            is_matrix = inside and isinstance(module, nn.Linear) and key == "weight"
-            (split_ids if is_matrix else outside_ids).add(id(param))
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    kinds: dict[str, list[tuple[str, Tensor]]] = {"split": [], "state-full": [], "undecayed": []}
-    for name, param in trainable:
-        if id(param) in split_ids - outside_ids:
-            kinds["split"].append((name, param))
-        else:
-            kinds["state-full" if param.ndim > 1 else "undecayed"].append((name, param))
-    if not kinds["split"]:
+    rules = list(default_rules() if rules is None else rules)
+    names = {id(param): name for name, param in model.named_parameters()}
+    ruled: dict[int, tuple[Rule, _Found]] = {}  # by the tensor: what decides, and at which of its places
+    used: set[int] = set()
+    for found in _tensors(model):
+        rule = next((rule for rule in rules if rule.holds(found)), None)
+        if rule is None and found.param.requires_grad:
+            raise ValueError(
+                f"{names[id(found.param)]} {tuple(found.param.shape)} in a {type(found.module).__name__} falls under "
+                "no rule; add one, such as Rule('others', 'state_full') at the end"
+            )
+        known = ruled.get(id(found.param))
+        if rule is not None and (found.param.requires_grad or rule.treatment == "frozen"):
+            used.add(rules.index(rule))
+        if rule is not None and (known is None or _RANK[rule.treatment] < _RANK[known[0].treatment]):
+            ruled[id(found.param)] = rule, found
+    for place, rule in enumerate(rules):
+        if place not in used and not rule.optional:
+            raise ValueError(f"no trainable tensor falls under the rule {rule.name!r}; correct it or leave it out")
+    groups, frozen = _collect(rules, names, ruled)
+    if not any(group["split"] for group in groups):
         raise ValueError(
-            f"nothing to split in {type(model).__name__}: no trainable nn.Linear lies inside an nn.ModuleList. "
-            "Make the groups yourself: [{'params': matrices, 'split': True}, {'params': the_others}]"
+            f"nothing to split in {type(model).__name__}: no trainable tensor falls under a rule that says so, such as "
+            "nn.Linear in a member of an nn.ModuleList. Give rules of your own, or make the groups yourself: "
+            "[{'params': matrices, 'split': True}, {'params': the_others}]"
         )
-    groups = (
-        {"rule": "Linear in blocks", "split": True, "params": kinds["split"]},
-        {"rule": "other matrices", "split": False, "params": kinds["state-full"]},
-        {"rule": "vectors, scalars", "split": False, "params": kinds["undecayed"], "weight_decay": 0.0},
-    )
-    return ParameterGroups(group for group in groups if group["params"])
+    return ParameterGroups(groups, frozen)
+
+
+_RANK = {treatment: place for place, treatment in enumerate(("state_full", "split", "state_free", "frozen"))}
+
+
+def _tensors(model: nn.Module) -> Iterator[_Found]:
+    """Every parameter at every place where it is used, in the model's order."""
+    blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    numbers: dict[str, int] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        outermost = min((block for block in blocks if path.startswith(f"{block}.")), key=len, default=None)
+        layer = None
+        if outermost is not None:
+            member = ".".join(path.split(".")[: outermost.count(".") + 2])
+            layer = numbers.setdefault(member, len(numbers))
+        for param in module.parameters(recurse=False):
+            yield _Found(param, module, path, layer)
+
+
+def _collect(
+    rules: Sequence[Rule], names: Mapping[int, str], ruled: Mapping[int, tuple[Rule, _Found]]
+) -> tuple[list[dict[str, Any]], list[tuple[str, int]]]:
+    """The groups that the rules give, and what they froze."""
+    groups, frozen = [], []
+    for rule in rules:
+        mine = [(names[i], found) for i in names if i in ruled for by, found in [ruled[i]] if by is rule]
+        if rule.treatment != "frozen":
+            mine = [(name, found) for name, found in mine if found.param.requires_grad]
+        if rule.treatment == "frozen":
+            for name, found in mine:
+                found.param.requires_grad_(False)
+                frozen.append((name, found.param.numel()))
+            continue
+        for decayed in (True, False):
+            if members := [(name, found) for name, found in mine if rule.decays(found.param) is decayed]:
+                groups.append(_group(rule, members, decayed))
+    return groups, frozen
+
+
+def _group(rule: Rule, members: Sequence[tuple[str, _Found]], decayed: bool) -> dict[str, Any]:
+    group: dict[str, Any] = {"rule": rule.name, "split": rule.treatment in ("split", "state_free")}
+    group["params"] = [(name, found.param) for name, found in members]
+    if rule.treatment == "state_free":
+        group["density"] = 0.0
+    if rule.treatment == "split" and all(found.layer is not None for _, found in members):
+        group["layers"] = [found.layer for _, found in members]
+    if not decayed:
+        group["weight_decay"] = 0.0
+    return group | rule.settings

@@ -1,36 +1,60 @@
 """The update mathematics: one function a rule, in place on the tensors given, nothing remembered in between.
 
-All tensors of one call have the same shape. Decay is a rule of its own, because it applies to the whole tensor, before
-the update, whatever rule updates which entry.
+A state-full rule takes the entries it updates, their gradient and its moments, a state-free one entries and gradient;
+all tensors of one call have the same shape. Decay is a rule of its own, because it applies to the whole tensor, before
+the update, whatever rule updates which entry. `kernels` has fast twins of some of these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor
 
 
-def decay_(param: Tensor, *, lr: float, weight_decay: float) -> None:
-    """Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101): `W ← W(1 − lr·λ)`.
+@dataclass(frozen=True)
+class Rates:
+    """The numbers of one step, for one side of a parameter group.
 
     Args:
-        param: W, any shape and floating dtype, changed in place.
-        lr: learning rate η, before any scale of a group's part.
-        weight_decay: λ.
+        lr: η·s on the subspace of split matrices, η·s·c outside it, η for all other tensors.
+        decay: η·λ, which s and c leave alone.
+        betas: (β₁, β₂).
+        eps: ε.
     """
-    if weight_decay:
-        param.mul_(1 - lr * weight_decay)
+
+    lr: float
+    decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    @classmethod
+    def state_full(cls, group: Mapping[str, Any]) -> Rates:
+        """Those of a group's state-full rule."""
+        lr = float(group["lr"])
+        scale = group["split_lr_scale"] if group["split"] else 1.0
+        return cls(lr * scale, lr * group["weight_decay"], tuple(group["betas"]), group["eps"])
+
+    @classmethod
+    def state_free(cls, group: Mapping[str, Any]) -> Rates:
+        """Those of a split group's state-free rule."""
+        lr = float(group["lr"])
+        return cls(lr * group["split_lr_scale"] * group["state_free_lr_scale"], lr * group["weight_decay"])
+
+
+def decay_(param: Tensor, rates: Rates) -> None:
+    """Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101): `W ← W(1 − η·λ)`."""
+    if rates.decay:
+        param.mul_(1 - rates.decay)
+
+
+# -- state-full -------------------------------------------------------------------------------------------------------
 
 
 def adamw_(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    step: float,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, step: float | Tensor, rates: Rates
 ) -> None:
     """Adam with bias correction (Kingma & Ba, arXiv 1412.6980); with `decay_` before it, `torch.optim.AdamW`.
 
@@ -40,27 +64,77 @@ def adamw_(
 
     Args:
         param: W, changed in place.
-        grad: g, the same shape, as are the next two.
+        grad: g.
         exp_avg: m, changed in place.
         exp_avg_sq: v, changed in place.
-        step: t, 1 at the first update of these moments.
-        lr: learning rate, already scaled.
-        betas: (β₁, β₂).
-        eps: ε, added after the bias correction.
+        step: t, 1 at the first update of these moments; or a tensor of them that broadcasts, where entries differ.
+        rates: lr, betas and eps are used.
     """
-    beta1, beta2 = betas
+    beta1, beta2 = rates.betas
     exp_avg.lerp_(grad, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    root = (1 - beta2**step) ** 0.5
-    param.addcdiv_(exp_avg, (exp_avg_sq.sqrt() / root).add_(eps), value=-(lr / (1 - beta1**step)))
+    if isinstance(step, Tensor):  # float64, since 1 − β₂ᵗ cancels
+        first, root = ((1 - beta ** step.double()) for beta in rates.betas)
+        denominator = (exp_avg_sq.sqrt() / root.sqrt().to(param.dtype)).add_(rates.eps)
+        param.sub_((rates.lr / first).to(param.dtype) * exp_avg / denominator)
+    else:
+        root = (1 - beta2**step) ** 0.5
+        denominator = (exp_avg_sq.sqrt() / root).add_(rates.eps)
+        param.addcdiv_(exp_avg, denominator, value=-(rates.lr / (1 - beta1**step)))
 
 
-def signsgd_(param: Tensor, grad: Tensor, *, lr: float) -> None:
+def lion_(param: Tensor, grad: Tensor, exp_avg: Tensor, *, step: float | Tensor, rates: Rates) -> None:
+    """Lion (Chen et al., arXiv 2302.06675): `W ← W − lr·sign(β₁m + (1 − β₁)g);  m ← β₂m + (1 − β₂)g`.
+
+    Its authors' betas are (0.9, 0.99). There is no bias to correct, and `step` is not used.
+    """
+    beta1, beta2 = rates.betas
+    param.add_(exp_avg.lerp(grad, 1 - beta1).sign_(), alpha=-rates.lr)
+    exp_avg.lerp_(grad, 1 - beta2)
+
+
+def sgdm_(param: Tensor, grad: Tensor, momentum_buffer: Tensor, *, step: float | Tensor, rates: Rates) -> None:
+    """SGD with momentum as `torch.optim.SGD`, with β₁ as the momentum: `b ← β₁b + g;  W ← W − lr·b`."""
+    momentum_buffer.mul_(rates.betas[0]).add_(grad)
+    param.add_(momentum_buffer, alpha=-rates.lr)
+
+
+@dataclass(frozen=True)
+class StateFull:
+    """A rule that remembers something of each entry: its function, and the names of what it remembers."""
+
+    update: Callable[..., None]
+    moments: tuple[str, ...]
+
+
+# -- state-free -------------------------------------------------------------------------------------------------------
+
+
+def signsgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
     """The sign of the gradient (Bernstein et al., arXiv 1802.04434): `W ← W − lr·sign(g)`. Keeps no state.
 
     Args:
         param: W, changed in place.
-        grad: g, the same shape.
-        lr: learning rate, already scaled.
+        grad: g.
+        rates: lr is used.
+        scale: on top of lr; broadcasts. 0 where another rule updates the entries.
     """
-    param.add_(grad.sign(), alpha=-lr)
+    sign = grad.sign()
+    param.add_(sign if scale is None else sign.mul_(scale), alpha=-rates.lr)
+
+
+def sgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
+    """Plain gradient descent: `W ← W − lr·g`. The arguments are those of `signsgd_`."""
+    param.add_(grad if scale is None else grad * scale, alpha=-rates.lr)
+
+
+def none_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
+    """What has no state is not updated (it still decays)."""
+
+
+STATE_FULL = {
+    "adamw": StateFull(adamw_, ("exp_avg", "exp_avg_sq")),
+    "lion": StateFull(lion_, ("exp_avg",)),
+    "sgdm": StateFull(sgdm_, ("momentum_buffer",)),
+}
+STATE_FREE: dict[str, Callable[..., None]] = {"signsgd": signsgd_, "sgd": sgd_, "none": none_}

@@ -37,6 +37,7 @@ class Account:
     state_bytes_peak: int = 0
     memory_peak: int = 0
     window: Window = field(default_factory=Window)
+    unobserved: Window = field(default_factory=Window)  # the steps since a control last observed the training loss
     last_line: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
@@ -46,21 +47,30 @@ class Account:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Account:
         """What `state_dict` gave."""
-        return cls(**{**state, "window": Window(**state["window"])})
+        windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
+        return cls(**{**state, **windows})
 
     def add_step(self, tokens: int, targets: int) -> None:
         """A step is done."""
         self.step += 1
         self.tokens += tokens
-        self.window.tokens += tokens
-        self.window.targets += targets
+        for window in (self.window, self.unobserved):
+            window.tokens += tokens
+            window.targets += targets
 
     def add(self, nats: float, seconds: Mapping[str, float], wall: float) -> None:
         """What was summed elsewhere since the last call: loss, seconds by phase, seconds in all."""
         self.window.nats += nats
+        self.unobserved.nats += nats
         for sums in (self.window.seconds, self.seconds):
             sums |= {phase: sums.get(phase, 0.0) + more for phase, more in seconds.items()}
         self.wall += wall
+
+    def observed(self) -> float:
+        """The mean training loss of the steps since the last call, nats per token."""
+        loss = self.unobserved.nats / self.unobserved.targets
+        self.unobserved = Window()
+        return loss
 
     def close_window(
         self, optimizer: torch.optim.Optimizer, lr: float, device: torch.device, evaluated: Mapping[str, float]

@@ -22,6 +22,8 @@ NOT_PART = (
     "trainer.micro_batch_size",
     "trainer.device",
     "trainer.parallel",
+    "optimizer.fused",
+    "optimizer.compile",
 )
 
 

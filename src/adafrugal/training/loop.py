@@ -54,7 +54,7 @@ class Loop:
         self._nats = torch.zeros((), dtype=torch.float64, device=place.device)  # read only where it is written
         self._lr = 0.0
         self._saved_step = 0
-        self._observes = _observation_interval(optimizer)
+        self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
             optimizer.register_refresh_hook(self._refreshed)
 
@@ -73,6 +73,8 @@ class Loop:
         self._train_step()
         step = self.account.step
         evaluated = self._evaluate() if self._evaluation_is_due() else {}
+        if self._observes and step % self._observes == 0:
+            self._observe(evaluated)
         if evaluated or step % self.settings.trainer.log_every == 0:
             self._log(evaluated)
         self.display.step(step)
@@ -112,7 +114,7 @@ class Loop:
     # -- evaluation -----------------------------------------------------------------------------------------------
 
     def _evaluation_is_due(self) -> bool:
-        every = [self.settings.eval.every, *filter(None, [self._observes])]
+        every = [self.settings.eval.every, *([self._observes] if self._observed == "validation" else [])]
         step = self.account.step
         return step == self.settings.trainer.steps or any(step % n == 0 for n in every)
 
@@ -120,12 +122,19 @@ class Loop:
         with self.clock("evaluation"):
             found = self.task.evaluate()
         self._insist_on_a_number("validation loss", found["validation_loss"])
-        if self._observes and self.account.step % self._observes == 0:
-            before = self.optimizer.interval
-            self.optimizer.observe(found["validation_loss"])
-            if self.optimizer.interval != before:
-                self.record.add_event("interval", step=self.account.step, before=before, after=self.optimizer.interval)
         return found
+
+    def _observe(self, evaluated: dict[str, float]) -> None:
+        """Show the controls the loss that they want to see."""
+        if self._observed == "training":
+            self._fold()
+            loss = self.account.observed()
+        else:
+            loss = evaluated["validation_loss"]
+        before = self.optimizer.interval
+        self.optimizer.observe(loss)
+        if self.optimizer.interval != before:
+            self.record.add_event("interval", step=self.account.step, before=before, after=self.optimizer.interval)
 
     def _insist_on_a_number(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -188,7 +197,9 @@ class Loop:
         return found | {"epochs": self.task.epochs(self.account.step)} | here
 
 
-def _observation_interval(optimizer: torch.optim.Optimizer) -> int | None:
-    """How many steps lie between two losses that the interval's control wants to see."""
-    split = (group for group in optimizer.param_groups if group.get("split"))
-    return next((getattr(group["interval"], "every", None) for group in split if isinstance(optimizer, Frugal)), None)
+def _observation(optimizer: torch.optim.Optimizer) -> tuple[int | None, str | None]:
+    """How many steps lie between two losses that the interval's control wants to see, and which losses they are."""
+    for group in optimizer.param_groups if isinstance(optimizer, Frugal) else ():
+        if group["split"] and hasattr(group["interval"], "every"):
+            return group["interval"].every, getattr(group["interval"], "source", "validation")
+    return None, None

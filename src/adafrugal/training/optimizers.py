@@ -1,13 +1,20 @@
-"""From the settings to an optimizer, for every file of conf/optimizer."""
+"""From the settings to parameter groups and an optimizer, for every file of conf/optimizer."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
-from adafrugal.config import AdamWSettings, Settings, with_run_length
-from adafrugal.optim import Frugal, ParameterGroups
+from adafrugal.config import Settings, with_run_length
+from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, split_parameters
+
+
+def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
+    """A model's parameter groups as the settings want them."""
+    modules = getattr(settings.optimizer, "modules", None)
+    return split_parameters(model, default_rules(**asdict(modules)) if modules else None)
 
 
 def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
@@ -15,18 +22,51 @@ def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     return _BUILDERS[settings.optimizer.kind](settings, groups)
 
 
+def _adam_rates(settings: Settings) -> dict[str, Any]:
+    o = settings.optimizer
+    return {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
+
+
 def _adamw(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
-    o: AdamWSettings = settings.optimizer
-    rates = {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
-    return torch.optim.AdamW([dict(group) for group in groups], **rates, fused=True)
+    return torch.optim.AdamW([dict(group) for group in groups], **_adam_rates(settings), fused=True)
+
+
+def _adamw_8bit(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW8bit
+
+    plain = [{**group, "params": [param for _, param in group["params"]]} for group in groups]
+    return AdamW8bit(plain, **_adam_rates(settings), block_size=settings.optimizer.block_size)
+
+
+def _adafactor(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
+    o = settings.optimizer
+    rates = {"lr": o.lr, "beta2_decay": o.beta2_decay, "d": o.clip, "weight_decay": o.weight_decay}
+    return torch.optim.Adafactor([dict(group) for group in groups], **rates)
+
+
+def _muon(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
+    o = settings.optimizer
+    matrices = [dict(group) for group in groups if group["split"]]
+    others = [dict(group) for group in groups if not group["split"]]
+    muon = torch.optim.Muon(
+        matrices, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.nesterov,
+        ns_steps=o.ns_steps, adjust_lr_fn="match_rms_adamw",
+    )  # fmt: skip
+    return Several(muon, torch.optim.AdamW(others, **_adam_rates(settings), fused=True))
 
 
 def _frugal(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     given = asdict(settings.optimizer)
-    del given["kind"]
+    del given["kind"], given["modules"]
     for name in ("density", "interval"):
         given[name] = with_run_length(given[name], settings.trainer.steps)
     return Frugal(groups, **given, seed=settings.seed)
 
 
-_BUILDERS = {"adamw": _adamw, "frugal": _frugal}
+_BUILDERS = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "muon": _muon,
+    "frugal": _frugal,
+}

@@ -113,7 +113,6 @@ class Session:
         """Build everything, say what it is, and go to where the run stands."""
         import torch
 
-        from adafrugal.optim import split_parameters
         from adafrugal.training import checkpoint, devices, optimizers
         from adafrugal.training.loop import Loop
         from adafrugal.training.pretrain import Pretrain
@@ -124,7 +123,7 @@ class Session:
         state = checkpoint.load_state(saved) if saved else None
         place = devices.place(settings.trainer, state["precision"] if state else None)
         task = Pretrain(settings, place, display.say)
-        groups = split_parameters(task.model)
+        groups = optimizers.groups(settings, task.model)
         optimizer = optimizers.build(settings, groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         loop = Loop(settings, task, optimizer, scheduler, place, record, display)

@@ -1,4 +1,4 @@
-"""Which entries of the split matrices keep state: one file a subspace, and the table that names them."""
+"""Which entries of the split matrices keep state, and the table that names every choice."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from adafrugal.optim.subspaces.base import Pair, Regions, Selection, Subspace, Turn
+from adafrugal.optim.subspaces.base import Free, Matrix, Pair, Regions, Selection, Subspace, Turn
 from adafrugal.optim.subspaces.blocks import Blocks
-from adafrugal.optim.subspaces.columns import Columns
+from adafrugal.optim.subspaces.coordinates import Columns, RandK, RandPerm, Rows, Slab
+from adafrugal.optim.subspaces.projections import SVD, Random
 
-SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns)}
+SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns, Rows, Slab, RandK, RandPerm, SVD, Random)}
 
-__all__ = ["SUBSPACES", "Blocks", "Columns", "Pair", "Regions", "Selection", "Subspace", "Turn", "subspace"]
+__all__ = [
+    "SUBSPACES",
+    "SVD",
+    "Blocks",
+    "Columns",
+    "Free",
+    "Matrix",
+    "Pair",
+    "RandK",
+    "RandPerm",
+    "Random",
+    "Regions",
+    "Rows",
+    "Selection",
+    "Slab",
+    "Subspace",
+    "Turn",
+    "subspace",
+]
 
 
 def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, NamedTuple, TypeAlias, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-Selection: TypeAlias = Mapping[str, Tensor]
+Selection: TypeAlias = Mapping[str, Any]
 Pair: TypeAlias = tuple[Tensor, Tensor]
+
+
+class Matrix(NamedTuple):
+    """What a choice among matrices may depend on: the name, the shape, and the transformer layer where it is known."""
+
+    name: str
+    shape: torch.Size
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Turn:
     Args:
         seed: the optimizer's seed.
         number: how many refreshes there have been, this one included.
-        start: how many matrices earlier turns have handed out; an ordered choice goes on from there.
+        start: how many blocks earlier turns have handed out; an ordered choice goes on from there.
         first: the place of the group's first matrix among all parameters, so that no two groups draw the same.
     """
 
@@ -39,17 +47,25 @@ class Turn:
         return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-@dataclass(frozen=True)
-class Regions:
+class Free(NamedTuple):
+    """What the state-free rule is to update: target and gradient, and a scale on top of the rate (see `rules`)."""
+
+    target: Tensor
+    grad: Tensor
+    scale: Tensor | None = None
+
+
+class Regions(NamedTuple):
     """A matrix as its two rules see it. Rules write into the targets; `Subspace.close` then settles the rest.
 
     Args:
-        full: target and gradient of the state-full rule, compact; the target may be a view, a copy or a zero tensor.
-        free: targets and gradients of the state-free rule; they may cover entries that `close` overwrites.
+        full: target and gradient of the state-full rule, compact; the target is a view of the matrix, a copy of
+            entries, or zeros in which the update is gathered.
+        free: targets of the state-free rule; they may cover entries that `close` overwrites.
     """
 
     full: Pair
-    free: tuple[Pair, ...] = ()
+    free: tuple[Free, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,18 +74,48 @@ class Subspace:
 
     The optimizer asks in this order: at a refresh `shares`, `entries` and `select`; when ρ has fallen since, `shrink`
     and `narrow`; at every step `regions`, then the rules, then `close`. A selection is a mapping of the names in
-    `tensors` to tensors; it is empty where a matrix is selected whole.
+    `remembers` to tensors, numbers or strings; it is empty where a matrix is selected whole. Compact tensors are
+    those of the selected entries: what `regions` gives the state-full rule, and the moments.
+
+    Class attributes:
+        remembers: the names of what a selection consists of.
+        needs_gradient: whether `select` looks at the gradient's values.
+        in_place: whether `regions` answers with views of the matrix, which need no `close`.
+        any_shape: whether vectors can be split too.
+        policies: what can become of the moments at a refresh.
+        grain: the least relative fall of ρ that is worth a `shrink` between refreshes.
     """
 
     kind: ClassVar[str]
-    tensors: ClassVar[tuple[str, ...]] = ()
+    remembers: ClassVar[tuple[str, ...]] = ()
+    needs_gradient: ClassVar[bool] = False
+    in_place: ClassVar[bool] = False
+    any_shape: ClassVar[bool] = False
+    policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep", "keep_overlap")
+    grain: ClassVar[float] = 0.0
 
-    def shares(self, matrices: Sequence[tuple[str, torch.Size]], density: float, turn: Turn) -> list[float]:
-        """The share of each matrix that is to be selected; matrices come with their names and shapes.
+    def __post_init__(self) -> None:
+        allowed = type(self).choices()
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(values)}")
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str, ...]]:
+        """The settings and what each allows."""
+        hints = get_type_hints(cls)
+        return {f.name: get_args(hints[f.name]) for f in fields(cls)}
+
+    def shares(self, matrices: Sequence[Matrix], density: float, turn: Turn) -> list[float]:
+        """The share of each matrix that is to be selected.
 
         For one turn, a smaller density gives no matrix a larger share.
         """
         return [density] * len(matrices)
+
+    def handed_out(self, matrices: Sequence[Matrix], active: Sequence[bool]) -> int:
+        """How many blocks a turn has had, by which the next turn's `start` moves on."""
+        return 0
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """How many entries of a matrix of this shape keep state: the exact count of this subspace."""
@@ -82,10 +128,11 @@ class Subspace:
 
         Args:
             param: the matrix.
-            grad: its gradient, the same shape; None where it has none at this step.
+            grad: its gradient, the same shape; None where it has none at this step (never for a subspace that
+                `needs_gradient`).
             share: of this matrix.
             generator: the only source of chance.
-            old: the selection so far; empty at first.
+            old: the selection so far, without its tensors unless on_refresh is `keep_overlap`; empty at first.
         """
         raise NotImplementedError
 
@@ -93,9 +140,18 @@ class Subspace:
         """A part of `old` that a smaller share leaves; the generator is the one that `old` was selected with."""
         raise NotImplementedError
 
-    def narrow(self, moment: Tensor, old: Selection, new: Selection) -> Tensor:
-        """What remains of a compact moment when `old` shrinks to `new`, in storage of its own."""
+    def axis(self, shape: torch.Size) -> int:
+        """The axis of compact tensors along which whole units (columns, rows, directions) are selected."""
+        return 0
+
+    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
+        """Which units of a matrix of this shape are selected: int64, sorted, as many as a compact tensor has."""
         raise NotImplementedError
+
+    def narrow(self, moment: Tensor, shape: torch.Size, old: Selection, new: Selection) -> Tensor:
+        """What remains of a compact tensor when `old` shrinks to its part `new`, in storage of its own."""
+        places = torch.searchsorted(self.positions(shape, old), self.positions(shape, new))
+        return moment.index_select(self.axis(shape), places)
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
         """What the state-full rule and the state-free rule are to update."""

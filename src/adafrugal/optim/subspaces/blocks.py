@@ -1,47 +1,84 @@
-"""Whole matrices keep state, or none of a matrix does."""
+"""Whole matrices, or all matrices of a layer, keep state; or none of a matrix does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from itertools import accumulate, chain
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from adafrugal.optim.subspaces.base import Regions, Selection, Subspace, Turn
+from adafrugal.optim.subspaces.base import Matrix, Regions, Selection, Subspace, Turn
 
-Order = Literal["descending", "ascending", "random"]
+Order = Literal["descending", "ascending", "mirror", "random"]
+Unit = Literal["matrix", "layer"]
+Match = Literal["count", "elements"]
 
 
 @dataclass(frozen=True)
 class Blocks(Subspace):
-    """FRUGAL's blocks: `round(ρ·N)` of the N matrices, halves to even, taken in turn (arXiv 2411.07837).
-
-    The count is of matrices, as in the authors' code: where they differ in size, the share of entries differs from ρ.
+    """FRUGAL's blocks (arXiv 2411.07837): some matrices are selected whole, and take turns.
 
     Args:
-        order: `descending` starts at the model's last matrix and wraps, `ascending` at its first; each matrix is
-            active once in a cycle. `random` draws anew at each turn.
+        order: `descending` starts at the model's last block and wraps, `ascending` at its first, `mirror` alternates
+            between both ends and moves inwards; each block is active once in a cycle. `random` draws anew each turn.
+        unit: what a block is: a `matrix`, or all split matrices of a transformer `layer` (BAdam, arXiv 2404.02827).
+        match: what ρ is a share of. `count`, as in the authors' code: `round(ρ·N)` of N matrices, halves to even, or
+            `int(ρ·L)` of L layers; where blocks differ in size, their share of the entries differs from ρ.
+            `elements`: as many of the blocks in their order as bring the number of entries nearest to ρ's share.
     """
 
     kind: ClassVar[str] = "blocks"
+    in_place: ClassVar[bool] = True
+    any_shape: ClassVar[bool] = True
+    policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep_overlap")
     order: Order = "descending"
+    unit: Unit = "matrix"
+    match: Match = "count"
 
-    def __post_init__(self) -> None:
-        if self.order not in get_args(Order):
-            raise ValueError(f"order is {self.order!r}; allowed: {', '.join(get_args(Order))}")
-
-    def shares(self, matrices: Sequence[tuple[str, torch.Size]], density: float, turn: Turn) -> list[float]:
+    def shares(self, matrices: Sequence[Matrix], density: float, turn: Turn) -> list[float]:
         """1.0 for the active matrices, 0.0 for the others."""
-        n = len(matrices)
-        count = round(density * n)
-        if self.order == "random":
-            active = set(torch.randperm(n, generator=turn.generator())[:count].tolist())
+        blocks = self._blocks(matrices)
+        walk = self._walk(len(blocks), turn)
+        if self.match == "elements":
+            sizes = [sum(matrices[i].shape.numel() for i in blocks[b]) for b in walk]
+            target = density * sum(sizes)
+            count = min(range(len(walk) + 1), key=lambda n: abs(([0, *accumulate(sizes)])[n] - target))
         else:
-            positions = [(turn.start + i) % n for i in range(count)]
-            active = {n - 1 - i if self.order == "descending" else i for i in positions}
-        return [1.0 if i in active else 0.0 for i in range(n)]
+            count = round(density * len(blocks)) if self.unit == "matrix" else int(density * len(blocks))
+        active = set(chain.from_iterable(blocks[b] for b in walk[:count]))
+        return [1.0 if i in active else 0.0 for i in range(len(matrices))]
+
+    def handed_out(self, matrices: Sequence[Matrix], active: Sequence[bool]) -> int:
+        """The number of blocks with an active matrix."""
+        return sum(any(active[i] for i in block) for block in self._blocks(matrices))
+
+    def _blocks(self, matrices: Sequence[Matrix]) -> list[list[int]]:
+        """The places of each block's matrices, blocks in the model's order."""
+        if self.unit == "matrix":
+            return [[i] for i in range(len(matrices))]
+        members: dict[int, list[int]] = {}
+        for i, matrix in enumerate(matrices):
+            if matrix.layer is None:
+                raise ValueError(
+                    f"blocks of unit layer: the layer of {matrix.name} is not known; make the groups with "
+                    "split_parameters, or give the group 'layers', a number for each parameter"
+                )
+            members.setdefault(matrix.layer, []).append(i)
+        return [members[layer] for layer in sorted(members)]
+
+    def _walk(self, n: int, turn: Turn) -> list[int]:
+        """All blocks in the order in which this turn takes them."""
+        if self.order == "random":
+            return torch.randperm(n, generator=turn.generator()).tolist()
+        cycle = {
+            "ascending": range(n),
+            "descending": range(n - 1, -1, -1),
+            "mirror": [n - 1 - i // 2 if i % 2 == 0 else i // 2 for i in range(n)],
+        }[self.order]
+        return [cycle[(turn.start + i) % n] for i in range(n)]
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """All of an active matrix, none of another."""
@@ -52,6 +89,10 @@ class Blocks(Subspace):
     ) -> Selection:
         """Nothing to remember: an active matrix is selected whole."""
         return {}
+
+    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
+        """All of it."""
+        return torch.arange(shape[0])
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
         """The whole matrix keeps state."""

@@ -1,0 +1,250 @@
+"""What does a step of each optimizer cost? Each is paired with torch's fused AdamW, in turn, in one process.
+
+    python experiments/benchmarks/optimizer_step.py [--sizes 60m 130m 350m] [--only frugal] [--device cpu]
+        [--seconds 20] [--json FILE]
+
+The parameters are those of the papers' LLaMA shapes, fp32, with random gradients; no model runs. For each optimizer:
+milliseconds per step (median), the median of its ratios to the AdamW step just before, the floor, milliseconds of a
+refresh, and bytes of state. The floor is the time that the bytes that must be read and written take at the bandwidth
+measured in the same run: 28 for an entry with AdamW state (weight, gradient, two moments; all but the gradient
+twice), 12 for one without. The bandwidth is that of an addition in place, which moves memory as an update does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from adafrugal.config import LlamaSettings
+from adafrugal.models import llama
+from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_bytes
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FULL, FREE = 28, 12  # bytes per entry and step, fp32
+
+
+@dataclass
+class Row:
+    """One line of the table; times in milliseconds."""
+
+    size: str
+    optimizer: str
+    step: float
+    ratio: float
+    floor: float | None
+    refresh: float | None
+    state_bytes: int
+    rounds: int
+
+
+def parameters(size: str, device: str) -> ParameterGroups:
+    """The groups of a LLaMA of this size, filled with noise, each with a gradient."""
+    with (REPOSITORY / "conf" / "model" / f"llama_{size}.yaml").open() as file:
+        shape = {key: value for key, value in yaml.safe_load(file).items() if key != "defaults"}
+    with torch.device("meta"):
+        groups = split_parameters(llama.build(LlamaSettings(**shape)))
+    generator = torch.Generator(device).manual_seed(0)
+    for group in groups:
+        group["params"] = [(name, _noise(p.shape, device, generator)) for name, p in group["params"]]
+    return groups
+
+
+def _noise(shape: torch.Size, device: str, generator: torch.Generator) -> torch.nn.Parameter:
+    param = torch.nn.Parameter(torch.randn(shape, device=device, generator=generator) * 0.02)
+    param.grad = torch.randn(shape, device=device, generator=generator) * 1e-3
+    return param
+
+
+def copies(groups: ParameterGroups) -> list[dict[str, Any]]:
+    """The groups as torch's own optimizers take them."""
+    return [{"params": [p for _, p in group["params"]]} for group in groups]
+
+
+Make = Callable[[ParameterGroups], torch.optim.Optimizer]
+
+
+def ours(**settings: Any) -> Make:
+    """A Frugal that does not refresh while it is timed."""
+    return lambda groups: Frugal(groups, lr=1e-4, interval=10**9, **settings)
+
+
+CANDIDATES: dict[str, Make] = {
+    "frugal blocks 0.25": ours(density=0.25),
+    "frugal blocks 0.25, by elements": ours(density=0.25, subspace={"kind": "blocks", "match": "elements"}),
+    "frugal slab 0.25": ours(density=0.25, subspace="slab"),
+    "frugal columns 0.25": ours(density=0.25, subspace="columns"),
+    "frugal rows 0.25": ours(density=0.25, subspace="rows"),
+    "frugal blocks 0.05": ours(density=0.05),
+    "frugal 0 (signsgd)": ours(density=0.0),
+    "frugal blocks 0.25, not compiled": ours(density=0.25, compile=False),
+    "frugal slab 0.25, not compiled": ours(density=0.25, subspace="slab", compile=False),
+    "frugal columns 0.25, not compiled": ours(density=0.25, subspace="columns", compile=False),
+    "frugal 0, not compiled": ours(density=0.0, compile=False),
+    "frugal randperm 0.25": ours(density=0.25, subspace="randperm"),
+    "frugal randk 0.25": ours(density=0.25, subspace="randk"),
+    "frugal random 0.25": ours(density=0.25, subspace="random"),
+    "frugal svd 0.25, randomized": ours(density=0.25, subspace={"kind": "svd", "svd_method": "randomized"}),
+    "frugal svd 0.25": ours(density=0.25, subspace="svd"),
+    "lion": ours(density=1.0, state_full="lion", betas=(0.9, 0.99)),
+    "torch AdamW foreach": lambda groups: torch.optim.AdamW(copies(groups), lr=1e-4, foreach=True),
+    "torch AdamW plain": lambda groups: torch.optim.AdamW(copies(groups), lr=1e-4, foreach=False),
+    "torch Adafactor": lambda groups: torch.optim.Adafactor(copies(groups), lr=1e-4),
+}
+
+
+def outside() -> dict[str, Make]:
+    """Other people's optimizers, those that are installed; with the settings of their own examples."""
+
+    def low_rank(groups: ParameterGroups, **more: Any) -> list[dict[str, Any]]:
+        matrices = [p for group in groups if group["split"] for _, p in group["params"]]
+        rest = [p for group in groups if not group["split"] for _, p in group["params"]]
+        rank = min(matrices[0].shape) // 4
+        return [{"params": rest}, {"params": matrices, "rank": rank, "update_proj_gap": 10**9, "scale": 0.25, **more}]
+
+    def galore(groups: ParameterGroups) -> torch.optim.Optimizer:
+        from galore_torch import GaLoreAdamW
+
+        return GaLoreAdamW(low_rank(groups, proj_type="std"), lr=1e-4)
+
+    def apollo(groups: ParameterGroups) -> torch.optim.Optimizer:
+        from apollo_torch import APOLLOAdamW
+
+        return APOLLOAdamW(low_rank(groups, proj="random", scale_type="channel", proj_type="std"), lr=1e-4)
+
+    def bitsandbytes(groups: ParameterGroups) -> torch.optim.Optimizer:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(copies(groups), lr=1e-4)
+
+    def torchao(groups: ParameterGroups) -> torch.optim.Optimizer:
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit(copies(groups), lr=1e-4)
+
+    known = {"galore_torch": galore, "apollo_torch": apollo, "bitsandbytes": bitsandbytes, "torchao": torchao}
+    return {name: make for name, make in known.items() if importlib.util.find_spec(name)}
+
+
+def timed(work: Callable[[], Any], device: str) -> float:
+    """Milliseconds, the device's work included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - started)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per millisecond of an addition in place: two tensors read, one written."""
+    a, b = (torch.zeros(2**26, device=device) for _ in range(2))
+    times = [timed(lambda: a.add_(b), device) for _ in range(12)]
+    return 12 * a.numel() / statistics.median(times[2:])
+
+
+def floor(optimizer: torch.optim.Optimizer, groups: ParameterGroups, speed: float) -> float | None:
+    """Milliseconds that the bytes which must move take; None where they are not known."""
+    entries = sum(p.numel() for group in groups for _, p in group["params"])
+    if isinstance(optimizer, torch.optim.AdamW):
+        return FULL * entries / speed
+    if not isinstance(optimizer, Frugal) or optimizer.param_groups[0]["state_full"] != "adamw":
+        return None
+    split = sum(p.numel() for group in groups if group["split"] for _, p in group["params"])
+    free = split - optimizer.selected_entries()
+    return (FULL * (entries - free) + FREE * free) / speed
+
+
+def measure(size: str, name: str, make: Make, groups: ParameterGroups, seconds: float, device: str) -> Row:
+    """Steps of an optimizer and of fused AdamW on the same parameters, in turn, for about so many seconds."""
+    optimizer, refreshes = make(groups), []
+    if isinstance(optimizer, Frugal):
+        optimizer.register_refresh_hook(lambda event: refreshes.append(1000 * event.seconds))
+    reference = torch.optim.AdamW(copies(groups), lr=1e-4, fused=True)
+    for _ in range(2):  # the first makes the state and compiles, the second finds it
+        first = timed(optimizer.step, device) + timed(reference.step, device)
+    steps, ratios, started = [], [], time.perf_counter()
+    while len(steps) < 3 or (time.perf_counter() - started < seconds and len(steps) < 60):
+        base, step = timed(reference.step, device), timed(optimizer.step, device)
+        steps.append(step)
+        ratios.append(step / base)
+    least = floor(optimizer, groups, bandwidth(device))
+    if refreshes and refreshes[0] < 1000 and first < 1e4:  # some more of them, where that is cheap
+        for group in optimizer.param_groups:
+            if group["split"]:
+                group["interval"] = 1
+        for _ in range(4):
+            optimizer.step()
+        refreshes = refreshes[1:]
+    refresh = statistics.median(refreshes) if refreshes else None
+    total = state_bytes(optimizer).total
+    return Row(size, name, statistics.median(steps), statistics.median(ratios), least, refresh, total, len(steps))
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| size | optimizer | ms per step | ÷ fused AdamW | floor, ms | step ÷ floor | refresh, ms | state, MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        above = f"{r.step / r.floor:.2f}" if r.floor else ""
+        cells = (
+            r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}", f"{r.floor:.1f}" if r.floor else "", above,
+            f"{r.refresh:.1f}" if r.refresh is not None else "", f"{r.state_bytes / 2**20:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
+        "torch": torch.__version__, "bandwidth_gb_per_s": round(bandwidth(device) / 1e6, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is asked for; print the table as it grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["60m", "130m", "350m"])
+    parser.add_argument("--only", default="", help="optimizers whose names begin with this")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--seconds", type=float, default=20, help="for each optimizer and size")
+    parser.add_argument("--json", type=Path, help="where the results are written to")
+    given = parser.parse_args()
+    found, rows = machine(given.device), []
+    print(", ".join(f"{key} {value}" for key, value in found.items() if value is not None))
+    print(table([]))
+    for size in given.sizes:
+        groups = parameters(size, given.device)
+        for name, make in {**CANDIDATES, **outside()}.items():
+            if name.startswith(given.only):
+                rows.append(measure(size, name, make, groups, given.seconds, given.device))
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
+                gc.collect()
+    if given.json:
+        given.json.write_text(json.dumps({"machine": found, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Rules applied to many tensors: in plain form one after the other, or in fast forms that agree with it.
+
+State-full AdamW has torch's fused kernel. The state-free update, which no library has, is compiled: one pass over
+weights and gradients. Compilation takes seconds and depends on shapes, so it is arranged to happen once: tensors are
+flattened and come in groups of a fixed number with sizes left open; which of them are state-free at a step then does
+not matter.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adafrugal.optim import rules
+from adafrugal.optim.rules import Rates
+from adafrugal.optim.subspaces import Free
+
+_TOGETHER = 16  # flattened tensors in one compiled call
+_LEAST = 1024  # entries; smaller tensors are not worth it, and sizes of 0 and 1 would compile anew
+
+
+class Full(NamedTuple):
+    """What a state-full rule is to update: target, gradient, and the state with its moments and `step`."""
+
+    target: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+
+
+def state_full(rule: str, works: Sequence[Full], rates: Rates, *, fused: bool) -> None:
+    """One step of a state-full rule, decay included; counts the steps.
+
+    Args:
+        rule: a name of `rules.STATE_FULL`.
+        works: what is updated.
+        rates: of the rule.
+        fused: use torch's fused AdamW where it can be.
+    """
+    fast = [fused and rule == "adamw" and _suits_fused(work, rates) for work in works]
+    _fused_adamw([work for work, f in zip(works, fast, strict=True) if f], rates)
+    for target, grad, state in (work for work, f in zip(works, fast, strict=True) if not f):
+        state["step"] += 1
+        step = state["step"].item() if state["step"].ndim == 0 else state["step"]
+        moments = (state[name] for name in rules.STATE_FULL[rule].moments)
+        rules.decay_(target, rates)
+        rules.STATE_FULL[rule].update(target, grad, *moments, step=step, rates=rates)
+
+
+def _suits_fused(work: Full, rates: Rates) -> bool:
+    target, grad, state = work
+    alike = target.dtype == grad.dtype == state["exp_avg"].dtype
+    device = target.device.type in ("cpu", "cuda") and state["step"].device == target.device
+    laid_out = target.is_contiguous() and grad.is_contiguous()
+    return alike and device and laid_out and state["step"].ndim == 0 and rates.lr > 0
+
+
+def _fused_adamw(works: Sequence[Full], rates: Rates) -> None:
+    """`rules.decay_` and `rules.adamw_` for all tensors in torch's own kernel: each byte is read and written once.
+
+    The kernel is called as `torch.optim.AdamW(fused=True)` calls it, without the preparations there, which would be
+    repeated for every matrix of a subspace that works on copies.
+    """
+    for some in _alike(works):
+        steps = [work.state["step"] for work in some]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            [work.target for work in some],
+            [work.grad for work in some],
+            [work.state["exp_avg"] for work in some],
+            [work.state["exp_avg_sq"] for work in some],
+            [],
+            steps,
+            amsgrad=False, maximize=False, beta1=rates.betas[0], beta2=rates.betas[1], eps=rates.eps,
+            lr=rates.lr, weight_decay=rates.decay / rates.lr,
+        )  # fmt: skip
+
+
+def _alike(works: Sequence[Full]) -> Iterable[list[Full]]:
+    """Those of one device and dtype together, as the kernel needs them."""
+    found: dict[tuple[torch.device, torch.dtype], list[Full]] = {}
+    for work in works:
+        found.setdefault((work.target.device, work.target.dtype), []).append(work)
+    return found.values()
+
+
+def state_free(rule: str, frees: Sequence[Free], rates: Rates, *, compiled: bool) -> None:
+    """One step of a state-free rule, decay included.
+
+    Args:
+        rule: a name of `rules.STATE_FREE`.
+        frees: what is updated. Those compiled into one call must not share storage, which neighbours in a matrix do;
+            so the parts of a matrix are given in separate calls.
+        rates: of the rule.
+        compiled: use the compiled form where it can be.
+    """
+    flat, scaled, others = [], [], []
+    for free in frees:
+        if not (compiled and rule != "none" and _suits_compiled(free)):
+            others.append(free)
+        else:
+            (flat if free.scale is None else scaled).append(free)
+    for target, grad, scale in others + _flattened(rule, flat, rates) + _scaled(rule, scaled, rates):
+        rules.decay_(target, rates)
+        rules.STATE_FREE[rule](target, grad, rates, scale)
+
+
+def _suits_compiled(free: Free) -> bool:
+    alike = free.target.dtype == free.grad.dtype and type(free.grad) is Tensor
+    return alike and free.target.numel() >= _LEAST and free.target.is_contiguous() and free.grad.is_contiguous()
+
+
+def _flattened(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
+    """Update whole tensors, so many in one call; returns what could not be."""
+    left = []
+    for start in range(0, len(frees), _TOGETHER):
+        some = frees[start : start + _TOGETHER]
+        like = some[0].target
+        alike = all(free.target.dtype == like.dtype and free.target.device == like.device for free in some)
+        apart = len({free.target.untyped_storage().data_ptr() for free in some}) == len(some)
+        update = _compiled(_FLAT[rule], like.dtype, like.device) if alike and apart else None
+        if update is None:
+            left += some
+            continue
+        pairs = [(free.target.view(-1), free.grad.view(-1)) for free in some]
+        pairs += _fillers(like.dtype, like.device)[len(pairs) :]
+        update([target for target, _ in pairs], [grad for _, grad in pairs], *_scalars(rates))
+    return left
+
+
+def _scaled(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
+    """Update matrices of which some lines stand still, one after the other; returns what could not be."""
+    left = []
+    for free in frees:
+        update = _compiled(_SCALED[rule], free.target.dtype, free.target.device)
+        if update is None:
+            left.append(free)
+        else:
+            update(free.target.detach(), free.grad.detach(), free.scale, *_scalars(rates))
+    return left
+
+
+def _scalars(rates: Rates) -> tuple[Tensor, Tensor]:
+    """Lr and what decay leaves, as tensors: as numbers, each new value would compile anew."""
+    return torch.tensor(rates.lr, dtype=torch.float64), torch.tensor(1 - rates.decay, dtype=torch.float64)
+
+
+# -- what is compiled -------------------------------------------------------------------------------------------------
+
+
+def _signsgd_all(targets: list[Tensor], grads: list[Tensor], lr: Tensor, kept: Tensor) -> None:
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(target * kept - grad.sign() * lr)
+
+
+def _sgd_all(targets: list[Tensor], grads: list[Tensor], lr: Tensor, kept: Tensor) -> None:
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(target * kept - grad * lr)
+
+
+def _signsgd_scaled(target: Tensor, grad: Tensor, scale: Tensor, lr: Tensor, kept: Tensor) -> None:
+    target.copy_(target * kept - grad.sign() * (scale * lr))
+
+
+def _sgd_scaled(target: Tensor, grad: Tensor, scale: Tensor, lr: Tensor, kept: Tensor) -> None:
+    target.copy_(target * kept - grad * (scale * lr))
+
+
+_FLAT = {"signsgd": _signsgd_all, "sgd": _sgd_all}
+_SCALED = {"signsgd": _signsgd_scaled, "sgd": _sgd_scaled}
+
+
+@functools.cache
+def _compiled(update: Callable[..., None], dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
+    """A function compiled for all sizes, tried once on small tensors; None where this machine cannot compile."""
+    compiled = torch.compile(update, dynamic=True)
+    lr, kept = _scalars(Rates(lr=0.0))
+    fillers = _fillers(dtype, device)
+    try:
+        if update in _FLAT.values():
+            compiled([target for target, _ in fillers], [grad for _, grad in fillers], lr, kept)
+        else:
+            target, grad = (torch.zeros(48, 40, dtype=dtype, device=device) for _ in range(2))
+            for axis in (0, 1):
+                compiled(target, grad, torch.ones_like(target.narrow(axis, 0, 1)), lr, kept)
+    except Exception as error:  # of whatever kind: nothing but the fillers is touched
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"torch.compile does not work here ({reason}); the plain form is used", stacklevel=2)
+        return None
+    return compiled
+
+
+@functools.cache
+def _fillers(dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of targets and gradients that fill up a group. No two are of one size, lest that be taken for a rule."""
+    return [
+        (torch.zeros(_LEAST + i, dtype=dtype, device=device), torch.zeros(_LEAST + i, dtype=dtype, device=device))
+        for i in range(_TOGETHER)
+    ]

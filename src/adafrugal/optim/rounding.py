@@ -1,0 +1,45 @@
+"""Storing float32 results in bfloat16 without losing the small ones."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+class Rounding:
+    """Copies results into tensors of fewer bits, to the nearest or stochastically.
+
+    Rounded to the nearest, a bfloat16 weight does not move when the update is under 2⁻⁹ of it, however often that
+    update comes. Rounded stochastically it moves to the next value with the probability that makes the mean right
+    (Zamirai et al., arXiv 2010.06192).
+
+    Args:
+        stochastic: for bfloat16; all other types are rounded to the nearest.
+        seed, step, place: of the optimizer, of this step, and of the tensor among all; what is drawn depends on
+            nothing else, so that a resumed run and every replica round alike.
+    """
+
+    def __init__(self, stochastic: bool, seed: int, step: int, place: int) -> None:
+        self.stochastic = stochastic
+        digest = hashlib.blake2b(f"{seed}/rounding/{step}/{place}".encode(), digest_size=7).digest()
+        self._seed = int.from_bytes(digest, "big")
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def store(self, target: Tensor, result: Tensor) -> None:
+        """Write `result`, of the same shape and any floating dtype, into `target`."""
+        if not (self.stochastic and target.dtype == torch.bfloat16):
+            target.copy_(result)
+            return
+        noise = torch.randint(
+            2**16, result.shape, dtype=torch.int32, device=result.device, generator=self._generator(result.device)
+        )
+        bits = result.float().contiguous().view(torch.int32)
+        rounded = noise.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)  # carries into the bits that stay
+        target.copy_(torch.where(result.isfinite(), rounded, result))
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]

@@ -1,0 +1,75 @@
+"""Several optimizers that step as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Several(torch.optim.Optimizer):
+    """Optimizers over different parameters as one: one step, one state_dict, groups that every scheduler sees.
+
+    Such as `Several(torch.optim.Muon(matrices), torch.optim.AdamW(others))`. The groups of this one are those of its
+    parts, the same objects: a rate that is set here holds there.
+
+    Args:
+        parts: the optimizers, in the order in which they step.
+
+    Raises:
+        ValueError: a parameter is in more than one of them.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        ids = [id(param) for part in parts for group in part.param_groups for param in group["params"]]
+        if len(set(ids)) < len(ids):
+            raise ValueError("a parameter is in more than one of the optimizers; each may have it alone")
+        super().__init__([param for part in parts for group in part.param_groups for param in group["params"]], {})
+        self._join()
+
+    def _join(self) -> None:
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:
+        """The states of all parts, to be read; what is written here is lost."""
+        return {param: state for part in self.parts for param, state in part.state.items()}
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Torch's own constructor sets an empty one; there is nothing to keep."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of each part; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of each part, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            ValueError: it has another number of parts.
+        """
+        given = state_dict.get("parts", [])
+        if len(given) != len(self.parts):
+            raise ValueError(f"the saved state is of {len(given)} optimizers, not of {len(self.parts)}")
+        for part, state in zip(self.parts, given, strict=True):
+            part.load_state_dict(state)
+        self._join()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the parts are joined: only a part knows what a group of it needs."""
+        if self.param_groups:
+            raise ValueError("add the group to one of the parts, before they are joined")
+        super().add_param_group(param_group)

@@ -1,0 +1,198 @@
+"""Coordinates of every matrix keep state: whole columns or rows, or single entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adafrugal.optim.subspaces.base import Free, Regions, Selection, Subspace
+
+
+@dataclass(frozen=True)
+class _Lines(Subspace):
+    """Whole lines of a matrix [n_out, n_in], drawn anew at each turn; `axis` tells which.
+
+    The selection is `indices`: int64, sorted (so that moments which are kept at ρ = 1 stay on their entries), [n].
+    Compact tensors are [n_out, n] for columns and [n, n_in] for rows.
+    """
+
+    remembers: ClassVar[tuple[str, ...]] = ("indices",)
+
+    def lines(self, shape: torch.Size, share: float) -> int:
+        """How many lines are selected."""
+        return int(share * shape[self.axis(shape)])
+
+    def entries(self, shape: torch.Size, share: float) -> int:
+        """Number of lines times their length."""
+        return self.lines(shape, share) * shape[1 - self.axis(shape)]
+
+    def select(
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+    ) -> Selection:
+        """The first of a random order of the lines, sorted."""
+        return {"indices": self._first(param.shape, share, generator).to(param.device)}
+
+    def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
+        """Fewer of the first of the same random order."""
+        return {"indices": self._first(shape, share, generator).to(old["indices"].device)}
+
+    def _first(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(shape[self.axis(shape)], generator=generator)
+        return order[: self.lines(shape, share)].sort().values
+
+    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
+        """The indices themselves."""
+        return selection["indices"]
+
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+        """The update is gathered in zeros; the state-free rule takes the whole matrix, selected lines scaled by 0."""
+        axis = self.axis(param.shape)
+        taken = grad.gather(axis, self._spread(selection, axis, grad))
+        scale = torch.ones(param.shape[axis], dtype=param.dtype, device=param.device)
+        scale = scale.index_fill_(0, selection["indices"], 0.0).unsqueeze(1 - axis)
+        return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad, scale),))
+
+    def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
+        """Add the update to the selected lines."""
+        axis = self.axis(param.shape)
+        param.scatter_add_(axis, self._spread(selection, axis, param), target)
+
+    def _spread(self, selection: Selection, axis: int, like: Tensor) -> Tensor:
+        """The indices for every entry of a compact tensor, without storage; gather is far faster than index_select."""
+        indices, length = selection["indices"], like.shape[1 - axis]
+        return indices.expand(length, -1) if axis else indices.unsqueeze(1).expand(-1, length)
+
+
+@dataclass(frozen=True)
+class Columns(_Lines):
+    """`int(ρ·n_in)` input columns of each matrix (FRUGAL, arXiv 2411.07837)."""
+
+    kind: ClassVar[str] = "columns"
+
+    def axis(self, shape: torch.Size) -> int:
+        """Columns lie along the second axis."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Rows(_Lines):
+    """`int(ρ·n_out)` output rows of each matrix (FRUGAL, arXiv 2411.07837)."""
+
+    kind: ClassVar[str] = "rows"
+
+    def axis(self, shape: torch.Size) -> int:
+        """Rows lie along the first axis."""
+        return 0
+
+
+@dataclass(frozen=True)
+class RandPerm(_Lines):
+    """`round(ρ·d)` coordinates of each matrix's smaller side d, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
+
+    That is a low-rank projection whose basis is part of a permutation matrix: columns where n_in ≤ n_out, else rows.
+    """
+
+    kind: ClassVar[str] = "randperm"
+
+    def axis(self, shape: torch.Size) -> int:
+        """That of the smaller side; columns where both are equal."""
+        return 1 if shape[1] <= shape[0] else 0
+
+    def lines(self, shape: torch.Size, share: float) -> int:
+        """A rank, which is rounded, halves to even."""
+        return round(share * min(shape))
+
+
+@dataclass(frozen=True)
+class RandK(Subspace):
+    """`int(ρ·n_out·n_in)` single entries of each matrix, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
+
+    The selection is `indices`: places in the flattened matrix, sorted, [n], in four bytes each where the matrix
+    allows it: half as much again as a moment. Compact tensors are [n].
+    """
+
+    kind: ClassVar[str] = "randk"
+    remembers: ClassVar[tuple[str, ...]] = ("indices",)
+    grain: ClassVar[float] = 1 / 64  # giving up entries copies all of the matrix's state
+
+    def entries(self, shape: torch.Size, share: float) -> int:
+        """`int(ρ·n_out·n_in)`."""
+        return int(share * shape.numel())
+
+    def select(
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+    ) -> Selection:
+        """The first of a random order of the entries, sorted."""
+        first = torch.randperm(param.numel(), generator=generator)[: self.entries(param.shape, share)]
+        narrow = torch.int32 if param.numel() <= torch.iinfo(torch.int32).max else torch.int64
+        return {"indices": first.sort().values.to(param.device, narrow)}
+
+    def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
+        """A random part of the old ones."""
+        before = old["indices"]
+        stays = torch.randperm(len(before), generator=generator)[: self.entries(shape, share)].sort().values
+        return {"indices": before[stays.to(before.device)]}
+
+    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
+        """The indices themselves."""
+        return selection["indices"]
+
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+        """Copies of the selected entries; the state-free rule takes the whole matrix, since `close` overwrites."""
+        indices = selection["indices"].long()
+        return Regions(full=(param.take(indices), grad.take(indices)), free=(Free(param, grad),))
+
+    def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
+        """Overwrite the selected entries with `target`, [n]."""
+        param.put_(selection["indices"].long(), target)
+
+
+@dataclass(frozen=True)
+class Slab(Subspace):
+    """`int(ρ·n_out)` neighbouring rows of each matrix, which move through it from turn to turn. Ours, in no paper.
+
+    A run of rows is a view, so that nothing is gathered or scattered and fused kernels update it where it lies. Each
+    turn goes on where the last one ended, the last of a cycle ends at the last row; the first begins at random, so
+    that matrices move out of step.
+
+    The selection is `start` and `rows`, two numbers. Compact tensors are [rows, n_in].
+    """
+
+    kind: ClassVar[str] = "slab"
+    remembers: ClassVar[tuple[str, ...]] = ("start", "rows")
+    in_place: ClassVar[bool] = True
+
+    def entries(self, shape: torch.Size, share: float) -> int:
+        """`int(ρ·n_out)·n_in`."""
+        return int(share * shape[0]) * shape[1]
+
+    def select(
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+    ) -> Selection:
+        """The next rows."""
+        n, rows = param.shape[0], int(share * param.shape[0])
+        start = old["start"] + old["rows"] if old else rows * int(torch.randint(n // rows, (), generator=generator))
+        start = 0 if start >= n else min(start, n - rows)
+        return {"start": start, "rows": rows}
+
+    def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
+        """The first of them; the rows given up are the next to have a turn."""
+        return {"start": old["start"], "rows": int(share * shape[0])}
+
+    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
+        """The numbers of the rows."""
+        return torch.arange(selection["start"], selection["start"] + selection["rows"])
+
+    def narrow(self, moment: Tensor, shape: torch.Size, old: Selection, new: Selection) -> Tensor:
+        """The first rows."""
+        return moment[: new["rows"]].clone()
+
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+        """The run of rows, and what is above and below it."""
+        start, end = selection["start"], selection["start"] + selection["rows"]
+        around = [slice(0, start), slice(end, param.shape[0])]
+        free = tuple(Free(param[rows], grad[rows]) for rows in around if rows.start < rows.stop)
+        return Regions(full=(param[start:end], grad[start:end]), free=free)

@@ -1,0 +1,126 @@
+"""The fast forms do what the plain ones do, and compile once."""
+
+import warnings
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from adafrugal.optim import Frugal, LinearDecay, kernels
+
+SHAPES = [(48, 40), (40, 48), (64, 64), (33, 65), (64, 64), (1, 1100), (100, 100), (5, 7), (48, 40), (96, 40), (50, 80)]
+
+
+def trained(steps=24, device="cpu", dtype=torch.float32, **settings):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(device, dtype)) for s in SHAPES]
+    optimizer = Frugal(
+        [{"params": params, "split": True}], lr=0.01, weight_decay=0.1, interval=9, split_lr_scale=0.5,
+        state_free_lr_scale=0.3, density=LinearDecay(0.9, 0.1, steps=20), **settings,
+    )  # fmt: skip
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(device, dtype)
+        optimizer.step()
+    return [p.detach().cpu() for p in params]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("state_free", ["signsgd", "sgd", "none"])
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "svd"])
+def test_compiled_and_plain_agree(subspace, state_free, dtype):
+    rates = {"subspace": subspace, "state_free": state_free, "dtype": dtype}
+    plain = trained(fused=False, compile=False, **rates)
+    fast = trained(fused=True, compile=True, **rates)
+    # a sign may differ where a residual is rounding noise; nothing here is
+    torch.testing.assert_close(plain, fast, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows"])
+def test_it_compiles_at_most_three_times_however_the_density_moves(subspace):
+    kernels._compiled.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    trained(subspace=subspace, compile=True)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+    assert not counters["recompile_limit"]
+
+
+def test_large_groups_are_compiled_and_small_ones_are_not(monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernels, "state_free", lambda *_, compiled: asked.append(compiled))
+    for entries, given in ((2**24, None), (2**24 - 4, None), (2**24, False), (4, True)):
+        param = torch.nn.Parameter(torch.zeros(4, entries // 4))
+        param.grad = torch.zeros_like(param)
+        Frugal([{"params": [param], "split": True}], density=0.0, compile=given).step()
+    assert [c for c in asked if c is not None][:: len(asked) // 4] == [True, False, False, True]
+
+
+def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
+    def broken(*_, **__):
+        def fail(*_):
+            raise RuntimeError("no compiler found\nand much more")
+
+        return fail
+
+    kernels._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", broken)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        got = trained(compile=True)
+    kernels._compiled.cache_clear()
+    assert [str(w.message) for w in caught] == [
+        "torch.compile does not work here (no compiler found); the plain form is used"
+    ]
+    torch.testing.assert_close(got, trained(compile=False))
+
+
+def test_tensors_that_share_storage_are_not_compiled_together():
+    whole = torch.zeros(2, 60, 40)
+    params = [torch.nn.Parameter(whole[0]), torch.nn.Parameter(whole[1])]
+    optimizer = Frugal([{"params": params, "split": True}], lr=1.0, density=0.0, compile=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(whole, -torch.ones(2, 60, 40))
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "randperm", "random"])
+def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
+    torch.manual_seed(0)
+    start, grads = torch.randn(48, 40), torch.randn(6, 48, 40)
+    ends = []
+    for lay_out in (lambda t: t.clone(), lambda t: t.t().contiguous().t()):
+        for of_grad in (lambda t: t.clone(), lambda t: t.t().contiguous().t()):
+            param = torch.nn.Parameter(lay_out(start))
+            optimizer = Frugal([{"params": [param], "split": True}], density=0.5, subspace=subspace, compile=True)
+            for grad in grads:
+                param.grad = of_grad(grad)
+                optimizer.step()
+            ends.append(param.detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "svd"])
+def test_compiled_on_a_gpu_agrees_with_plain_on_a_cpu(subspace):
+    here = trained(fused=False, compile=False, subspace=subspace, state_free="sgd")
+    there = trained(fused=True, compile=True, device="cuda", subspace=subspace, state_free="sgd")
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns"])
+def test_a_step_on_a_gpu_waits_for_nothing(subspace):
+    params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in SHAPES]
+    optimizer = Frugal([{"params": params, "split": True}], subspace=subspace, density=0.5, compile=True)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
