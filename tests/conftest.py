@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile("the same examples each time", derandomize=True, database=None)
+hypothesis.settings.load_profile("the same examples each time")
 
 
 def pytest_collection_modifyitems(items):

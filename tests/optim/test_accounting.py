@@ -1,6 +1,14 @@
-import torch
+from types import SimpleNamespace
 
-from adafrugal.optim import Frugal, state_bytes
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+
+from adafrugal.config import LlamaSettings
+from adafrugal.models import llama
+from adafrugal.optim import Frugal, split_parameters, state_bytes
+from adafrugal.optim.subspaces import subspace as as_subspace
 
 
 def stepped(optimizer):
@@ -37,3 +45,121 @@ def test_no_group_hides_another():
     assert state_bytes(stepped(sgd)) == {"0": {"moments": 128}, "1": {"moments": 64}}
     same_names = [{"params": [("a", p)]} for _, p in matrices()]
     assert state_bytes(stepped(torch.optim.SGD(same_names, lr=1.0, momentum=0.9))).total == 192
+
+
+def test_torchs_newer_optimizers_and_tensors_made_of_tensors():
+    adafactor = stepped(torch.optim.Adafactor([{"params": matrices()}]))
+    assert state_bytes(adafactor)["a"] == {"counters": 4, "moments": 4 * (4 + 8)}
+    muon = stepped(torch.optim.Muon([{"params": matrices()}]))
+    assert state_bytes(muon).by_role() == {"moments": 4 * 48}
+
+    class Quantized(torch.Tensor):
+        """Codes of a byte each, and scales, as torchao keeps moments in 8 bits."""
+
+        @staticmethod
+        def __new__(cls, codes, scales):
+            return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+        def __init__(self, codes, scales):
+            self.codes, self.scales = codes, scales
+
+        def __tensor_flatten__(self):
+            return ["codes", "scales"], None
+
+        @classmethod
+        def __torch_dispatch__(cls, *_):
+            raise NotImplementedError
+
+    param = matrices()[0][1]
+    state = {param: {"exp_avg": Quantized(torch.zeros(256, dtype=torch.uint8), torch.zeros(2))}}
+    fake = SimpleNamespace(param_groups=[{"params": [param]}], state=state)
+    assert state_bytes(fake) == {"0": {"moments": 256 + 8}}
+
+
+def test_torchaos_8_bit_moments_where_it_is_installed():
+    optim = pytest.importorskip("torchao.optim", reason="torchao is an extra")
+    param = torch.nn.Parameter(torch.zeros(64, 256))
+    adamw = stepped(optim.AdamW8bit([param], block_size=256))
+    # a byte an entry and four a block of 256, for two moments, and their tables of 256 values
+    assert 2 * 16384 < state_bytes(adamw)["0"]["moments"] < 2 * (16384 + 4 * 64 + 4 * 256) + 1
+
+
+# -- the papers' table ------------------------------------------------------------------------------------------------
+
+# FACTS of the papers §3, GiB of float32 state: {size: {ρ: all of it}}; with the basis of svd at ρ = 0.25
+TABLE = {
+    "60m": {1.0: 0.433, 0.25: 0.291, 0.05: 0.254, 0.0: 0.244},
+    "130m": {1.0: 0.999, 0.25: 0.525, 0.05: 0.398, 0.0: 0.366},
+    "350m": {1.0: 2.742, 0.25: 1.052, 0.05: 0.601, 0.0: 0.489},
+}
+SVD = {"60m": 0.305, "130m": 0.571, "350m": 1.216}
+SUBSPACES = [
+    "blocks",
+    {"kind": "blocks", "match": "elements"},
+    "columns",
+    "rows",
+    "slab",
+    "randk",
+    "randperm",
+    "random",
+]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """The parameter groups of the papers' models, without memory."""
+    found = {}
+    for size in TABLE:
+        shape = yaml.safe_load((REPOSITORY / "conf" / "model" / f"llama_{size}.yaml").read_text())
+        with torch.device("meta"):
+            model = llama.build(LlamaSettings(**{k: v for k, v in shape.items() if k != "defaults"}))
+        found[size] = split_parameters(model)
+    return found
+
+
+def moments(groups, density, subspace):
+    """Bytes of the moments after a step of the real optimizer on meta tensors."""
+    optimizer = Frugal(groups, density=density, subspace=subspace, fused=False, compile=False)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.empty_like(param)
+    optimizer.step()
+    return optimizer.state_bytes().by_role()["moments"]
+
+
+@pytest.mark.parametrize("size", TABLE)
+@pytest.mark.parametrize("density", [1.0, 0.25, 0.05, 0.0])
+def test_state_is_that_of_the_derived_table(groups, size, density):
+    matrices = [p for group in groups[size] if group["split"] for _, p in group["params"]]
+    always = sum(p.numel() for group in groups[size] if not group["split"] for _, p in group["params"])
+    exact = 8 * (always + density * sum(p.numel() for p in matrices))
+    assert exact / 2**30 == pytest.approx(TABLE[size][density], abs=0.0005)
+    counts = {
+        "columns": sum(p.shape[0] * int(density * p.shape[1]) for p in matrices),
+        "rows": sum(p.shape[1] * int(density * p.shape[0]) for p in matrices),
+        "slab": sum(p.shape[1] * int(density * p.shape[0]) for p in matrices),
+        "randk": sum(int(density * p.numel()) for p in matrices),
+        "randperm": sum(max(p.shape) * round(density * min(p.shape)) for p in matrices),
+        "random": sum(max(p.shape) * round(density * min(p.shape)) for p in matrices),
+    }
+    for subspace in SUBSPACES:
+        found = moments(groups[size], density, subspace)
+        if isinstance(subspace, dict):
+            assert abs(found - exact) <= 8 * max(p.numel() for p in matrices)
+        elif subspace == "blocks":
+            active = (found - 8 * always) / 8
+            sizes = sorted(p.numel() for p in matrices)
+            count = round(density * len(matrices))
+            assert sum(sizes[:count]) <= active <= sum(sizes[len(sizes) - count :])
+        else:
+            assert found == 8 * (always + counts[subspace])
+
+
+@pytest.mark.parametrize("size", TABLE)
+def test_svd_adds_its_basis(groups, size):
+    svd, total = as_subspace("svd"), 0
+    for group in groups[size]:
+        for _, p in group["params"]:
+            rank = svd.rank(p.shape, 0.25) if group["split"] else 0
+            total += 8 * (svd.entries(p.shape, 0.25) if group["split"] else p.numel()) + 4 * rank * min(p.shape)
+    assert total / 2**30 == pytest.approx(SVD[size], abs=0.0005)

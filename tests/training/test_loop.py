@@ -133,6 +133,28 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
     assert steps == [1], "the last one with a loss"
 
 
+def test_a_control_can_observe_the_mean_training_loss(loop):
+    observing = ["source=training", "every=3", "threshold=0.9", "start=2"]
+    built, _ = loop("trainer.log_every=2", "eval.every=100", *(f"optimizer.interval.{o}" for o in observing))
+    losses, nats = [], built.task.nats
+
+    def watched(batch):
+        found = nats(batch)
+        losses.append(found.item() / batch.count())
+        return found
+
+    built.task.nats = watched
+    control = built.optimizer.param_groups[0]["interval"]
+    for _ in range(7):
+        built.advance()
+    assert control.last_loss == pytest.approx(sum(losses[3:6]) / 3, rel=1e-5)
+    assert control.value == 3, "two observations that are near each other: round(1.5 · 2)"
+    assert not any("validation_loss" in line for line in built.record.metrics()), "no evaluation for its sake"
+    resumed = type(built.account).from_state(built.account.state_dict())
+    assert resumed.unobserved == built.account.unobserved
+    assert resumed.unobserved.targets == built.account.unobserved.targets > 0
+
+
 def test_a_checkpoint_of_a_step_is_made_once(loop):
     built, _ = loop("checkpoint.every=1")
     built.advance()
