@@ -1,6 +1,9 @@
 """Every command, link, number and line of code in the README is true."""
 
+import importlib.util
+import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -9,6 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from adafrugal import checks
+from adafrugal.config import CHOICES, SUBSPACES
 from adafrugal.reports import summary, table
 
 README = (REPOSITORY / "README.md").read_text()
@@ -22,8 +26,8 @@ RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
 def test_every_training_command_composes(command, composed):
-    typed = [part for part in command.split()[2:] if part not in ("-m", "--cfg", "job")]
-    found, choices = composed(*(part.split(",")[0] for part in typed))
+    typed = [part for part in shlex.split(command)[2:] if part not in ("-m", "--cfg", "job")]
+    found, choices = composed(*(part if "{" in part else part.split(",")[0] for part in typed))
     checks.check(found, choices)
 
 
@@ -41,13 +45,15 @@ def test_every_link_and_file_is_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert len(links) > 8
     for link in links:
-        assert (REPOSITORY / link).exists(), link
+        assert (REPOSITORY / link.partition("#")[0]).exists(), link
 
 
 def test_every_choice_that_is_named_exists():
-    for group, choices in (("optimizer", ["adafrugal", "frugal", "adamw"]), ("data", ["embedded"])):
+    rows = README[README.index("| `optimizer=` | what it is |") :].split("\n\n")[0].splitlines()[2:]
+    choices = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    for group, named in (("optimizer", choices), ("data", ["embedded"])):
         files = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
-        assert files == set(choices), f"the README's table of {group} has others"
+        assert files == set(named), f"the README's table of {group} has others"
     named = re.search(r"\| `model` \| (.*?) \|", README).group(1)
     files = {file.stem.removeprefix("llama_") for file in (REPOSITORY / "conf/model").glob("*.yaml")}
     assert files == {name.removeprefix("llama_") for name in re.findall(r"`([^`]+)`", named)}
@@ -88,3 +94,33 @@ def test_requirements_are_pinned_and_each_says_what_it_is_for():
         assert re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line), line
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_link_of_the_other_pages_is_there(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not link.startswith(("http", "#")):
+            assert (page.parent / link.partition("#")[0]).resolve().exists(), link
+
+
+def test_the_page_on_the_optimizer_names_every_choice():
+    page = (REPOSITORY / "docs" / "optimizer.md").read_text()
+    files = (REPOSITORY / "conf" / "optimizer").rglob("*.yaml")
+    names = [*SUBSPACES, *CHOICES["on_refresh"], *(file.stem for file in files if file.stem != "constant")]
+    for name in names:
+        assert f"`{name}`" in page, name
+
+
+def test_the_tables_of_the_benchmark_are_those_of_its_results():
+    path = REPOSITORY / "experiments" / "benchmarks" / "optimizer_step.py"
+    spec = importlib.util.spec_from_file_location("optimizer_step", path)
+    benchmark = sys.modules.setdefault("optimizer_step", importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(benchmark)
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    results = sorted((REPOSITORY / "experiments" / "results" / "benchmarks").glob("optimizer_step*.json"))
+    assert results
+    for file in results:
+        found = json.loads(file.read_text())
+        assert benchmark.table(benchmark.Row(**row) for row in found["rows"]) in page, file
+        assert found["machine"]["cpu"] in page
+        assert found["machine"]["torch"] in page

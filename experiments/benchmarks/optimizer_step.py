@@ -1,13 +1,13 @@
 """What does a step of each optimizer cost? Each is paired with torch's fused AdamW, in turn, in one process.
 
-    python experiments/benchmarks/optimizer_step.py [--sizes 60m 130m 350m] [--only frugal] [--device cpu]
-        [--seconds 20] [--json FILE]
+    python experiments/benchmarks/optimizer_step.py [--sizes 60m 130m 350m] [--others] [--device cpu] [--json FILE]
 
 The parameters are those of the papers' LLaMA shapes, fp32, with random gradients; no model runs. For each optimizer:
-milliseconds per step (median), the median of its ratios to the AdamW step just before, the floor, milliseconds of a
-refresh, and bytes of state. The floor is the time that the bytes that must be read and written take at the bandwidth
-measured in the same run: 28 for an entry with AdamW state (weight, gradient, two moments; all but the gradient
-twice), 12 for one without. The bandwidth is that of an addition in place, which moves memory as an update does.
+milliseconds per step (median), the median of its ratios to the AdamW step beside it, the bytes that must move as a
+share of AdamW's, the time they take (the floor), milliseconds of a refresh, and bytes of state. The bytes are 28 for
+an entry with AdamW state (weight, gradient, two moments; all but the gradient are read and written), 12 for one
+without; the floor is at the bandwidth, measured beside each optimizer, of an addition in place, which moves memory as
+an update does.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Row:
     optimizer: str
     step: float
     ratio: float
+    bytes_ratio: float | None
     floor: float | None
     refresh: float | None
     state_bytes: int
@@ -81,7 +83,7 @@ def ours(**settings: Any) -> Make:
     return lambda groups: Frugal(groups, lr=1e-4, interval=10**9, **settings)
 
 
-CANDIDATES: dict[str, Make] = {
+OURS: dict[str, Make] = {
     "frugal blocks 0.25": ours(density=0.25),
     "frugal blocks 0.25, by elements": ours(density=0.25, subspace={"kind": "blocks", "match": "elements"}),
     "frugal slab 0.25": ours(density=0.25, subspace="slab"),
@@ -99,6 +101,9 @@ CANDIDATES: dict[str, Make] = {
     "frugal svd 0.25, randomized": ours(density=0.25, subspace={"kind": "svd", "svd_method": "randomized"}),
     "frugal svd 0.25": ours(density=0.25, subspace="svd"),
     "lion": ours(density=1.0, state_full="lion", betas=(0.9, 0.99)),
+}
+
+TORCHS: dict[str, Make] = {
     "torch AdamW foreach": lambda groups: torch.optim.AdamW(copies(groups), lr=1e-4, foreach=True),
     "torch AdamW plain": lambda groups: torch.optim.AdamW(copies(groups), lr=1e-4, foreach=False),
     "torch Adafactor": lambda groups: torch.optim.Adafactor(copies(groups), lr=1e-4),
@@ -135,7 +140,8 @@ def outside() -> dict[str, Make]:
         return AdamW8bit(copies(groups), lr=1e-4)
 
     known = {"galore_torch": galore, "apollo_torch": apollo, "bitsandbytes": bitsandbytes, "torchao": torchao}
-    return {name: make for name, make in known.items() if importlib.util.find_spec(name)}
+    names = {"bitsandbytes": "bitsandbytes AdamW8bit", "torchao": "torchao AdamW8bit"}
+    return {names.get(name, name): make for name, make in known.items() if importlib.util.find_spec(name)}
 
 
 def timed(work: Callable[[], Any], device: str) -> float:
@@ -156,16 +162,16 @@ def bandwidth(device: str) -> float:
     return 12 * a.numel() / statistics.median(times[2:])
 
 
-def floor(optimizer: torch.optim.Optimizer, groups: ParameterGroups, speed: float) -> float | None:
-    """Milliseconds that the bytes which must move take; None where they are not known."""
+def bytes_to_move(optimizer: torch.optim.Optimizer, groups: ParameterGroups) -> int | None:
+    """Of a step; None where it is not known."""
     entries = sum(p.numel() for group in groups for _, p in group["params"])
     if isinstance(optimizer, torch.optim.AdamW):
-        return FULL * entries / speed
+        return FULL * entries
     if not isinstance(optimizer, Frugal) or optimizer.param_groups[0]["state_full"] != "adamw":
         return None
-    split = sum(p.numel() for group in groups if group["split"] for _, p in group["params"])
-    free = split - optimizer.selected_entries()
-    return (FULL * (entries - free) + FREE * free) / speed
+    free = sum(p.numel() for group in groups if group["split"] for _, p in group["params"])
+    free -= optimizer.selected_entries()
+    return FULL * (entries - free) + FREE * free
 
 
 def measure(size: str, name: str, make: Make, groups: ParameterGroups, seconds: float, device: str) -> Row:
@@ -177,11 +183,12 @@ def measure(size: str, name: str, make: Make, groups: ParameterGroups, seconds: 
     for _ in range(2):  # the first makes the state and compiles, the second finds it
         first = timed(optimizer.step, device) + timed(reference.step, device)
     steps, ratios, started = [], [], time.perf_counter()
-    while len(steps) < 3 or (time.perf_counter() - started < seconds and len(steps) < 60):
+    while len(steps) < 3 or (time.perf_counter() - started < seconds and len(steps) < 100):
         base, step = timed(reference.step, device), timed(optimizer.step, device)
         steps.append(step)
         ratios.append(step / base)
-    least = floor(optimizer, groups, bandwidth(device))
+    least, of_adamw = bytes_to_move(optimizer, groups), bytes_to_move(reference, groups)
+    floor = least / bandwidth(device) if least else None
     if refreshes and refreshes[0] < 1000 and first < 1e4:  # some more of them, where that is cheap
         for group in optimizer.param_groups:
             if group["split"]:
@@ -191,19 +198,22 @@ def measure(size: str, name: str, make: Make, groups: ParameterGroups, seconds: 
         refreshes = refreshes[1:]
     refresh = statistics.median(refreshes) if refreshes else None
     total = state_bytes(optimizer).total
-    return Row(size, name, statistics.median(steps), statistics.median(ratios), least, refresh, total, len(steps))
+    return Row(
+        size, name, statistics.median(steps), statistics.median(ratios), least / of_adamw if least else None, floor,
+        refresh, total, len(steps),
+    )  # fmt: skip
 
 
 def table(rows: Iterable[Row]) -> str:
     """Markdown."""
     lines = [
-        "| size | optimizer | ms per step | ÷ fused AdamW | floor, ms | step ÷ floor | refresh, ms | state, MiB |",
+        "| size | optimizer | ms per step | ÷ fused AdamW | bytes ÷ AdamW's | floor, ms | refresh, ms | state, MiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in rows:
-        above = f"{r.step / r.floor:.2f}" if r.floor else ""
         cells = (
-            r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}", f"{r.floor:.1f}" if r.floor else "", above,
+            r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}",
+            f"{r.bytes_ratio:.2f}" if r.bytes_ratio else "", f"{r.floor:.1f}" if r.floor else "",
             f"{r.refresh:.1f}" if r.refresh is not None else "", f"{r.state_bytes / 2**20:.1f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -227,7 +237,8 @@ def main() -> None:
     """Measure what is asked for; print the table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["60m", "130m", "350m"])
-    parser.add_argument("--only", default="", help="optimizers whose names begin with this")
+    parser.add_argument("--only", default="", help="a pattern for their names, such as 'frugal *' or '*slab*'")
+    parser.add_argument("--others", action="store_true", help="torch's other optimizers, and libraries that are there")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=20, help="for each optimizer and size")
     parser.add_argument("--json", type=Path, help="where the results are written to")
@@ -237,8 +248,8 @@ def main() -> None:
     print(table([]))
     for size in given.sizes:
         groups = parameters(size, given.device)
-        for name, make in {**CANDIDATES, **outside()}.items():
-            if name.startswith(given.only):
+        for name, make in (OURS | (TORCHS | outside() if given.others else {})).items():
+            if fnmatch(name, given.only or "*"):
                 rows.append(measure(size, name, make, groups, given.seconds, given.device))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
                 gc.collect()

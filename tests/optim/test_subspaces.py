@@ -279,7 +279,7 @@ def test_layers_are_taken_whole_and_counted_down():
     for layers, expected in ((8, 2), (12, 3), (24, 6)):  # BAdam at 60M, 130M, 350M
         shares = Blocks(unit="layer").shares(layered([[1]] * layers), 0.25, Turn(0, 1))
         assert sum(shares) == expected
-    with pytest.raises(ValueError, match=r"the layer of layers\.0\.weight is not known; make the groups with split_par"):
+    with pytest.raises(ValueError, match=r"the layer of layers\.0\.weight is not known; make the groups"):
         Blocks(unit="layer").shares(shapes(3), 0.5, Turn(0, 1))
 
 

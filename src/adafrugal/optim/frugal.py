@@ -236,17 +236,17 @@ class Frugal(torch.optim.Optimizer):
     def _move_subspaces(self) -> list[dict[str, Any]]:
         """Move every split group's clock by one step, and its subspace where that is due; tell what changed."""
         split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
-        due = [(index, group, event) for index, group in split if (event := turns.due(group, self.state))]
-        before = self.state_bytes().total if due and self._refresh_hooks else 0
+        all_due = [(index, group, due) for index, group in split if (due := turns.due(group, self.state))]
+        before = self.state_bytes().total if all_due and self._refresh_hooks else 0
         changes = []
-        for index, group, event in due:
+        for index, group, due in all_due:
             started = time.perf_counter()
-            if event == "refresh" and group["on_refresh"] == "reset_all":
+            if due.event == "refresh" and group["on_refresh"] == "reset_all":
                 for other in self.param_groups:
                     turns.forget_all(other, self.state)
-            turns.carry_out(event, group, self.state)
+            turns.carry_out(due, group, self.state)
             changes.append({
-                "event": event, "step": group["steps"], "group": index,
+                "event": due.event, "step": group["steps"], "group": index,
                 "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
                 "seconds": time.perf_counter() - started, "bytes_before": before,
             })  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from adafrugal.optim import rules
 from adafrugal.optim.rules import Rates
@@ -110,7 +111,10 @@ def state_free(rule: str, frees: Sequence[Free], rates: Rates, *, compiled: bool
 
 
 def _suits_compiled(free: Free) -> bool:
-    alike = free.target.dtype == free.grad.dtype and type(free.grad) is Tensor
+    plain = type(free.target) in (Tensor, Parameter) and type(free.grad) is Tensor
+    alike = plain and free.target.dtype == free.grad.dtype
+    if free.scale is not None and min(free.target.shape) == 1:
+        return False
     return alike and free.target.numel() >= _LEAST and free.target.is_contiguous() and free.grad.is_contiguous()
 
 
@@ -126,7 +130,8 @@ def _flattened(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
         if update is None:
             left += some
             continue
-        pairs = [(free.target.view(-1), free.grad.view(-1)) for free in some]
+        # detached last: torch.compile would look through a view, at shapes and flags of what it is a view of
+        pairs = [(free.target.view(-1).detach(), free.grad.view(-1).detach()) for free in some]
         pairs += _fillers(like.dtype, like.device)[len(pairs) :]
         update([target for target, _ in pairs], [grad for _, grad in pairs], *_scalars(rates))
     return left
@@ -144,8 +149,9 @@ def _scaled(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
     return left
 
 
+@functools.lru_cache(maxsize=4)  # one step asks for the same again and again
 def _scalars(rates: Rates) -> tuple[Tensor, Tensor]:
-    """Lr and what decay leaves, as tensors: as numbers, each new value would compile anew."""
+    """The rate and what decay leaves, as tensors: as numbers, each new value would compile anew."""
     return torch.tensor(rates.lr, dtype=torch.float64), torch.tensor(1 - rates.decay, dtype=torch.float64)
 
 

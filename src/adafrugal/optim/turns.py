@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,7 +32,14 @@ def selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, A
     return {name: state[name] for name in group["subspace"].remembers if name in state}
 
 
-def due(group: Group, states: States) -> Event | None:
+class Due(NamedTuple):
+    """What has to be done at this step, and for which of the group's matrices, by their places."""
+
+    event: Event
+    places: list[int]
+
+
+def due(group: Group, states: States) -> Due | None:
     """Move a group's clock by one step and read ρ where it counts now; tell what has to follow."""
     group["since_refresh"] += 1
     for name, build in (("density", controls.density), ("interval", controls.interval)):
@@ -41,25 +48,24 @@ def due(group: Group, states: States) -> Event | None:
     density = group["density"].at(group["steps"])
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
         group["density_read"] = density
-        return "refresh"
-    if group["waiting"] and _choosing(group):
-        return "continued"
+        _begin_turn(group, states)
+        return Due("refresh", _choosing(group))
+    if group["waiting"] and (places := _choosing(group)):
+        return Due("continued", places)
     if group["shrink"] == "immediately" and density < group["density_read"] * (1 - group["subspace"].grain):
         group["density_read"] = density
-        counts = (group["subspace"].entries(p.shape, share) for p, share in _shares(group))
-        if any(n < states[p].get("entries", 0) for n, p in zip(counts, group["params"], strict=True)):
-            return "shrink"
+        shares = enumerate(_shares(group))
+        if places := [i for i, (p, share) in shares if _entries(p, share, group) < states[p].get("entries", 0)]:
+            return Due("shrink", places)
     return None
 
 
-def carry_out(event: Event, group: Group, states: States) -> None:
-    """Do what `due` found."""
-    if event == "refresh":
-        _begin_turn(group, states)
-    if event == "shrink":
-        _shrink(group, states)
+def carry_out(due: Due, group: Group, states: States) -> None:
+    """Do what is due."""
+    if due.event == "shrink":
+        _shrink(due.places, group, states)
     else:
-        _choose(_choosing(group), group, states)
+        _choose(due.places, group, states)
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def _choose(places: list[int], group: Group, states: States) -> None:
     for place in places:
         param, share = shares[place]
         state = states[param]
-        entries = subspace.entries(param.shape, share)
+        entries = _entries(param, share, group)
         if not (entries and before[place]):
             state.clear()
         state["entries"] = entries
@@ -166,23 +172,25 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
         state[name].index_copy_(axis, places, old_values.index_select(axis, sources))
 
 
-def _shrink(group: Group, states: States) -> None:
+def _shrink(places: list[int], group: Group, states: States) -> None:
     """Give up what a lower density no longer covers; what remains keeps its moments."""
-    subspace = group["subspace"]
-    for place, (param, share) in enumerate(_shares(group)):
-        state = states[param]
-        entries = subspace.entries(param.shape, share)
-        if entries >= state.get("entries", 0):
-            continue
-        if not entries:
-            state.clear()
-        else:
+    subspace, shares = group["subspace"], _shares(group)
+    for place in places:
+        param, share = shares[place]
+        state, entries = states[param], _entries(param, share, group)
+        if entries:
             old = selection(state, group)
             new = subspace.shrink(param.shape, share, _turn(group, place).generator(place), old)
             for name in _remembered(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, old, new)
             state |= new
+        else:
+            state.clear()
         state["entries"] = entries
+
+
+def _entries(param: Tensor, share: float, group: Group) -> int:
+    return group["subspace"].entries(param.shape, share)
 
 
 def _remembered(state: Mapping[str, Any], group: Group) -> list[str]:

@@ -97,7 +97,7 @@ class Loop:
         with self.clock("optimizer"):
             if self.settings.trainer.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
-            self._lr = self.optimizer.param_groups[0]["lr"]
+            self._lr = float(self.optimizer.param_groups[0]["lr"])  # torchao keeps a tensor
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
