@@ -150,6 +150,7 @@ def _spell_one_way(s: Settings) -> None:
     if s.optimizer.kind != "frugal":
         return
     o = s.optimizer
+    o.state_dtype = None if o.state_dtype == "float32" else o.state_dtype
     o.density = _control(o.density, steps, controls.DENSITIES, shares=True)
     o.interval = _control(o.interval, steps, controls.INTERVALS, shares=False)
     if isinstance(o.subspace, dict):

@@ -105,8 +105,28 @@ def test_norms_embeddings_and_head_can_be_moved():
     assert kind["embedding.weight"] == "state-full", "tied to the head, but kept where one place keeps it"
     assert kind["layers.10.1.weight"] == "split"
     assert kind["temperature"] == "state-full"
+    assert groups[0]["rule"] == "Linear in blocks, head", "one group: blocks take turns within a group"
     optimizer = Frugal(groups)  # vectors can be state-free, and blocks take anything
     assert next(g for g in optimizer.param_groups if g["rule"] == "norms")["density"].at(1) == 0.0
+
+
+def test_the_head_is_one_more_block_and_has_its_turns():
+    model = Model()
+    optimizer = Frugal(split_parameters(model, default_rules(head="split")), density=0.25, interval=1)
+    turns = 0
+    for _ in range(40):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        turns += bool(optimizer.state[model.pooler.weight].get("entries"))
+    assert 40 / 4 - 2 <= turns <= 40 / 4 + 2
+
+
+def test_a_rule_that_freezes_does_so_only_where_all_is_well():
+    model = Model()
+    with pytest.raises(ValueError, match="nothing to split"):
+        split_parameters(model, [Rule("ice", "frozen", path="convolution"), OTHERS])
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_tied_tensor_is_in_one_group_and_the_place_that_keeps_most_decides():

@@ -42,9 +42,9 @@ def test_it_compiles_at_most_three_times_however_the_density_moves(subspace):
     kernels._compiled.cache_clear()
     torch._dynamo.reset()
     counters.clear()
-    trained(subspace=subspace, compile=True)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        trained(subspace=subspace, compile=True)
     assert 1 <= counters["stats"]["unique_graphs"] <= 3
-    assert not counters["recompile_limit"]
 
 
 def test_large_groups_are_compiled_and_small_ones_are_not(monkeypatch):
@@ -94,7 +94,8 @@ def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
     for lay_out in (lambda t: t.clone(), lambda t: t.t().contiguous().t()):
         for of_grad in (lambda t: t.clone(), lambda t: t.t().contiguous().t()):
             param = torch.nn.Parameter(lay_out(start))
-            optimizer = Frugal([{"params": [param], "split": True}], density=0.5, subspace=subspace, compile=True)
+            density = 1.0 if subspace == "blocks" else 0.5
+            optimizer = Frugal([{"params": [param], "split": True}], density=density, subspace=subspace, compile=True)
             for grad in grads:
                 param.grad = of_grad(grad)
                 optimizer.step()
@@ -112,10 +113,11 @@ def test_compiled_on_a_gpu_agrees_with_plain_on_a_cpu(subspace):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"lr": 0.0}, {"state_full": "lion"}, {"state_full": "sgdm"}], ids=str)
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns"])
-def test_a_step_on_a_gpu_waits_for_nothing(subspace):
+def test_a_step_on_a_gpu_waits_for_nothing(subspace, settings):
     params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in SHAPES]
-    optimizer = Frugal([{"params": params, "split": True}], subspace=subspace, density=0.5, compile=True)
+    optimizer = Frugal([{"params": params, "split": True}], subspace=subspace, density=0.5, compile=True, **settings)
     for p in params:
         p.grad = torch.randn_like(p)
     optimizer.step()

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -180,15 +181,155 @@ def test_such_a_step_is_an_error_or_skipped_whole_or_not_looked_at(bad):
 
 def test_large_finite_gradients_are_finite():
     params = made(1)
-    optimizer = frugal(params, nonfinite="error")
+    optimizer = frugal(params, nonfinite="error", density=1.0)
     params[0].grad = torch.full_like(params[0], 1e30)  # its squares are not
     optimizer.step()
+
+
+def test_an_empty_tensor_has_no_gradient_to_look_at():
+    params, empty = made(), nn.Parameter(torch.zeros(0, 4))
+    empty.grad = torch.zeros(0, 4)
+    optimizer = Frugal([{"params": params, "split": True}, {"params": [empty]}], nonfinite="error")
+    stepped(optimizer, params, range(2))
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_vectors_can_be_state_free_beside_any_subspace_and_have_no_turns(subspace):
+    params, norm = made(), nn.Parameter(torch.ones(8))
+    groups = [{"params": params, "split": True}, {"params": [norm], "split": True, "density": 0.0}]
+    optimizer = Frugal(groups, lr=0.5, density=0.5, subspace=subspace, interval=1, on_refresh="reset")
+    events = []
+    optimizer.register_refresh_hook(lambda event: events.append((event.step, event.group)))
+    norm.grad = torch.tensor([1.0, -2.0, 0.0, 3.0] * 2)
+    stepped(optimizer, params, range(2))
+    assert torch.equal(norm, 1 - 2 * 0.5 * norm.grad.sign())
+    assert events == [(1, 0), (2, 0)]
+    assert optimizer.density == 0.5
+
+
+def test_a_number_assigned_to_a_group_is_taken_up_by_everything_that_reads_it():
+    params = made()
+    optimizer = frugal(params, subspace="columns", interval=100)
+    stepped(optimizer, params, range(2))
+    group = optimizer.param_groups[0]
+    group["density"], group["interval"] = 0.25, 3
+    optimizer.observe(1.0)
+    assert optimizer.interval == 3
+    group["interval"] = 5
+    assert optimizer.state_dict()["param_groups"][0]["interval"] == {"kind": "constant", "value": 5}
+    group["density"] = 0.125
+    stepped(optimizer, params, [2])
+    assert optimizer.density == 0.125
+    assert optimizer.selected_entries() == 6 * 12 * 1
+    for key, value, says in (("density", 2.0, "a density is a share"), ("subspace", "rows", "cannot be changed")):
+        before, group[key] = group[key], value
+        with pytest.raises(ValueError, match=says):
+            optimizer.step()
+        group[key] = before
+
+
+@pytest.mark.parametrize("on_refresh", ["reset", "keep", "keep_overlap"])
+@pytest.mark.parametrize("subspace", ["columns", "rows", "slab", "randk", "randperm", "svd"])
+def test_a_density_that_rises_again_makes_room(subspace, on_refresh):
+    if subspace == "svd" and on_refresh == "keep_overlap":
+        return
+    params = made()
+    optimizer = frugal(params, subspace=subspace, on_refresh=on_refresh, density=0.25, interval=2)
+    stepped(optimizer, params, range(3))
+    optimizer.param_groups[0]["density"] = 0.75
+    stepped(optimizer, params, range(3, 7))
+    assert optimizer.selected_entries() == sum(SUBSPACES[subspace]().entries(p.shape, 0.75) for p in params)
+    assert optimizer.state_bytes().by_role()["moments"] == 8 * optimizer.selected_entries()
+
+
+def test_a_turn_that_ends_before_it_is_spread_leaves_no_matrix_behind():
+    params = made(10)
+    optimizer = frugal(params, subspace="columns", interval=10, stagger=10)
+    stepped(optimizer, params, range(10))
+    optimizer.param_groups[0]["interval"] = 3
+    before = [optimizer.state[p]["indices"] for p in params]
+    stepped(optimizer, params, range(10, 17))
+    assert not any(torch.equal(optimizer.state[p]["indices"], old) for p, old in zip(params, before, strict=True))
+
+
+def test_groups_with_subspaces_of_their_own_and_one_that_resets_everything():
+    one, two, other = made(3), made(3), nn.Parameter(torch.zeros(3))
+    groups = [
+        {"params": one, "split": True, "subspace": "columns", "on_refresh": "keep_overlap", "interval": 100},
+        {"params": two, "split": True, "subspace": "slab", "on_refresh": "reset_all", "interval": 3},
+        {"params": [other]},
+    ]
+    optimizer = Frugal(groups, density=0.5)
+    for step in range(5):
+        other.grad = torch.ones(3)
+        stepped(optimizer, [*one, *two], [step])
+    steps = [int(optimizer.state[p]["step"]) for p in (one[0], two[0], other)]
+    assert steps == [2, 2, 2], "refreshed at step 4"
+    assert optimizer.state[one[0]]["indices"].shape == (4,), "what was selected stays"
+
+
+def test_a_density_that_selects_nothing_is_said_and_where_nothing_would_be_trained_refused():
+    params = made(4)
+    with pytest.warns(UserWarning, match=r"a density of 0.1 selects nothing of 4 parameters \(blocks\)"):
+        stepped(frugal(params, density=0.1), params, range(3))
+    with pytest.raises(ValueError, match="nothing of them would be trained"):
+        stepped(frugal(params, density=0.1, state_free="none"), params, range(1))
+
+
+def test_a_scalar_can_be_a_block_whatever_becomes_of_its_moments():
+    scalar = nn.Parameter(torch.ones(()))
+    optimizer = frugal([scalar], density=1.0, on_refresh="keep_overlap", interval=2)
+    for _ in range(5):
+        scalar.grad = torch.ones(())
+        optimizer.step()
+    assert optimizer.state[scalar]["step"] == 5
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_refresh", ["reset", "keep"])
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_no_state_tensor_holds_more_storage_than_it_shows(subspace, on_refresh):
+    params = made(4, (12, 8))
+    if on_refresh not in SUBSPACES[subspace].policies:
+        return
+    # one direction, one column: a slice of a larger tensor would look contiguous
+    optimizer = frugal(params, subspace=subspace, density=LinearDecay(0.5, 0.13, 9), on_refresh=on_refresh)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(14):
+            stepped(optimizer, params, [step])
+            for p in params:
+                for name, value in optimizer.state[p].items():
+                    if torch.is_tensor(value):
+                        assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), name
+
+
+@pytest.mark.parametrize("on_refresh", ["reset", "keep"])
+def test_the_old_basis_is_gone_before_the_next_is_made(on_refresh, monkeypatch):
+    params = made(3)
+    optimizer = frugal(params, subspace="svd", on_refresh=on_refresh, interval=2)
+    stepped(optimizer, params, range(2))
+    old = [weakref.ref(optimizer.state[p]["basis"]) for p in params]
+    alive, real = [], torch.linalg.svd
+
+    def watched(*args, **settings):
+        alive.append(sum(ref() is not None for ref in old))
+        return real(*args, **settings)
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    stepped(optimizer, params, [2])
+    assert alive == ([0, 0, 0] if on_refresh == "reset" else [2, 1, 0])
 
 
 # -- fewer bits -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:weights in 16 bits")
+@pytest.mark.filterwarnings("ignore:weights in 16 bits", "ignore:moments in bfloat16")
 @pytest.mark.parametrize("subspace", SUBSPACES)
 @pytest.mark.parametrize(("dtype", "state_dtype"), [*itertools.product(["float32", "bfloat16"], repeat=2)])
 def test_moments_are_stored_as_asked_and_the_update_is_made_in_float32(subspace, dtype, state_dtype):
@@ -231,11 +372,32 @@ def test_small_updates_of_bfloat16_weights_are_lost_unless_they_are_rounded_stoc
 def test_weights_that_lose_updates_get_a_warning_and_rounded_ones_do_not():
     with pytest.warns(UserWarning, match="lose every update under about 1/512"):
         frugal(made(dtype=torch.bfloat16))
+    with pytest.warns(UserWarning, match="moments in bfloat16, rounded to the nearest, do not fall"):
+        frugal(made(), state_dtype="bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frugal(made(dtype=torch.bfloat16), stochastic_rounding=True)
     with pytest.warns(UserWarning, match="lose every update"):
         frugal(made(dtype=torch.float16), stochastic_rounding=True)
+
+
+def test_a_second_moment_in_bfloat16_falls_only_if_it_is_rounded_stochastically():
+    def left(**settings):
+        params = made(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = frugal(params, density=1.0, interval=10_000, **settings)
+        params[0].grad = torch.ones_like(params[0])
+        optimizer.step()
+        first = optimizer.state[params[0]]["exp_avg_sq"].double().mean()
+        for _ in range(500):
+            params[0].grad = torch.zeros_like(params[0])
+            optimizer.step()
+        return (optimizer.state[params[0]]["exp_avg_sq"].double().mean() / first).item()
+
+    assert left() == pytest.approx(0.999**500, rel=1e-3)
+    assert left(state_dtype="bfloat16") == 1.0
+    assert left(state_dtype="bfloat16", stochastic_rounding=True) == pytest.approx(0.999**500, rel=0.1)
 
 
 def test_stochastic_rounding_continues_bit_for_bit_after_a_round_trip():

@@ -62,6 +62,23 @@ def test_a_round_trip_continues_bit_for_bit():
         again.load_state_dict(again.parts[0].state_dict())
 
 
+def test_copies_work_and_a_state_that_does_not_fit_changes_nothing():
+    several, matrix, vector = made()
+    stepped(several, matrix, vector, range(2))
+    twin = copy.deepcopy(several)
+    own = [p for group in twin.param_groups for p in group["params"]]
+    stepped(several, matrix, vector, [2])
+    stepped(twin, *own, [2])
+    assert torch.equal(own[0], matrix)
+    assert torch.equal(own[1], vector)
+    other = several.state_dict()
+    other["parts"][0]["param_groups"][0]["lr"] = 7.0
+    other["parts"][1] = torch.optim.AdamW([vector, nn.Parameter(torch.ones(2))]).state_dict()
+    with pytest.raises(ValueError, match=r"groups of \[2\] tensors, ours have \[1\]"):
+        several.load_state_dict(other)
+    assert several.param_groups[0]["lr"] == 0.1
+
+
 def test_bytes_are_counted_over_all_parts():
     several, matrix, vector = made()
     stepped(several, matrix, vector, range(1))

@@ -81,5 +81,7 @@ def test_only_what_differs_from_the_schemas_defaults_is_hashed(composed):
 def test_what_is_left_out_exists(composed):
     found, choices = composed()
     settings = checks.check(found, choices)
-    names = {f.name for f in fields(settings)} | {f"trainer.{f.name}" for f in fields(settings.trainer)}
+    names = {f.name for f in fields(settings)} | {
+        f"{group}.{f.name}" for group in ("trainer", "optimizer") for f in fields(getattr(settings, group))
+    }
     assert set(NOT_PART) - names == {"trainer.parallel"}, "parallel comes with several devices"

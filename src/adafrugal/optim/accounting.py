@@ -55,6 +55,6 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
 def _bytes(tensor: Tensor) -> int:
     """Of a tensor, or of those that a tensor subclass is made of (quantized moments with their scales)."""
     if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(_bytes(getattr(tensor, name)) for name in names)
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return sum(_bytes(part) for part in parts if isinstance(part, Tensor))  # of a DTensor, this rank's shard
     return tensor.numel() * tensor.element_size()

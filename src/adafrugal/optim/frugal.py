@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adafrugal.optim import controls, kernels, rules, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
+from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
@@ -89,7 +90,8 @@ class Frugal(torch.optim.Optimizer):
         state_free_lr_scale: c, on top of s, for the entries without state.
         on_refresh: what becomes of moments and step counts. "reset": those of the split matrices begin anew;
             "reset_all": those of every tensor do; "keep": they stay, in order, for whatever is selected now (GaLore);
-            "keep_overlap": entries that stay selected keep theirs, all others begin anew.
+            "keep_overlap": entries that stay selected keep theirs, all others begin anew (from then on each column,
+            row or entry has a step count of its own, and AdamW its plain form).
         shrink: whether a falling ρ gives up part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
         stagger: over how many steps a refresh is spread, so that none of them takes all of its time; at most T, and
@@ -148,48 +150,48 @@ class Frugal(torch.optim.Optimizer):
         super().__init__(params, defaults)
         if not self._split_groups():
             warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
-        if any(_loses_updates(group) for group in self.param_groups):
-            warnings.warn(
-                "weights in 16 bits, rounded to the nearest, lose every update under about 1/512 of a weight "
-                "(bfloat16), and signSGD with a small lr moves nothing: set stochastic_rounding=True (bfloat16), or "
-                "keep float32 weights and use autocast",
-                stacklevel=2,
-            )
+        for lost in dict.fromkeys(what for group in self.param_groups for what in _lost_in_rounding(group)):
+            warnings.warn(lost, stacklevel=2)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in `torch.optim.Optimizer`; a split one starts with a refresh at the next step."""
+        param_group = dict(param_group)  # torch writes the defaults into it
         named = [key for key in _OF_SPLIT_GROUPS if key in param_group]
+        if "nonfinite" in param_group:
+            raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
         if named and not param_group.get("split", self.defaults["split"]):
             raise ValueError(f"a group names {named[0]} but does not say split=True; only split groups have one")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        group["shapes"] = [list(p.shape) for p in group["params"]]
+        group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
         try:
             _check_group(group)
             if group["split"]:
-                self._set_up(group)
+                _settle(group)
+                if group["stagger"] > group["interval"].at(1):
+                    raise ValueError(f"stagger is {group['stagger']}, above the interval ({group['interval'].at(1)})")
+                group |= turns.new_clocks()
         except Exception:
             del self.param_groups[-1]
             raise
         if not group["split"]:
             for key in _OF_SPLIT_GROUPS:
                 del group[key]
-        del group["nonfinite"]  # concerns whole steps
-        group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
+        del group["nonfinite"]
         group |= {"steps": 0, "skipped_steps": 0}
 
-    def _set_up(self, group: dict[str, Any]) -> None:
-        """Give a split group controls and a subspace of its own, and its clocks."""
-        group["density"] = controls.density(group["density"])
-        group["interval"] = controls.interval(group["interval"])
-        group["subspace"] = as_subspace(group["subspace"])
-        group["shapes"] = [list(p.shape) for p in group["params"]]
-        _check_parts(group)
-        group |= turns.new_clocks()
-
     def _split_groups(self) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if group["split"]]
+        """The groups that are split; what somebody assigned to one since the last step is taken up."""
+        groups = [group for group in self.param_groups if group["split"]]
+        for group in groups:
+            if not (isinstance(group["density"], Control) and isinstance(group["interval"], Control)):
+                _settle(group)
+            if not isinstance(group["subspace"], Subspace):
+                raise ValueError(f"the subspace cannot be changed to {group['subspace']!r}; make a new optimizer")
+        return groups
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -218,7 +220,8 @@ class Frugal(torch.optim.Optimizer):
 
     def _gradients_are_sound(self) -> bool:
         """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
-        grads = [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
+        params = (param for group in self.param_groups for param in group["params"])
+        grads = [param.grad for param in params if param.grad is not None and param.grad.numel()]
         if any(grad.layout != torch.strided for grad in grads):
             raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
         if self.defaults["nonfinite"] is None or not grads:
@@ -235,8 +238,9 @@ class Frugal(torch.optim.Optimizer):
 
     def _move_subspaces(self) -> list[dict[str, Any]]:
         """Move every split group's clock by one step, and its subspace where that is due; tell what changed."""
+        self._split_groups()
         split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
-        all_due = [(index, group, due) for index, group in split if (due := turns.due(group, self.state))]
+        all_due = [(index, group, due) for index, group in split if (due := turns.advance(group, self.state))]
         before = self.state_bytes().total if all_due and self._refresh_hooks else 0
         changes = []
         for index, group, due in all_due:
@@ -246,7 +250,7 @@ class Frugal(torch.optim.Optimizer):
                     turns.forget_all(other, self.state)
             turns.carry_out(due, group, self.state)
             changes.append({
-                "event": due.event, "step": group["steps"], "group": index,
+                "event": due.event, "step": self.param_groups[0]["steps"], "group": index,
                 "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
                 "seconds": time.perf_counter() - started, "bytes_before": before,
             })  # fmt: skip
@@ -263,7 +267,7 @@ class Frugal(torch.optim.Optimizer):
             if param.grad is None:
                 continue
             state = self.state[param]
-            if _in_fewer_bits(param, group):
+            if _in_fewer_bits(param, group, state):
                 self._update_wide(param, state, group, group["first"] + place)
             elif not together and state.get("entries"):
                 self._update_alone(param, param.grad, state, group)
@@ -285,7 +289,8 @@ class Frugal(torch.optim.Optimizer):
             return [Full(target, grad, state)], ()
         if not state.get("entries"):
             return [], (Free(target, grad),)
-        regions = group["subspace"].regions(target, grad, turns.selection(state, group))
+        residual = group["state_free"] != "none"
+        regions = group["subspace"].regions(target, grad, turns.selection(state, group), residual)
         _begin(state, regions.full[1], group)
         return [Full(*regions.full, state)], regions.free
 
@@ -349,7 +354,8 @@ class Frugal(torch.optim.Optimizer):
     def selected_entries(self) -> int:
         """How many entries of split matrices keep state, by the subspaces' own count at the ρ last read.
 
-        Matrices that have had no gradient since the last refresh are counted, though they hold no moments yet.
+        Matrices that have had no gradient since the last refresh are counted, though they hold no moments yet; those
+        that wait for a gradient to choose by (svd) count as they were.
         """
         return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
 
@@ -371,6 +377,7 @@ class Frugal(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with controls and subspaces as plain numbers and strings; `weights_only=True` loads it."""
+        self._split_groups()
         saved = super().state_dict()
         for group in saved["param_groups"]:
             if group["split"]:
@@ -392,8 +399,10 @@ class Frugal(torch.optim.Optimizer):
         before = self.param_groups
         final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
-        super().load_state_dict(state_dict)
-        handle.remove()
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
         for group, old in zip(self.param_groups, before, strict=True):
             for key in old.keys() - group.keys():  # saved before there was such a setting
                 group[key] = old[key]
@@ -421,7 +430,7 @@ def _restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
 
 def _refuse_other(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     saved = [(group.get("split"), group.get("shapes")) for group in state_dict["param_groups"]]
-    ours = [(group["split"], group.get("shapes")) for group in groups]
+    ours = [(group["split"], group["shapes"]) for group in groups]
     if saved != ours:
         raise ValueError(
             f"the saved state is not this optimizer's: its groups are {_outline(saved)}, ours {_outline(ours)}; "
@@ -430,7 +439,7 @@ def _refuse_other(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -
 
 
 def _outline(groups: list[tuple[bool | None, list[list[int]] | None]]) -> str:
-    return "; ".join(f"split matrices {shapes}" if split else "not split" for split, shapes in groups)
+    return "; ".join(f"{'split' if split else 'not split'}, shapes {shapes}" for split, shapes in groups)
 
 
 # -- one tensor's state -----------------------------------------------------------------------------------------------
@@ -446,8 +455,9 @@ def _begin(state: dict[str, Any], compact: Tensor, group: Mapping[str, Any]) -> 
 
 
 def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
-    """Step counts are read on the host, except by torch's fused kernels on a GPU."""
-    return param.device if group["fused"] and param.is_cuda else torch.device("cpu")
+    """Step counts are read on the host, except by torch's fused kernel on a GPU."""
+    fused = group["fused"] and group["state_full"] == "adamw"
+    return param.device if fused and param.is_cuda else torch.device("cpu")
 
 
 def _working_dtype(param: Tensor) -> torch.dtype:
@@ -458,16 +468,30 @@ def _state_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
     return getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(param)
 
 
-def _in_fewer_bits(param: Tensor, group: Mapping[str, Any]) -> bool:
-    """Whether a tensor or its moments are stored in another dtype than the update is made in."""
+def _in_fewer_bits(param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Whether a tensor, or the moments it has, are stored in another dtype than the update is made in."""
     if param.dtype == torch.float32 and group["state_dtype"] is None:  # nearly always
         return False
-    return {param.dtype, _state_dtype(param, group)} != {_working_dtype(param)}
+    keeps_moments = not group["split"] or state.get("entries")
+    working = _working_dtype(param)
+    return param.dtype != working or bool(keeps_moments and _state_dtype(param, group) != working)
 
 
-def _loses_updates(group: Mapping[str, Any]) -> bool:
-    lossy = {torch.float16} if group["stochastic_rounding"] else {torch.float16, torch.bfloat16}
-    return any(param.dtype in lossy for param in group["params"])
+def _lost_in_rounding(group: Mapping[str, Any]) -> Iterable[str]:
+    """What rounding to the nearest loses in a group."""
+    stochastic = group["stochastic_rounding"]
+    lossy = {torch.float16} if stochastic else {torch.float16, torch.bfloat16}
+    if any(param.dtype in lossy for param in group["params"]):
+        yield (
+            "weights in 16 bits, rounded to the nearest, lose every update under about 1/512 of a weight (bfloat16), "
+            "and signSGD with a small lr moves nothing: set stochastic_rounding=True (bfloat16), or keep float32 "
+            "weights and use autocast"
+        )
+    if group["state_dtype"] == "bfloat16" and not stochastic:
+        yield (
+            "moments in bfloat16, rounded to the nearest, do not fall where 1 − β is under about 1/512, as β₂ = 0.999 "
+            "has it: set stochastic_rounding=True"
+        )
 
 
 def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:
@@ -491,10 +515,10 @@ def _names(group: Mapping[str, Any]) -> list[str]:
 
 def _check_group(group: Mapping[str, Any]) -> None:
     """Every number and name within its range."""
-    beta1, beta2 = group["betas"]
+    pair = len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"])
     for name, allowed, held in (
         ("lr", "0 or more", 0 <= group["lr"] < float("inf")),
-        ("betas", "two numbers from 0 to below 1", 0 <= beta1 < 1 and 0 <= beta2 < 1),
+        ("betas", "two numbers from 0 to below 1", pair),
         ("eps", "0 or more", group["eps"] >= 0),
         ("weight_decay", "0 or more", group["weight_decay"] >= 0),
         ("split_lr_scale", "0 or more", group["split_lr_scale"] >= 0),
@@ -510,6 +534,14 @@ def _check_group(group: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {group[name]!r}; allowed: {allowed}")
 
 
+def _settle(group: dict[str, Any]) -> None:
+    """Make controls and a subspace, each a group's own, of what was given for them."""
+    group["density"] = controls.density(group["density"])
+    group["interval"] = controls.interval(group["interval"])
+    group["subspace"] = as_subspace(group["subspace"])
+    _check_parts(group)
+
+
 def _check_parts(group: Mapping[str, Any]) -> None:
     """Parts of a split group that must go together."""
     subspace, is_free = group["subspace"], group["density"] == controls.Constant(0)
@@ -518,8 +550,6 @@ def _check_parts(group: Mapping[str, Any]) -> None:
         raise ValueError(f"on_refresh is {group['on_refresh']!r}; {subspace.kind} allows {allowed}")
     if group["stagger"] > 1 and isinstance(subspace, Blocks):
         raise ValueError(f"stagger is {group['stagger']}; blocks choose among all matrices at once: set it to 1")
-    if group["stagger"] > group["interval"].at(1):
-        raise ValueError(f"stagger is {group['stagger']}, above the interval ({group['interval'].at(1)})")
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     for name, param in zip(_names(group), group["params"], strict=True):

@@ -97,16 +97,16 @@ def default_rules(
     Args:
         embeddings: how every `nn.Embedding` is treated.
         norms: every module whose class is called a Norm.
-        head: every `nn.Linear` outside the blocks.
+        head: the weight of every `nn.Linear` outside the blocks.
     """
     rules = [Rule("Linear in blocks", "split", (nn.Linear,), in_blocks=True, tensors="matrices", optional=True)]
-    for name, treatment, types, in_blocks in (
-        ("embeddings", embeddings, (nn.Embedding,), None),
-        ("norms", norms, ("*Norm",), None),
-        ("head", head, (nn.Linear,), False),
+    for rule in (
+        Rule("embeddings", embeddings, (nn.Embedding,)),
+        Rule("norms", norms, ("*Norm",)),
+        Rule("head", head, (nn.Linear,), in_blocks=False, tensors="matrices"),
     ):
-        if treatment != "state_full":
-            rules.append(Rule(name, treatment, types, in_blocks=in_blocks))
+        if rule.treatment != "state_full":
+            rules.append(rule)
     rules.append(Rule("other matrices", "state_full", tensors="matrices", optional=True))
     rules.append(Rule("vectors, scalars", "state_full", tensors="vectors", optional=True))
     return rules
@@ -187,14 +187,17 @@ def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> P
     for place, rule in enumerate(rules):
         if place not in used and not rule.optional:
             raise ValueError(f"no trainable tensor falls under the rule {rule.name!r}; correct it or leave it out")
-    groups, frozen = _collect(rules, names, ruled)
+    groups = _collect(rules, names, ruled)
     if not any(group["split"] for group in groups):
         raise ValueError(
             f"nothing to split in {type(model).__name__}: no trainable tensor falls under a rule that says so, such as "
             "nn.Linear in a member of an nn.ModuleList. Give rules of your own, or make the groups yourself: "
             "[{'params': matrices, 'split': True}, {'params': the_others}]"
         )
-    return ParameterGroups(groups, frozen)
+    frozen = [(names[i], ruled[i][1].param) for i in names if i in ruled and ruled[i][0].treatment == "frozen"]
+    for _, param in frozen:
+        param.requires_grad_(False)
+    return ParameterGroups(groups, [(name, param.numel()) for name, param in frozen])
 
 
 _RANK = {treatment: place for place, treatment in enumerate(("state_full", "split", "state_free", "frozen"))}
@@ -216,26 +219,32 @@ def _tensors(model: nn.Module) -> Iterator[_Found]:
 
 def _collect(
     rules: Sequence[Rule], names: Mapping[int, str], ruled: Mapping[int, tuple[Rule, _Found]]
-) -> tuple[list[dict[str, Any]], list[tuple[str, int]]]:
-    """The groups that the rules give, and what they froze."""
-    groups, frozen = [], []
-    for rule in rules:
-        mine = [(names[i], found) for i in names if i in ruled for by, found in [ruled[i]] if by is rule]
-        if rule.treatment != "frozen":
-            mine = [(name, found) for name, found in mine if found.param.requires_grad]
-        if rule.treatment == "frozen":
-            for name, found in mine:
-                found.param.requires_grad_(False)
-                frozen.append((name, found.param.numel()))
+) -> list[dict[str, Any]]:
+    """The groups that the rules give.
+
+    What is split alike, by however many rules, is one group in the model's order: blocks take turns within a group.
+    """
+    members: dict[tuple[Any, ...], list[tuple[str, _Found]]] = {}
+    labels: dict[tuple[Any, ...], list[str]] = {}
+    for i, (rule, found) in ((i, ruled[i]) for i in names if i in ruled):
+        if rule.treatment == "frozen" or not found.param.requires_grad:
             continue
-        for decayed in (True, False):
-            if members := [(name, found) for name, found in mine if rule.decays(found.param) is decayed]:
-                groups.append(_group(rule, members, decayed))
-    return groups, frozen
+        settings = repr(sorted(rule.settings.items()))
+        alike = "split" if rule.treatment == "split" else rules.index(rule)
+        key = (alike, rule.decays(found.param), settings)
+        members.setdefault(key, []).append((names[i], found))
+        if rule.name not in labels.setdefault(key, []):
+            labels[key].append(rule.name)
+    first = {key: min(rules.index(ruled[id(f.param)][0]) for _, f in found) for key, found in members.items()}
+    order = sorted(members, key=lambda key: (first[key], not key[1]))
+    return [_group(ruled, labels[key], members[key], decayed=key[1]) for key in order]
 
 
-def _group(rule: Rule, members: Sequence[tuple[str, _Found]], decayed: bool) -> dict[str, Any]:
-    group: dict[str, Any] = {"rule": rule.name, "split": rule.treatment in ("split", "state_free")}
+def _group(
+    ruled: Mapping[int, tuple[Rule, _Found]], labels: list[str], members: Sequence[tuple[str, _Found]], decayed: bool
+) -> dict[str, Any]:
+    rule, _ = ruled[id(members[0][1].param)]
+    group: dict[str, Any] = {"rule": ", ".join(labels), "split": rule.treatment in ("split", "state_free")}
     group["params"] = [(name, found.param) for name, found in members]
     if rule.treatment == "state_free":
         group["density"] = 0.0

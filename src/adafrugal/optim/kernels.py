@@ -46,7 +46,8 @@ def state_full(rule: str, works: Sequence[Full], rates: Rates, *, fused: bool) -
     _fused_adamw([work for work, f in zip(works, fast, strict=True) if f], rates)
     for target, grad, state in (work for work, f in zip(works, fast, strict=True) if not f):
         state["step"] += 1
-        step = state["step"].item() if state["step"].ndim == 0 else state["step"]
+        on_host = state["step"].ndim == 0 and state["step"].device.type == "cpu"
+        step = state["step"].item() if on_host else state["step"]
         moments = (state[name] for name in rules.STATE_FULL[rule].moments)
         rules.decay_(target, rates)
         rules.STATE_FULL[rule].update(target, grad, *moments, step=step, rates=rates)
@@ -54,10 +55,10 @@ def state_full(rule: str, works: Sequence[Full], rates: Rates, *, fused: bool) -
 
 def _suits_fused(work: Full, rates: Rates) -> bool:
     target, grad, state = work
-    alike = target.dtype == grad.dtype == state["exp_avg"].dtype
+    alike = target.dtype == grad.dtype == state["exp_avg"].dtype and target.shape == state["exp_avg"].shape
     device = target.device.type in ("cpu", "cuda") and state["step"].device == target.device
     laid_out = target.is_contiguous() and grad.is_contiguous()
-    return alike and device and laid_out and state["step"].ndim == 0 and rates.lr > 0
+    return alike and device and laid_out and state["step"].ndim == 0 and bool(rates.lr or not rates.decay)
 
 
 def _fused_adamw(works: Sequence[Full], rates: Rates) -> None:
@@ -77,7 +78,7 @@ def _fused_adamw(works: Sequence[Full], rates: Rates) -> None:
             [],
             steps,
             amsgrad=False, maximize=False, beta1=rates.betas[0], beta2=rates.betas[1], eps=rates.eps,
-            lr=rates.lr, weight_decay=rates.decay / rates.lr,
+            lr=rates.lr, weight_decay=rates.decay / rates.lr if rates.lr else 0.0,
         )  # fmt: skip
 
 
@@ -203,7 +204,6 @@ def _compiled(update: Callable[..., None], dtype: torch.dtype, device: torch.dev
 @functools.cache
 def _fillers(dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Pairs of targets and gradients that fill up a group. No two are of one size, lest that be taken for a rule."""
-    return [
-        (torch.zeros(_LEAST + i, dtype=dtype, device=device), torch.zeros(_LEAST + i, dtype=dtype, device=device))
-        for i in range(_TOGETHER)
-    ]
+    with torch.inference_mode(False):  # they outlast the step
+        made = [[torch.zeros(_LEAST + i, dtype=dtype, device=device) for _ in "pg"] for i in range(_TOGETHER)]
+    return [(target, grad) for target, grad in made]

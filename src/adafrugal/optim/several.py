@@ -12,7 +12,8 @@ class Several(torch.optim.Optimizer):
     """Optimizers over different parameters as one: one step, one state_dict, groups that every scheduler sees.
 
     Such as `Several(torch.optim.Muon(matrices), torch.optim.AdamW(others))`. The groups of this one are those of its
-    parts, the same objects: a rate that is set here holds there.
+    parts, the same objects: a rate that is set here holds there. Schedulers that move momentum too (OneCycleLR,
+    CyclicLR with cycle_momentum) are refused, since the parts call it differently.
 
     Args:
         parts: the optimizers, in the order in which they step.
@@ -64,9 +65,20 @@ class Several(torch.optim.Optimizer):
         given = state_dict.get("parts", [])
         if len(given) != len(self.parts):
             raise ValueError(f"the saved state is of {len(given)} optimizers, not of {len(self.parts)}")
+        for part, state in zip(self.parts, given, strict=True):  # all are looked at before any is changed
+            ours, theirs = ([len(g["params"]) for g in groups] for groups in (part.param_groups, state["param_groups"]))
+            if ours != theirs:
+                raise ValueError(f"the saved state has groups of {theirs} tensors, ours have {ours}")
         for part, state in zip(self.parts, given, strict=True):
             part.load_state_dict(state)
         self._join()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parts": self.parts, "defaults": self.defaults}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        groups = [group for part in state["parts"] for group in part.param_groups]
+        super().__setstate__({**state, "param_groups": groups})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused once the parts are joined: only a part knows what a group of it needs."""

@@ -39,13 +39,14 @@ class Due(NamedTuple):
     places: list[int]
 
 
-def due(group: Group, states: States) -> Due | None:
-    """Move a group's clock by one step and read ρ where it counts now; tell what has to follow."""
+def advance(group: Group, states: States) -> Due | None:
+    """Move a group's clock by one step and read ρ where it counts now; tell what is due."""
     group["since_refresh"] += 1
-    for name, build in (("density", controls.density), ("interval", controls.interval)):
-        if not isinstance(group[name], controls.Control):  # somebody set a number
-            group[name] = build(group[name])
+    if group["refreshes"] == 0 and group["density"] == controls.Constant(0):
+        return None  # permanently state-free
     density = group["density"].at(group["steps"])
+    if not 0 <= density <= 1:
+        raise ValueError(f"the density is {density} at step {group['steps']}; it is a share of the entries, 0 to 1")
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
         group["density_read"] = density
         _begin_turn(group, states)
@@ -89,7 +90,9 @@ def _begin_turn(group: Group, states: States) -> None:
 def _choosing(group: Group) -> list[int]:
     """The places of those waiting matrices whose moment has come."""
     n = len(group["params"])
-    spread = group["stagger"] if group["refreshes"] > 1 else 1  # at first all choose at once
+    spread = min(group["stagger"], group["interval"].at(group["steps"]))
+    if group["refreshes"] == 1:  # at first all choose at once
+        spread = 1
     come = (i for i in group["waiting"] if i * spread // n < group["since_refresh"])
     return [i for i in come if not group["subspace"].needs_gradient or _has_sound_gradient(group, i)]
 
@@ -108,35 +111,53 @@ def _has_sound_gradient(group: Group, place: int) -> bool:
 
 
 def _choose(places: list[int], group: Group, states: States) -> None:
-    """Choose the subspace of some matrices anew. What old moments are let go is let go before new ones are taken."""
-    subspace, turn, shares = group["subspace"], _turn(group), _shares(group)
-    old = {place: _outlasts(selection(states[group["params"][place]], group), group) for place in places}
-    before = {place: states[group["params"][place]].get("entries", 0) for place in places}
-    for place in places:
-        if group["on_refresh"] in ("reset", "reset_all"):
-            states[group["params"][place]].clear()
+    """Choose the subspace of some matrices anew. What is let go of all of them is let go before anything is taken."""
+    turn, shares = _turn(group), _shares(group)
+    if group["on_refresh"] in ("reset", "reset_all"):
+        for place in places:
+            _release(states[group["params"][place]])
     for place in places:
         param, share = shares[place]
-        state = states[param]
-        entries = _entries(param, share, group)
-        if not (entries and before[place]):
-            state.clear()
-        state["entries"] = entries
+        state, entries = states[param], _entries(param, share, group)
         if not entries:
-            continue
-        new = subspace.select(param, param.grad, share, turn.generator(place), old[place])
-        state |= new
-        if before[place] and group["on_refresh"] == "keep":
-            _keep(param, state, group)
-        elif before[place] and group["on_refresh"] == "keep_overlap":
-            _keep_overlap(param, state, group, old[place])
+            state.clear()
+        else:
+            _select(param, share, turn.generator(place), state, group)
+            state["turn"] = turn.number
+        state["entries"] = entries
     group["waiting"] = [place for place in group["waiting"] if place not in places]
+    _say_if_nothing_is_selected(group, states)
 
 
-def _outlasts(old: Selection, group: Group) -> Selection:
-    """What of an old selection is needed for a new one: where moments are not compared, numbers but no tensors."""
-    everything = group["on_refresh"] == "keep_overlap"
-    return {name: value for name, value in old.items() if everything or not isinstance(value, Tensor)}
+def _release(state: dict[str, Any]) -> None:
+    """Let go of every tensor; the numbers of the old selection stay, since the next one may go on from them."""
+    for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
+        del state[name]
+
+
+def _select(param: Tensor, share: float, generator: torch.Generator, state: dict[str, Any], group: Group) -> None:
+    """Select in one matrix; its moments, where it still has any, are treated as on_refresh says."""
+    subspace, old = group["subspace"], selection(state, group)
+    for name in old:
+        del state[name]
+    if group["on_refresh"] != "keep_overlap":  # then nothing is compared, and a basis need not outlast the next one
+        old = {name: value for name, value in old.items() if not isinstance(value, Tensor)}
+    state |= subspace.select(param, param.grad, share, generator, old)
+    if "step" in state and group["on_refresh"] == "keep":
+        _keep(param, state, group)
+    elif "step" in state and group["on_refresh"] == "keep_overlap":
+        _keep_overlap(param, state, group, old)
+
+
+def _say_if_nothing_is_selected(group: Group, states: States) -> None:
+    if group["refreshes"] > 1 or group["waiting"] or not group["density_read"]:
+        return
+    if not any(states[param].get("entries") for param in group["params"]):
+        what = f"a density of {group['density_read']} selects nothing of {len(group['params'])} parameters"
+        what += f" ({group['subspace'].kind}): raise it, or choose another subspace"
+        if group["state_free"] == "none":
+            raise ValueError(f"{what}; with state_free='none' nothing of them would be trained")
+        warnings.warn(what, stacklevel=2)
 
 
 def _keep(param: Tensor, state: dict[str, Any], group: Group) -> None:
@@ -155,7 +176,7 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
     """Units that stay selected keep moments and step count, all others begin anew."""
     subspace = group["subspace"]
     before, now = (subspace.positions(param.shape, chosen) for chosen in (old, selection(state, group)))
-    if "step" not in state or torch.equal(before, now):
+    if torch.equal(before, now):
         return
     places = torch.isin(now, before).nonzero().squeeze(1)
     if not len(places):
@@ -180,7 +201,7 @@ def _shrink(places: list[int], group: Group, states: States) -> None:
         state, entries = states[param], _entries(param, share, group)
         if entries:
             old = selection(state, group)
-            new = subspace.shrink(param.shape, share, _turn(group, place).generator(place), old)
+            new = subspace.shrink(param.shape, share, _turn(group, state["turn"]).generator(place), old)
             for name in _remembered(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, old, new)
             state |= new
@@ -190,7 +211,7 @@ def _shrink(places: list[int], group: Group, states: States) -> None:
 
 
 def _entries(param: Tensor, share: float, group: Group) -> int:
-    return group["subspace"].entries(param.shape, share)
+    return group["subspace"].entries(param.shape, share) if share else 0
 
 
 def _remembered(state: Mapping[str, Any], group: Group) -> list[str]:
@@ -207,9 +228,9 @@ def _forget(state: dict[str, Any], group: Group) -> None:
 # -- what a choice depends on -----------------------------------------------------------------------------------------
 
 
-def _turn(group: Group, place: int | None = None) -> Turn:
-    """The present turn; for a matrix that still waits, the one before."""
-    number = group["refreshes"] - (place in group["waiting"])
+def _turn(group: Group, number: int | None = None) -> Turn:
+    """The present turn, or the one with a number, in which a matrix that waits has chosen."""
+    number = group["refreshes"] if number is None else number
     return Turn(seed=group["seed"], number=number, start=group["handed_out"], first=group["first"])
 
 

@@ -148,5 +148,6 @@ class Account:
         if isinstance(optimizer, Frugal):
             names = {n for g in optimizer.param_groups if g["split"] for n in g["param_names"]}
             moments = sum(counted[name].get("moments", 0) for name in names & counted.keys())
+            found["skipped_steps"] = optimizer.skipped_steps
             found["split_moments"] = {"bytes": moments, "selected_entries": optimizer.selected_entries()}
         return found

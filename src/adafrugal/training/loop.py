@@ -54,6 +54,7 @@ class Loop:
         self._nats = torch.zeros((), dtype=torch.float64, device=place.device)  # read only where it is written
         self._lr = 0.0
         self._saved_step = 0
+        self._refreshed_at = 0
         self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
             optimizer.register_refresh_hook(self._refreshed)
@@ -107,7 +108,9 @@ class Loop:
 
     def _refreshed(self, change: Refresh) -> None:
         self.clock.move(change.seconds, "optimizer", "refresh")
-        self.account.refreshes += change.event == "refresh"
+        if change.event == "refresh" and change.step != self._refreshed_at:  # several groups may, at one step
+            self.account.refreshes += 1
+            self._refreshed_at = change.step
         self.account.state_bytes_peak = max(self.account.state_bytes_peak, change.bytes_after)
         self.record.add_event(**asdict(change))
 

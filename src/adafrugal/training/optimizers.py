@@ -52,6 +52,8 @@ def _muon(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
         matrices, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.nesterov,
         ns_steps=o.ns_steps, adjust_lr_fn="match_rms_adamw",
     )  # fmt: skip
+    if not others:
+        return muon
     return Several(muon, torch.optim.AdamW(others, **_adam_rates(settings), fused=True))
 
 

@@ -153,8 +153,15 @@ class Subspace:
         places = torch.searchsorted(self.positions(shape, old), self.positions(shape, new))
         return moment.index_select(self.axis(shape), places)
 
-    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
-        """What the state-full rule and the state-free rule are to update."""
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
+        """What the state-full rule and the state-free rule are to update.
+
+        Args:
+            param: the matrix.
+            grad: its gradient.
+            selection: in it.
+            residual: whether the state-free rule looks at its gradient; one that does not needs none computed.
+        """
         raise NotImplementedError
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:

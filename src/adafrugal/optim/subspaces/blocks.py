@@ -44,8 +44,8 @@ class Blocks(Subspace):
         walk = self._walk(len(blocks), turn)
         if self.match == "elements":
             sizes = [sum(matrices[i].shape.numel() for i in blocks[b]) for b in walk]
-            target = density * sum(sizes)
-            count = min(range(len(walk) + 1), key=lambda n: abs(([0, *accumulate(sizes)])[n] - target))
+            reached, target = [0, *accumulate(sizes)], density * sum(sizes)
+            count = min(range(len(reached)), key=lambda n: abs(reached[n] - target))
         else:
             count = round(density * len(blocks)) if self.unit == "matrix" else int(density * len(blocks))
         active = set(chain.from_iterable(blocks[b] for b in walk[:count]))
@@ -92,8 +92,8 @@ class Blocks(Subspace):
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """All of it."""
-        return torch.arange(shape[0])
+        return torch.arange(shape[0] if shape else 1)
 
-    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The whole matrix keeps state."""
         return Regions(full=(param, grad))

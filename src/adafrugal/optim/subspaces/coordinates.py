@@ -47,10 +47,12 @@ class _Lines(Subspace):
         """The indices themselves."""
         return selection["indices"]
 
-    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The update is gathered in zeros; the state-free rule takes the whole matrix, selected lines scaled by 0."""
         axis = self.axis(param.shape)
         taken = grad.gather(axis, self._spread(selection, axis, grad))
+        if not residual:
+            return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad),))
         scale = torch.ones(param.shape[axis], dtype=param.dtype, device=param.device)
         scale = scale.index_fill_(0, selection["indices"], 0.0).unsqueeze(1 - axis)
         return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad, scale),))
@@ -140,7 +142,7 @@ class RandK(Subspace):
         """The indices themselves."""
         return selection["indices"]
 
-    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Copies of the selected entries; the state-free rule takes the whole matrix, since `close` overwrites."""
         indices = selection["indices"].long()
         return Regions(full=(param.take(indices), grad.take(indices)), free=(Free(param, grad),))
@@ -190,9 +192,9 @@ class Slab(Subspace):
         """The first rows."""
         return moment[: new["rows"]].clone()
 
-    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The run of rows, and what is above and below it."""
-        start, end = selection["start"], selection["start"] + selection["rows"]
-        around = [slice(0, start), slice(end, param.shape[0])]
-        free = tuple(Free(param[rows], grad[rows]) for rows in around if rows.start < rows.stop)
-        return Regions(full=(param[start:end], grad[start:end]), free=free)
+        start, rows = selection["start"], selection["rows"]
+        parts = start, rows, param.shape[0] - start - rows
+        above, slab, below = zip(param.split(parts), grad.split(parts), strict=True)
+        return Regions(full=slab, free=tuple(Free(*part) for part in (above, below) if len(part[0])))

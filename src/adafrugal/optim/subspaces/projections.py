@@ -50,7 +50,8 @@ class _Projection(Subspace):
         """A new basis."""
         axis = self.axis(param.shape)
         basis = self._basis(param, grad, axis, self.rank(param.shape, share), generator)
-        return {"basis": basis.contiguous(), "side": "right" if axis else "left"}
+        basis = basis.clone(memory_format=torch.contiguous_format)  # or all of U would live on behind a view of it
+        return {"basis": basis, "side": "right" if axis else "left"}
 
     def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
         """Orthonormal columns, float32, [d, rank], on the matrix's device."""
@@ -64,16 +65,16 @@ class _Projection(Subspace):
         """Directions are known by their order alone."""
         return torch.arange(selection["basis"].shape[1], device=selection["basis"].device)
 
-    def regions(self, param: Tensor, grad: Tensor, selection: Selection) -> Regions:
+    def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The update is gathered in zeros of the compact size; the state-free rule takes the residual."""
         basis = selection["basis"].to(grad.dtype)
         if selection["side"] == "left":
             compact = basis.T @ grad
-            residual = torch.addmm(grad, basis, compact, alpha=-1)
+            rest = torch.addmm(grad, basis, compact, alpha=-1) if residual else grad
         else:
             compact = grad @ basis
-            residual = torch.addmm(grad, compact, basis.T, alpha=-1)
-        return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, residual),))
+            rest = torch.addmm(grad, compact, basis.T, alpha=-1) if residual else grad
+        return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
         """Add the update, projected back."""
@@ -109,8 +110,9 @@ class SVD(_Projection):
 
     def _randomized(self, grad: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         seed = int(torch.randint(2**62, (), generator=generator))
+        own = torch.cuda.default_generators[grad.device.index] if grad.is_cuda else torch.default_generator
         with torch.random.fork_rng([grad.device] if grad.is_cuda else []):  # svd_lowrank draws from torch's own
-            torch.manual_seed(seed)
+            own.manual_seed(seed)
             left, _, right = torch.svd_lowrank(grad, q=min(rank + 8, *grad.shape), niter=2)
         return left, right
 
