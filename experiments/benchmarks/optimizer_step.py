@@ -35,6 +35,7 @@ from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_byt
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FULL, FREE = 28, 12  # bytes per entry and step, fp32
+REPEATS = 4
 
 
 @dataclass
@@ -79,7 +80,7 @@ Make = Callable[[ParameterGroups], torch.optim.Optimizer]
 
 
 def ours(**settings: Any) -> Make:
-    """A Frugal that does not refresh while it is timed."""
+    """A Frugal that refreshes once, at its first step."""
     return lambda groups: Frugal(groups, lr=1e-4, interval=10**9, **settings)
 
 
@@ -175,33 +176,48 @@ def bytes_to_move(optimizer: torch.optim.Optimizer, groups: ParameterGroups) -> 
 
 
 def measure(size: str, name: str, make: Make, groups: ParameterGroups, seconds: float, device: str) -> Row:
-    """Steps of an optimizer and of fused AdamW on the same parameters, in turn, for about so many seconds."""
-    optimizer, refreshes = make(groups), []
-    if isinstance(optimizer, Frugal):
-        optimizer.register_refresh_hook(lambda event: refreshes.append(1000 * event.seconds))
-    reference = torch.optim.AdamW(copies(groups), lr=1e-4, fused=True)
-    for _ in range(2):  # the first makes the state and compiles, the second finds it
-        first = timed(optimizer.step, device) + timed(reference.step, device)
-    steps, ratios, started = [], [], time.perf_counter()
-    while len(steps) < 3 or (time.perf_counter() - started < seconds and len(steps) < 100):
+    """Steps of an optimizer and of fused AdamW on the same parameters, in turn, for about so many seconds.
+
+    Both are made anew several times, since the memory that their state happens to get is not always equally fast.
+    """
+    steps: list[float] = []
+    ratios: list[float] = []
+    refreshes: list[float] = []
+    floors: list[float] = []
+    for _ in range(REPEATS):
+        optimizer = make(groups)
+        if isinstance(optimizer, Frugal):
+            optimizer.register_refresh_hook(lambda event: refreshes.append(1000 * event.seconds))
+        reference = torch.optim.AdamW(copies(groups), lr=1e-4, fused=True)
+        first = timed(optimizer.step, device)  # makes the state, and compiles
+        for work in (reference, optimizer, reference):
+            timed(work.step, device)
+        pair(optimizer, reference, steps, ratios, seconds / REPEATS, device)
+        least, of_adamw = bytes_to_move(optimizer, groups), bytes_to_move(reference, groups)
+        floors += [least / bandwidth(device)] if least else []
+        total = state_bytes(optimizer).total
+        del optimizer, reference
+        gc.collect()
+        if first > 1000 * seconds:  # a refresh takes longer than what is to be measured
+            break
+    middle = statistics.median
+    return Row(
+        size, name, middle(steps), middle(ratios), least / of_adamw if least else None,
+        middle(floors) if floors else None, middle(refreshes) if refreshes else None, total, len(steps),
+    )  # fmt: skip
+
+
+def pair(
+    optimizer: torch.optim.Optimizer, reference: torch.optim.Optimizer, steps: list[float], ratios: list[float],
+    seconds: float, device: str,
+) -> None:  # fmt: skip
+    """Step the two in turn, three times or more; add what the first took and how that compares."""
+    started, done = time.perf_counter(), 0
+    while done < 3 or time.perf_counter() - started < seconds:
         base, step = timed(reference.step, device), timed(optimizer.step, device)
         steps.append(step)
         ratios.append(step / base)
-    least, of_adamw = bytes_to_move(optimizer, groups), bytes_to_move(reference, groups)
-    floor = least / bandwidth(device) if least else None
-    if refreshes and refreshes[0] < 1000 and first < 1e4:  # some more of them, where that is cheap
-        for group in optimizer.param_groups:
-            if group["split"]:
-                group["interval"] = 1
-        for _ in range(4):
-            optimizer.step()
-        refreshes = refreshes[1:]
-    refresh = statistics.median(refreshes) if refreshes else None
-    total = state_bytes(optimizer).total
-    return Row(
-        size, name, statistics.median(steps), statistics.median(ratios), least / of_adamw if least else None, floor,
-        refresh, total, len(steps),
-    )  # fmt: skip
+        done += 1
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -252,7 +268,6 @@ def main() -> None:
             if fnmatch(name, given.only or "*"):
                 rows.append(measure(size, name, make, groups, given.seconds, given.device))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-                gc.collect()
     if given.json:
         given.json.write_text(json.dumps({"machine": found, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from adafrugal.optim.rules import Rates
 from adafrugal.optim.subspaces import Free
 
 _TOGETHER = 16  # flattened tensors in one compiled call
-_LEAST = 1024  # entries; smaller tensors are not worth it, and sizes of 0 and 1 would compile anew
+_LEAST, _MOST = 1024, 2**31  # entries; what is smaller is not worth it, what is larger needs other indices
 
 
 class Full(NamedTuple):
@@ -116,7 +117,8 @@ def _suits_compiled(free: Free) -> bool:
     alike = plain and free.target.dtype == free.grad.dtype
     if free.scale is not None and min(free.target.shape) == 1:
         return False
-    return alike and free.target.numel() >= _LEAST and free.target.is_contiguous() and free.grad.is_contiguous()
+    sized = _LEAST <= free.target.numel() < _MOST
+    return alike and sized and free.target.is_contiguous() and free.grad.is_contiguous()
 
 
 def _flattened(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
@@ -127,7 +129,7 @@ def _flattened(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
         like = some[0].target
         alike = all(free.target.dtype == like.dtype and free.target.device == like.device for free in some)
         apart = len({free.target.untyped_storage().data_ptr() for free in some}) == len(some)
-        update = _compiled(_FLAT[rule], like.dtype, like.device) if alike and apart else None
+        update = _compiled(_FLAT[rule], like.dtype, like.device, None) if alike and apart else None
         if update is None:
             left += some
             continue
@@ -142,7 +144,8 @@ def _scaled(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
     """Update matrices of which some lines stand still, one after the other; returns what could not be."""
     left = []
     for free in frees:
-        update = _compiled(_SCALED[rule], free.target.dtype, free.target.device)
+        axis = 0 if free.scale.shape[0] == 1 else 1
+        update = _compiled(_SCALED[rule], free.target.dtype, free.target.device, axis)
         if update is None:
             left.append(free)
         else:
@@ -182,18 +185,33 @@ _SCALED = {"signsgd": _signsgd_scaled, "sgd": _sgd_scaled}
 
 
 @functools.cache
-def _compiled(update: Callable[..., None], dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
-    """A function compiled for all sizes, tried once on small tensors; None where this machine cannot compile."""
-    compiled = torch.compile(update, dynamic=True)
+def _compiled(
+    update: Callable[..., None], dtype: torch.dtype, device: torch.device, axis: int | None
+) -> Callable[..., None] | None:
+    """A function compiled for all sizes, tried once on small tensors; None where this machine cannot compile.
+
+    torch.compile checks at every call what it took for granted, which for so short a pass costs a tenth of its time.
+    All of it holds here by construction (dtype, device, number, contiguity, no grad, 2 entries or more along each
+    axis) and so the checks are left out; each dtype, device and axis has code of its own, since it is by the code
+    that torch.compile finds what it compiled.
+
+    Args:
+        update: one of the functions above.
+        dtype: of all tensors.
+        device: of all tensors.
+        axis: along which `scale` is 1 entry long; None for a function without one.
+    """
+    code = update.__code__.replace(co_name=f"{update.__name__}_{dtype}_{device}_{axis}")
+    unchecked = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    compiled = torch.compile(FunctionType(code, update.__globals__), dynamic=True, options=unchecked)
     lr, kept = _scalars(Rates(lr=0.0))
     fillers = _fillers(dtype, device)
     try:
-        if update in _FLAT.values():
+        if axis is None:
             compiled([target for target, _ in fillers], [grad for _, grad in fillers], lr, kept)
         else:
             target, grad = (torch.zeros(48, 40, dtype=dtype, device=device) for _ in range(2))
-            for axis in (0, 1):
-                compiled(target, grad, torch.ones_like(target.narrow(axis, 0, 1)), lr, kept)
+            compiled(target, grad, torch.ones_like(target.narrow(axis, 0, 1)), lr, kept)
     except Exception as error:  # of whatever kind: nothing but the fillers is touched
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"torch.compile does not work here ({reason}); the plain form is used", stacklevel=2)
