@@ -218,7 +218,7 @@ def share_moments(optimizer: torch.optim.Optimizer, reference: torch.optim.Optim
     """Let both have the same memory for tensors that are not split."""
     for _, param in (pair for group in groups if not group["split"] for pair in group["params"]):
         for name in {"exp_avg", "exp_avg_sq"} & optimizer.state[param].keys():
-            if optimizer.state[param][name].dtype == torch.float32:
+            if type(optimizer.state[param][name]) is torch.Tensor:  # torchao's are made of several
                 reference.state[param][name] = optimizer.state[param][name]
 
 
