@@ -123,6 +123,7 @@ WRONG = {
     "optimizer.modules.head=statefull": ["optimizer.modules.head", "did you mean state_full?"],
     "optimizer.modules.heads=split": ["optimizer.modules", "did you mean head?"],
     "optimizer.modules.norms=split optimizer.subspace=columns": ["optimizer.modules.norms is split", "blocks"],
+    "optimizer=badam optimizer.density.value=0.2": ["optimizer.density is 0.2", "4 layers", "state_free=none"],
     "optimizer=badam optimizer.modules.head=split": ["optimizer.modules", "unit layer"],
     "optimizer.interval.source=test": ["optimizer.interval", "validation, training"],
     "optimizer.interval.smoothing=1": ["optimizer.interval", "smoothing is 1"],

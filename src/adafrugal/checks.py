@@ -310,6 +310,13 @@ def _check_subspace(s: Settings) -> None:
         _need(o.stagger == 1, "optimizer.stagger", o.stagger, "1 with blocks, which choose among all matrices at once")
     longest = int(controls.interval(with_run_length(o.interval, s.trainer.steps)).at(1))
     _need(1 <= o.stagger <= longest, "optimizer.stagger", o.stagger, f"1 to the interval ({longest})")
+    if kind == "blocks" and o.state_free == "none" and described.get("match", "count") == "count":
+        by_layer, layers = described.get("unit") == "layer", s.model.num_hidden_layers
+        density = float(controls.density(with_run_length(o.density, s.trainer.steps)).at(0))
+        count = int(density * layers) if by_layer else round(density * 7 * layers)
+        blocks = f"{layers} layers" if by_layer else f"{7 * layers} matrices"
+        allowed = f"one that selects at least one of the {blocks}, since optimizer.state_free=none trains no other"
+        _need(count > 0, "optimizer.density", density, allowed)
     if kind != "blocks" and o.modules.norms == "split":
         allowed = f"state_full, state_free, frozen; {kind} splits only matrices, optimizer.subspace=blocks all"
         raise SettingError(f"optimizer.modules.norms is split; allowed: {allowed}")
