@@ -126,7 +126,7 @@ def test_an_unknown_subspace_is_refused_with_the_known_ones(value, says):
 def test_the_schema_of_settings_knows_every_choice_of_the_optimizer():
     from adafrugal import config
     from adafrugal.optim import Frugal
-    from adafrugal.optim.frugal import ON_REFRESH, Nonfinite, Shrink, StateDtype
+    from adafrugal.optim.options import ON_REFRESH, Nonfinite, Shrink, StateDtype
     from adafrugal.optim.rules import STATE_FREE, STATE_FULL
 
     assert {kind: s.choices() for kind, s in SUBSPACES.items()} == config.SUBSPACES

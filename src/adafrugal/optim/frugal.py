@@ -11,25 +11,21 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, kernels, rules, turns
+from adafrugal.optim import controls, kernels, options, rules, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
-from adafrugal.optim.subspaces import Blocks, Free, Subspace
+from adafrugal.optim.subspaces import Free, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
-Shrink = Literal["immediately", "at_refresh"]
-Nonfinite = Literal["error", "skip"]
-StateDtype = Literal["float32", "bfloat16"]
-ON_REFRESH = Subspace.policies
 _OF_SPLIT_GROUPS = (
     "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
     "on_refresh", "compile",
@@ -126,17 +122,17 @@ class Frugal(torch.optim.Optimizer):
         split_lr_scale: float = 1.0,
         state_free_lr_scale: float = 1.0,
         on_refresh: str = "reset",
-        shrink: Shrink = "immediately",
+        shrink: options.Shrink = "immediately",
         stagger: int = 1,
-        state_dtype: StateDtype | None = None,
+        state_dtype: options.StateDtype | None = None,
         stochastic_rounding: bool = False,
-        nonfinite: Nonfinite | None = None,
+        nonfinite: options.Nonfinite | None = None,
         fused: bool = True,
         compile: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if nonfinite not in (None, *get_args(Nonfinite)):
-            raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(Nonfinite))} or None")
+        if nonfinite not in (None, *get_args(options.Nonfinite)):
+            raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(options.Nonfinite))} or None")
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
@@ -150,7 +146,7 @@ class Frugal(torch.optim.Optimizer):
         super().__init__(params, defaults)
         if not self._split_groups():
             warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
-        for lost in dict.fromkeys(what for group in self.param_groups for what in _lost_in_rounding(group)):
+        for lost in dict.fromkeys(what for group in self.param_groups for what in options.lost_in_rounding(group)):
             warnings.warn(lost, stacklevel=2)
 
     # -- groups ---------------------------------------------------------------------------------------------------
@@ -168,9 +164,9 @@ class Frugal(torch.optim.Optimizer):
         group["shapes"] = [list(p.shape) for p in group["params"]]
         group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
         try:
-            _check_group(group)
+            options.check_group(group)
             if group["split"]:
-                _settle(group)
+                options.settle(group)
                 if group["stagger"] > group["interval"].at(1):
                     raise ValueError(f"stagger is {group['stagger']}, above the interval ({group['interval'].at(1)})")
                 group |= turns.new_clocks()
@@ -188,7 +184,7 @@ class Frugal(torch.optim.Optimizer):
         groups = [group for group in self.param_groups if group["split"]]
         for group in groups:
             if not (isinstance(group["density"], Control) and isinstance(group["interval"], Control)):
-                _settle(group)
+                options.settle(group)
             if not isinstance(group["subspace"], Subspace):
                 raise ValueError(f"the subspace cannot be changed to {group['subspace']!r}; make a new optimizer")
         return groups
@@ -477,25 +473,8 @@ def _in_fewer_bits(param: Tensor, group: Mapping[str, Any], state: Mapping[str, 
     return param.dtype != working or bool(keeps_moments and _state_dtype(param, group) != working)
 
 
-def _lost_in_rounding(group: Mapping[str, Any]) -> Iterable[str]:
-    """What rounding to the nearest loses in a group."""
-    stochastic = group["stochastic_rounding"]
-    lossy = {torch.float16} if stochastic else {torch.float16, torch.bfloat16}
-    if any(param.dtype in lossy for param in group["params"]):
-        yield (
-            "weights in 16 bits, rounded to the nearest, lose every update under about 1/512 of a weight (bfloat16), "
-            "and signSGD with a small lr moves nothing: set stochastic_rounding=True (bfloat16), or keep float32 "
-            "weights and use autocast"
-        )
-    if group["state_dtype"] == "bfloat16" and not stochastic:
-        yield (
-            "moments in bfloat16, rounded to the nearest, do not fall where 1 − β is under about 1/512, as β₂ = 0.999 "
-            "has it: set stochastic_rounding=True"
-        )
-
-
 def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:
-    for name, param in zip(_names(group), group["params"], strict=True):
+    for name, param in zip(options.names(group), group["params"], strict=True):
         if param.grad is not None and not bool(param.grad.isfinite().all()):
             yield name
 
@@ -504,57 +483,3 @@ def _compiles(group: Mapping[str, Any]) -> bool:
     if group["compile"] is None:
         return sum(param.numel() for param in group["params"]) >= _COMPILED_FROM
     return group["compile"]
-
-
-# -- what a group may say ---------------------------------------------------------------------------------------------
-
-
-def _names(group: Mapping[str, Any]) -> list[str]:
-    return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    """Every number and name within its range."""
-    pair = len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"])
-    for name, allowed, held in (
-        ("lr", "0 or more", 0 <= group["lr"] < float("inf")),
-        ("betas", "two numbers from 0 to below 1", pair),
-        ("eps", "0 or more", group["eps"] >= 0),
-        ("weight_decay", "0 or more", group["weight_decay"] >= 0),
-        ("split_lr_scale", "0 or more", group["split_lr_scale"] >= 0),
-        ("state_free_lr_scale", "0 or more", group["state_free_lr_scale"] >= 0),
-        ("stagger", "a whole number of steps, 1 or more", isinstance(group["stagger"], int) and group["stagger"] >= 1),
-        *((name, ", ".join(choices), group[name] in choices) for name, choices in {
-            "state_full": tuple(rules.STATE_FULL), "state_free": tuple(rules.STATE_FREE),
-            "on_refresh": ON_REFRESH, "shrink": get_args(Shrink),
-        }.items()),
-        ("state_dtype", ", ".join(get_args(StateDtype)), group["state_dtype"] in (None, *get_args(StateDtype))),
-    ):  # fmt: skip
-        if not held:
-            raise ValueError(f"{name} is {group[name]!r}; allowed: {allowed}")
-
-
-def _settle(group: dict[str, Any]) -> None:
-    """Make controls and a subspace, each a group's own, of what was given for them."""
-    group["density"] = controls.density(group["density"])
-    group["interval"] = controls.interval(group["interval"])
-    group["subspace"] = as_subspace(group["subspace"])
-    _check_parts(group)
-
-
-def _check_parts(group: Mapping[str, Any]) -> None:
-    """Parts of a split group that must go together."""
-    subspace, is_free = group["subspace"], group["density"] == controls.Constant(0)
-    if group["on_refresh"] not in subspace.policies:
-        allowed = ", ".join(subspace.policies)
-        raise ValueError(f"on_refresh is {group['on_refresh']!r}; {subspace.kind} allows {allowed}")
-    if group["stagger"] > 1 and isinstance(subspace, Blocks):
-        raise ValueError(f"stagger is {group['stagger']}; blocks choose among all matrices at once: set it to 1")
-    if "layers" in group and len(group["layers"]) != len(group["params"]):
-        raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
-    for name, param in zip(_names(group), group["params"], strict=True):
-        if param.ndim != 2 and not (subspace.any_shape or is_free):
-            raise ValueError(
-                f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
-                "matrices: put it into a group without split=True"
-            )
