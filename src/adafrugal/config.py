@@ -130,7 +130,7 @@ class MuonSettings(AdamWSettings):
 
 @dataclass
 class AdamW8bitSettings(AdamWSettings):
-    """torchao.optim.AdamW8bit, where torchao is installed: `pip install adafrugal[torchao]`."""
+    """torchao.optim.AdamW8bit, where torchao is installed: `pip install torchao`."""
 
     kind: str = "adamw_8bit"
     block_size: int = 256
