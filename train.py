@@ -29,7 +29,7 @@ try:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from adafrugal import checks, config
+    from adafrugal import checks, composition, config
 except ModuleNotFoundError as missing:
     sys.stderr.write(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(WRONG)
@@ -79,9 +79,7 @@ def _show(record: Record) -> None:
 
 def main() -> int:
     """Compose, run one job or many, and return the exit code for all of them."""
-    config.register()
-    OmegaConf.register_new_resolver("repository", lambda path="": str(REPOSITORY / path))
-    OmegaConf.register_new_resolver("groups", lambda: checks.groups(REPOSITORY))
+    composition.register(REPOSITORY)
     # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     codes: dict[str, int] = {}

@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+pytest_plugins = ["corpora"]  # fixtures of small corpora
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("the same examples each time", derandomize=True, database=None)
@@ -31,13 +33,11 @@ def cache_root(tmp_path_factory):
 def composed():
     """A function that composes settings in this process, as train.py does: overrides -> (composed, choices)."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
 
-    from adafrugal import checks, config
+    from adafrugal import composition
 
-    config.register()
-    OmegaConf.register_new_resolver("repository", lambda path="": str(REPOSITORY / path))
-    OmegaConf.register_new_resolver("groups", lambda: checks.groups(REPOSITORY))
+    composition.register()
 
     def make(*overrides):
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):

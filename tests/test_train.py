@@ -307,7 +307,9 @@ def test_a_resume_on_other_data_is_refused(train):
     (record,) = records(train.root).values()
     record.set_status("interrupted")
     state = next(record.directory.glob("checkpoints/*/state.pt"))
-    torch.save(torch.load(state, weights_only=True) | {"data": "0" * 64}, state)
+    found = torch.load(state, weights_only=True)
+    found["task"]["fingerprint"] = "0" * 64
+    torch.save(found, state)
     done = train()
     assert done.returncode == 2
     assert "was begun on other data (fingerprint 000000000000" in done.stderr

@@ -19,13 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.config import (
     CHOICES,
+    NORMALIZATIONS,
     POLICIES,
     SCHEMAS,
     SUBSPACES,
+    TOKENIZERS,
     TREATMENTS,
     SettingError,
     Settings,
-    tokenizer_size,
+    trained_size,
     with_run_length,
 )
 from adafrugal.optim import controls
@@ -141,7 +143,7 @@ def _spell_one_way(s: Settings) -> None:
     """
     steps, tokenizer = s.trainer.steps, s.data.tokenizer
     given, tokenizer.vocabulary_size = tokenizer.vocabulary_size, None
-    if given != tokenizer_size(s):
+    if tokenizer.kind == "train" and given != trained_size(s):
         tokenizer.vocabulary_size = given
     if s.schedule.warmup == (getattr(s.schedule, "cycle", None) or steps) // 10:
         s.schedule.warmup = None
@@ -182,10 +184,9 @@ def _one_of(name: str, given: Any, allowed: Iterable[str]) -> None:
 def _check_kinds(s: Settings) -> None:
     for group in SCHEMAS:
         node = getattr(s, group)
-        for name, typed in ((group, node), (f"{group}.tokenizer", getattr(node, "tokenizer", None))):
-            if typed is not None and typed.kind != type(typed)().kind:
-                allowed = f"{type(typed)().kind}, which comes with the file; to choose another write {group}=…"
-                raise SettingError(f"{name}.kind is {typed.kind!r}; allowed: {allowed}")
+        if node.kind != type(node)().kind:
+            allowed = f"{type(node)().kind}, which comes with the file; to choose another write {group}=…"
+            raise SettingError(f"{group}.kind is {node.kind!r}; allowed: {allowed}")
 
 
 def _check_run(s: Settings) -> None:
@@ -238,12 +239,42 @@ def _check_model(s: Settings) -> None:
 
 
 def _check_data(s: Settings) -> None:
-    t = s.data.tokenizer
+    d = s.data
+    _one_of("data.rows", d.rows, ("document", "packed"))
+    packed = "false, since a row is one document anyway; or data.rows=packed"
+    _need(d.rows == "packed" or not d.mask_documents, "data.mask_documents", d.mask_documents, packed)
+    _need(d.window_tokens >= 1024, "data.window_tokens", d.window_tokens, "1024 or more")
+    limit = d.store_limit_gib
+    _need(limit is None or limit > 0, "data.store_limit_gib", limit, "above 0, or null for none")
+    processes = d.processes
+    _need(processes is None or 1 <= processes <= 1024, "data.processes", processes, "1 or more, or null for every core")
+    if d.kind == "corpus":
+        _need(bool(d.source), "data.source", d.source, "a hub repository, a directory, or files such as 'corpus/*.txt'")
+        _one_of("data.sample_by", d.sample_by, ("line", "paragraph", "document"))
+        _need(0 < d.held_out < 1, "data.held_out", d.held_out, "a share of the documents, above 0 and below 1")
+        other = f"another split than data.split ({d.split}), or null to hold documents out"
+        _need(d.validation_split != d.split, "data.validation_split", d.validation_split, other)
+    _check_tokenizer(s)
+
+
+def _check_tokenizer(s: Settings) -> None:
+    t, most = s.data.tokenizer, s.model.vocabulary_size
+    _one_of("data.tokenizer.kind", t.kind, TOKENIZERS)
     _one_of("data.tokenizer.model_type", t.model_type, ("bpe", "unigram"))
-    least = s.model.vocabulary_size
-    _need(least >= 300, "model.vocabulary_size", least, "300 or more, since a tokenizer has 256 pieces for bytes alone")
-    name, most, size = "data.tokenizer.vocabulary_size", s.model.vocabulary_size, tokenizer_size(s)
-    _need(300 <= size <= most, name, size, f"300 to model.vocabulary_size ({most})")
+    _one_of("data.tokenizer.normalization", t.normalization, NORMALIZATIONS)
+    _need(t.sample_bytes >= 1000, "data.tokenizer.sample_bytes", t.sample_bytes, "1000 or more")
+    what = {"pretrained": "a hub repository or a directory, such as t5-base", "sentencepiece": "a .model file"}
+    if t.kind != "train":
+        _need(bool(t.name), "data.tokenizer.name", t.name, f"{what[t.kind]}, or data.tokenizer.kind=train")
+        is_model = str(t.name).endswith(".model")
+        allowed = f"{what[t.kind]}; data.tokenizer.kind is {t.kind}, the others are for other files"
+        _need(is_model == (t.kind == "sentencepiece"), "data.tokenizer.name", t.name, allowed)
+        return
+    allowed = "null, since data.tokenizer.kind is train; or data.tokenizer.kind=pretrained (or sentencepiece)"
+    _need(t.name is None, "data.tokenizer.name", t.name, allowed)
+    _need(most >= 300, "model.vocabulary_size", most, "300 or more, since a tokenizer has 256 pieces for bytes alone")
+    size = trained_size(s)
+    _need(300 <= size <= most, "data.tokenizer.vocabulary_size", size, f"300 to model.vocabulary_size ({most})")
 
 
 def _check_schedule(s: Settings) -> None:

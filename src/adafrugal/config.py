@@ -47,12 +47,16 @@ class LlamaSettings:
 
 
 @dataclass
-class TrainedTokenizer:
-    """A SentencePiece model trained on the corpus at first use."""
+class TokenizerSettings:
+    """What cuts text into tokens: made at first use, or read from files."""
 
-    kind: str = "train"
-    vocabulary_size: int | None = None  # null: 4,096, or the model's where that is smaller
+    kind: str = "train"  # on the corpus; or pretrained (as transformers reads it), sentencepiece (a .model file)
+    name: str | None = None  # pretrained: hub repository or directory; sentencepiece: the file
+    vocabulary_size: int | None = None  # of a trained one; null: 4,096, or the model's where that is smaller
     model_type: str = "bpe"
+    byte_fallback: bool = True  # bytes that no piece covers are spelt out, so that no text is lost
+    normalization: str = "none"  # of Unicode before anything else: none, nfc, nfkc
+    sample_bytes: int = 2_000_000  # of text that one is trained on; more changes few pieces and costs minutes
 
 
 @dataclass
@@ -60,8 +64,30 @@ class EmbeddedSettings:
     """English prose that every installation has: the docstrings of pinned packages."""
 
     kind: str = "embedded"
-    tokenizer: TrainedTokenizer = field(default_factory=TrainedTokenizer)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    rows: str = "packed"  # no padding; or document: one a row, truncated or padded
+    mask_documents: bool = False  # packed rows: attention and loss stop at a document's end
     repeat: bool = True  # read the text again when the run is longer than it; false: stop with a message
+    window_tokens: int = 1 << 24  # rows are permuted within windows of about so many tokens
+    store: bool = True  # keep tokens under cache_root; false: only the windows in use, in memory
+    store_limit_gib: float | None = None  # null: as long as the text, or what the run needs of it
+    processes: int | None = None  # that cut text into tokens; null: one for each core
+
+
+@dataclass
+class CorpusSettings(EmbeddedSettings):
+    """Documents from a hub repository, a local copy of one, or files."""
+
+    kind: str = "corpus"
+    source: str | None = None  # hub repository, directory in its layout, or a file name with * and ?
+    subset: str | None = None  # the hub's word for a repository's configuration
+    revision: str | None = None  # of a hub repository; null: the newest when it is first read
+    text_field: str = "text"
+    sample_by: str = "paragraph"  # what is one document of a .txt file: line, paragraph, document (the file)
+    split: str = "train"
+    validation_split: str | None = None  # null: "validation" where there is one, else documents held out by hash
+    held_out: float = 0.01  # the share of the documents that is held out where there is no such split
+    repeat: bool = False
 
 
 @dataclass
@@ -238,7 +264,7 @@ class Settings:
 # group -> the dataclasses that a file of conf/<group> can start from, as `schema_<kind>`
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "task": (PretrainSettings,),
-    "data": (EmbeddedSettings,),
+    "data": (EmbeddedSettings, CorpusSettings),
     "model": (LlamaSettings,),
     "optimizer": (AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
@@ -276,6 +302,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(SUBSPACES, ()), "blocks": ("keep",), "svd": ("keep_overlap",), "random": ("keep_overlap",)
     }.items()
 }  # fmt: skip
+TOKENIZERS = ("train", "pretrained", "sentencepiece")
+NORMALIZATIONS = ("none", "nfc", "nfkc")
 TREATMENTS = ("state_full", "split", "state_free", "frozen")
 
 
@@ -290,8 +318,8 @@ def register() -> None:
             store.store(group=group, name=f"schema_{schema.kind}", node=schema)
 
 
-def tokenizer_size(settings: Settings) -> int:
-    """The number of pieces that the run's tokenizer has."""
+def trained_size(settings: Settings) -> int:
+    """The number of pieces of a tokenizer that the run trains."""
     return settings.data.tokenizer.vocabulary_size or min(4096, settings.model.vocabulary_size)
 
 

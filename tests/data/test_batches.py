@@ -1,12 +1,52 @@
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from adafrugal.config import SettingError
-from adafrugal.data.batches import IGNORED, Batch, PackedRows, TrainingBatches, permuted, validation_batches
+from adafrugal.data.batches import Batch, Prefetched, TrainingBatches, permuted, stacked, validation
+from adafrugal.data.rows import IGNORED, Layout, Window
+from adafrugal.data.shards import Shard
+from adafrugal.data.sources import Position
 from adafrugal.data.unigram import unigram_loss
 
-TOKENS = np.arange(1001, dtype=np.uint16)
+LAYOUT = Layout(10, True, False, 1, 0)
+
+
+def shard(tokens):
+    counts = np.ones(len(tokens), dtype=np.uint32)
+    return Shard(np.asarray(tokens, dtype=np.uint16), np.array([len(tokens)]), counts, 0, {}, Position())
+
+
+NUMBERS = shard(np.arange(1001))
+
+
+class OneWindow:
+    """A text of one window, as `TrainingBatches` asks for it."""
+
+    def __init__(self, window, repeat=True):
+        self._window, self._repeat = window, repeat
+
+    def rows(self, turn):
+        return self._window.rows if turn == 0 or self._repeat else None
+
+    def open(self, turn):
+        return self._window
+
+    def total(self):
+        return self._window.rows
+
+    def state(self, turn):
+        return {}
+
+    def why_short(self):
+        return "the text has no more"
+
+
+def batches(seed, batch_size, steps, repeat=False, window=None):
+    windows = OneWindow(window or Window([NUMBERS], LAYOUT), repeat)
+    return TrainingBatches(windows, LAYOUT, seed, batch_size, steps, repeat)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 100, 1000, 4097])
@@ -21,60 +61,150 @@ def test_permutations_differ_by_key_and_mix():
     assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.15
 
 
-def test_rows_predict_every_token_but_the_first_once():
-    rows = PackedRows(TOKENS, 10)
-    assert rows.count == 100
-    batch = rows.batch(list(range(100)))
-    assert torch.equal(batch.targets.flatten(), torch.arange(1, 1001))
-    assert torch.equal(batch.tokens + 1, batch.targets)
-    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
-
-
 def test_an_epoch_reads_every_row_once_and_the_next_in_another_order():
-    batches = TrainingBatches(PackedRows(TOKENS, 10), seed=1, batch_size=4, steps=50, repeat=True)
-    firsts = [first for step in range(1, 51) for first in batches[step].tokens[:, 0].tolist()]
+    found = batches(seed=1, batch_size=4, steps=50, repeat=True)
+    firsts = [first for step in range(1, 51) for first in found[step].tokens[:, 0].tolist()]
     first, second = firsts[:100], firsts[100:]
     assert sorted(first) == sorted(second) == list(range(0, 1000, 10))
     assert first != second
-    assert batches.epochs(50) == 2.0
+    assert found.epochs(50) == 2.0
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
     def batch(seed, step):
-        return TrainingBatches(PackedRows(TOKENS, 10), seed, 4, steps=25, repeat=False)[step].tokens
+        return batches(seed, 4, steps=25)[step].tokens
 
     assert torch.equal(batch(1, 7), batch(1, 7))
     assert not torch.equal(batch(1, 7), batch(2, 7))
     assert not torch.equal(batch(1, 7), batch(1, 8))
+    there_and_back = batches(1, 4, steps=25)
+    assert torch.equal(there_and_back[20].tokens, batch(1, 20))
+    assert torch.equal(there_and_back[2].tokens, batch(1, 2))
+
+
+def test_the_order_is_the_one_that_the_committed_records_were_made_with():
+    assert batches(0, 8, steps=12)[1].tokens[:, 0].tolist() == [910, 820, 380, 30, 600, 390, 970, 670]
 
 
 def test_micro_batches_are_the_batch_in_parts():
-    batch = TrainingBatches(PackedRows(TOKENS, 10), 0, 8, steps=5, repeat=True)[3]
-    for rows in (1, 2, 8):
+    batch = batches(0, 8, steps=5, repeat=True)[3]
+    for rows in (1, 2, 3, 8):
         parts = list(batch.split(rows))
         assert torch.equal(torch.cat([p.tokens for p in parts]), batch.tokens)
         assert sum(p.count() for p in parts) == batch.count() == 80
+        assert sum(p.real_tokens() for p in parts) == 80
+
+
+def test_positions_are_there_only_where_attention_is_masked():
+    row = Layout(10, True, True, 1, 0).row(Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position()), 0)
+    assert stacked([row], masked=False).positions is None
+    found = stacked([row, row], masked=True)
+    assert found.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] * 2
+    assert [part.positions.shape for part in found.split(1)] == [(1, 10)] * 2
+
+
+def test_padding_is_no_real_token():
+    layout = Layout(6, False, False, 1, 0)
+    found = Shard(np.array([5, 6, 1, 7, 1], dtype=np.uint16), np.array([3, 5]), None, 0, {}, Position())
+    batch = stacked([layout.row(found, 0), layout.row(found, 1)], masked=False)
+    assert batch.real.tolist() == [3, 2] and batch.real_tokens() == 5
+    assert batch.count() == 3
 
 
 def test_a_text_that_is_too_short_says_what_would_do():
-    with pytest.raises(SettingError, match=r"trainer.sequence_length is 2000.*1001 tokens"):
-        PackedRows(TOKENS, 2000)
-    with pytest.raises(SettingError, match=r"up to 25 steps, or data.repeat=true"):
-        TrainingBatches(PackedRows(TOKENS, 10), 0, 4, steps=26, repeat=False)
+    with pytest.raises(SettingError, match=r"not one row of trainer.sequence_length \(10\) tokens; shorten"):
+        batches(0, 4, steps=26, window=Window([shard([1, 2, 3])], LAYOUT))
+    with pytest.raises(SettingError, match=r"104 rows and there are 100, .* up to 25 steps, or data.repeat=true"):
+        batches(0, 4, steps=26)
+
+
+# -- prefetching ------------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """Batches that take their time, and count."""
+
+    def __init__(self, seconds=0.0):
+        self.made, self._seconds = [], seconds
+
+    def __getitem__(self, step):
+        time.sleep(self._seconds)
+        if step == 9:
+            raise SettingError("no ninth")
+        self.made.append(step)
+        return step
+
+    def state(self):
+        return {"made": self.made[-1]}
+
+
+def test_batches_are_made_before_they_are_wanted_and_no_more_than_the_run_has():
+    slow = Slow()
+    found = Prefetched(slow, last=4)
+    assert found(1) == 1
+    deadline = time.monotonic() + 5
+    while slow.made != [1, 2, 3] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert slow.made == [1, 2, 3]
+    assert [found(step) for step in (2, 3, 4)] == [2, 3, 4]
+    found.close()
+    assert slow.made == [1, 2, 3, 4], "each once"
+
+
+def test_the_state_is_that_of_the_batch_that_was_taken_and_not_of_those_made_since():
+    found = Prefetched(Slow(), last=20, state={"made": 0})
+    assert found.state == {"made": 0}
+    for step in (1, 2):
+        found(step)
+        time.sleep(0.1)
+        assert found.state == {"made": step}
+    found.close()
+
+
+def test_waiting_ends_after_the_given_time():
+    found = Prefetched(Slow(seconds=0.5), last=2)
+    assert not found.is_ready(1, timeout=0.05)
+    assert found.is_ready(1, timeout=5)
+    found.close()
+
+
+def test_what_goes_wrong_in_the_background_is_raised_where_the_batch_is_wanted():
+    found = Prefetched(Slow(), last=20)
+    for step in range(7, 9):
+        assert found(step) == step
+    assert found.is_ready(9, timeout=5)
+    with pytest.raises(SettingError, match="no ninth"):
+        found(9)
+    found.close()
+
+
+# -- validation -------------------------------------------------------------------------------------------------------
 
 
 def test_validation_rows_are_spread_over_the_held_out_part_and_the_last_batch_may_be_smaller():
-    rows = PackedRows(TOKENS, 10)
-    batches = validation_batches(rows, tokens=75, length=10, batch_size=3)
-    assert [b.tokens.shape[0] for b in batches] == [3, 3, 1]
-    firsts = torch.cat([b.tokens for b in batches])[:, 0]
+    found = validation([NUMBERS], LAYOUT, tokens=75, batch_size=3)
+    assert [b.tokens.shape[0] for b in found.batches] == [3, 3, 1]
+    firsts = torch.cat([b.tokens for b in found.batches])[:, 0]
     assert torch.equal(firsts, torch.tensor([0, 14, 28, 42, 57, 71, 85]) * 10)
-    everything = validation_batches(rows, tokens=10**9, length=10, batch_size=1000)
-    assert torch.equal(everything[0].tokens.flatten(), torch.arange(1000))
+    assert found.tokens == found.text_bytes == 70, "a byte for each token, here"
+    everything = validation([NUMBERS], LAYOUT, tokens=10**9, batch_size=1000)
+    assert torch.equal(everything.batches[0].tokens.flatten(), torch.arange(1000))
+
+
+def test_validation_rows_do_not_depend_on_what_else_is_prepared():
+    shards = [shard(np.arange(101) + 100 * i) for i in range(5)]
+    few, many = (validation(some, LAYOUT, tokens=150, batch_size=4) for some in (shards[:2], shards))
+    for a, b in zip(few.batches, many.batches, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+
+
+def test_a_validation_part_without_a_row_is_one_line():
+    with pytest.raises(SettingError, match=r"validation part .* not one row .*data.validation_split.*data.held_out"):
+        validation([shard([1, 2])], LAYOUT, tokens=100, batch_size=1)
 
 
 def test_unigram_loss_is_the_cross_entropy_of_the_frequencies():
-    train = np.array([0, 0, 0, 1], dtype=np.uint16)
     targets = torch.tensor([[0, 1], [2, IGNORED]])
-    loss = unigram_loss(train, 3, [Batch(torch.zeros_like(targets), targets)])
+    batch = Batch(torch.zeros_like(targets), targets, torch.tensor([2, 2]))
+    loss = unigram_loss([np.array([0, 0], dtype=np.uint16), np.array([0, 1], dtype=np.uint16)], 3, [batch])
     assert loss == pytest.approx(-(np.log(4 / 7) + np.log(2 / 7) + np.log(1 / 7)) / 3)

@@ -1,67 +1,168 @@
+import json
+import os
+
 import numpy as np
 import pytest
 
 from adafrugal.config import SettingError
-from adafrugal.data import embedded, store
+from adafrugal.data import faults
+from adafrugal.data.rows import Layout
+from adafrugal.data.shards import Shard
+from adafrugal.data.sources import Position
+from adafrugal.data.store import StoredPart, rows
 
 
-@pytest.fixture
-def text(monkeypatch):
-    """A corpus of two lines in place of megabytes; counts how often it is read."""
-    calls = []
-
-    def read():
-        calls.append(1)
-        words = [f"Document number {i} says something about tensors and arrays." for i in range(200)]
-        return embedded.Corpus(words[:190], words[190:], "f" * 64)
-
-    monkeypatch.setattr(embedded, "read", read)
-    return calls
+def shard(number, documents=5):
+    lengths = np.full(documents, 4)
+    tokens = np.full(4 * documents, number, dtype=np.uint16)
+    return Shard(tokens, np.cumsum(lengths), None, 100, {"empty": 1}, Position(0, 10 * (number + 1)))
 
 
-def test_it_is_made_once_and_read_ever_after(text, tmp_path):
-    said = []
-    first = store.prepare(300, "bpe", tmp_path, said.append)
-    second = store.prepare(300, "bpe", tmp_path, said.append)
-    assert len(text) == len(said) == 1
-    assert np.array_equal(first.train, second.train)
-    assert isinstance(second.train, np.memmap) and second.train.dtype == np.uint16
-    assert first.fingerprint == second.fingerprint
+def filled(directory, count, **more):
+    part = StoredPart(directory, **more)
+    with part.alone() as alone:
+        assert alone
+        part.extend((shard(n) for n in range(count)), lambda: False)
+    return part
 
 
-def test_what_it_says_about_itself_is_so(text, tmp_path):
-    found = store.prepare(300, "bpe", tmp_path, str)
-    assert found.about["train"]["documents"] == 190
-    assert found.about["train"]["tokens"] == len(found.train)
-    ends = np.flatnonzero(found.train == found.tokenizer.end)
-    assert len(ends) == 190
-    first = found.tokenizer.decode(found.train[: ends[0]])
-    assert first == "Document number 0 says something about tensors and arrays."
-    lengths = found.tokenizer.byte_lengths()
-    assert lengths[found.validation].sum() == found.about["validation"]["bytes"]
+def test_what_was_written_is_read_memory_mapped(tmp_path):
+    filled(tmp_path / "train", 3)
+    part = StoredPart(tmp_path / "train")
+    assert len(part.entries) == 3 and part.ended and part.is_complete
+    for number in range(3):
+        found = part.open(number)
+        assert isinstance(found.tokens, np.memmap) and found.tokens.dtype == np.uint16
+        assert np.array_equal(found.tokens, shard(number).tokens)
+        assert np.array_equal(found.ends, shard(number).ends)
+        assert (found.text_bytes, found.skipped, found.after) == (100, {"empty": 1}, Position(0, 10 * (number + 1)))
+    assert part.position() == Position(0, 30)
 
 
-def test_another_tokenizer_is_another_store_with_another_fingerprint(text, tmp_path):
-    a, b = store.prepare(300, "bpe", tmp_path, str), store.prepare(310, "bpe", tmp_path, str)
-    assert a.fingerprint != b.fingerprint
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_part_that_is_enough_is_not_ended_and_goes_on_where_it_stopped(tmp_path):
+    part = StoredPart(tmp_path / "train")
+    with part.alone():
+        part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 2)
+    assert len(part.entries) == 2 and not part.is_complete
+    later = StoredPart(tmp_path / "train")
+    with later.alone():
+        later.extend((shard(n) for n in range(2, 4)), lambda: False)
+    part.refresh()
+    assert [int(part.open(n).tokens[0]) for n in range(4)] == [0, 1, 2, 3]
+    assert part.ended
 
 
-def test_what_an_interrupted_preparation_leaves_is_never_read(text, tmp_path, monkeypatch):
-    def break_down(*_):
-        raise KeyboardInterrupt
+def test_a_reader_sees_what_is_added(tmp_path):
+    reader, writer = StoredPart(tmp_path / "train"), StoredPart(tmp_path / "train")
+    seen = []
 
-    with monkeypatch.context() as broken:
-        broken.setattr(np, "save", break_down)
-        with pytest.raises(KeyboardInterrupt):
-            store.prepare(300, "bpe", tmp_path, str)
-    assert not any(d.name.startswith("embedded") for d in tmp_path.iterdir())
-    store.prepare(300, "bpe", tmp_path, str)
-    assert len(text) == 2
+    def look():
+        reader.refresh()
+        seen.append(len(reader.entries))
+        return False
+
+    with writer.alone():
+        writer.extend((shard(n) for n in range(3)), look)
+    assert seen == [1, 2, 3]
+    reader.refresh()
+    assert reader.is_complete
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(text, tmp_path):
+def test_half_a_line_of_the_index_is_never_read_and_is_mended(tmp_path):
+    part = StoredPart(tmp_path / "train")
+    with part.alone():
+        part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 2)
+    index = tmp_path / "train" / "index.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(whole + whole[: len(whole) // 3])
+    later = StoredPart(tmp_path / "train")
+    assert len(later.entries) == 2
+    with later.alone():
+        later.extend(iter([shard(2)]), lambda: False)
+    assert [json.loads(line)["tokens"] for line in index.read_text().splitlines()] == [20, 20, 20]
+    assert len(StoredPart(tmp_path / "train").entries) == 3
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_named_when_it_is_opened(tmp_path, harm):
+    filled(tmp_path / "train", 2)
+    file = tmp_path / "train" / "00001.tokens.npy"
+    content = bytearray(file.read_bytes())
+    if harm == "flip":
+        content[-3] ^= 1
+        file.write_bytes(content)
+    elif harm == "cut":
+        file.write_bytes(content[:-10])
+    else:
+        file.unlink()
+    part = StoredPart(tmp_path / "train")
+    part.open(0)
+    with pytest.raises(SettingError, match=r"00001.tokens.npy is damaged.*remove .*the same command prepares it again"):
+        part.open(1)
+
+
+def test_only_one_process_writes(tmp_path):
+    first, second = StoredPart(tmp_path / "train"), StoredPart(tmp_path / "train")
+    with first.alone() as alone, second.alone() as also:
+        assert alone and not also
+    with second.alone() as alone:
+        assert alone
+
+
+def test_the_limit_ends_a_part_and_a_higher_one_goes_on(tmp_path):
+    size = filled(tmp_path / "x", 1).entries[0].size
+    part = filled(tmp_path / "train", 9, limit=2 * size + 1)
+    assert len(part.entries) == 3 and part.full and not part.ended
+    assert not (tmp_path / "train" / "ended").exists()
+    more = StoredPart(tmp_path / "train", limit=10 * size)
+    assert not more.is_complete
+    with more.alone():
+        more.extend((shard(n) for n in range(3, 5)), lambda: False)
+    assert more.ended and len(more.entries) == 5
+    less = StoredPart(tmp_path / "train", limit=size)
+    assert less.full and len(less.entries) == 1
+
+
+def test_rows_count_in_whole_windows_until_the_text_has_ended(tmp_path):
+    part = StoredPart(tmp_path / "train")
+    layout = Layout(4, False, False, 1, 0)
+    with part.alone():
+        part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 5)
+    assert rows(part, layout, window=2) == 4 * 5
+    with part.alone():
+        part.extend(iter([]), lambda: False)
+    assert rows(part, layout, window=2) == 5 * 5
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SettingError, match=r"cache_root is .*; choose a directory that can be written to"):
-            store.prepare(300, "bpe", place, str)
+    with pytest.raises(SettingError, match=r"cache_root is .*; choose a directory that can be written to"):
+        filled(tmp_path / "file" / "below", 1)
+
+
+def test_a_full_disk_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
+    part = filled(tmp_path / "before", 1)
+    part = StoredPart(tmp_path / "train")
+    with part.alone():
+        part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 1)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken, part.alone():
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(SettingError, match=r"train is full: make room .*data.store=false"):
+            part.extend(iter([shard(1)]), lambda: False)
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == [
+        ".lock", "00000.ends.npy", "00000.tokens.npy", "index.jsonl"
+    ]  # fmt: skip
+    again = StoredPart(tmp_path / "train")
+    assert len(again.entries) == 1 and not again.is_complete
+    with again.alone():
+        again.extend(iter([shard(1)]), lambda: False)
+    assert int(again.open(1).tokens[0]) == 1
+
+
+def test_other_errors_of_the_disk_name_the_setting():
+    line = faults.explain_disk(PermissionError(13, "Permission denied"), "/a/cache")
+    assert line == "cache_root is /a/cache: Permission denied; choose a directory that can be written to and has room"

@@ -82,6 +82,6 @@ def test_what_is_left_out_exists(composed):
     found, choices = composed()
     settings = checks.check(found, choices)
     names = {f.name for f in fields(settings)} | {
-        f"{group}.{f.name}" for group in ("trainer", "optimizer") for f in fields(getattr(settings, group))
+        f"{group}.{f.name}" for group in ("data", "trainer", "optimizer") for f in fields(getattr(settings, group))
     }
     assert set(NOT_PART) - names == {"trainer.parallel"}, "parallel comes with several devices"

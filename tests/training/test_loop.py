@@ -22,10 +22,12 @@ from adafrugal.training.session import run
 @pytest.fixture
 def loop(settings, tmp_path):
     """A function that builds the loop of a tiny run: overrides -> (loop, settings)."""
+    tasks = []
 
     def make(*overrides):
         chosen, _ = settings(*overrides)
         task = Pretrain(chosen, place(chosen.trainer), str)
+        tasks.append(task)
         optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
         record = Record(tmp_path / "record")
@@ -33,7 +35,9 @@ def loop(settings, tmp_path):
         display = Display(chosen.trainer.steps)
         return Loop(chosen, task, optimizer, scheduler, place(chosen.trainer), record, display), chosen
 
-    return make
+    yield make
+    for task in tasks:
+        task.close()
 
 
 def test_losses_are_those_of_a_loop_written_by_hand(settings):
@@ -84,9 +88,10 @@ def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loo
     built, chosen = loop("trainer.micro_batch_size=1", "eval.tokens=700")
     task = built.task
     found = task.evaluate()
-    validation = task._store.validation
+    tokens = task._corpus.tokens
+    validation = np.load(tokens.plan.directory / "validation" / "00000.tokens.npy")
     rows = [i * ((len(validation) - 1) // 64) // 10 for i in range(10)]
-    model, tokenizer = task.model.eval(), task._store.tokenizer
+    model, tokenizer = task.model.eval(), tokens.tokenizer
     nats, count, length = 0.0, 0, 0
     for row in rows:
         span = torch.from_numpy(validation[row * 64 : row * 64 + 65].astype(np.int64))
@@ -97,6 +102,7 @@ def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loo
         pieces = [int(i) for i in span[1:] if i != tokenizer.end]
         length += sum(len(tokenizer._model.id_to_piece(i).replace("▁", " ").encode()) for i in pieces)
         length -= sum(5 for i in pieces if tokenizer._model.is_byte(i))  # "<0x41>" is six characters and one byte
+        assert not any(tokenizer._model.is_byte(i) for i in pieces[:3] + pieces[-3:]), "no character is cut by a row"
     assert found["validation_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert found["validation_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
     assert found["validation_bits_per_byte"] == pytest.approx(nats / math.log(2) / length, rel=1e-5)

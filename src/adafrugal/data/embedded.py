@@ -10,19 +10,31 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from adafrugal.data import whole
+
 PACKAGES = ("torch", "numpy")
 SHORTEST = 200  # characters: what is shorter is a label, not prose
 HELD_OUT = 5  # percent of the documents that are kept for validation
 VERSION = 1  # of the rules on this page; part of the cache's key
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The corpus as files: `train.jsonl` and `validation.jsonl` in `directory`, a line of JSON for each document."""
+
+    directory: Path
+    fingerprint: str
+    train_bytes: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,32 @@ class Corpus:
 def versions() -> dict[str, str]:
     """The packages whose docstrings are read, with their public versions ("2.13.0", whatever the build)."""
     return {package: importlib.metadata.version(package).split("+")[0] for package in PACKAGES}
+
+
+def directory(cache_root: Path) -> Path:
+    """Where the text is kept, named by what it depends on."""
+    key = json.dumps({"packages": versions(), "rules": VERSION}, sort_keys=True)
+    return cache_root / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def export(cache_root: Path, say: Callable[[str], None]) -> Exported:
+    """The text as files under `cache_root`, written the first time; they appear only when they are whole."""
+    place = directory(cache_root)
+    if not place.is_dir():
+        say(f"preparing the embedded text, once: docstrings of {', '.join(PACKAGES)} → {place}")
+        with whole.made(place) as scratch:
+            _write(scratch)
+    about = json.loads((place / "about.json").read_text())
+    return Exported(place, about["text"], about["train_bytes"])
+
+
+def _write(place: Path) -> None:
+    corpus = read()
+    for part, documents in (("train", corpus.train), ("validation", corpus.validation)):
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+        (place / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+    about = {"text": corpus.fingerprint, "train_bytes": sum(len(text.encode()) for text in corpus.train)}
+    (place / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def read() -> Corpus:

@@ -1,105 +1,222 @@
-"""Tokens on disk: made once for a text and a tokenizer, read through memory maps ever after."""
+"""Token stores: shards on disk, written once in the order of the documents, read through memory maps.
+
+<cache_root>/tokens/<name>-<hash>/
+about.json                       what the tokens were made of, and the fingerprint that identifies them
+train/, validation/
+    00000.tokens.npy             uint16 or uint32 [tokens]
+    00000.ends.npy               int64 [documents]
+    00000.token_bytes.npy        uint32 [tokens], in validation/
+    index.jsonl                  a line for each whole shard: counts, checksums, where the next one begins
+    ended                        an empty file: the text has no further shard
+    .lock                        held by the process that writes
+
+A shard exists once its line is whole, and its line is written when its files are on the disk.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adafrugal.config import SettingError
-from adafrugal.data import embedded, tokenizer
-from adafrugal.data.tokenizer import Tokenizer
+from adafrugal.data import faults
+from adafrugal.data.rows import Layout
+from adafrugal.data.shards import Shard
+from adafrugal.data.sources import Position
+
+ARRAYS = ("tokens", "ends", "token_bytes")
 
 
 @dataclass(frozen=True)
-class TokenStore:
-    """The tokens of a corpus, documents one after the other, each closed by the tokenizer's end id.
+class Entry:
+    """A line of the index.
 
     Args:
-        train, validation: unsigned integers [tokens], memory-mapped.
-        tokenizer: what made them.
-        about: documents, tokens and bytes of both parts, and the fingerprint that identifies text and tokenizer.
+        documents, tokens, text_bytes: how much there is in the shard.
+        size: of its files, in bytes.
+        skipped: reason -> documents that were left out.
+        checksums: CRC-32 of each file, by the array's name.
+        after: file and piece at which the next shard begins.
     """
 
-    train: np.ndarray
-    validation: np.ndarray
-    tokenizer: Tokenizer
-    about: dict[str, Any]
+    documents: int
+    tokens: int
+    text_bytes: int
+    size: int
+    skipped: dict[str, int]
+    checksums: dict[str, int]
+    after: list[int]
+
+
+class StoredPart:
+    """The training or validation part of a store, as far as it is prepared.
+
+    Args:
+        directory: of the part; made when it is first written to.
+        limit: bytes after which no shard is added; None for no limit.
+    """
+
+    def __init__(self, directory: Path, limit: int | None = None) -> None:
+        self.directory, self._limit = directory, limit
+        self.entries: list[Entry] = []
+        self.ended = self.full = False
+        self._read_up_to = self._size = 0  # bytes: of the index, of the shards
+        self._verified: set[int] = set()
+        self.refresh()
 
     @property
-    def fingerprint(self) -> str:
-        """The same text cut by the same tokenizer has the same fingerprint."""
-        return self.about["fingerprint"]
+    def is_complete(self) -> bool:
+        """Whether there will be no further shard: the text has ended, or the limit is reached."""
+        return self.ended or self.full
 
+    def refresh(self) -> None:
+        """Read what was added to the index since the last time."""
+        if self.is_complete:
+            return
+        ended = (self.directory / "ended").exists()  # asked before the index is read: it is written after it
+        index = self.directory / "index.jsonl"
+        if index.exists():
+            with index.open("rb") as file:
+                file.seek(self._read_up_to)
+                whole, newline, _torn = file.read().rpartition(b"\n")
+            for line in whole.splitlines():
+                if not self.full:
+                    self.entries.append(Entry(**json.loads(line)))
+                    self._size += self.entries[-1].size
+                    self.full = self._limit is not None and self._size >= self._limit
+            self._read_up_to += len(whole) + len(newline)
+        self.ended = ended and not self.full
 
-def prepare(size: int, model_type: str, cache_root: Path, say: Callable[[str], None]) -> TokenStore:
-    """The tokens of the embedded text, from the cache or, the first time, made and put there.
+    def position(self) -> Position:
+        """Where the next shard begins."""
+        return Position(*self.entries[-1].after) if self.entries else Position()
 
-    Args:
-        size: of the tokenizer, in pieces.
-        model_type: "bpe" or "unigram".
-        cache_root: where stores are kept.
-        say: told, in a sentence, that this takes a while.
+    def open(self, number: int) -> Shard:
+        """A shard; its checksums are verified when this process first opens it.
 
-    A store appears under its name only when it is whole: what an interrupted preparation leaves is never read.
+        Raises:
+            SettingError: a file is missing or damaged.
+        """
+        entry = self.entries[number]
+        arrays: dict[str, Any] = dict.fromkeys(ARRAYS)
+        for name in entry.checksums:
+            file = self._file(number, name)
+            try:
+                arrays[name] = np.load(file, mmap_mode="r")
+                sound = number in self._verified or _checksum(arrays[name]) == entry.checksums[name]
+            except (OSError, ValueError):
+                sound = False
+            if not sound:
+                raise SettingError(
+                    f"{file} is damaged: it is not what was written; remove {self.directory.parent}, and the same "
+                    "command prepares it again"
+                )
+        self._verified.add(number)
+        return Shard(**arrays, text_bytes=entry.text_bytes, skipped=entry.skipped, after=Position(*entry.after))
 
-    Raises:
-        SettingError: the cache cannot be written.
-    """
-    key = {"packages": embedded.versions(), "rules": embedded.VERSION, "tokenizer": [size, model_type]}
-    directory = cache_root / f"embedded-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]}"
-    if not directory.is_dir():
-        say(f"preparing the embedded text, once: docstrings of {', '.join(embedded.PACKAGES)} → {directory}")
+    def _file(self, number: int, name: str) -> Path:
+        return self.directory / f"{number:05}.{name}.npy"
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Try to be the one process that writes this part; True where that is so."""
+        with _on_disk(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = (self.directory / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            self.refresh()
+            yield True
+
+    def extend(self, shards: Iterable[Shard], enough: Callable[[], bool]) -> None:
+        """Add shards until there are enough or no more; call it only while `alone`.
+
+        Raises:
+            SettingError: the disk is full or cannot be written; what is half-written is removed.
+        """
+        self._mend_index()
+        for shard in shards:
+            self._add(shard)
+            self.refresh()
+            if enough() or self.is_complete:
+                return
+        with _on_disk(self.directory):
+            (self.directory / "ended").touch()
+        self.refresh()
+
+    def _add(self, shard: Shard) -> None:
+        number = len(self.entries)
+        written: list[Path] = []
+        checksums, size = {}, 0
         try:
-            cache_root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache_root, prefix=".preparing-") as scratch:
-                whole = Path(scratch) / "store"
-                whole.mkdir()
-                _make(whole, size, model_type)
-                _put(whole, directory)
-        except OSError as error:
-            reason = f"{error.strerror}; choose a directory that can be written to and has room"
-            raise SettingError(f"cache_root is {cache_root}: {reason}") from error
-    return _open(directory)
-
-
-def _make(directory: Path, size: int, model_type: str) -> None:
-    corpus = embedded.read()
-    model = tokenizer.train(corpus.train, size, model_type)
-    (directory / "tokenizer.model").write_bytes(model)
-    about: dict[str, Any] = {
-        "text": corpus.fingerprint,
-        "fingerprint": hashlib.sha256(corpus.fingerprint.encode() + model).hexdigest(),
-        "packages": embedded.versions(),
-    }
-    for part, documents in (("train", corpus.train), ("validation", corpus.validation)):
-        tokens = np.concatenate(Tokenizer(model).encode(documents))
-        np.save(directory / f"{part}.npy", tokens)
-        read = sum(len(d.encode()) for d in documents)
-        about[part] = {"documents": len(documents), "tokens": len(tokens), "bytes": read}
-    (directory / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
-def _put(whole: Path, directory: Path) -> None:
-    try:
-        whole.rename(directory)
-    except OSError:
-        if not directory.is_dir():  # else another process was first; its store is the same
+            with _on_disk(self.directory):
+                for name in ARRAYS:
+                    array = getattr(shard, name)
+                    if array is None:
+                        continue
+                    file = self._file(number, name)
+                    written.append(file)
+                    with file.open("wb") as opened:
+                        np.save(opened, array)
+                        _to_disk(opened)
+                    checksums[name] = _checksum(array)
+                    size += file.stat().st_size
+                after = [shard.after.file, shard.after.piece]
+                entry = Entry(
+                    len(shard.ends), len(shard.tokens), shard.text_bytes, size, shard.skipped, checksums, after
+                )
+                with (self.directory / "index.jsonl").open("a") as index:
+                    index.write(json.dumps(asdict(entry)) + "\n")
+                    _to_disk(index)
+        except BaseException:
+            with suppress(SettingError):
+                self._mend_index()
+            for file in written:
+                file.unlink(missing_ok=True)
             raise
-        shutil.rmtree(whole)
+
+    def _mend_index(self) -> None:
+        """Cut off the half of a line that a killed process left."""
+        index = self.directory / "index.jsonl"
+        if index.exists():
+            with _on_disk(self.directory):
+                os.truncate(index, self._read_up_to)
 
 
-def _open(directory: Path) -> TokenStore:
-    return TokenStore(
-        train=np.load(directory / "train.npy", mmap_mode="r"),
-        validation=np.load(directory / "validation.npy", mmap_mode="r"),
-        tokenizer=tokenizer.load(directory / "tokenizer.model"),
-        about=json.loads((directory / "about.json").read_text()),
-    )
+def rows(part: StoredPart, layout: Layout, window: int) -> int:
+    """The rows in the windows of `window` shards that are prepared."""
+    usable = len(part.entries) if part.is_complete else len(part.entries) // window * window
+    return sum(layout.count(entry.documents, entry.tokens) for entry in part.entries[:usable])
+
+
+@contextmanager
+def _on_disk(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(faults.explain_disk(error, str(directory))) from error
+
+
+def _to_disk(file: Any) -> None:
+    """Wait until what was written would survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))

@@ -1,68 +1,205 @@
-"""SentencePiece tokenizers: training one on a corpus, and reading text with it."""
+"""Tokenizers: SentencePiece models, trained here or given, and those of transformers.
+
+A tokenizer is a directory under `cache_root/tokenizers`, so that worker processes and later runs read the same files:
+
+    tokenizer.model   SentencePiece, or
+    tokenizer.json    the tokenizers library
+    tokenizer.yaml    the ids that close a document and fill a row
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Sequence
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import sentencepiece
 
 from adafrugal.config import SettingError
 
-SAMPLE_BYTES = 2_000_000  # of text that a tokenizer is trained on; more changes few pieces and costs minutes
 
+class Tokenizer(ABC):
+    """Cuts text into tokens.
 
-class Tokenizer:
-    """A SentencePiece model. Ids are below `size`; `end` is the id that closes a document."""
+    Args:
+        size: every id that can occur is below it.
+        end: the id that closes a document.
+        pad: the id that fills a row.
+        fingerprint: the same for tokenizers that cut every text alike, as far as their files tell.
+    """
 
-    def __init__(self, model: bytes) -> None:
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.size = self._model.get_piece_size()
-        self.end = self._model.eos_id()
+    size: int
+    end: int
+    pad: int
+    fingerprint: str
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """The smallest type that holds every id: uint16 where the vocabulary fits, else uint32."""
+        return np.uint16 if self.size <= 2**16 else np.uint32
 
     def encode(self, documents: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each document with `end` after it, uint16 where the vocabulary fits, else uint32."""
-        kind = np.uint16 if self.size <= 2**16 else np.uint32
-        encoded = self._model.encode(list(documents), out_type=int, add_eos=True)
-        return [np.asarray(ids, dtype=kind) for ids in encoded]
+        """The ids of each document with `end` after it; text that reads like a special token is only text."""
+        return [np.append(ids, self.end).astype(self.dtype) for ids in self._ids(documents)]
+
+    def encode_with_bytes(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `encode`, and the bytes of UTF-8 that each token stands for, int64 of the same length.
+
+        A token has the bytes from the end of the token before it to its own end, the last one also those that are
+        left: they add up to the document, whatever the tokenizer drops or replaces. `end` has none.
+        """
+        return [
+            (np.append(ids, self.end).astype(self.dtype), np.append(_bytes_up_to(text, ends), 0))
+            for text, (ids, ends) in zip(documents, self._ids_and_ends(documents), strict=True)
+        ]
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the files that `load` reads."""
+
+    @abstractmethod
+    def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
+        """The ids of each document."""
+
+    @abstractmethod
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+        """The ids of each document, and the character at which each token ends."""
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model, given as the bytes of its file.
+
+    Raises:
+        SettingError: they are no SentencePiece model, or it has no piece that ends a sentence.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise SettingError("data.tokenizer.name: the file is no SentencePiece model") from error
+        self._bytes = model
+        self.size, self.end = self._model.get_piece_size(), self._model.eos_id()
+        if self.end < 0:
+            raise SettingError(
+                "data.tokenizer.name: this SentencePiece model has no end-of-sentence piece to close documents with; "
+                "train one that has (eos_id), or set data.tokenizer.kind=train"
+            )
+        self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.end
+        self.fingerprint = hashlib.sha256(model).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids."""
         return self._model.decode([int(i) for i in ids])
 
-    def byte_lengths(self) -> np.ndarray:
-        """Bytes of UTF-8 that each id stands for, int64 [size]; 0 for ids that stand for no text."""
-        return np.array([self._bytes(i) for i in range(self.size)], dtype=np.int64)
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.model`."""
+        (directory / "tokenizer.model").write_bytes(self._bytes)
 
-    def _bytes(self, number: int) -> int:
-        if self._model.is_control(number) or self._model.is_unknown(number):
-            return 0
-        if self._model.is_byte(number):
-            return 1
-        return len(self._model.id_to_piece(number).replace("▁", " ").encode())
+    def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
+        return self._model.encode(list(documents), return_type="numpy", num_threads=1)
+
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+        for found in self._model.encode(list(documents), return_type="offset_mapping", num_threads=1):
+            yield found["ids"], [end for _, end in found["offsets"]]
 
 
-def train(documents: Sequence[str], size: int, model_type: str) -> bytes:
-    """A SentencePiece model of `size` pieces, "bpe" or "unigram", trained on a sample spread over all documents.
+class PretrainedTokenizer(Tokenizer):
+    """A tokenizer of the tokenizers library, as its JSON; made by `of_transformers`."""
 
-    Ids as T5 has them: 0 padding, 1 end of document, 2 unknown. Bytes that no piece covers are spelt out, so that
-    no text is lost, and nothing is normalised, so that bytes can be counted.
+    def __init__(self, described: str, end: int, pad: int) -> None:
+        import tokenizers
+
+        self._described = described
+        self._model = tokenizers.Tokenizer.from_str(described)
+        self._model.encode_special_tokens = True
+        ids = self._model.get_vocab(with_added_tokens=True).values()
+        self.size, self.end, self.pad = max(*ids, end, pad) + 1, end, pad
+        self.fingerprint = hashlib.sha256(json.dumps([described, end, pad]).encode()).hexdigest()
+
+    @classmethod
+    def of_transformers(cls, name: str) -> PretrainedTokenizer:
+        """The fast tokenizer of a hub repository or a directory, so that special tokens never come from text.
+
+        Raises:
+            SettingError: it has no fast form, or nothing that closes a document.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+        except (ValueError, ImportError) as error:
+            raise SettingError(
+                f"data.tokenizer.name is {name}, which has no tokenizer that transformers can read without code or "
+                "packages of its own; allowed: tokenizers with a tokenizer.json"
+            ) from error
+        if not found.is_fast:
+            raise SettingError(
+                f"data.tokenizer.name is {name}, which has no tokenizer.json; allowed: tokenizers with one, or "
+                "data.tokenizer.kind=sentencepiece and a .model file"
+            )
+        ends = (found.eos_token_id, found.sep_token_id, found.bos_token_id)
+        end = next((i for i in ends if i is not None), None)
+        if end is None:
+            raise SettingError(f"data.tokenizer.name is {name}, which has no token that could close a document")
+        pad = end if found.pad_token_id is None else found.pad_token_id
+        return cls(_without_specials(json.loads(found.backend_tokenizer.to_str()), (end, pad)), end, pad)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        return self._model.decode([int(i) for i in ids if int(i) not in (self.end, self.pad)])
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer.yaml`."""
+        (directory / "tokenizer.json").write_text(self._described)
+        (directory / "tokenizer.yaml").write_text(f"end: {self.end}\npad: {self.pad}\n")
+
+    def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
+        return (found.ids for found in self._model.encode_batch_fast(list(documents), add_special_tokens=False))
+
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+        for found in self._model.encode_batch(list(documents), add_special_tokens=False):
+            yield found.ids, [end for _, end in found.offsets]
+
+
+def load(directory: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote."""
+    if (directory / "tokenizer.model").exists():
+        return SentencePieceTokenizer((directory / "tokenizer.model").read_bytes())
+    lines = (directory / "tokenizer.yaml").read_text().splitlines()
+    numbers = {name: int(number) for name, number in (line.split(": ") for line in lines)}
+    return PretrainedTokenizer((directory / "tokenizer.json").read_text(), **numbers)
+
+
+def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: bool = True) -> SentencePieceTokenizer:
+    """A SentencePiece model of `size` pieces, "bpe" or "unigram", trained on documents.
+
+    Ids as T5 has them: 0 padding, 1 end of document, 2 unknown. With `byte_fallback` bytes that no piece covers are
+    spelt out, so that no text is lost. Nothing is normalised, so that diacritics stay and bytes can be counted.
 
     Raises:
         SettingError: the text cannot fill the vocabulary; the message has the size that it could fill.
     """
-    total = sum(len(d.encode()) for d in documents)
-    every = max(1, -(-total // SAMPLE_BYTES))
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(documents[::every]),
+            sentence_iterator=iter(documents),
             model_writer=model,
             vocab_size=size,
             model_type=model_type,
-            byte_fallback=True,
+            byte_fallback=byte_fallback,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -74,11 +211,41 @@ def train(documents: Sequence[str], size: int, model_type: str) -> bytes:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise SettingError(
-            f"data.tokenizer.vocabulary_size is {size}, which this text cannot fill: {reason}"
+            f"data.tokenizer.vocabulary_size is {size}, which this text cannot fill: {reason}; "
+            "a larger data.tokenizer.sample_bytes may help where the text is long"
         ) from error
-    return model.getvalue()
+    return SentencePieceTokenizer(model.getvalue())
 
 
-def load(file: Path) -> Tokenizer:
-    """The tokenizer of a SentencePiece `.model` file."""
-    return Tokenizer(file.read_bytes())
+def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
+    """Bytes of each token of a text, int64, from the characters at which the tokens end."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    bytes_before = np.concatenate([[0], np.cumsum(sizes)])
+    reached = np.maximum.accumulate(bytes_before[np.asarray(ends, dtype=np.int64)])
+    if len(reached):
+        reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0)
+
+
+def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
+    """A tokenizer's JSON in which no text can be cut into a special token.
+
+    T5's sentinels and `</s>` are pieces of its unigram model, which finds them in text whatever is said of special
+    tokens. Pieces at the end of the vocabulary go (its size is then that of the ids which can occur), others get a
+    name with a space, which no text has once spaces are marked. `kept` ids stay in any case.
+    """
+    special = {token["id"] for token in described["added_tokens"] if token["special"]}
+    model = described["model"]
+    if model["type"] == "Unigram":
+        pieces = model["vocab"]
+        while len(pieces) - 1 in special - set(kept):
+            pieces.pop()
+        unknown = model.get("unk_id")
+        for number in special:
+            if number < len(pieces) and number != unknown:
+                pieces[number][0] = f" {pieces[number][0]} "
+    described["added_tokens"] = [token for token in described["added_tokens"] if not token["special"]]
+    described["post_processor"] = None
+    described["truncation"] = described["padding"] = None
+    return json.dumps(described, ensure_ascii=False, sort_keys=True)

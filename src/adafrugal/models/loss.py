@@ -8,7 +8,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 
-def token_nats(model: nn.Module, tokens: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
+def token_nats(
+    model: nn.Module,
+    tokens: Tensor,
+    targets: Tensor,
+    chunk_rows: int | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
     """The summed cross-entropy of a batch in nats, a float32 scalar.
 
     Logits are made in the autocast type and turned into float32 before the softmax.
@@ -19,8 +25,10 @@ def token_nats(model: nn.Module, tokens: Tensor, targets: Tensor, chunk_rows: in
         targets: int64 [rows, length]; -100 is not counted.
         chunk_rows: how many positions' logits to hold at once, each chunk made again in the backward pass.
             The logits of a whole batch are otherwise the largest tensor of a small model. None: all at once.
+        positions: int64 [rows, length], counted anew in each of several documents in a row: attention then stays
+            within a document. None: a row is one text.
     """
-    hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    hidden = model.model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state.flatten(0, 1)
     targets = targets.flatten()
     if chunk_rows is None:
         return _nats(model.lm_head, hidden, targets)

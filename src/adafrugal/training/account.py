@@ -30,6 +30,7 @@ class Account:
 
     step: int = 0
     tokens: int = 0
+    real_tokens: int = 0  # less the padding
     refreshes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     wall: float = 0.0
@@ -50,10 +51,11 @@ class Account:
         windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})
 
-    def add_step(self, tokens: int, targets: int) -> None:
-        """A step is done."""
+    def add_step(self, tokens: int, real_tokens: int, targets: int) -> None:
+        """A step is done, with so many tokens, without their padding, and targets that counted."""
         self.step += 1
         self.tokens += tokens
+        self.real_tokens += real_tokens
         for window in (self.window, self.unobserved):
             window.tokens += tokens
             window.targets += targets
@@ -95,6 +97,7 @@ class Account:
             "density": optimizer.density if is_frugal else None,
             "interval": optimizer.interval if is_frugal else None,
             "tokens": self.tokens,
+            "real_tokens": self.real_tokens,
             "tokens_per_second": window.tokens / training if training else 0.0,
             "seconds": window.seconds,
             "state_bytes": counted.total,
@@ -126,6 +129,8 @@ class Account:
         found: dict[str, Any] = {
             "steps": self.step,
             "tokens": self.tokens,
+            "real_tokens": self.real_tokens,
+            "padding": 1 - self.real_tokens / self.tokens,
             "loss": line["loss"],
             **{key: value for key, value in line.items() if key.startswith("validation_")},
             "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},

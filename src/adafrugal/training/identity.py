@@ -22,6 +22,9 @@ NOT_PART = (
     "trainer.micro_batch_size",
     "trainer.device",
     "trainer.parallel",
+    "data.store",  # the same batches from the disk or not
+    "data.store_limit_gib",
+    "data.processes",
     "optimizer.fused",
     "optimizer.compile",
 )

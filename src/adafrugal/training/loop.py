@@ -62,7 +62,7 @@ class Loop:
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
         while self.account.step < self.settings.trainer.steps:
-            if stop.requested:
+            if not self._batch_comes(stop):
                 self._save()
                 return False
             self.advance()
@@ -81,6 +81,14 @@ class Loop:
         self.display.step(step)
         if step % self.settings.checkpoint.every == 0:
             self._save()
+
+    def _batch_comes(self, stop: Stop) -> bool:
+        """Wait for the next batch, or until asked to stop: tokens that are not prepared yet may take long."""
+        with self.clock("data"):
+            while not stop.requested:
+                if self.task.is_ready(self.account.step + 1, timeout=0.5):
+                    return True
+        return False
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -102,7 +110,8 @@ class Loop:
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.account.add_step(sum(batch.tokens.numel() for batch in batches), targets)
+        real = sum(batch.real_tokens() for batch in batches)
+        self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, targets)
         if self.account.step == 1:
             self.account.state_bytes_start = state_bytes(self.optimizer).total
 
@@ -175,7 +184,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "random": torch.get_rng_state(),
-                "data": self.task.data["fingerprint"],
+                "task": self.task.state_dict(),
                 "precision": self.place.precision,
             }
             root = self.record.directory / "checkpoints"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
@@ -91,8 +91,9 @@ class Session:
     def _train(self, display: Display) -> Outcome:
         """Train to the end, or until asked to stop; whatever happens, the record's status says it."""
         try:
-            loop = self._set_up(display)
-            with self._copied(loop, display):
+            with ExitStack() as ends:
+                loop = self._set_up(display, ends)
+                ends.enter_context(self._copied(loop, display))
                 self.stop.training = True
                 finished = loop.fit(self.stop)
                 if finished:
@@ -109,8 +110,8 @@ class Session:
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
         return outcome
 
-    def _set_up(self, display: Display) -> Loop:
-        """Build everything, say what it is, and go to where the run stands."""
+    def _set_up(self, display: Display, ends: ExitStack) -> Loop:
+        """Build everything, say what it is, and go to where the run stands; `ends` learns what to close."""
         import torch
 
         from adafrugal.training import checkpoint, devices, optimizers
@@ -122,14 +123,14 @@ class Session:
         saved = checkpoint.latest(record.directory / "checkpoints")
         state = checkpoint.load_state(saved) if saved else None
         place = devices.place(settings.trainer, state["precision"] if state else None)
-        task = Pretrain(settings, place, display.say)
+        task = Pretrain(settings, place, display.say, state["task"] if state else None)
+        ends.callback(task.close)
         groups = optimizers.groups(settings, task.model)
         optimizer = optimizers.build(settings, groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         loop = Loop(settings, task, optimizer, scheduler, place, record, display)
         display.say(f"{self.identity.key} → {record.directory}\n\n{groups}\n")
         if saved is not None:
-            _refuse_other_data(state["data"], task, record)
             checkpoint.load_model(saved, task.model)
             loop.resume(state)
             display.say(f"continuing after step {loop.account.step}")
@@ -181,11 +182,3 @@ def _refuse_several_processes() -> None:
             "(training on several devices is not there yet)"
         )
 
-
-def _refuse_other_data(before: str, task: Pretrain, record: Record) -> None:
-    now = task.data["fingerprint"]
-    if now != before:
-        raise SettingError(
-            f"the run in {record.directory} was begun on other data (fingerprint {before[:12]}, now {now[:12]}): "
-            "install the package versions of its environment.json, or remove the directory to begin anew"
-        )

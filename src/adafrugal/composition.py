@@ -1,0 +1,45 @@
+"""The repository's settings files, for the commands beside train.py that take the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from adafrugal import checks, config
+from adafrugal.config import SettingError, Settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def register(repository: Path = REPOSITORY) -> None:
+    """What composition needs beside the files: the schema, and the resolvers that they use."""
+    config.register()
+    OmegaConf.register_new_resolver("repository", lambda path="": str(repository / path), replace=True)
+    OmegaConf.register_new_resolver("groups", lambda: checks.groups(repository), replace=True)
+
+
+def settings(overrides: Sequence[str]) -> Settings:
+    """The checked settings of one run, as train.py would compose them from the same words.
+
+    Raises:
+        SettingError: a wrong setting, or there are no settings files, since the package is installed without them.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not (REPOSITORY / "conf" / "config.yaml").exists():
+        raise SettingError(f"{REPOSITORY} has no conf/config.yaml; `pip install -e .` in a clone of the repository")
+    register()
+    try:
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            found = compose("config", list(overrides), return_hydra_config=True)
+        choices = dict(found.hydra.runtime.choices)
+        with open_dict(found):
+            del found["hydra"]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError(checks.explain(error)) from error
+    return checks.check(found, choices)

@@ -1,0 +1,54 @@
+"""Prepare a run's tokens ahead of it, and report what they are.
+
+    python -m adafrugal.data data=c4                  what the run of these settings reads
+    python -m adafrugal.data --all data=c4            the whole text, up to data.store_limit_gib
+
+The settings are train.py's. An interrupted preparation continues with the same command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+from adafrugal import composition
+from adafrugal.config import SettingError
+
+DONE, WRONG, INTERRUPTED = 0, 2, 75
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prepare, report, and return the exit code: 0, 2 for a wrong setting or input, 75 when interrupted."""
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(__doc__)
+        return DONE
+    try:
+        settings = composition.settings([argument for argument in arguments if argument != "--all"])
+        from adafrugal.data import corpus, report
+
+        tokens = corpus.locate(settings, _say)
+        plan = replace(tokens.plan, streamed=False)
+        if "--all" in arguments:
+            plan = replace(plan, rows=None, validation_tokens=None)
+        corpus.prepare(replace(tokens, plan=plan), _say)
+        sys.stdout.write(report.text(replace(tokens, plan=plan), plan.directory / "lengths.svg"))
+    except SettingError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return WRONG
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues\n")
+        return INTERRUPTED
+    return DONE
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

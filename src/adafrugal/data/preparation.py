@@ -1,0 +1,215 @@
+"""Preparing tokens in a process of its own, ahead of the training that reads them."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from adafrugal.config import SettingError
+from adafrugal.data import shards, store
+from adafrugal.data.rows import Layout
+from adafrugal.data.shards import Cutting, Shard
+from adafrugal.data.sources import Position, Source
+from adafrugal.data.store import StoredPart
+
+PATIENCE = 0.1  # seconds between two looks at what another process does
+FAILED = 1  # the exit code of a preparation that tells why
+SAYS_EVERY = 15.0  # seconds between two lines while somebody waits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is prepared, and how much of it.
+
+    Args:
+        directory: of the store.
+        source, tokenizer_at, layout: what the tokens and the rows are made of.
+        shard_tokens: in a training shard, about.
+        window: training shards that are permuted together.
+        rows: of the training part that the run reads; None for all.
+        validation_tokens: in rows of the validation part; None for all.
+        limit: bytes of the stored training part; None for no limit.
+        processes: that cut text into tokens.
+        streamed: the training part is handed over in memory and not stored.
+    """
+
+    directory: Path
+    source: Source
+    tokenizer_at: Path
+    layout: Layout
+    shard_tokens: int
+    window: int
+    rows: int | None
+    validation_tokens: int | None
+    limit: int | None
+    processes: int
+    streamed: bool
+
+    def parts(self) -> tuple[StoredPart, StoredPart]:
+        """The training and the validation part on disk."""
+        return StoredPart(self.directory / "train", self.limit), StoredPart(self.directory / "validation")
+
+    def has_enough(self, train: StoredPart) -> bool:
+        """Whether the windows that the run reads are there, or no more will come."""
+        train.refresh()
+        if train.is_complete or self.streamed:
+            return True
+        return self.rows is not None and store.rows(train, self.layout, self.window) >= self.rows
+
+    def can_evaluate(self, validation: StoredPart) -> bool:
+        """Whether the validation rows are there, or no more will come."""
+        validation.refresh()
+        if validation.is_complete:
+            return True
+        if self.validation_tokens is None:
+            return False
+        found = (self.layout.real_tokens(validation.open(n)) for n in range(len(validation.entries)))
+        return sum(found) >= self.validation_tokens
+
+
+class Preparation:
+    """A process that prepares; the one that trains looks at what is there, waits for it, and ends it.
+
+    Args:
+        plan: what is prepared.
+        begin: where the stream of a streamed training part begins.
+        say: told now and then, in a line, while somebody waits.
+    """
+
+    def __init__(self, plan: Plan, begin: Position, say: Callable[[str], None]) -> None:
+        self._plan, self._say = plan, say
+        context = get_context("spawn")
+        self._stop = context.Event()
+        self._failure = context.Queue(1)
+        self._stream, theirs = context.Pipe(duplex=False)
+        arguments = (plan, begin, self._stop, self._failure, theirs)
+        self._process = context.Process(target=_prepare, args=arguments, name="preparation")
+        self._process.start()
+        theirs.close()  # so that the stream ends when the process does
+
+    def wait(self, until: Callable[[], bool], progress: Callable[[], str]) -> None:
+        """Return when `until` holds.
+
+        Raises:
+            SettingError: the preparation failed.
+        """
+        said = time.monotonic()
+        while not until():
+            if not self._process.is_alive() and not until():  # asked again: it may have ended just now
+                self.check()
+                raise SettingError(
+                    f"the preparation of {self._plan.source.name} ended without its work done (exit code "
+                    f"{self._process.exitcode}; negative: killed, often for lack of memory); data.processes=1 needs "
+                    "less, and the same command goes on from there"
+                )
+            if time.monotonic() - said > SAYS_EVERY:
+                said = time.monotonic()
+                self._say(f"waiting for tokens: {progress()}")
+            time.sleep(PATIENCE)
+
+    def receive(self) -> Shard | Literal[False] | None:
+        """The next shard of a stream; None at its end; False while there is none."""
+        try:
+            return self._stream.recv() if self._stream.poll() else False
+        except (EOFError, OSError):  # it ended in the middle; `wait` finds out why
+            return False
+
+    def check(self) -> None:
+        """Raise what the preparation failed with, if it did."""
+        if self._process.exitcode == FAILED:
+            raise SettingError(self._failure.get(timeout=10))
+
+    def close(self) -> None:
+        """End the process; what it has prepared stays."""
+        self._stop.set()
+        self._stream.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+
+
+class _Stopped(Exception):
+    """Somebody wants the preparation to end."""
+
+
+def _prepare(plan: Plan, begin: Position, stop: Any, failure: Any, stream: Connection) -> None:
+    """The process: the validation part, then the training part."""
+    shards.live_and_die_with_the_parent()
+
+    def look() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    try:
+        train, validation = plan.parts()
+        with shards.Cutting(plan.tokenizer_at, plan.processes, look) as cutting:
+            _extend(plan, validation, plan.can_evaluate, cutting, look)
+            if plan.streamed:
+                _stream(plan, begin, stream, cutting, look)
+            else:
+                _extend(plan, train, plan.has_enough, cutting, look)
+    except _Stopped:
+        pass
+    except Exception as error:
+        if not isinstance(error, SettingError):
+            traceback.print_exc()
+            error = SettingError(f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}")
+        failure.put(str(error))
+        sys.exit(FAILED)
+
+
+def _extend(
+    plan: Plan, part: StoredPart, enough: Callable[[StoredPart], bool], cutting: Cutting, look: Callable[[], None]
+) -> None:
+    """Add to a part what is missing, as soon as no other process does."""
+    name = part.directory.name
+    while not enough(part):
+        with part.alone() as alone:
+            if alone and not enough(part):
+                held_out = name == "validation"
+                tokens = shards.VALIDATION_TOKENS if held_out else plan.shard_tokens
+                which = getattr(plan.source, name)
+                found = shards.make(plan.source, which, cutting, part.position(), tokens, count_bytes=held_out)
+                part.extend(found, lambda: enough(part))
+        look()
+        time.sleep(PATIENCE)
+
+
+def _stream(plan: Plan, begin: Position, stream: Connection, cutting: Cutting, look: Callable[[], None]) -> None:
+    """Hand over the training shards in order, then None; a window of them is made before it is wanted."""
+    made: queue.Queue[Shard | None] = queue.Queue(plan.window)
+
+    def hand_over() -> None:
+        with suppress(OSError):  # nobody reads any more
+            shard: Shard | None
+            while (shard := made.get()) is not None:
+                stream.send(shard)
+            stream.send(None)
+
+    sender = threading.Thread(target=hand_over, daemon=True, name="stream")
+    sender.start()
+    for shard in shards.make(plan.source, plan.source.train, cutting, begin, plan.shard_tokens):
+        _put(made, shard, look)
+    _put(made, None, look)
+    while sender.is_alive():
+        look()
+        sender.join(PATIENCE)
+
+
+def _put(made: queue.Queue[Shard | None], shard: Shard | None, look: Callable[[], None]) -> None:
+    while True:
+        look()
+        with suppress(queue.Full):
+            made.put(shard, timeout=PATIENCE)
+            return

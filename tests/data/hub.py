@@ -1,0 +1,209 @@
+"""A server on this machine that speaks as much of the Hugging Face hub's API as its real clients ask for.
+
+    hub = Hub()
+    hub.add("org/texts", {"README.md": b"…", "en/train.json.gz": b"…"})
+    hub.fail("org/gated", 403, "GatedRepo")
+    hub.cut("org/texts", "en/train.json.gz", 1000)
+    … a process with hub.environment(tmp_path) …
+    hub.close()
+
+What it does not have: redirects to a CDN, Xet, buckets, tokens, the dataset viewer, pages of a long listing.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+# read by every Python that has this directory in PYTHONPATH: nobody sleeps for long
+HASTE = "import time\n\ntime.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.005))\n"
+
+
+@dataclass
+class Repository:
+    """The files of one commit, and what the server says instead of them."""
+
+    files: dict[str, bytes]
+    sha: str
+    refusal: tuple[int, str] | None = None
+
+
+@dataclass
+class Cut:
+    """No more than `after` bytes of a file are sent, so often."""
+
+    after: int
+    times: int
+
+
+@dataclass
+class Hub:
+    """The server; it answers until `close`.
+
+    Args:
+        repositories: "org/name" -> what it has; the same for datasets and models.
+        requests: "GET /the/path" -> how often it was asked.
+        cuts: "org/name/the/path" -> where a connection drops.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    requests: Counter[str] = field(default_factory=Counter)
+    cuts: dict[str, Cut] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def add(self, name, files):
+        """Put a repository there, or another commit of it; its sha."""
+        sha = hashlib.sha1(repr((name, sorted(files.items()))).encode()).hexdigest()
+        self.repositories[name] = Repository(dict(files), sha)
+        return sha
+
+    def fail(self, name, status, code=""):
+        """Answer every request for a repository with a status and the hub's word for the error; 0: hang up."""
+        self.repositories[name] = Repository({}, "", (status, code))
+
+    def cut(self, name, file, after, times=10**9):
+        """Close the connection within a file of a repository."""
+        self.cuts[f"{name}/{file}"] = Cut(after, times)
+
+    def environment(self, directory: Path):
+        """What a process needs to take this for the hub, to know no other, and not to wait between two tries."""
+        hasty = directory / "haste"
+        hasty.mkdir(exist_ok=True)
+        (hasty / "sitecustomize.py").write_text(HASTE)
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(directory / "hf"),
+            "HF_TOKEN": "",
+            "HF_TOKEN_PATH": str(directory / "no-token"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(hasty), os.environ.get("PYTHONPATH")])),
+        }
+
+    def close(self):
+        """Answer nobody any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self._answer()
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_POST(self):
+        self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    def log_message(self, *_):
+        pass
+
+    def _answer(self, body=b""):
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests[f"{self.command} {path}"] += 1
+        api, place = re.fullmatch(r"/(api/)?(?:datasets/|models/)?(.*)", path).groups()
+        name, verb, revision, inner = re.fullmatch(
+            r"(.+?)(?:/(resolve|tree|paths-info|revision)/([^/]+)/?(.*))?", place
+        ).groups(default="")
+        found = self.hub.repositories.get(name)
+        if found is None:
+            return self._refuse(401, "RepoNotFound")  # the hub's answer to who has no token
+        if found.refusal:
+            status, code = found.refusal
+            self.close_connection = not status
+            return self._refuse(status, code) if status else None
+        if revision not in ("", "main", found.sha):
+            return self._refuse(404, "RevisionNotFound")
+        if not api:
+            return self._file(found, inner, self.hub.cuts.get(f"{name}/{inner}"))
+        if verb == "paths-info":
+            paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            return self._json([entry for path in paths for entry in _entries(found, path)])
+        if verb == "tree":
+            prefix = f"{inner}/" if inner else ""
+            below = sorted({p for f in found.files if f.startswith(prefix) for p in _ways(f) if len(p) > len(inner)})
+            if inner and not below:
+                return self._refuse(404, "EntryNotFound")
+            deep = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
+            shown = [p for p in below if deep or "/" not in p[len(prefix) :]]
+            return self._json([entry for path in shown for entry in _entries(found, path)])
+        siblings = [{"rfilename": file} for file in sorted(found.files)]
+        return self._json({"id": name, "sha": found.sha, "siblings": siblings, "private": False, "tags": []})
+
+    def _file(self, found, inner, cut):
+        content = found.files.get(inner)
+        if content is None:
+            return self._refuse(404, "EntryNotFound", {"X-Repo-Commit": found.sha})
+        span = self.headers.get("Range", "").removeprefix("bytes=")
+        first, _, last = span.partition("-")
+        begin, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
+        if begin >= len(content) and content:
+            return self._refuse(416, "", {"Content-Range": f"bytes */{len(content)}"})
+        self.send_response(206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
+        self.send_header("Content-Length", str(end - begin))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{_oid(content)}"')
+        self.send_header("X-Repo-Commit", found.sha)
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        if cut and cut.times and end > cut.after:
+            cut.times -= 1
+            end, self.close_connection = max(begin, cut.after), True
+        self.wfile.write(content[begin:end])
+        return None
+
+    def _json(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status, code, headers=None):
+        self.send_response(status)
+        for name, value in {"X-Error-Code": code, **(headers or {}), "Content-Length": "0"}.items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
+
+
+def _ways(file):
+    """A file and the folders that it is in."""
+    words = file.split("/")
+    return ["/".join(words[:n]) for n in range(1, len(words) + 1)]
+
+
+def _entries(found, path):
+    if path in found.files:
+        content = found.files[path]
+        return [{"type": "file", "path": path, "size": len(content), "oid": _oid(content)}]
+    if any(file.startswith(f"{path}/") for file in found.files):
+        return [{"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}]
+    return []
+
+
+def _oid(content):
+    return hashlib.sha1(content).hexdigest()
