@@ -33,7 +33,9 @@ def test_every_training_command_composes(command, composed):
 
 def test_every_other_command_is_there():
     others = {c for c in COMMANDS if not c.startswith("python train.py")}
-    assert others == {"make train", "make test", "python -m adafrugal.reports"}
+    assert others == {
+        "make train", "make test", "python -m adafrugal.reports", "python -m adafrugal.data data=c4 model=llama_60m"
+    }  # fmt: skip
     assert (REPOSITORY / "src/adafrugal/reports/__main__.py").exists()
     done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
     assert done.returncode == 0
@@ -51,7 +53,7 @@ def test_every_link_and_file_is_there():
 def test_every_choice_that_is_named_exists():
     rows = README[README.index("| `optimizer=` | what it is |") :].split("\n\n")[0].splitlines()[2:]
     choices = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    for group, named in (("optimizer", choices), ("data", ["embedded"])):
+    for group, named in (("optimizer", choices), ("data", ["embedded", "c4", "vietvault", "text"])):
         files = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
         assert files == set(named), f"the README's table of {group} has others"
     named = re.search(r"\| `model` \| (.*?) \|", README).group(1)

@@ -15,11 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
-from adafrugal import checks, config
+from adafrugal import composition, config
 from adafrugal.optim import split_parameters
 from adafrugal.tracking.record import Record
 from adafrugal.training import optimizers
@@ -29,17 +27,11 @@ from adafrugal.training.loop import Loop
 from adafrugal.training.pretrain import Pretrain
 from adafrugal.training.schedule import factor
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 
 def settings(steps: int) -> config.Settings:
     """The default job with AdamW, its evaluations and checkpoints moved out of what is timed."""
-    config.register()
-    OmegaConf.register_new_resolver("repository", lambda path="": str(REPOSITORY / path))
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        overrides = ["optimizer=adamw", f"trainer.steps={steps}", f"eval.every={steps + 1}", "tracking=local"]
-        composed = compose("config", [*overrides, f"checkpoint.every={steps}"])
-    return checks.check(composed, {"optimizer": "adamw"})
+    overrides = ["optimizer=adamw", f"trainer.steps={steps}", f"eval.every={steps + 1}", "tracking=local"]
+    return composition.settings([*overrides, f"checkpoint.every={steps}"])
 
 
 def harness(run: config.Settings, directory: Path) -> Callable[[int], None]:

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from corpora import sentences
 
 from adafrugal.config import SettingError
+from adafrugal.data import embedded
 from adafrugal.data.corpus import Corpus
 from adafrugal.data.tokenizer import train as train_tokenizer
 
@@ -156,3 +158,13 @@ def test_an_empty_file_is_one_line(corpus, tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(SettingError, match=r"data.source is .*empty.txt, which has no text to train a tokenizer on"):
         corpus(f"data.source={tmp_path}/empty.txt", data="text")
+
+
+def test_the_fingerprint_is_the_one_that_the_committed_records_have(corpus, cache_root):
+    versions = embedded.versions()
+    if versions != {"torch": "2.13.0", "numpy": "2.4.6"}:
+        pytest.skip("other versions than requirements.txt pins")
+    records = REPOSITORY / "experiments" / "results" / "embedded"
+    found = json.loads(next(records.rglob("environment.json")).read_text())["data"]["fingerprint"]
+    opened = corpus("model=llama_3m", data="embedded")
+    assert opened.tokens.fingerprint == found

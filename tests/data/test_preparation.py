@@ -51,7 +51,7 @@ def test_an_interrupted_preparation_goes_on_and_leaves_what_an_uninterrupted_one
 
         preparation.wait(there, str)
         os.kill(preparation._process.pid, signal.SIGKILL)
-        preparation._process.join()
+        preparation._process.wait()
     assert contents(finish(wanted, begin(wanted))) == expected
 
 

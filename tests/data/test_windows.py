@@ -145,7 +145,7 @@ def test_a_store_that_reached_its_limit_says_so_and_is_not_repeated(open_batches
 def test_a_store_is_prepared_only_as_far_as_the_run_reads(open_batches):
     batches = open_batches("store", 10)
     tokens(batches, 1, 10)
-    batches._windows._preparation._process.join(20)
+    batches._windows._preparation._process.wait(20)
     assert len(batches._windows._part.entries) == 2, "one window of two shards"
     more = open_batches("store", 300)
     assert same(tokens(more, 1, 10), tokens(batches, 1, 10))

@@ -93,3 +93,19 @@ def test_from_pretrained_reads_what_is_saved(tmp_path):
     model.save_pretrained(tmp_path)
     again = LlamaForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_with_positions_documents_in_a_row_do_not_see_each_other():
+    torch.manual_seed(0)
+    model = llama.build(LlamaSettings(vocabulary_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                      num_attention_heads=2))  # fmt: skip
+    first, second = torch.randint(2, 50, (1, 5)), torch.randint(2, 50, (1, 7))
+    row = torch.cat([first, second], dim=1)
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    targets = torch.randint(2, 50, (1, 12))
+    targets[0, 4] = -100
+    together = token_nats(model, row, targets, positions=positions)
+    apart = token_nats(model, first, targets[:, :5]) + token_nats(model, second, targets[:, 5:])
+    assert together.item() == pytest.approx(apart.item(), rel=1e-5)
+    seen = token_nats(model, row, targets)
+    assert seen.item() != pytest.approx(apart.item(), rel=1e-5)

@@ -68,6 +68,15 @@ def test_a_run_with_a_loss_that_is_no_number_does_not_cost_the_table(tmp_path):
     assert "| adamw | 1 | 20 | 5.0000 |" in text
 
 
+def test_a_summary_tells_padding_and_how_much_of_the_text_was_read_where_they_are_known(tmp_path):
+    record = made(tmp_path, "adamw")
+    assert "1,000 tokens in 20 steps (0.50 of the text)\n" in summary.text(record)
+    record.write_summary(record.summary() | {"epochs": None})
+    assert "1,000 tokens in 20 steps\n" in summary.text(record)
+    record.write_summary(record.summary() | {"epochs": None, "padding": 0.25})
+    assert "1,000 tokens in 20 steps (25.0% padding)\n" in summary.text(record)
+
+
 def test_what_is_not_finished_is_named_and_not_counted(tmp_path):
     made(tmp_path, "adamw")
     failed = made(tmp_path, "frugal", status="failed")

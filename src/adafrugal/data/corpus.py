@@ -62,10 +62,10 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Tokens:
     layout = Layout(
         trainer.sequence_length, data.rows == "packed", data.mask_documents, cutter.end, cutter.pad
     )  # fmt: skip
-    fingerprint = _digest([source.fingerprint, cutter.fingerprint, FORMAT])
+    fingerprint = hashlib.sha256(source.fingerprint.encode() + cutter.serialized).hexdigest()
     shard_tokens, limit = data.window_tokens // SHARDS_IN_WINDOW, data.store_limit_gib
     plan = Plan(
-        directory=cache_root / "tokens" / f"{_plain(source.name)}-{_digest([fingerprint, shard_tokens])[:12]}",
+        directory=cache_root / "tokens" / f"{_plain(source.name)}-{_digest([fingerprint, shard_tokens, FORMAT])[:12]}",
         source=source,
         tokenizer_at=tokenizer_at,
         layout=layout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -10,10 +11,11 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from typing import Literal
 
 from adafrugal.config import SettingError
 from adafrugal.data import shards, store
@@ -23,7 +25,6 @@ from adafrugal.data.sources import Position, Source
 from adafrugal.data.store import StoredPart
 
 PATIENCE = 0.1  # seconds between two looks at what another process does
-FAILED = 1  # the exit code of a preparation that tells why
 SAYS_EVERY = 15.0  # seconds between two lines while somebody waits
 
 
@@ -80,6 +81,8 @@ class Plan:
 class Preparation:
     """A process that prepares; the one that trains looks at what is there, waits for it, and ends it.
 
+    It is a plain Python process rather than one of multiprocessing's, which would import the main program again.
+
     Args:
         plan: what is prepared.
         begin: where the stream of a streamed training part begins.
@@ -88,14 +91,11 @@ class Preparation:
 
     def __init__(self, plan: Plan, begin: Position, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
-        context = get_context("spawn")
-        self._stop = context.Event()
-        self._failure = context.Queue(1)
-        self._stream, theirs = context.Pipe(duplex=False)
-        arguments = (plan, begin, self._stop, self._failure, theirs)
-        self._process = context.Process(target=_prepare, args=arguments, name="preparation")
-        self._process.start()
-        theirs.close()  # so that the stream ends when the process does
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-c", "from adafrugal.data.preparation import main; main()", str(theirs.fileno())]
+        with theirs:  # closed here, so that the pipe ends when the process does
+            self._process = Popen(command, pass_fds=[theirs.fileno()], stdin=DEVNULL, start_new_session=True)
+        self._pipe.send((plan, begin))
 
     def wait(self, until: Callable[[], bool], progress: Callable[[], str]) -> None:
         """Return when `until` holds.
@@ -105,11 +105,11 @@ class Preparation:
         """
         said = time.monotonic()
         while not until():
-            if not self._process.is_alive() and not until():  # asked again: it may have ended just now
-                self.check()
+            if self._process.poll() is not None and not until():  # asked again: it may have ended just now
+                self.receive()  # it may have told why
                 raise SettingError(
                     f"the preparation of {self._plan.source.name} ended without its work done (exit code "
-                    f"{self._process.exitcode}; negative: killed, often for lack of memory); data.processes=1 needs "
+                    f"{self._process.returncode}; negative: killed, often for lack of memory); data.processes=1 needs "
                     "less, and the same command goes on from there"
                 )
             if time.monotonic() - said > SAYS_EVERY:
@@ -120,43 +120,56 @@ class Preparation:
     def receive(self) -> Shard | Literal[False] | None:
         """The next shard of a stream; None at its end; False while there is none."""
         try:
-            return self._stream.recv() if self._stream.poll() else False
+            found = self._pipe.recv() if self._pipe.poll() else False
         except (EOFError, OSError):  # it ended in the middle; `wait` finds out why
             return False
+        if isinstance(found, str):
+            raise SettingError(found)
+        return found
 
     def check(self) -> None:
         """Raise what the preparation failed with, if it did."""
-        if self._process.exitcode == FAILED:
-            raise SettingError(self._failure.get(timeout=10))
+        if not self._plan.streamed:  # else the next shard is received in its turn
+            self.receive()
 
     def close(self) -> None:
         """End the process; what it has prepared stays."""
-        self._stop.set()
-        self._stream.close()
-        self._process.join(10)
-        if self._process.is_alive():
+        self._pipe.close()
+        try:
+            self._process.wait(10)
+        except TimeoutExpired:
             self._process.kill()
-        self._process.join()
+            self._process.wait()
 
 
 class _Stopped(Exception):
     """Somebody wants the preparation to end."""
 
 
-def _prepare(plan: Plan, begin: Position, stop: Any, failure: Any, stream: Connection) -> None:
-    """The process: the validation part, then the training part."""
-    shards.live_and_die_with_the_parent()
+def main() -> None:
+    """The process: the validation part, then the training part; ends when the other end of its pipe does."""
+    shards.leave_interruptions_to_the_parent()
+    pipe = Connection(int(sys.argv[1]))
+    plan, begin = pipe.recv()
+    stopped = threading.Event()
+
+    def watch() -> None:
+        wait([pipe])  # nothing else is sent
+        stopped.set()
+        time.sleep(5)  # to end in order
+        os._exit(1)
 
     def look() -> None:
-        if stop.is_set():
+        if stopped.is_set():
             raise _Stopped
 
+    threading.Thread(target=watch, daemon=True, name="parent").start()
     try:
         train, validation = plan.parts()
         with shards.Cutting(plan.tokenizer_at, plan.processes, look) as cutting:
             _extend(plan, validation, plan.can_evaluate, cutting, look)
             if plan.streamed:
-                _stream(plan, begin, stream, cutting, look)
+                _stream(plan, begin, pipe, cutting, look)
             else:
                 _extend(plan, train, plan.has_enough, cutting, look)
     except _Stopped:
@@ -165,8 +178,8 @@ def _prepare(plan: Plan, begin: Position, stop: Any, failure: Any, stream: Conne
         if not isinstance(error, SettingError):
             traceback.print_exc()
             error = SettingError(f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}")
-        failure.put(str(error))
-        sys.exit(FAILED)
+        with suppress(OSError):
+            pipe.send(str(error))
 
 
 def _extend(

@@ -211,7 +211,14 @@ def _pool(tokenizer_at: Path, processes: int) -> ProcessPoolExecutor:
 
 
 def _begin_worker(tokenizer_at: Path) -> None:
-    live_and_die_with_the_parent()
+    leave_interruptions_to_the_parent()
+    parent = parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
     _begin(tokenizer_at)
 
 
@@ -227,16 +234,9 @@ def _cut(pieces: list[Any], rules: documents.Rules, count_bytes: bool) -> Cut:
 _tokenizer: Tokenizer  # of this process
 
 
-def live_and_die_with_the_parent() -> None:
-    """In a child process: leave interruptions to the parent, yield the processor to it, and end when it has ended."""
+def leave_interruptions_to_the_parent() -> None:
+    """In a process that works for another: be ended by it alone, and let it have the processor first."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.nice(5)
-    parent = parent_process()
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()

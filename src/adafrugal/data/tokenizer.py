@@ -29,13 +29,18 @@ class Tokenizer(ABC):
         size: every id that can occur is below it.
         end: the id that closes a document.
         pad: the id that fills a row.
-        fingerprint: the same for tokenizers that cut every text alike, as far as their files tell.
+        serialized: all that it depends on.
     """
 
     size: int
     end: int
     pad: int
-    fingerprint: str
+    serialized: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for tokenizers that cut every text alike, as far as their files tell."""
+        return hashlib.sha256(self.serialized).hexdigest()
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
@@ -88,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise SettingError("data.tokenizer.name: the file is no SentencePiece model") from error
-        self._bytes = model
+        self.serialized = model
         self.size, self.end = self._model.get_piece_size(), self._model.eos_id()
         if self.end < 0:
             raise SettingError(
@@ -96,7 +101,6 @@ class SentencePieceTokenizer(Tokenizer):
                 "train one that has (eos_id), or set data.tokenizer.kind=train"
             )
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.end
-        self.fingerprint = hashlib.sha256(model).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids."""
@@ -104,7 +108,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, directory: Path) -> None:
         """Write `tokenizer.model`."""
-        (directory / "tokenizer.model").write_bytes(self._bytes)
+        (directory / "tokenizer.model").write_bytes(self.serialized)
 
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         return self._model.encode(list(documents), return_type="numpy", num_threads=1)
@@ -125,7 +129,7 @@ class PretrainedTokenizer(Tokenizer):
         self._model.encode_special_tokens = True
         ids = self._model.get_vocab(with_added_tokens=True).values()
         self.size, self.end, self.pad = max(*ids, end, pad) + 1, end, pad
-        self.fingerprint = hashlib.sha256(json.dumps([described, end, pad]).encode()).hexdigest()
+        self.serialized = json.dumps([described, end, pad]).encode()
 
     @classmethod
     def of_transformers(cls, name: str) -> PretrainedTokenizer:

@@ -15,7 +15,7 @@ def text(record: Record) -> str:
         ("validation loss", f"{found['validation_loss']:.4f} nats a token, {_below(found)}"),
         ("perplexity", f"{perplexity:.1f}, a unigram model of the same tokens has {unigram['perplexity']:.1f}"),
         ("bits per byte", f"{found['validation_bits_per_byte']:.3f}"),
-        ("trained on", f"{found['tokens']:,} tokens in {found['steps']:,} steps ({found['epochs']:.2f} of the text)"),
+        ("trained on", _trained_on(found)),
         ("optimizer state", f"{start} at the start, {end} at the end; AdamW keeps {mib(memory['adamw'])}"),
         ("seconds", "  ".join(f"{name} {s:.1f}" for name, s in phases.items()) + f"  all {seconds['wall']:.1f}"),
         ("optimizer", f"{found['optimizer_share']:.1%} of the time of forward and backward"),
@@ -23,6 +23,14 @@ def text(record: Record) -> str:
         ("picture", str(record.directory / "picture.svg")),
     ]  # fmt: skip
     return "\n".join(f"{name:<16} {value}" for name, value in rows)
+
+
+def _trained_on(found: dict) -> str:
+    read = f"{found['tokens']:,} tokens in {found['steps']:,} steps"
+    more = [] if found["epochs"] is None else [f"{found['epochs']:.2f} of the text"]  # its length may not be known
+    if found.get("padding"):
+        more.append(f"{found['padding']:.1%} padding")
+    return f"{read} ({', '.join(more)})" if more else read
 
 
 def mib(count: float) -> str:

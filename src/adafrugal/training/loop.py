@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adafrugal.config import Settings, TrainingError
+from adafrugal.config import SettingError, Settings, TrainingError
 from adafrugal.optim import Frugal, Refresh, state_bytes
 from adafrugal.tracking.record import Record
 from adafrugal.tracking.wandb import WandbCopy
@@ -65,7 +65,11 @@ class Loop:
             if not self._batch_comes(stop):
                 self._save()
                 return False
-            self.advance()
+            try:
+                self.advance()
+            except SettingError:  # of the data: nothing of this step is done yet
+                self._save()
+                raise
         self._save()
         return True
 

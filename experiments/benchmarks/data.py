@@ -1,0 +1,212 @@
+"""What tokenizing and reading cost: a corpus in C4's layout, and the same repeated ten times.
+
+    python experiments/benchmarks/data.py --source path/to/c4 --tokenizer path/to/t5-base
+
+Prints one table as Markdown and, with --json FILE, writes the numbers. Timed in turn: the tokenizer alone in batch mode
+on all cores (its own threads, and one process a core; text in memory, ids as arrays), and the preparation from files to
+a whole store on the disk. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adafrugal import composition
+from adafrugal.config import Settings
+from adafrugal.data import corpus, sources, tokenizer
+from adafrugal.data.corpus import Corpus, Tokens
+from adafrugal.data.documents import select
+from adafrugal.data.preparation import Preparation
+from adafrugal.data.sources import Position
+
+CORES = len(os.sched_getaffinity(0))
+BATCH = 256
+
+
+def settings(source: str, tokenizer_name: str, cache: Path, *more: str) -> Settings:
+    """A run on the 9M shape that reads the whole text in batches of 64 rows."""
+    own = [f"data.source={source}", f"data.tokenizer.name={tokenizer_name}", f"cache_root={cache}", "tracking=local"]
+    return composition.settings(["data=c4", "model=llama_9m", *own, *more])
+
+
+# -- tokenizing -------------------------------------------------------------------------------------------------------
+
+
+def encode(place: Path, texts: Sequence[str]) -> int:
+    """Cut texts in batches, ids as arrays; the number of tokens."""
+    cutter = tokenizer.load(place)
+    batches = (cutter.encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH))
+    return sum(len(ids) for batch in batches for ids in batch)
+
+
+def encode_with_threads(place: Path, texts: Sequence[str]) -> int:
+    """The same with the tokenizers library's own threads, which need large batches."""
+    model = tokenizer.load(place)._model
+    found = model.encode_batch_fast(list(texts), add_special_tokens=False)
+    return sum(len(np.asarray(one.ids, dtype=np.uint16)) + 1 for one in found)
+
+
+def alone(place: Path, texts: list[str]) -> dict[str, float]:
+    """Seconds of the tokenizer alone over all texts, each way."""
+    seconds = {}
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    started = time.perf_counter()
+    tokens = encode_with_threads(place, texts)
+    seconds["threads"] = time.perf_counter() - started
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
+        list(pool.map(encode, [place] * CORES, [texts[:1]] * CORES))  # begun before it is timed
+        started = time.perf_counter()
+        shares = [texts[i::CORES] for i in range(CORES)]
+        assert sum(pool.map(encode, [place] * CORES, shares)) == tokens
+        seconds["processes"] = time.perf_counter() - started
+    return seconds
+
+
+def prepared(tokens: Tokens, directory: Path) -> float:
+    """Seconds from the start of the preparation's process to the whole store."""
+    plan = replace(tokens.plan, directory=directory, rows=None, validation_tokens=1, streamed=False)
+    train, _ = plan.parts()
+    started = time.perf_counter()
+    preparation = Preparation(plan, Position(), print)
+    try:
+        preparation.wait(lambda: plan.has_enough(train), str)
+        return time.perf_counter() - started
+    finally:
+        preparation.close()
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_through(source: str, tokenizer_name: str, cache: Path, steps: int) -> dict[str, float]:
+    """Read batches of 64 rows one after the other; milliseconds for each, and resident MiB before and at most."""
+    wanted = settings(source, tokenizer_name, cache, f"trainer.steps={steps}", "trainer.batch_size=64")
+    found = Corpus(wanted, print)
+    try:
+        before = resident()
+        started = time.perf_counter()
+        most = before
+        for step in range(1, steps + 1):
+            found.batches(step)
+            if step % 20 == 0:
+                most = max(most, resident())
+        return {"ms": 1000 * (time.perf_counter() - started) / steps, "before": before, "most": most}
+    finally:
+        found.close()
+
+
+def resident() -> float:
+    """Resident memory of this process, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def step_and_batch(source: str, tokenizer_name: str, cache: Path) -> dict[str, float]:
+    """Milliseconds of a training step of the 9M model (8 rows of 128 tokens), and of making its batch."""
+    from adafrugal.training.devices import place
+    from adafrugal.training.pretrain import Pretrain
+
+    wanted = settings(source, tokenizer_name, cache, "trainer.steps=400")
+    task = Pretrain(wanted, place(wanted.trainer), print)
+    optimizer = torch.optim.AdamW(task.model.parameters(), fused=True)
+    steps, batches = [], []
+    for step in range(1, 21):
+        (batch,) = task.batch(step)
+        started = time.perf_counter()
+        (task.nats(batch) / batch.count()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        steps.append(time.perf_counter() - started)
+    for step in range(100, 400):
+        started = time.perf_counter()
+        task._corpus._batches[step]
+        batches.append(time.perf_counter() - started)
+    task.close()
+    return {"step": 1000 * statistics.median(steps), "batch": 1000 * statistics.median(batches)}
+
+
+def ten_times(source: Path, place: Path) -> Path:
+    """A directory in C4's layout that has each training file ten times."""
+    (place / "en").mkdir(parents=True)
+    (place / "README.md").write_text((source / "README.md").read_text())
+    for file in sorted((source / "en").iterdir()):
+        copies = 10 if "train" in file.name else 1
+        for number in range(copies):
+            stem, dot, rest = file.name.partition(".json")
+            name = f"{stem}{number}{dot}{rest}" if copies > 1 else file.name
+            (place / "en" / name).symlink_to(file.resolve())
+    return place
+
+
+def table(found: dict[str, float]) -> str:
+    """The numbers as Markdown."""
+    megabytes = found["bytes"] / 1e6
+    fastest = min(found["threads"], found["processes"])
+    rows = [
+        ("the tokenizer alone, its own threads", f"{megabytes / found['threads']:.2f} MB/s"),
+        ("the tokenizer alone, one process a core", f"{megabytes / found['processes']:.2f} MB/s"),
+        ("from files to a whole store", f"{megabytes / found['prepared']:.2f} MB/s"),
+        ("÷ the faster one alone", f"{fastest / found['prepared']:.0%}"),
+        ("the same, ten times the text", f"{10 * megabytes / found['prepared_10']:.2f} MB/s"),
+        ("÷ the faster one alone", f"{10 * fastest / found['prepared_10']:.0%}"),
+        ("making a batch of 8 rows", f"{found['batch']:.2f} ms"),
+        ("÷ a training step of the 9M model", f"{found['batch'] / found['step']:.2%}"),
+        ("resident memory, reading all rows", f"{found['before']:.0f} MiB → at most {found['most']:.0f} MiB"),
+        ("the same, ten times the text", f"{found['before_10']:.0f} MiB → at most {found['most_10']:.0f} MiB"),
+    ]
+    lines = ["| what | measured |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) / "cache"
+        tokens = corpus.locate(settings(given.source, given.tokenizer, cache), print)
+        source = tokens.source
+        pieces = (bundle.pieces for bundle in sources.read(source, source.train, Position()))
+        texts = [text for some in pieces for text in select(some, source.train.rules).texts]
+        found: dict[str, float] = {"bytes": sum(len(text.encode()) for text in texts), "documents": len(texts)}
+        rounds = []
+        for number in range(given.rounds):
+            place = Path(scratch) / f"store{number}"
+            rounds.append(alone(tokens.plan.tokenizer_at, texts) | {"prepared": prepared(tokens, place)})
+        found |= {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+        many = ten_times(Path(given.source), Path(scratch) / "c4x10")
+        ten = corpus.locate(settings(str(many), given.tokenizer, cache), print)
+        found["prepared_10"] = prepared(ten, ten.plan.directory)
+        found |= step_and_batch(given.source, given.tokenizer, cache)
+        steps = len(texts) // 64
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+            for name, where, count in (("", given.source, steps), ("_10", str(many), 10 * steps)):
+                read = pool.submit(read_through, where, given.tokenizer, cache, count).result()
+                found |= {f"{key}{name}": value for key, value in read.items()}
+    print(table(found))
+    if given.json:
+        machine = {"cores": CORES, "torch": torch.__version__}
+        given.json.write_text(json.dumps({"machine": machine, "measured": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
