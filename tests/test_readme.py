@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 from adafrugal import checks
 from adafrugal.config import CHOICES, SUBSPACES
 from adafrugal.reports import summary, table
+from adafrugal.training.identity import identify
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -124,11 +125,42 @@ def test_the_page_on_the_optimizer_names_every_choice():
         assert f"`{name}`" in page, name
 
 
-def test_the_tables_of_the_benchmark_are_those_of_its_results():
-    path = REPOSITORY / "experiments" / "benchmarks" / "optimizer_step.py"
-    spec = importlib.util.spec_from_file_location("optimizer_step", path)
-    benchmark = sys.modules.setdefault("optimizer_step", importlib.util.module_from_spec(spec))
+def script(name):
+    """A script of experiments/benchmarks as a module."""
+    path = REPOSITORY / "experiments" / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    benchmark = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_the_data_page_has_the_tables_of_its_records_and_its_benchmark():
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    results = REPOSITORY / "experiments" / "results"
+    for part in table.markdown(table.find([results / "data"])).split("\n\n"):
+        assert part.strip().removeprefix("## ") in page
+    measured = json.loads((results / "benchmarks" / "data.json").read_text())["measured"]
+    assert script("data").table(measured) in page
+
+
+def test_the_commands_of_the_data_page_are_those_of_its_records(composed):
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    commands = [line.partition("#")[0].strip() for line in re.findall(r"```bash\n(.*?)```", page, re.S)[0].splitlines()]
+    records = {r.config()["data"]["source"]: r for r in table.find([REPOSITORY / "experiments" / "results" / "data"])}
+    found = 0
+    for command in commands:
+        settings, choices = composed(*shlex.split(command)[3 if "-m" in command else 2 :])
+        checked = checks.check(settings, choices)
+        if checked.data.source in records:
+            found += 1
+            record = records[checked.data.source]
+            identity = record.environment()["identity"]
+            assert identify(checked, choices).key == identity["key"]
+    assert found == len(records) == 2
+
+
+def test_the_tables_of_the_benchmark_are_those_of_its_results():
+    benchmark = script("optimizer_step")
     page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
     results = sorted((REPOSITORY / "experiments" / "results" / "benchmarks").glob("optimizer_step*.json"))
     assert results

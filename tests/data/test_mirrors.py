@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from transformers import AutoTokenizer
 
 from adafrugal.data import tokenizer
@@ -85,9 +84,3 @@ def test_a_run_on_vietvault_trains_a_tokenizer_that_keeps_diacritics(train, cach
         (ids,) = cutter.encode([text])
         assert cutter.decode(ids[:-1]) == text
         assert len(ids) < len(text) / 2
-
-
-def test_the_commands_of_the_data_page_are_those_of_the_committed_records():
-    page = (REPOSITORY / "docs" / "data.md").read_text()
-    for data in ("c4", "vietvault"):
-        assert f"python train.py data={data} data.source=mirrors/{data}" in page
