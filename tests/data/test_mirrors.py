@@ -62,7 +62,8 @@ def test_every_document_of_c4_is_used(cache_root, tmp_path):
 
 @pytest.mark.parametrize("store", ["true", "false"])
 def test_a_run_on_c4_reads_its_documents(train, store):
-    done = train(*C4, "model=llama_9m", "trainer.steps=3", "eval.tokens=2000", f"data.store={store}", scale=None)
+    own = ["model=llama_9m", "trainer.steps=3", "eval.tokens=2000", f"data.store={store}", "data.window_tokens=500000"]
+    done = train(*C4, *own, scale=None)
     assert done.returncode == 0, done.stderr
     record = Record(next(train.root.glob("*/*/status.json")).parent)
     summary = record.summary()

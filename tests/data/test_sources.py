@@ -70,7 +70,8 @@ def test_documents_can_be_held_out_although_there_is_a_validation_split(resolve)
         ({"validation_split": "test"}, r"data.validation_split is test, which .*; allowed: train, validation"),
         ({"subset": "fr"}, r"data.subset is fr: .*'fr' not found. Available: \['en'\]"),
         ({"source": "/nowhere/c4"}, r"data.source is /nowhere/c4, and there is no such file or directory; allowed:"),
-        ({"source": "corpus/*.txt"}, r"data.source is corpus/\*.txt, which no file matches; write it in quotes"),
+        ({"source": "corpus/*.txt", "subset": None}, r"data.source is corpus/\*.txt, which no file matches; write it"),
+        ({"source": "corpus/*.txt"}, r"data.subset is en, and data.source is corpus/\*.txt: files have none"),
     ],
 )
 def test_what_is_not_there_is_one_line(resolve, more, message):

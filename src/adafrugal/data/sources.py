@@ -166,6 +166,8 @@ def sample(source: Source, size: int) -> Iterator[str]:
 
 def _of_files(data: CorpusSettings, files: list[str]) -> Source:
     named = f"data.source is {data.source}"
+    if data.subset is not None:
+        raise SettingError(f"data.subset is {data.subset}, and {named}: files have none; allowed: null")
     if not files:
         raise SettingError(f"{named}, which no file matches; write it in quotes, relative to the current directory")
     formats = {_format(file) for file in files}
