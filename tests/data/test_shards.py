@@ -103,6 +103,15 @@ def test_a_missing_field_is_one_line_with_those_that_are_there(lines):
         made(wanted)
 
 
+def test_broken_documents_are_weighed_against_all_and_not_against_those_held_out(lines):
+    broken = ['{"text": "bro'] * 15
+    wanted = lines([*map(line, range(2500)), *broken, *map(line, range(2500, 3000))])
+    (found,) = made(wanted, part="validation", tokens=10**6)
+    assert found.skipped == {"not JSON": 15} and len(found.ends) < 250
+    without_field = lines([*map(line, range(100)), '{"content": "x"}', *map(line, range(100, 300))])
+    assert made(without_field, part="validation")[0].skipped == {"no field 'text'": 1}
+
+
 def test_held_out_documents_are_in_one_part_only(lines):
     wanted = lines(list(map(line, range(500))))
     cutter = tokenizer.load(wanted.tokenizer_at)

@@ -129,6 +129,19 @@ def test_a_text_file_can_be_one_document(resolve, files):
     assert len(texts(source)) == 3
 
 
+def test_names_with_brackets_are_names(resolve, tmp_path):
+    for name in ("a[1].txt", "a1.txt", "b [2020].jsonl"):
+        text = f"this is {name}"
+        (tmp_path / name).write_text(json.dumps({"text": text}) + "\n" if name.endswith("l") else text)
+    source = resolve(source=str(tmp_path / "a*.txt"), subset=None, held_out=1e-9)
+    assert sorted(texts(source)) == ["this is a1.txt", "this is a[1].txt"]
+    assert texts(resolve(source=str(tmp_path / "b*.jsonl"), subset=None, held_out=1e-9)) == ["this is b [2020].jsonl"]
+
+
+def test_what_does_nothing_to_the_documents_is_not_in_the_fingerprint(resolve):
+    assert resolve(sample_by="line").fingerprint == resolve().fingerprint
+
+
 def test_names_are_relative_to_the_current_directory(resolve, files, monkeypatch):
     monkeypatch.chdir(files.parent)
     assert len(texts(resolve(source="files/part*.txt", subset=None, held_out=1e-9))) == 30
@@ -233,6 +246,15 @@ def test_a_sample_is_spread_over_the_files(resolve):
     files = [texts_of(file) for file in source.train.files]
     assert all(set(found) & set(file) for file in files)
     assert set(found) <= {text for file in files for text in file}
+
+
+def test_the_embedded_text_has_another_fingerprint_when_it_is_normalized(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "read", lambda: embedded.Corpus(["½"], ["x"], "f" * 64))
+    plain, folded = (
+        sources.resolve(EmbeddedSettings(tokenizer=TokenizerSettings(normalization=form)), tmp_path, str)
+        for form in ("none", "nfkc")
+    )
+    assert plain.fingerprint == "f" * 64 != folded.fingerprint
 
 
 def test_the_embedded_text_is_sampled_evenly(tmp_path, monkeypatch):

@@ -123,6 +123,20 @@ def test_the_limit_ends_a_part_and_a_higher_one_goes_on(tmp_path):
     assert less.full and len(less.entries) == 1
 
 
+def test_a_limit_never_cuts_a_window(tmp_path):
+    size = filled(tmp_path / "x", 1).entries[0].size
+    for limit, count in ((1, 3), (2 * size, 3), (3 * size, 3), (3 * size + 1, 6)):
+        part = filled(tmp_path / f"{limit}", 9, limit=limit, window=3)
+        assert len(part.entries) == count and part.full
+
+
+def test_an_index_that_is_damaged_is_named(tmp_path):
+    filled(tmp_path / "train", 1)
+    (tmp_path / "train" / "index.jsonl").write_text("not json\n")
+    with pytest.raises(SettingError, match=r"index.jsonl is damaged; remove "):
+        StoredPart(tmp_path / "train")
+
+
 def test_rows_count_in_whole_windows_until_the_text_has_ended(tmp_path):
     part = StoredPart(tmp_path / "train")
     layout = Layout(4, False, False, 1, 0)

@@ -132,6 +132,53 @@ def test_bytes_of_dropped_and_unknown_text_are_counted(like_t5):
         assert counts.sum() == len(text.encode()) and len(ids) == len(counts)
 
 
+@pytest.fixture
+def byte_level(tmp_path):
+    """A directory with a byte-level BPE tokenizer, as GPT-2's descendants have: specials before an added token."""
+    vocabulary = {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<|pad|>", "<|end|>"])
+    made.add_tokens(["<tool>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|pad|>", eos_token="<|end|>")
+    fast.save_pretrained(tmp_path / "byte-level")
+    return tmp_path / "byte-level"
+
+
+def test_added_tokens_keep_their_numbers_and_specials_are_only_text(byte_level):
+    found = tokenizer.PretrainedTokenizer.of_transformers(str(byte_level))
+    theirs = AutoTokenizer.from_pretrained(byte_level)
+    assert (found.pad, found.end, found.size) == (256, 257, 259)
+    for text in ("a<tool>b", "plain"):
+        assert found.encode([text])[0][:-1].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+    text = "an <|end|> and a <|pad|>"
+    (ids,) = found.encode([text])
+    assert not {256, 257} & set(ids[:-1].tolist())
+    assert found.decode(ids) == text
+
+
+def test_words_that_are_special_are_only_text_where_spaces_divide_words(tmp_path):
+    words = ["[PAD]", "[SEP]", "[UNK]", "a", "b", *"[]SEPAD", *(f"##{c}" for c in "[]SEPAD")]
+    model = tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]"
+    )  # fmt: skip
+    fast.save_pretrained(tmp_path)
+    found = tokenizer.PretrainedTokenizer.of_transformers(str(tmp_path))
+    ((ids, counts),) = found.encode_with_bytes(["a [SEP] b [PAD]"])
+    assert ids.tolist() == found.encode(["a [SEP] b [PAD]"])[0].tolist()
+    assert not {0, 1} & set(ids[:-1].tolist()) and ids[-1] == found.end == 1
+    assert counts.sum() == len("a [SEP] b [PAD]")
+
+
+def test_a_document_longer_than_sentencepiece_takes_trains_all_the_same():
+    found = tokenizer.train([" ".join(TEXT) * 40], 310, "bpe")
+    assert found.size == 310
+
+
 def test_a_pretrained_tokenizer_is_saved_and_read(like_t5, tmp_path):
     found = tokenizer.PretrainedTokenizer.of_transformers(str(like_t5[0]))
     (tmp_path / "kept").mkdir()

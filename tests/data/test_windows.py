@@ -99,6 +99,43 @@ def test_a_stream_goes_on_from_its_state_at_any_step_and_twice_in_a_row(open_bat
         assert same(tokens(again, step + 21, step + 30), read[step + 20 : step + 30])
 
 
+def test_a_run_changes_from_the_store_to_a_stream_and_back(open_batches):
+    for repeat, steps in ((False, 560), (True, 700)):
+        stored = open_batches("store", steps, repeat)
+        read, states = [], []
+        for step in range(1, steps + 1):
+            read.append(stored[step].tokens)
+            states.append(stored.state())
+        assert states[-1]["turn"] >= 2
+        for step in (300, steps - 30):
+            streamed = open_batches("stream", steps, repeat, state=states[step - 1])
+            assert same(tokens(streamed, step + 1, step + 20), read[step : step + 20])
+            again = open_batches("store", steps, repeat)
+            assert streamed.state()["turn"] == states[step + 19]["turn"]
+            assert same(tokens(again, step + 21, step + 25), read[step + 20 : step + 25])
+
+
+def test_a_broken_file_ends_a_stream_in_its_turn_after_the_rows_before_it(open_batches, c4_layout):
+    expected = tokens(open_batches("store", 150), 1, 150)
+    file = c4_layout / "en" / "c4-train.00008-of-00010.json.gz"
+    file.write_bytes(file.read_bytes()[:200])
+    streamed = open_batches("stream", 580)
+    time.sleep(3)  # the preparation is at the broken file long before its rows are wanted
+    assert same(tokens(streamed, 1, 150), expected)
+    with pytest.raises(SettingError, match=r"c4-train.00008.* is damaged"):
+        tokens(streamed, 151, 580)
+
+
+def test_a_broken_file_far_ahead_does_not_end_a_run_that_reads_from_a_store(open_batches, c4_layout):
+    file = c4_layout / "en" / "c4-train.00009-of-00010.json.gz"
+    file.write_bytes(file.read_bytes()[:200])
+    stored = open_batches("store", 580)
+    stored._windows._preparation._process.wait(30)
+    assert len(tokens(stored, 1, 400)) == 400
+    with pytest.raises(SettingError, match=r"c4-train.00009.* is damaged"):
+        tokens(stored, 401, 580)
+
+
 def test_a_store_is_entered_at_any_step(open_batches):
     read = tokens(open_batches("store", 300), 1, 300)
     other = open_batches("store", 300)
@@ -140,6 +177,7 @@ def test_a_store_that_reached_its_limit_says_so_and_is_not_repeated(open_batches
         tokens(open_batches("store", 300, limit=30_000), 1, 300)
     with pytest.raises(SettingError, match=r"data.store_limit_gib is reached, so that data.repeat would repeat a part"):
         tokens(open_batches("store", 300, repeat=True, limit=30_000), 1, 300)
+    assert len(tokens(open_batches("store", 5, repeat=True, limit=30_000), 1, 5)) == 5, "it needs no second epoch"
 
 
 def test_a_store_is_prepared_only_as_far_as_the_run_reads(open_batches):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from adafrugal.data.batches import Prefetched, TrainingBatches, Validation, vali
 from adafrugal.data.preparation import Plan, Preparation
 from adafrugal.data.rows import Layout
 from adafrugal.data.sources import Position, Source
+from adafrugal.data.store import Entry
 from adafrugal.data.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
 from adafrugal.data.unigram import unigram_loss
 from adafrugal.data.windows import StoredWindows, StreamedWindows
@@ -56,16 +58,17 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Tokens:
     if cutter.size > settings.model.vocabulary_size:
         raise SettingError(
             f"model.vocabulary_size is {settings.model.vocabulary_size:,}, and the tokenizer can emit ids up to "
-            f"{cutter.size - 1:,}; allowed: {cutter.size:,} or more, as model=llama_9m and larger have, or "
-            "data.tokenizer.kind=train for a smaller one"
+            f"{cutter.size - 1:,}; allowed: {cutter.size:,} or more (model=llama_9m and larger have 32,000); or "
+            "data.tokenizer.kind=train for a smaller tokenizer"
         )
     layout = Layout(
         trainer.sequence_length, data.rows == "packed", data.mask_documents, cutter.end, cutter.pad
     )  # fmt: skip
     fingerprint = hashlib.sha256(source.fingerprint.encode() + cutter.serialized).hexdigest()
     shard_tokens, limit = data.window_tokens // SHARDS_IN_WINDOW, data.store_limit_gib
+    name = _plain(Path(source.train.files[0]).name.split(".")[0])  # not as typed: paths differ for the same text
     plan = Plan(
-        directory=cache_root / "tokens" / f"{_plain(source.name)}-{_digest([fingerprint, shard_tokens, FORMAT])[:12]}",
+        directory=cache_root / "tokens" / f"{name}-{_digest([fingerprint, shard_tokens, FORMAT])[:12]}",
         source=source,
         tokenizer_at=tokenizer_at,
         layout=layout,
@@ -150,17 +153,9 @@ class Corpus:
         plan = self.tokens.plan
         found: dict[str, Any] = {"fingerprint": self.tokens.fingerprint, "source": self.tokens.source.described()}
         found["tokenizer"] = {"size": self.tokens.tokenizer.size, "fingerprint": self.tokens.tokenizer.fingerprint}
-        for name, part in zip(("train", "validation"), plan.parts(), strict=True):
-            skipped: dict[str, int] = {}
-            for entry in part.entries:
-                skipped |= {reason: skipped.get(reason, 0) + count for reason, count in entry.skipped.items()}
-            found[name] = {
-                "documents": sum(entry.documents for entry in part.entries),
-                "tokens": sum(entry.tokens for entry in part.entries),
-                "bytes": sum(entry.text_bytes for entry in part.entries),
-                "skipped": skipped,
-                "complete": part.ended,
-            }
+        _, validation = plan.parts()
+        found["train"] = _counts(self._windows.entries()) | {"complete": self._windows.total() is not None}
+        found["validation"] = _counts(validation.entries) | {"complete": validation.ended}
         return found
 
     def epochs(self, steps: int) -> float | None:
@@ -192,6 +187,15 @@ def _refuse_other_data(before: str, now: str) -> None:
             f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "
             "environment.json names (package versions, files, tokenizer), or remove its directory to begin anew"
         )
+
+
+def _counts(entries: Sequence[Entry]) -> dict[str, Any]:
+    return {
+        "documents": sum(entry.documents for entry in entries),
+        "tokens": sum(entry.tokens for entry in entries),
+        "bytes": sum(entry.text_bytes for entry in entries),
+        "skipped": dict(sum((Counter(entry.skipped) for entry in entries), Counter[str]())),
+    }
 
 
 def _describe(tokens: Tokens) -> None:

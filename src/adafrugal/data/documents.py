@@ -41,11 +41,13 @@ class Documents:
 
     Args:
         texts: the documents.
+        sound: how many pieces held text, whether it is kept or not.
         skipped: reason -> pieces.
         fields: of the first line of JSON without the text field, for a message.
     """
 
     texts: list[str] = field(default_factory=list)
+    sound: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     fields: list[str] = field(default_factory=list)
 
@@ -58,7 +60,9 @@ def select(pieces: Iterable[Any], rules: Rules) -> Documents:
         reason = _broken(text)
         if reason:
             found.skipped[reason] += 1
-        elif isinstance(text, str) and _is_kept(text, rules):
+            continue
+        found.sound += 1
+        if _is_kept(text, rules):
             found.texts.append(_normalized(text, rules.normalization))
     return found
 
@@ -71,10 +75,12 @@ def _from_json(line: str, name: str, found: Documents) -> Any:
         return _Reason("empty")
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _Reason("not JSON")
-    if not isinstance(value, dict) or name not in value:
-        found.fields = found.fields or (list(value) if isinstance(value, dict) else [type(value).__name__])
+    if not isinstance(value, dict):
+        return _Reason("no object")
+    if name not in value:
+        found.fields = found.fields or list(value)
         return _Reason(f"no field {name!r}")
     return value[name]
 

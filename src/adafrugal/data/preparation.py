@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -25,6 +26,10 @@ from adafrugal.data.sources import Position, Source
 from adafrugal.data.store import StoredPart
 
 PATIENCE = 0.1  # seconds between two looks at what another process does
+KILLED = (
+    "the preparation of {} ended without its work done ({}), as for lack of memory; data.processes=1 needs less, and "
+    "the same command goes on from there"
+)
 SAYS_EVERY = 15.0  # seconds between two lines while somebody waits
 
 
@@ -58,7 +63,7 @@ class Plan:
 
     def parts(self) -> tuple[StoredPart, StoredPart]:
         """The training and the validation part on disk."""
-        return StoredPart(self.directory / "train", self.limit), StoredPart(self.directory / "validation")
+        return StoredPart(self.directory / "train", self.limit, self.window), StoredPart(self.directory / "validation")
 
     def has_enough(self, train: StoredPart) -> bool:
         """Whether the windows that the run reads are there, or no more will come."""
@@ -92,7 +97,8 @@ class Preparation:
     def __init__(self, plan: Plan, begin: Position, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
         self._pipe, theirs = Pipe()
-        command = [sys.executable, "-c", "from adafrugal.data.preparation import main; main()", str(theirs.fileno())]
+        code = "from adafrugal.data.preparation import main; main()"
+        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: modules of the user's are not ours
         with theirs:  # closed here, so that the pipe ends when the process does
             self._process = Popen(command, pass_fds=[theirs.fileno()], stdin=DEVNULL, start_new_session=True)
         self._pipe.send((plan, begin))
@@ -107,11 +113,7 @@ class Preparation:
         while not until():
             if self._process.poll() is not None and not until():  # asked again: it may have ended just now
                 self.receive()  # it may have told why
-                raise SettingError(
-                    f"the preparation of {self._plan.source.name} ended without its work done (exit code "
-                    f"{self._process.returncode}; negative: killed, often for lack of memory); data.processes=1 needs "
-                    "less, and the same command goes on from there"
-                )
+                raise SettingError(KILLED.format(self._plan.source.name, f"exit code {self._process.returncode}"))
             if time.monotonic() - said > SAYS_EVERY:
                 said = time.monotonic()
                 self._say(f"waiting for tokens: {progress()}")
@@ -126,11 +128,6 @@ class Preparation:
         if isinstance(found, str):
             raise SettingError(found)
         return found
-
-    def check(self) -> None:
-        """Raise what the preparation failed with, if it did."""
-        if not self._plan.streamed:  # else the next shard is received in its turn
-            self.receive()
 
     def close(self) -> None:
         """End the process; what it has prepared stays."""
@@ -175,11 +172,18 @@ def main() -> None:
     except _Stopped:
         pass
     except Exception as error:
-        if not isinstance(error, SettingError):
-            traceback.print_exc()
-            error = SettingError(f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}")
         with suppress(OSError):
-            pipe.send(str(error))
+            pipe.send(_told(error, plan))
+
+
+def _told(error: Exception, plan: Plan) -> str:
+    """An error as a line; one that nobody foresaw also with its traceback, on stderr."""
+    if isinstance(error, SettingError):
+        return str(error)
+    if isinstance(error, BrokenProcessPool):
+        return KILLED.format(plan.source.name, "a worker was killed")
+    traceback.print_exc()
+    return f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}"
 
 
 def _extend(
@@ -201,26 +205,30 @@ def _extend(
 
 def _stream(plan: Plan, begin: Position, stream: Connection, cutting: Cutting, look: Callable[[], None]) -> None:
     """Hand over the training shards in order, then None; a window of them is made before it is wanted."""
-    made: queue.Queue[Shard | None] = queue.Queue(plan.window)
+    made: queue.Queue[Shard | str | None] = queue.Queue(plan.window)
 
     def hand_over() -> None:
         with suppress(OSError):  # nobody reads any more
-            shard: Shard | None
-            while (shard := made.get()) is not None:
+            while isinstance(shard := made.get(), Shard):
                 stream.send(shard)
-            stream.send(None)
+            stream.send(shard)
 
     sender = threading.Thread(target=hand_over, daemon=True, name="stream")
     sender.start()
-    for shard in shards.make(plan.source, plan.source.train, cutting, begin, plan.shard_tokens):
-        _put(made, shard, look)
-    _put(made, None, look)
+    try:
+        for shard in shards.make(plan.source, plan.source.train, cutting, begin, plan.shard_tokens):
+            _put(made, shard, look)
+        _put(made, None, look)
+    except _Stopped:
+        raise
+    except Exception as error:  # told in its turn, after the shards before it
+        _put(made, _told(error, plan), look)
     while sender.is_alive():
         look()
         sender.join(PATIENCE)
 
 
-def _put(made: queue.Queue[Shard | None], shard: Shard | None, look: Callable[[], None]) -> None:
+def _put(made: queue.Queue[Shard | str | None], shard: Shard | str | None, look: Callable[[], None]) -> None:
     while True:
         look()
         with suppress(queue.Full):

@@ -23,6 +23,7 @@ from adafrugal.data.tokenizer import Tokenizer
 
 VALIDATION_TOKENS = 1 << 18  # in a shard of a validation part; few, so that little text is read for a held-out share
 AHEAD = 3  # bundles under way for each process
+ADVICE = {"not UTF-8": "convert the files to UTF-8", "not JSON": "one object a line", "no object": "one object a line"}
 BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10  # broken documents up to which a part is still taken for sound
 
 
@@ -55,6 +56,7 @@ class Cut:
     lengths: np.ndarray
     token_bytes: np.ndarray | None
     text_bytes: int
+    sound: int
     skipped: Counter[str]
     fields: list[str] = field(default_factory=list)
 
@@ -78,7 +80,7 @@ def cut(pieces: list[Any], rules: documents.Rules, cutter: Tokenizer, count_byte
         raise SettingError(f"the tokenizer gave the id {tokens.max()}, beyond its vocabulary of {cutter.size:,}")
     lengths = np.array([len(one) for one in ids], dtype=np.int64)
     text_bytes = sum(len(text.encode()) for text in found.texts)
-    return Cut(tokens, lengths, counted, text_bytes, found.skipped, found.fields)
+    return Cut(tokens, lengths, counted, text_bytes, found.sound, found.skipped, found.fields)
 
 
 def _joined(arrays: list[np.ndarray], dtype: type[np.unsignedinteger]) -> np.ndarray:
@@ -123,18 +125,18 @@ class _Soundness:
         self._documents, self._broken = 0, Counter[str]()
 
     def check(self, made: Cut) -> None:
-        if made.fields and not self._documents and not len(made.lengths):
+        if made.fields and not self._documents and not made.sound:
             fields = ", ".join(made.fields)
             raise SettingError(
                 f"data.text_field is {self._text_field}, which {self._name} does not have; allowed: {fields}"
             )
-        self._documents += len(made.lengths)
+        self._documents += made.sound
         self._broken.update({reason: n for reason, n in made.skipped.items() if reason != "empty"})
         broken = self._broken.total()
         seen = self._documents + broken
         if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * seen):
             reason, count = self._broken.most_common(1)[0]
-            advice = "convert the files to UTF-8" if reason == "not UTF-8" else "mend the files"
+            advice = ADVICE.get(reason, "mend the files")
             raise SettingError(
                 f"data.source is {self._name}, where {broken:,} of the first {seen:,} documents are broken "
                 f"({count:,}: {reason}); allowed: {BROKEN_SHARE:.0%}, which are skipped and counted; {advice}"

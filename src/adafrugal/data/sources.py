@@ -21,7 +21,7 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 PIECES, CHARACTERS = 256, 1 << 20  # of a bundle, whichever comes first
 RETRIES = 4  # of a file that the network refuses, 10 to 80 seconds after each other
 SAMPLED_FILES = 64  # that a tokenizer's sample is spread over
-ASKED = ("source", "subset", "revision", "text_field", "sample_by", "split", "validation_split", "held_out")
+MEMO = 1  # the form in which a repository's files are kept
 ENDS = 1 << 16  # bytes at the beginning and the end of a local file that are part of its fingerprint
 
 
@@ -98,28 +98,31 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         found = embedded.export(cache_root, say)
         rules = Rules(json_lines=True, text_field="text", normalization=data.tokenizer.normalization)
         train, validation = (Part((str(found.directory / f"{part}.jsonl"),), rules) for part in ("train", "validation"))
+        fingerprint, form = found.fingerprint, data.tokenizer.normalization
+        if form != "none":
+            fingerprint = _digest([fingerprint, form])
         about = {"packages": embedded.versions()}
-        return Source("the embedded text", "json", "text", "line", train, validation, found.fingerprint,
+        return Source("the embedded text", "json", "text", "line", train, validation, fingerprint,
                       found.train_bytes, about)  # fmt: skip
     named = str(data.source)
     if glob.has_magic(named) or Path(named).is_file():
         return _of_files(data, sorted(glob.glob(named, recursive=True)))  # noqa: PTH207 - a name may be absolute
     if Path(named).is_dir():
         with faults.of_hub("data.source", named):
-            return _of_layout(data)
+            return _source(data, *_of_layout(data))
     if named.startswith((".", "/", "~")) or named.count("/") != 1:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
         )
-    asked = [getattr(data, f) for f in ASKED] + [data.tokenizer.normalization]
+    asked = [data.source, data.subset, data.revision, MEMO]
     memo = cache_root / "sources" / f"{named.replace('/', '--')}-{_digest(asked)[:12]}"
     if not memo.is_dir():
         say(f"asking the hub which files {named} has, once")
-        source = _of_hub(data)
+        found = _of_hub(data)
         with whole.made(memo) as scratch:
-            (scratch / "source.json").write_text(json.dumps(asdict(source), indent=1))
-    return _from_memo(json.loads((memo / "source.json").read_text()))
+            (scratch / "files.json").write_text(json.dumps(found, indent=1))
+    return _source(data, *json.loads((memo / "files.json").read_text()))
 
 
 def read(source: Source, part: Part, begin: Position) -> Iterator[Bundle]:
@@ -175,7 +178,7 @@ def _of_files(data: CorpusSettings, files: list[str]) -> Source:
         endings = sorted({"".join(Path(file).suffixes[-2:]) or Path(file).name for file in files})
         allowed = ", ".join(FORMATS)
         raise SettingError(f"{named}: {', '.join(endings)}; allowed: one of {allowed} (json: one object a line; +.gz)")
-    return _source(data, formats.pop() or "", {data.split: files}, {"revision": None})
+    return _source(data, formats.pop() or "", {data.split: files})
 
 
 def _format(file: str) -> str | None:
@@ -183,7 +186,7 @@ def _format(file: str) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _of_hub(data: CorpusSettings) -> Source:
+def _of_hub(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
     named = Path(str(data.source))
     try:
         with faults.of_hub("data.source", str(named)):
@@ -194,8 +197,8 @@ def _of_hub(data: CorpusSettings) -> Source:
         raise
 
 
-def _of_layout(data: CorpusSettings) -> Source:
-    """A directory or a repository as the hub lays them out."""
+def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
+    """The loader and the files of each split of a directory or a repository as the hub lays them out."""
     import datasets
     datasets.disable_progress_bars()
     try:
@@ -207,13 +210,10 @@ def _of_layout(data: CorpusSettings) -> Source:
     files = builder.config.data_files
     if not files:
         raise SettingError(f"data.source is {data.source}, which has no data files that datasets can read")
-    parts = {str(split): list(found) for split, found in files.items()}
-    address = next((file for found in parts.values() for file in found if file.startswith("hf://")), "")
-    revision = address.partition("@")[2].partition("/")[0] or None
-    return _source(data, type(builder).__module__.rsplit(".", 1)[-1], parts, {"revision": revision})
+    return type(builder).__module__.rsplit(".", 1)[-1], {str(split): list(found) for split, found in files.items()}
 
 
-def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]], about: dict[str, Any]) -> Source:
+def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> Source:
     name, validation = str(data.source), data.validation_split
     for setting, split in (("split", data.split), ("validation_split", validation)):
         if split is not None and split not in splits:
@@ -221,14 +221,17 @@ def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]], about
     if validation is None and "validation" in splits and data.split != "validation":
         validation = "validation"
     rules = Rules(form == "json", data.text_field, normalization=data.tokenizer.normalization)
+    address = next((file for file in splits[data.split] if file.startswith("hf://")), "")
+    about: dict[str, Any] = {"revision": address.partition("@")[2].partition("/")[0] or None}
     if validation:
         parts = [Part(tuple(splits[split]), rules) for split in (data.split, validation)]
-        about = about | {"validation": f"split {validation}"}
+        about["validation"] = f"split {validation}"
     else:
         files = tuple(splits[data.split])
         parts = [Part(files, replace(rules, keep=k, held_out=data.held_out)) for k in ("rest", "held_out")]
-        about = about | {"validation": f"{data.held_out:.2%} of the documents, by hash"}
-    identity = [form, data.text_field, data.sample_by, *([*_identity(p.files), asdict(p.rules)] for p in parts)]
+        about["validation"] = f"{data.held_out:.2%} of the documents, by hash"
+    how = data.sample_by if form == "text" else data.text_field
+    identity = [form, how, *([*_identity(p.files), asdict(p.rules)] for p in parts)]
     return Source(name, form, data.text_field, data.sample_by, *parts, _digest(identity), about=about)
 
 
@@ -251,12 +254,6 @@ def _ends(file: Path) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _from_memo(found: dict[str, Any]) -> Source:
-    for part in ("train", "validation"):
-        found[part] = Part(tuple(found[part]["files"]), Rules(**found[part]["rules"]))
-    return Source(**found)
 
 
 # -- reading them -----------------------------------------------------------------------------------------------------
@@ -310,15 +307,16 @@ def _columns(source: Source, file: str) -> Iterator[Any]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is raised, too
     datasets.disable_progress_bars()
     datasets.config.STREAMING_READ_MAX_RETRIES = 3  # `_pieces` does the waiting
+    exactly = file if file.startswith("hf://") else glob.escape(file)
     form, name, options = source.format, source.text_field, {}
     if form in ("json", "text"):
         sample_by = "line" if form == "json" else source.sample_by
         form, name, options = "text", "text", {"sample_by": sample_by, "encoding_errors": "adafrugal_invalid"}
     elif form == "parquet":
-        found = datasets.load_dataset(form, data_files=[file], split="train", streaming=True).column_names
+        found = datasets.load_dataset(form, data_files=[exactly], split="train", streaming=True).column_names
         _refuse_missing(name, found, source)
         options = {"columns": [name], "batch_size": PIECES}
-    rows = datasets.load_dataset(form, data_files=[file], split="train", streaming=True, **options)
+    rows = datasets.load_dataset(form, data_files=[exactly], split="train", streaming=True, **options)
     for table in rows.with_format("arrow").iter(batch_size=4 * PIECES):
         _refuse_missing(name, table.column_names, source)
         yield table.column(name)

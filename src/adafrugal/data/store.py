@@ -62,11 +62,12 @@ class StoredPart:
 
     Args:
         directory: of the part; made when it is first written to.
-        limit: bytes after which no shard is added; None for no limit.
+        limit: bytes after which no window is added; None for no limit.
+        window: shards in one, so that a limit never changes the rows that are permuted together.
     """
 
-    def __init__(self, directory: Path, limit: int | None = None) -> None:
-        self.directory, self._limit = directory, limit
+    def __init__(self, directory: Path, limit: int | None = None, window: int = 1) -> None:
+        self.directory, self._limit, self._window = directory, limit, window
         self.entries: list[Entry] = []
         self.ended = self.full = False
         self._read_up_to = self._size = 0  # bytes: of the index, of the shards
@@ -90,9 +91,10 @@ class StoredPart:
                 whole, newline, _torn = file.read().rpartition(b"\n")
             for line in whole.splitlines():
                 if not self.full:
-                    self.entries.append(Entry(**json.loads(line)))
+                    self.entries.append(_entry(line, index))
                     self._size += self.entries[-1].size
-                    self.full = self._limit is not None and self._size >= self._limit
+                    is_whole = len(self.entries) % self._window == 0
+                    self.full = is_whole and self._limit is not None and self._size >= self._limit
             self._read_up_to += len(whole) + len(newline)
         self.ended = ended and not self.full
 
@@ -196,6 +198,15 @@ class StoredPart:
         if index.exists():
             with _on_disk(self.directory):
                 os.truncate(index, self._read_up_to)
+
+
+def _entry(line: bytes, index: Path) -> Entry:
+    try:
+        return Entry(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise SettingError(
+            f"{index} is damaged; remove {index.parent.parent}, and the same command prepares it again"
+        ) from error
 
 
 def rows(part: StoredPart, layout: Layout, window: int) -> int:

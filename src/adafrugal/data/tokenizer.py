@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from adafrugal.config import SettingError
+
+LONGEST = 250_000  # characters that SentencePiece is trained on in one piece
 
 
 class Tokenizer(ABC):
@@ -129,6 +132,7 @@ class PretrainedTokenizer(Tokenizer):
         self._model.encode_special_tokens = True
         ids = self._model.get_vocab(with_added_tokens=True).values()
         self.size, self.end, self.pad = max(*ids, end, pad) + 1, end, pad
+        self._inside = _inside([self._model.id_to_token(number) or "" for number in (end, pad)])
         self.serialized = json.dumps([described, end, pad]).encode()
 
     @classmethod
@@ -157,7 +161,17 @@ class PretrainedTokenizer(Tokenizer):
         if end is None:
             raise SettingError(f"data.tokenizer.name is {name}, which has no token that could close a document")
         pad = end if found.pad_token_id is None else found.pad_token_id
-        return cls(_without_specials(json.loads(found.backend_tokenizer.to_str()), (end, pad)), end, pad)
+        made = cls(_without_specials(json.loads(found.backend_tokenizer.to_str()), (end, pad)), end, pad)
+        made._refuse_other_numbers(name, found.get_added_vocab())
+        return made
+
+    def _refuse_other_numbers(self, name: str, added: dict[str, int]) -> None:
+        for token in self._model.get_added_tokens_decoder().values():
+            if self._model.token_to_id(token.content) != added.get(token.content):
+                raise SettingError(
+                    f"data.tokenizer.name is {name}, whose token {token.content!r} cannot be kept; allowed: tokenizers "
+                    "whose added tokens are all special, or data.tokenizer.kind=train"
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids."""
@@ -169,11 +183,25 @@ class PretrainedTokenizer(Tokenizer):
         (directory / "tokenizer.yaml").write_text(f"end: {self.end}\npad: {self.pad}\n")
 
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
-        return (found.ids for found in self._model.encode_batch_fast(list(documents), add_special_tokens=False))
+        found = self._model.encode_batch_fast(list(documents), add_special_tokens=False)
+        for text, one in zip(documents, found, strict=True):
+            parts = self._inside.split(text)
+            if len(parts) == 1:
+                yield one.ids
+            else:
+                yield [i for part in parts for i in self._model.encode(part, add_special_tokens=False).ids]
 
     def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
-        for found in self._model.encode_batch(list(documents), add_special_tokens=False):
-            yield found.ids, [end for _, end in found.offsets]
+        for text in documents:
+            ids: list[int] = []
+            ends: list[int] = []
+            before = 0
+            for part in self._inside.split(text):
+                found = self._model.encode(part, add_special_tokens=False)
+                ids += found.ids
+                ends += [before + end for _, end in found.offsets]
+                before += len(part)
+            yield ids, ends
 
 
 def load(directory: Path) -> Tokenizer:
@@ -199,7 +227,7 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(documents),
+            sentence_iterator=(text[i : i + LONGEST] for text in documents for i in range(0, len(text), LONGEST)),
             model_writer=model,
             vocab_size=size,
             model_type=model_type,
@@ -207,7 +235,7 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            max_sentence_length=1_000_000,
+            max_sentence_length=4 * LONGEST,
             num_threads=1,  # the same model everywhere
             pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
             minloglevel=2,
@@ -232,12 +260,22 @@ def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
     return np.diff(reached, prepend=0)
 
 
-def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
-    """A tokenizer's JSON in which no text can be cut into a special token.
+def _inside(names: Sequence[str]) -> re.Pattern[str]:
+    """What splits a text within each of some names, after their first characters, so that none is left whole.
 
-    T5's sentinels and `</s>` are pieces of its unigram model, which finds them in text whatever is said of special
-    tokens. Pieces at the end of the vocabulary go (its size is then that of the ids which can occur), others get a
-    name with a space, which no text has once spaces are marked. `kept` ids stay in any case.
+    Names that begin with a space were given by `_without_specials`, and no text has them.
+    """
+    wanted = [name for name in names if len(name) > 1 and not name.startswith(" ")]
+    places = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in wanted]
+    return re.compile("|".join(places) or r"(?!)")
+
+
+def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
+    """A tokenizer's JSON without what is added at the ends of a text, and without T5's sentinels.
+
+    They are pieces of its unigram model, which finds them in text whatever is said of special tokens. Such pieces at
+    the end of the vocabulary go (its size is then that of the ids which can occur), others get a name with a space,
+    which no text has once spaces are marked. `kept` ids stay in any case.
     """
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     model = described["model"]
@@ -249,7 +287,7 @@ def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
         for number in special:
             if number < len(pieces) and number != unknown:
                 pieces[number][0] = f" {pieces[number][0]} "
-    described["added_tokens"] = [token for token in described["added_tokens"] if not token["special"]]
+        described["added_tokens"] = [token for token in described["added_tokens"] if not token["special"]]
     described["post_processor"] = None
     described["truncation"] = described["padding"] = None
     return json.dumps(described, ensure_ascii=False, sort_keys=True)

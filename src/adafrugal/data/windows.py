@@ -13,6 +13,7 @@ from adafrugal.data.preparation import Plan, Preparation
 from adafrugal.data.rows import Window
 from adafrugal.data.shards import Shard
 from adafrugal.data.sources import Position
+from adafrugal.data.store import Entry
 
 
 class Windows(Protocol):
@@ -33,6 +34,9 @@ class Windows(Protocol):
     def why_short(self) -> str:
         """Why there is no more text, for a message."""
 
+    def entries(self) -> list[Entry]:
+        """How much there is in each shard so far."""
+
     def close(self) -> None:
         """End what works in the background."""
 
@@ -51,6 +55,7 @@ class StoredWindows:
         self._part, validation = plan.parts()
         self._preparation: Preparation | None = None
         self._total: int | None = None
+        self._begins: tuple[int, dict[str, Any]] | None = None  # a turn and where it begins
         self._closed = False
         if not (plan.can_evaluate(validation) and plan.has_enough(self._part)):
             self._preparation = Preparation(plan, Position(), say)
@@ -77,8 +82,6 @@ class StoredWindows:
         """The rows of an epoch, once the store is complete."""
         if not self._part.is_complete:
             self._part.refresh()
-            if self._preparation is not None and not self._part.is_complete:
-                self._preparation.check()
         if self._total is None and self._part.is_complete:
             self._total = sum(self._plan.layout.count(e.documents, e.tokens) for e in self._part.entries)
         return self._total
@@ -88,8 +91,18 @@ class StoredWindows:
         return "data.store_limit_gib is reached" if self._part.full else "the text has no more"
 
     def state(self, turn: int) -> dict[str, Any]:
-        """Nothing: a store is entered at any place."""
-        return {}
+        """Where a turn's text begins: a store is entered at any place, but a stream may go on from it."""
+        if self._begins is None or self._begins[0] != turn:
+            span = self._span(turn)
+            entries = self._part.entries[: span.start if span else 0]
+            begin = entries[-1].after if entries else [0, 0]
+            rows = sum(self._plan.layout.count(entry.documents, entry.tokens) for entry in entries)
+            self._begins = (turn, {"begin": begin, "rows_of_epoch": rows})
+        return self._begins[1] | {"total": self.total()}
+
+    def entries(self) -> list[Entry]:
+        """The shards that there are."""
+        return self._part.entries
 
     def close(self) -> None:
         """End the preparation."""
@@ -102,14 +115,14 @@ class StoredWindows:
         window, entries = self._plan.window, len(self._part.entries)
         if self._part.is_complete:
             count = -(-entries // window)
-            if self._repeat and self._part.full:
+            if turn >= count and self._repeat and self._part.full:
                 raise SettingError(
                     "data.store_limit_gib is reached, so that data.repeat would repeat a part of the text; allowed: "
                     "a higher limit or null, or data.repeat=false"
                 )
             if turn >= count and not (self._repeat and count):
                 return None
-            turn %= count
+            turn %= max(1, count)
         return range(turn * window, min((turn + 1) * window, entries))
 
     def _is_ready(self, turn: int) -> bool:
@@ -151,6 +164,7 @@ class StreamedWindows:
         self._counted = {self._turn + 1: self._of_epoch}  # turn -> the rows of its epoch before it
         self._total: int | None = state.get("total")
         self._windows: dict[int, Window] = {}
+        self._received: list[Entry] = []  # by this process
         self._closed = self._ended = False
         self._preparation = Preparation(plan, self._begins[self._turn + 1], say)
         self.validation = plan.parts()[1]
@@ -183,11 +197,14 @@ class StreamedWindows:
         """Where a turn's text begins."""
         begin = self._begins[turn]
         return {
-            "turn": turn,
             "begin": [begin.file, begin.piece],
             "rows_of_epoch": self._counted[turn],
             "total": self._total,
         }
+
+    def entries(self) -> list[Entry]:
+        """The shards that were received."""
+        return self._received
 
     def close(self) -> None:
         """End the preparation."""
@@ -205,6 +222,10 @@ class StreamedWindows:
         self._turn += 1
         window = Window(shards, self._plan.layout)
         self._windows[self._turn] = window
+        self._received += [
+            Entry(len(s.ends), len(s.tokens), s.text_bytes, 0, s.skipped, {}, [s.after.file, s.after.piece])
+            for s in shards
+        ]
         self._of_epoch += window.rows
         self._begins[self._turn + 1] = shards[-1].after
         self._counted[self._turn + 1] = self._of_epoch
@@ -217,6 +238,8 @@ class StreamedWindows:
         self._of_epoch, self._ended = 0, False
         self._begins[self._turn + 1], self._counted[self._turn + 1] = Position(), 0
         self._preparation = Preparation(self._plan, Position(), self._say)
+        if self._closed:  # meanwhile
+            self._preparation.close()
 
     def _shards(self) -> list[Shard]:
         """The shards of the next window: as many as it has, fewer at the end, none after it."""

@@ -105,7 +105,7 @@ class Loop:
             with self.clock("forward"):
                 nats = self.task.nats(batch)
             with self.clock("backward"):
-                (nats / targets).backward()
+                (nats / max(1, targets)).backward()
             self._nats += nats.detach()
         with self.clock("optimizer"):
             if self.settings.trainer.clip_norm is not None:
@@ -209,7 +209,7 @@ class Loop:
         self._fold()
         evaluations = [line for line in self.record.metrics() if "validation_loss" in line]
         found = self.account.summary(self.optimizer, self.task.model, evaluations, self.task.yardstick())
-        here = {"device": self.place.device.type, "precision": self.place.precision}
+        here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
         return found | {"epochs": self.task.epochs(self.account.step)} | here
 
 

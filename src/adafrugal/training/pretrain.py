@@ -84,7 +84,7 @@ class Pretrain:
         return {
             "validation_loss": loss,
             "validation_perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "validation_bits_per_byte": nats / math.log(2) / held_out.text_bytes,
+            "validation_bits_per_byte": nats / math.log(2) / max(1, held_out.text_bytes),
         }
 
     def yardstick(self) -> dict[str, float]:
