@@ -130,7 +130,7 @@ def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(
         ("data.text_field=content", "data.text_field is content, which"),
         ("data.subset=fr", "data.subset is fr"),
         ("data.tokenizer.vocabulary_size=513", "data.tokenizer.vocabulary_size is 513; allowed: 300 to"),
-        ("data.tokenizer.kind=pretrained", "data.tokenizer.name is None; allowed: a hub repository or a directory"),
+        ("data.tokenizer.kind=pretrained", "data.tokenizer.name is null; allowed: a hub repository or a directory"),
         ("data.rows=documents", "did you mean document?"),
     ],
 )

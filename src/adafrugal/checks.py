@@ -173,7 +173,12 @@ def _control(given: Any, steps: int, kinds: Mapping[str, type[controls.Control]]
 
 def _need(held: bool, name: str, given: Any, allowed: str) -> None:
     if not held:
-        raise SettingError(f"{name} is {given}; allowed: {allowed}")
+        written = {None: "null", True: "true", False: "false"}.get(given, given) if _is_plain(given) else given
+        raise SettingError(f"{name} is {written}; allowed: {allowed}")
+
+
+def _is_plain(given: Any) -> bool:
+    return given is None or isinstance(given, bool)
 
 
 def _one_of(name: str, given: Any, allowed: Iterable[str]) -> None:

@@ -156,7 +156,7 @@ def test_a_corpus_smaller_than_one_batch_is_one_line(corpus, tmp_path):
 
 def test_an_empty_file_is_one_line(corpus, tmp_path):
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(SettingError, match=r"data.source is .*empty.txt, which has no text to train a tokenizer on"):
+    with pytest.raises(SettingError, match=r"data.source is .*empty.txt, which has no text that could be read: "):
         corpus(f"data.source={tmp_path}/empty.txt", data="text")
 
 

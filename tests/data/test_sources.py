@@ -69,6 +69,7 @@ def test_documents_can_be_held_out_although_there_is_a_validation_split(resolve)
         ({"split": "training"}, r"data.split is training, which .* does not have; allowed: train, validation"),
         ({"validation_split": "test"}, r"data.validation_split is test, which .*; allowed: train, validation"),
         ({"subset": "fr"}, r"data.subset is fr: .*'fr' not found. Available: \['en'\]"),
+        ({"source": "corpus/typo.txt", "subset": None}, r"data.source is corpus/typo.txt, and there is no such file"),
         ({"source": "/nowhere/c4"}, r"data.source is /nowhere/c4, and there is no such file or directory; allowed:"),
         ({"source": "corpus/*.txt", "subset": None}, r"data.source is corpus/\*.txt, which no file matches; write it"),
         ({"source": "corpus/*.txt"}, r"data.subset is en, and data.source is corpus/\*.txt: files have none"),

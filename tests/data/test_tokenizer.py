@@ -52,7 +52,7 @@ def test_the_same_text_gives_the_same_model():
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_one_line_with_the_limit():
-    with pytest.raises(SettingError, match=r"data.tokenizer.vocabulary_size is 5000.*cannot fill.*<= \d+"):
+    with pytest.raises(SettingError, match=r"vocabulary_size is 5000, which .* cannot fill; allowed: up to \d+ "):
         tokenizer.train(TEXT, 5000, "bpe")
 
 
@@ -172,6 +172,11 @@ def test_words_that_are_special_are_only_text_where_spaces_divide_words(tmp_path
     assert ids.tolist() == found.encode(["a [SEP] b [PAD]"])[0].tolist()
     assert not {0, 1} & set(ids[:-1].tolist()) and ids[-1] == found.end == 1
     assert counts.sum() == len("a [SEP] b [PAD]")
+
+
+def test_a_vocabulary_that_is_too_small_for_the_characters_says_how_many_there_are():
+    with pytest.raises(SettingError, match=r"is 300, and the text has more characters than that; allowed: \d+ or more"):
+        tokenizer.train(["".join(map(chr, range(0x4E00, 0x4F00))) * 20], 300, "bpe")
 
 
 def test_a_document_longer_than_sentencepiece_takes_trains_all_the_same():

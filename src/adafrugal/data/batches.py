@@ -259,7 +259,8 @@ def validation(shards: Sequence[Shard], layout: Layout, tokens: int, batch_size:
     if not window.rows:
         raise SettingError(
             f"the validation part of the text has not one row of trainer.sequence_length ({layout.length}) tokens; "
-            "shorten the sequence, set data.validation_split, or raise data.held_out"
+            "shorten the sequence, set data.validation_split, or raise data.held_out (and where the text is a few long "
+            "documents, see data.sample_by)"
         )
     wanted = min(window.rows, max(1, window.rows * tokens // there))
     rows = [window.row(i * window.rows // wanted) for i in range(wanted)]

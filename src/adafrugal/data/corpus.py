@@ -238,8 +238,6 @@ def _tokenizer(
         if isinstance(settings.data, CorpusSettings):
             say(f"training a tokenizer of {size:,} pieces on {source.name}, once → {place}")
         documents = list(sources.sample(source, wanted.sample_bytes))  # SentencePiece would hide what reading raises
-        if not documents:
-            raise SettingError(f"data.source is {source.name}, which has no text to train a tokenizer on")
         trained = tokenizer.train(documents, size, wanted.model_type, wanted.byte_fallback)
         with whole.made(place) as scratch:
             trained.save(scratch)

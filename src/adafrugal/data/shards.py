@@ -183,17 +183,26 @@ class Cutting:
     def in_order(
         self, bundles: Iterable[Bundle], rules: documents.Rules, count_bytes: bool
     ) -> Iterator[tuple[Cut, Position]]:
-        """The bundles cut, in their order; never more of them in memory than keep the processes busy."""
+        """The bundles cut, in their order; never more of them in memory than keep the processes busy.
+
+        Where reading fails, what was read before comes first.
+        """
         waiting: deque[tuple[Future[Cut], Position]] = deque()
-        for bundle in bundles:
-            waiting.append((self._pool.submit(_cut, bundle.pieces, rules, count_bytes), bundle.after))
-            if len(waiting) > self._ahead:
-                future, after = waiting.popleft()
-                yield future.result(), after
-            self._look()
+        failure: SettingError | None = None
+        try:
+            for bundle in bundles:
+                waiting.append((self._pool.submit(_cut, bundle.pieces, rules, count_bytes), bundle.after))
+                if len(waiting) > self._ahead:
+                    future, after = waiting.popleft()
+                    yield future.result(), after
+                self._look()
+        except SettingError as error:
+            failure = error
         for future, after in waiting:
             yield future.result(), after
             self._look()
+        if failure is not None:
+            raise failure
 
 
 class _Here(Executor):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,7 +111,8 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
     if Path(named).is_dir():
         with faults.of_hub("data.source", named):
             return _source(data, *_of_layout(data))
-    if named.startswith((".", "/", "~")) or named.count("/") != 1:
+    is_file = _format(named) is not None or Path(named).suffix in COMPRESSIONS
+    if named.startswith((".", "/", "~")) or named.count("/") != 1 or is_file:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
@@ -144,7 +146,7 @@ def sample(source: Source, size: int) -> Iterator[str]:
     Raises:
         SettingError: a file cannot be read, or has no such text field.
     """
-    part = source.train
+    part, skipped = source.train, Counter[str]()
     if source.text_bytes is not None:
         every = max(1, -(-source.text_bytes // size))
         texts = (text for bundle in read(source, part, Position()) for text in select(bundle.pieces, part.rules).texts)
@@ -156,12 +158,16 @@ def sample(source: Source, size: int) -> Iterator[str]:
         for bundle in _bundles(source, part.files[number], number, 0):
             found = select(bundle.pieces, part.rules)
             found_any = found_any or bool(found.texts)
+            skipped.update(found.skipped)
             if found.fields and not found_any:
                 _refuse_missing(source.text_field, found.fields, source)
             yield from found.texts
             taken += sum(len(text.encode()) for text in found.texts)
             if taken >= size // count:
                 break
+    if not found_any:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common()) or "it is empty"
+        raise SettingError(f"data.source is {source.name}, which has no text that could be read: {reasons}")
 
 
 # -- which files ------------------------------------------------------------------------------------------------------

@@ -241,12 +241,20 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise SettingError(
-            f"data.tokenizer.vocabulary_size is {size}, which this text cannot fill: {reason}; "
-            "a larger data.tokenizer.sample_bytes may help where the text is long"
-        ) from error
+        raise SettingError(f"data.tokenizer.vocabulary_size is {size}, {_why_not(str(error))}") from error
     return SentencePieceTokenizer(model.getvalue())
+
+
+def _why_not(reason: str) -> str:
+    """What SentencePiece says of a vocabulary that is too large or too small, in terms of the settings."""
+    if most := re.search(r"value <= (\d+)", reason):
+        return (
+            f"which this text cannot fill; allowed: up to {most[1]} (300 or more are needed: for less, the text is too "
+            "short to train a tokenizer on), or a larger data.tokenizer.sample_bytes where there is more text"
+        )
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+        return f"and the text has more characters than that; allowed: {least[1]} or more"
+    return f"and SentencePiece refuses it: {' '.join(reason.split())}"
 
 
 def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
