@@ -30,7 +30,13 @@ VERSION = 1  # of the rules on this page; part of the cache's key
 
 @dataclass(frozen=True)
 class Exported:
-    """The corpus as files: `train.jsonl` and `validation.jsonl` in `directory`, a line of JSON for each document."""
+    """The corpus as files, a line of JSON for each document.
+
+    Args:
+        directory: of embedded-train.jsonl and embedded-validation.jsonl.
+        fingerprint: of all documents.
+        train_bytes: of the training part.
+    """
 
     directory: Path
     fingerprint: str
@@ -75,7 +81,7 @@ def _write(place: Path) -> None:
     corpus = read()
     for part, documents in (("train", corpus.train), ("validation", corpus.validation)):
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
-        (place / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (place / f"embedded-{part}.jsonl").write_text("".join(lines), encoding="utf-8")
     about = {"text": corpus.fingerprint, "train_bytes": sum(len(text.encode()) for text in corpus.train)}
     (place / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 

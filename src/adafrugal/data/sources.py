@@ -98,7 +98,8 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
     if not isinstance(data, CorpusSettings):
         found = embedded.export(cache_root, say)
         rules = Rules(json_lines=True, text_field="text", normalization=data.tokenizer.normalization)
-        train, validation = (Part((str(found.directory / f"{part}.jsonl"),), rules) for part in ("train", "validation"))
+        files = (str(found.directory / f"embedded-{part}.jsonl") for part in ("train", "validation"))
+        train, validation = (Part((file,), rules) for file in files)
         fingerprint, form = found.fingerprint, data.tokenizer.normalization
         if form != "none":
             fingerprint = _digest([fingerprint, form])

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,7 @@ class StoredPart:
         self.ended = self.full = False
         self._read_up_to = self._size = 0  # bytes: of the index, of the shards
         self._verified: set[int] = set()
+        self._refreshing = threading.Lock()  # batches are made in a thread of their own
         self.refresh()
 
     @property
@@ -81,8 +83,11 @@ class StoredPart:
 
     def refresh(self) -> None:
         """Read what was added to the index since the last time."""
-        if self.is_complete:
-            return
+        with self._refreshing:
+            if not self.is_complete:
+                self._read_on()
+
+    def _read_on(self) -> None:
         ended = (self.directory / "ended").exists()  # asked before the index is read: it is written after it
         index = self.directory / "index.jsonl"
         if index.exists():
