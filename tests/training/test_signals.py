@@ -1,8 +1,12 @@
+import contextlib
 import os
 import signal
 
 import pytest
 
+from adafrugal.tracking.record import Record
+from adafrugal.training import session
+from adafrugal.training.identity import identify
 from adafrugal.training.signals import Stop
 
 
@@ -24,3 +28,29 @@ def test_in_training_the_first_signal_asks_and_the_second_insists(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(settings, monkeypatch):
+    """What was imported by half fails later, with an error of its own."""
+
+    def set_up(self, display, ends):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise ImportError("half imported")
+
+    monkeypatch.setattr(session.Session, "_set_up", set_up)
+    chosen, choices = settings()
+    with pytest.raises(KeyboardInterrupt):
+        session.run(chosen, choices)
+    assert Record(identify(chosen, choices).directory).status == "interrupted"
+
+
+def test_an_error_without_an_interruption_is_a_failure(settings, monkeypatch):
+    def set_up(self, display, ends):
+        raise ImportError("missing")
+
+    monkeypatch.setattr(session.Session, "_set_up", set_up)
+    chosen, choices = settings()
+    with pytest.raises(ImportError):
+        session.run(chosen, choices)
+    assert Record(identify(chosen, choices).directory).status == "failed"

@@ -39,7 +39,12 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, Outcome
     if record.status == "finished":
         return record, "finished before"
     with Stop() as stop:  # from here on, since an interruption in the middle of somebody's import can get lost
-        return record, Session(settings, identity, record, stop).make()
+        try:
+            return record, Session(settings, identity, record, stop).make()
+        except Exception as error:
+            if stop.was_lost:  # and what was imported by half has failed since
+                raise KeyboardInterrupt from error
+            raise
 
 
 class Session:
@@ -102,6 +107,9 @@ class Session:
             self.record.set_status("interrupted")
             raise
         except Exception as error:
+            if self.stop.was_lost:
+                self.record.set_status("interrupted")
+                raise
             self.record.set_status("failed", reason=f"{type(error).__name__}: {error}")
             raise
         outcome: Outcome = "finished" if finished else "interrupted"

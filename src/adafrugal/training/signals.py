@@ -20,6 +20,11 @@ class Stop:
         self.requested = False
         self.training = False
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether somebody asked before the training, and the KeyboardInterrupt did not end the process."""
+        return self.requested and not self.training
+
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._ask) for number in ASKED_BY}
         return self
