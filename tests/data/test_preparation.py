@@ -1,7 +1,10 @@
 """The process that prepares: what it leaves, what it says when it fails, and how it ends."""
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -104,31 +107,32 @@ def test_closing_ends_it_soon_with_its_workers(plan, begin):
 
 
 def test_it_ends_with_the_process_that_began_it(plan, tmp_path):
-    import pickle
-    import subprocess
-    import sys
-
-    (tmp_path / "plan").write_bytes(pickle.dumps(plan(streamed=True)))
-    code = f"""
-import os, pickle, time
+    wanted = plan()
+    (tmp_path / "plan").write_bytes(pickle.dumps(wanted))
+    (tmp_path / "script.py").write_text(f"""
+import pickle, time
 from pathlib import Path
 from adafrugal.data.preparation import Preparation
 from adafrugal.data.sources import Position
-if __name__ == "__main__":
-    preparation = Preparation(pickle.loads(Path({str(tmp_path / "plan")!r}).read_bytes()), Position(), str)
-    print(preparation._process.pid, flush=True)
-    time.sleep(60)
-"""
-    (tmp_path / "script.py").write_text(code)
-    with subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, text=True) as parent:
-        child = int(parent.stdout.readline())
-        time.sleep(1)
-        assert _is_alive(child)
-        parent.kill()
-    deadline = time.monotonic() + 10
-    while _is_alive(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _is_alive(child)
+preparation = Preparation(pickle.loads(Path({str(tmp_path / "plan")!r}).read_bytes()), Position(), str)
+print(preparation._process.pid, flush=True)
+time.sleep(60)
+""")
+    train, _ = wanted.parts()
+    with train.alone() as alone:  # so that it waits, and would for ever
+        assert alone
+        with subprocess.Popen([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True) as parent:
+            child = int(parent.stdout.readline())
+            _, validation = wanted.parts()
+            deadline = time.monotonic() + 30
+            while not wanted.can_evaluate(validation) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert _is_alive(child)
+            parent.kill()
+        deadline = time.monotonic() + 10
+        while _is_alive(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _is_alive(child)
 
 
 def test_validation_shards_say_what_their_tokens_stand_for(plan, begin):
