@@ -30,6 +30,15 @@ def test_in_training_the_first_signal_asks_and_the_second_insists(number):
     assert signal.getsignal(number) is before
 
 
+def status_after(set_up, raised, settings, monkeypatch):
+    """What a record says of a run that is set up so, and ends with that exception."""
+    monkeypatch.setattr(session.Session, "_set_up", set_up)
+    chosen, choices = settings()
+    with pytest.raises(raised):
+        session.run(chosen, choices)
+    return Record(identify(chosen, choices).directory).status
+
+
 def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(settings, monkeypatch):
     """What was imported by half fails later, with an error of its own."""
 
@@ -38,19 +47,11 @@ def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(settings, 
             os.kill(os.getpid(), signal.SIGINT)
         raise ImportError("half imported")
 
-    monkeypatch.setattr(session.Session, "_set_up", set_up)
-    chosen, choices = settings()
-    with pytest.raises(KeyboardInterrupt):
-        session.run(chosen, choices)
-    assert Record(identify(chosen, choices).directory).status == "interrupted"
+    assert status_after(set_up, KeyboardInterrupt, settings, monkeypatch) == "interrupted"
 
 
 def test_an_error_without_an_interruption_is_a_failure(settings, monkeypatch):
     def set_up(self, display, ends):
         raise ImportError("missing")
 
-    monkeypatch.setattr(session.Session, "_set_up", set_up)
-    chosen, choices = settings()
-    with pytest.raises(ImportError):
-        session.run(chosen, choices)
-    assert Record(identify(chosen, choices).directory).status == "failed"
+    assert status_after(set_up, ImportError, settings, monkeypatch) == "failed"

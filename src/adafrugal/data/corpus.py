@@ -89,12 +89,10 @@ def prepare(tokens: Tokens, say: Callable[[str], None]) -> None:
     Raises:
         SettingError: a missing or broken input.
     """
+    if _is_there(tokens, say):
+        return
     plan = tokens.plan
     train, held_out = plan.parts()
-    if plan.has_enough(train) and plan.can_evaluate(held_out):
-        return
-    say(f"preparing tokens of {tokens.source.name} → {plan.directory}")
-    _describe(tokens)
     preparation = Preparation(plan, Position(), say)
     try:
         preparation.wait(
@@ -123,10 +121,7 @@ class Corpus:
         plan, layout = tokens.plan, tokens.layout
         if state:
             _refuse_other_data(state["fingerprint"], tokens.fingerprint)
-        train, held_out = plan.parts()
-        if not (plan.has_enough(train) and plan.can_evaluate(held_out)):
-            say(f"preparing tokens of {tokens.source.name} → {plan.directory}")
-        _describe(tokens)
+        _is_there(tokens, say)
         go_on = (state or {}).get("batches")
         if data.store:
             self._windows = StoredWindows(plan, data.repeat, say)
@@ -196,6 +191,17 @@ def _counts(entries: Sequence[Entry]) -> dict[str, Any]:
         "bytes": sum(entry.text_bytes for entry in entries),
         "skipped": dict(sum((Counter(entry.skipped) for entry in entries), Counter[str]())),
     }
+
+
+def _is_there(tokens: Tokens, say: Callable[[str], None]) -> bool:
+    """Whether all that the plan needs is prepared; if not, it is said, and the store is there to be filled."""
+    plan = tokens.plan
+    train, held_out = plan.parts()
+    _describe(tokens)
+    if plan.has_enough(train) and plan.can_evaluate(held_out):
+        return True
+    say(f"preparing tokens of {tokens.source.name} → {plan.directory}")
+    return False
 
 
 def _describe(tokens: Tokens) -> None:

@@ -207,6 +207,7 @@ def _of_hub(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
 def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
     """The loader and the files of each split of a directory or a repository as the hub lays them out."""
     import datasets
+
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(str(data.source), data.subset, revision=data.revision)
