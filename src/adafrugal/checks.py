@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.config import (
     CHOICES,
+    METRICS,
     NORMALIZATIONS,
     POLICIES,
     SCHEMAS,
@@ -27,6 +28,8 @@ from adafrugal.config import (
     TREATMENTS,
     SettingError,
     Settings,
+    density_of_rank,
+    run_steps,
     trained_size,
     with_run_length,
 )
@@ -69,10 +72,19 @@ def check(composed: DictConfig, choices: dict[str, str]) -> Settings:
     except OmegaConfBaseException as error:
         raise SettingError(explain(error)) from error
     settings.arm = settings.arm or choices["optimizer"]
-    for holds in _CHECKS:
-        holds(settings)
+    possible(settings)
     _spell_one_way(settings)
     return settings
+
+
+def possible(settings: Settings) -> None:
+    """Refuse values that are impossible, or do not go together.
+
+    Raises:
+        SettingError: the first of them, in one line.
+    """
+    for holds in _CHECKS:
+        holds(settings)
 
 
 def explain(error: Exception) -> str:
@@ -141,10 +153,13 @@ def _spell_one_way(s: Settings) -> None:
     A plain number means constant, 1 is 1.0 where a share is meant, a subspace with its defaults is its name, and what
     is spelt out although null means it becomes null.
     """
-    steps, tokenizer = s.trainer.steps, s.data.tokenizer
-    given, tokenizer.vocabulary_size = tokenizer.vocabulary_size, None
-    if tokenizer.kind == "train" and given != trained_size(s):
-        tokenizer.vocabulary_size = given
+    steps = run_steps(s)
+    s.trainer.epochs = None if s.trainer.steps is not None else s.trainer.epochs
+    if s.task.kind == "pretrain":
+        tokenizer = s.data.tokenizer
+        given, tokenizer.vocabulary_size = tokenizer.vocabulary_size, None
+        if tokenizer.kind == "train" and given != trained_size(s):
+            tokenizer.vocabulary_size = given
     if s.schedule.warmup == (getattr(s.schedule, "cycle", None) or steps) // 10:
         s.schedule.warmup = None
     if getattr(s.schedule, "cycle", None) == steps:
@@ -153,7 +168,9 @@ def _spell_one_way(s: Settings) -> None:
         return
     o = s.optimizer
     o.state_dtype = None if o.state_dtype == "float32" else o.state_dtype
-    o.density = _control(o.density, steps, controls.DENSITIES, shares=True)
+    for name in ("density", "rank"):
+        if getattr(o, name) is not None:
+            setattr(o, name, _control(getattr(o, name), steps, controls.DENSITIES, shares=True))
     o.interval = _control(o.interval, steps, controls.INTERVALS, shares=False)
     if isinstance(o.subspace, dict):
         kind = o.subspace["kind"]
@@ -197,25 +214,39 @@ def _check_kinds(s: Settings) -> None:
 def _check_run(s: Settings) -> None:
     _need(0 <= s.seed < 2**63, "seed", s.seed, "a whole number from 0 to 2^63 − 1")
     t = s.trainer
-    for name in ("steps", "batch_size", "log_every"):
+    for name in ("batch_size", "log_every"):
         _need(getattr(t, name) >= 1, f"trainer.{name}", getattr(t, name), "1 or more")
+    _check_length(s)
     _need(t.sequence_length >= 2, "trainer.sequence_length", t.sequence_length, "2 or more")
     micro = t.micro_batch_size
     if micro is not None:
         allowed = f"a divisor of trainer.batch_size ({t.batch_size}), such as {_near_divisors(t.batch_size, micro)}"
         _need(micro >= 1 and t.batch_size % micro == 0, "trainer.micro_batch_size", micro, allowed)
     _need(t.clip_norm is None or t.clip_norm > 0, "trainer.clip_norm", t.clip_norm, "above 0, or null for none")
-    _one_of("trainer.precision", t.precision, ("auto", "fp32", "bf16"))
+    _one_of("trainer.precision", t.precision, ("auto", "fp32", "bf16", "fp16"))
     _one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))
-    _need(s.eval.every >= 1, "eval.every", s.eval.every, "1 or more")
-    least = t.sequence_length
-    _need(s.eval.tokens >= least, "eval.tokens", s.eval.tokens, f"one sequence ({least}) or more")
     _need(s.checkpoint.every >= 1, "checkpoint.every", s.checkpoint.every, "1 or more")
     _need(s.checkpoint.keep >= 1, "checkpoint.keep", s.checkpoint.keep, "1 or more")
     if s.tracking.kind == "wandb":
         _one_of("tracking.mode", s.tracking.mode, ("offline", "online"))
     plain = all(c.isalnum() or c in "._-+=" for c in s.arm) and s.arm.strip(".")
     _need(bool(plain), "arm", repr(s.arm), "letters, digits and . _ - + =, since it names the run's directory")
+
+
+def _check_length(s: Settings) -> None:
+    """How long the run is, and how often it evaluates; only labelled examples make epochs that are known."""
+    t, has_epochs = s.trainer, s.task.kind == "finetune"
+    if t.steps is not None:
+        _need(t.steps >= 1, "trainer.steps", t.steps, "1 or more")
+    else:
+        _need(has_epochs, "trainer.steps", None, f"1 or more; task={s.task.kind} has no epochs that are known before")
+        epochs = t.epochs if t.epochs is None or 0 < t.epochs < float("inf") else -t.epochs
+        _need((epochs or 0) > 0, "trainer.epochs", t.epochs, "above 0, since trainer.steps is null")
+    allowed = "1 or more" + (", or null for an epoch" if has_epochs else "")
+    _need((s.eval.every or has_epochs) >= 1, "eval.every", s.eval.every, allowed)
+    if not has_epochs:
+        least = t.sequence_length
+        _need(s.eval.tokens >= least, "eval.tokens", s.eval.tokens, f"one sequence ({least}) or more")
 
 
 def _near_divisors(number: int, given: int) -> str:
@@ -225,7 +256,32 @@ def _near_divisors(number: int, given: int) -> str:
     return ", ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - given))[:5]))
 
 
+def _check_task(s: Settings) -> None:
+    """A task, data and a model that go together."""
+    for group, (kinds, such) in _GO_TOGETHER[s.task.kind].items():
+        kind, task = getattr(s, group).kind, s.task.kind
+        if kind not in kinds:
+            raise SettingError(
+                f"{group} is of kind {kind} and task is {task}; allowed: a {group} file of kind {' or '.join(kinds)}, "
+                f"such as {group}={such}, or another task"
+            )
+
+
 def _check_model(s: Settings) -> None:
+    {"llama": _check_llama, "encoder": _check_encoder}[s.model.kind](s)
+
+
+def _check_encoder(s: Settings) -> None:
+    m = s.model
+    if m.package is not None:
+        allowed = f"what is installed; pip install {m.package.replace('_', '-')}"
+        _need(find_spec(m.package) is not None, "model.package", m.package, allowed)
+        _need(m.name is None, "model.name", m.name, "null, since model.package is given; or model.package=null")
+        return
+    _need(bool(m.name), "model.name", m.name, "a hub repository or a directory, such as FacebookAI/roberta-base")
+
+
+def _check_llama(s: Settings) -> None:
     m = s.model
     for name in ("vocabulary_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         _need(getattr(m, name) >= 1, f"model.{name}", getattr(m, name), "1 or more")
@@ -244,6 +300,30 @@ def _check_model(s: Settings) -> None:
 
 
 def _check_data(s: Settings) -> None:
+    if s.data.kind == "labelled":
+        _check_labelled(s)
+    else:
+        _check_text(s)
+
+
+def _check_labelled(s: Settings) -> None:
+    d = s.data
+    _need(bool(d.source), "data.source", d.source, "a hub repository such as nyu-mll/glue, or a directory like it")
+    _need(len(d.fields) in (1, 2), "data.fields", list(d.fields), "the name of one column, or of the two of a pair")
+    _need(d.classes is None or d.classes >= 2, "data.classes", d.classes, "2 or more, or null where labels are scores")
+    allowed = "one split or more, such as [validation]"
+    _need(bool(d.validation_splits), "data.validation_splits", list(d.validation_splits), allowed)
+    _need(d.split not in d.validation_splits, "data.split", d.split, "a split that is not in data.validation_splits")
+    _need(d.examples is None or d.examples >= 1, "data.examples", d.examples, "1 or more, or null for all")
+    known = METRICS["scores" if d.classes is None else "classes"]
+    _need(bool(d.metrics), "data.metrics", list(d.metrics), f"one or more of {', '.join(known)}")
+    for metric in d.metrics:
+        _one_of("data.metrics", metric, known)
+    if "f1" in d.metrics:
+        _need(d.classes == 2, "data.metrics", list(d.metrics), "f1 with two classes only, of which 1 is the one found")
+
+
+def _check_text(s: Settings) -> None:
     d = s.data
     _one_of("data.rows", d.rows, ("document", "packed"))
     packed = "false, since a row is one document anyway; or data.rows=packed"
@@ -283,13 +363,15 @@ def _check_tokenizer(s: Settings) -> None:
 
 
 def _check_schedule(s: Settings) -> None:
-    steps, schedule = s.trainer.steps, s.schedule
+    run, schedule = run_steps(s), s.schedule
+    steps = run
     if getattr(schedule, "cycle", None) is not None:
         _need(1 <= schedule.cycle <= steps, "schedule.cycle", schedule.cycle, f"1 to trainer.steps ({steps})")
         steps = schedule.cycle
-    warmup, longest = schedule.warmup, "schedule.cycle" if steps != s.trainer.steps else "trainer.steps"
+    warmup, longest = schedule.warmup, "schedule.cycle" if steps != run else "trainer.steps"
     if warmup is not None:
-        _need(0 <= warmup < steps, "schedule.warmup", warmup, f"0 to below {longest} ({steps}), or null for a tenth")
+        allowed = f"0 to below {longest} ({steps}), a share of it below 1, or null for a tenth"
+        _need(0 <= warmup < (1 if isinstance(warmup, float) else steps), "schedule.warmup", warmup, allowed)
     if hasattr(schedule, "floor"):
         _need(0 <= schedule.floor <= 1, "schedule.floor", schedule.floor, "a share of the learning rate, 0 to 1")
 
@@ -311,25 +393,59 @@ def _check_rates(s: Settings) -> None:
     if o.kind == "adamw_8bit":
         _need(o.block_size >= 1, "optimizer.block_size", o.block_size, "1 or more")
         _need(find_spec("torchao") is not None, "optimizer", "adamw_8bit", "what is installed; pip install torchao")
+    if o.kind == "lora":
+        _check_lora(s)
+
+
+def _check_lora(s: Settings) -> None:
+    o = s.optimizer
+    _need(find_spec("peft") is not None, "optimizer", "lora", "what is installed; pip install peft")
+    pretrained = "an optimizer that trains all weights, since these are random; or task=finetune"
+    _need(s.task.kind == "finetune", "optimizer", "lora", pretrained)
+    _need(o.rank >= 1, "optimizer.rank", o.rank, "1 or more")
+    _need(0 < o.alpha < float("inf"), "optimizer.alpha", o.alpha, "above 0")
+    _need(0 <= o.dropout < 1, "optimizer.dropout", o.dropout, "a share from 0 to below 1")
+    _need(bool(o.targets), "optimizer.targets", list(o.targets), "names of modules, such as [query, value]")
 
 
 def _check_frugal(s: Settings) -> None:
     if s.optimizer.kind != "frugal":
         return
-    filled: dict[str, Callable[[Any], controls.Control]] = {"density": controls.density, "interval": controls.interval}
+    filled: dict[str, Callable[[Any], controls.Control]] = {
+        "rank" if s.optimizer.rank is not None else "density": controls.density,
+        "interval": controls.interval,
+    }
+    _check_rank(s)
     for name, build in filled.items():
         given = getattr(s.optimizer, name)
         try:
-            build(with_run_length(given, s.trainer.steps))
+            build(with_run_length(density_of_rank(given, _ANY_SIZE) if name == "rank" else given, run_steps(s)))
         except ValueError as error:
             hint = f"; to choose another kind write optimizer/{name}=…" if " has no " in str(error) else ""
             raise SettingError(f"optimizer.{name}: {error}{hint}") from None
     for name, allowed in CHOICES.items():
         if getattr(s.optimizer, name) not in allowed:
             _one_of(f"optimizer.{name}", getattr(s.optimizer, name), [a or "null" for a in allowed])
-    for name in ("embeddings", "norms", "head"):
-        _one_of(f"optimizer.modules.{name}", getattr(s.optimizer.modules, name), TREATMENTS)
+    modules = s.optimizer.modules
+    for name in ("embeddings", "norms", "head", "unsplit"):
+        _one_of(f"optimizer.modules.{name}", getattr(modules, name), TREATMENTS)
+    some = "names of modules, such as ['*.query', '*.value'], or null for all"
+    _need(modules.split is None or bool(modules.split), "optimizer.modules.split", modules.split, some)
     _check_subspace(s)
+
+
+def _check_rank(s: Settings) -> None:
+    rank, density = s.optimizer.rank, s.optimizer.density
+    if rank is None or density is None:
+        neither = "a share from 0 to 1, or a control such as optimizer/density=linear; or give optimizer.rank"
+        _need(density is not None or rank is not None, "optimizer.density", density, neither)
+        values = [v for k, v in rank.items() if k in ("value", "start", "end")] if isinstance(rank, dict) else [rank]
+        whole = all(isinstance(v, int | float) and 0 <= v <= _ANY_SIZE for v in values) or rank is None
+        _need(whole, "optimizer.rank", rank, "a number of columns, 0 or more, or a control of such numbers")
+        return
+    raise SettingError(
+        f"optimizer.rank is {rank} and optimizer.density is {density}: each says how much is selected; set one to null"
+    )
 
 
 def _check_subspace(s: Settings) -> None:
@@ -344,11 +460,14 @@ def _check_subspace(s: Settings) -> None:
     _one_of(f"optimizer.on_refresh with {kind}", o.on_refresh, POLICIES[kind])
     if kind == "blocks":
         _need(o.stagger == 1, "optimizer.stagger", o.stagger, "1 with blocks, which choose among all matrices at once")
-    longest = int(controls.interval(with_run_length(o.interval, s.trainer.steps)).at(1))
+    by_columns = "null, since whole matrices take turns; or optimizer.subspace=columns"
+    _need(o.rank is None or kind != "blocks", "optimizer.rank with blocks", o.rank, by_columns)
+    longest = int(controls.interval(with_run_length(o.interval, run_steps(s))).at(1))
     _need(1 <= o.stagger <= longest, "optimizer.stagger", o.stagger, f"1 to the interval ({longest})")
-    if kind == "blocks" and o.state_free == "none" and described.get("match", "count") == "count":
+    counted = kind == "blocks" and described.get("match", "count") == "count" and s.model.kind == "llama"
+    if counted and o.state_free == "none":
         by_layer, layers = described.get("unit") == "layer", s.model.num_hidden_layers
-        density = float(controls.density(with_run_length(o.density, s.trainer.steps)).at(0))
+        density = float(controls.density(with_run_length(o.density, run_steps(s))).at(0))
         count = int(density * layers) if by_layer else round(density * 7 * layers)
         blocks = f"{layers} layers" if by_layer else f"{7 * layers} matrices"
         allowed = f"one that selects at least one of the {blocks}, since optimizer.state_free=none trains no other"
@@ -360,4 +479,18 @@ def _check_subspace(s: Settings) -> None:
         raise SettingError("optimizer.modules: with blocks of unit layer nothing outside the layers can be split")
 
 
-_CHECKS = (_check_kinds, _check_run, _check_model, _check_data, _check_schedule, _check_rates, _check_frugal)
+_ANY_SIZE = 1 << 20  # larger than any model's hidden size
+_GO_TOGETHER = {  # task -> group -> the kinds that it takes, and a file of such a kind
+    "pretrain": {"data": (("embedded", "corpus"), "embedded"), "model": (("llama",), "llama_3m")},
+    "finetune": {"data": (("labelled",), "rte"), "model": (("encoder",), "roberta_base")},
+}
+_CHECKS = (
+    _check_kinds,
+    _check_task,
+    _check_run,
+    _check_model,
+    _check_data,
+    _check_schedule,
+    _check_rates,
+    _check_frugal,
+)

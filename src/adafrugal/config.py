@@ -6,6 +6,7 @@ This module and `checks` import neither torch nor anything that does, so that a 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,14 @@ class PretrainSettings:
 
 
 @dataclass
+class FinetuneSettings:
+    """Classes or scores of sentences and pairs, from a pretrained encoder."""
+
+    kind: str = "finetune"
+    lr: float = 1e-4  # of FRUGAL and its relatives on this task: their optimizer.lr refers to it
+
+
+@dataclass
 class LlamaSettings:
     """A LLaMA decoder; the names are transformers', except `vocabulary_size`."""
 
@@ -44,6 +53,16 @@ class LlamaSettings:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     loss_chunk_rows: int | None = None  # rows of logits held at once; null: all of a micro-batch
+
+
+@dataclass
+class EncoderSettings:
+    """A pretrained encoder and its tokenizer, as transformers' Auto classes read them."""
+
+    kind: str = "encoder"
+    name: str | None = None  # hub repository or directory
+    revision: str | None = None  # of a hub repository; null: the newest
+    package: str | None = None  # an installed package whose directory `model` is read instead
 
 
 @dataclass
@@ -91,6 +110,23 @@ class CorpusSettings(EmbeddedSettings):
 
 
 @dataclass
+class LabelledSettings:
+    """Sentences or pairs of them with a class or a score each, in the layout of GLUE."""
+
+    kind: str = "labelled"
+    source: str | None = None  # hub repository, or a directory in its layout
+    subset: str | None = None  # the hub's word for a repository's configuration
+    revision: str | None = None
+    fields: list[str] = field(default_factory=list)  # the columns that are read: one, or the two of a pair
+    label_field: str = "label"
+    classes: int | None = 2  # labels are 0 to classes − 1; null: they are scores, and the loss is the squared error
+    split: str = "train"
+    validation_splits: list[str] = field(default_factory=lambda: ["validation"])  # the first decides what is best
+    metrics: list[str] = field(default_factory=lambda: ["accuracy"])  # the first decides what is best
+    examples: int | None = None  # train on a part, the same for every seed; null: all
+
+
+@dataclass
 class AdamWSettings:
     """torch.optim.AdamW."""
 
@@ -108,6 +144,8 @@ class ModuleSettings:
     embeddings: str = "state_full"
     norms: str = "state_full"
     head: str = "state_full"
+    split: list[str] | None = None  # which Linear in the blocks, as patterns for their names; null: all
+    unsplit: str = "state_free"  # the other Linear in the blocks
 
 
 @dataclass
@@ -116,6 +154,7 @@ class FrugalSettings(AdamWSettings):
 
     kind: str = "frugal"
     density: Any = 0.25
+    rank: Any = None  # instead of the density: a number of columns out of the model's hidden size
     interval: Any = 200
     subspace: Any = "blocks"
     state_full: str = "adamw"
@@ -163,11 +202,22 @@ class AdamW8bitSettings(AdamWSettings):
 
 
 @dataclass
+class LoraSettings(AdamWSettings):
+    """LoRA through peft, where that is installed: AdamW on low-rank adapters and the head, all else frozen."""
+
+    kind: str = "lora"
+    rank: int = 8
+    alpha: float = 8.0  # the adapters' product is scaled by alpha ÷ rank
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=list)  # names of the modules that get adapters
+
+
+@dataclass
 class ConstantSchedule:
     """The full learning rate after the warm-up."""
 
     kind: str = "constant"
-    warmup: int | None = None  # steps; null: a tenth of the run
+    warmup: int | float | None = None  # steps, or a share of the run below 1; null: a tenth of the run
 
 
 @dataclass
@@ -198,7 +248,8 @@ class RestartingSchedule(CosineSchedule):
 class TrainerSettings:
     """The loop."""
 
-    steps: int = 500
+    steps: int | None = 500  # null: as many as `epochs` are
+    epochs: float | None = None  # counts where steps is null
     batch_size: int = 8  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward and backward; null: all of them
     sequence_length: int = 128
@@ -213,8 +264,8 @@ class TrainerSettings:
 class EvalSettings:
     """Validation during and after the run."""
 
-    every: int = 100
-    tokens: int = 16_384
+    every: int | None = 100  # steps; null: an epoch
+    tokens: int = 16_384  # of held-out text; labelled validation sets are read whole
 
 
 @dataclass
@@ -263,10 +314,10 @@ class Settings:
 
 # group -> the dataclasses that a file of conf/<group> can start from, as `schema_<kind>`
 SCHEMAS: dict[str, tuple[type, ...]] = {
-    "task": (PretrainSettings,),
-    "data": (EmbeddedSettings, CorpusSettings),
-    "model": (LlamaSettings,),
-    "optimizer": (AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings),
+    "task": (PretrainSettings, FinetuneSettings),
+    "data": (EmbeddedSettings, CorpusSettings, LabelledSettings),
+    "model": (LlamaSettings, EncoderSettings),
+    "optimizer": (AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings, LoraSettings),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
     "tracking": (LocalTracking, WandbTracking),
 }
@@ -305,6 +356,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
 TOKENIZERS = ("train", "pretrained", "sentencepiece")
 NORMALIZATIONS = ("none", "nfc", "nfkc")
 TREATMENTS = ("state_full", "split", "state_free", "frozen")
+METRICS = {"classes": ("accuracy", "f1", "matthews"), "scores": ("pearson", "spearman")}  # for what labels are
 
 
 def register() -> None:
@@ -318,9 +370,50 @@ def register() -> None:
             store.store(group=group, name=f"schema_{schema.kind}", node=schema)
 
 
+def run_steps(settings: Settings) -> int:
+    """The steps of the run, or more than any run has where only its epochs are known."""
+    return settings.trainer.steps or 1 << 40
+
+
+def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings:
+    """The same settings with what the data and the model decide filled in.
+
+    Where `trainer.steps` is null, `trainer.epochs` counts; where `eval.every` or a loss-aware interval's `every` is,
+    an epoch; where `optimizer.density` is, `optimizer.rank`.
+
+    Args:
+        settings: as they were checked.
+        epoch: its steps; None where a run has no epochs to speak of, and nothing in the settings needs them.
+        hidden_size: of the model.
+
+    Raises:
+        SettingError: a rank above the hidden size.
+    """
+    found = copy.deepcopy(settings)
+    optimizer = found.optimizer
+    if epoch is not None:
+        found.trainer.steps = found.trainer.steps or max(1, round((found.trainer.epochs or 0) * epoch))
+        found.eval.every = found.eval.every or epoch
+        interval = getattr(optimizer, "interval", None)
+        if isinstance(interval, dict) and interval["kind"] == "loss_aware" and interval.get("every") is None:
+            interval["every"] = epoch
+    if isinstance(optimizer, FrugalSettings) and optimizer.rank is not None:
+        density = density_of_rank(optimizer.rank, hidden_size)
+        if max(density.get(key, 0) for key in ("value", "start", "end")) > 1:
+            raise SettingError(f"optimizer.rank is {optimizer.rank}; allowed: up to the hidden size, {hidden_size}")
+        optimizer.density, optimizer.rank = density, None
+    return found
+
+
 def trained_size(settings: Settings) -> int:
     """The number of pieces of a tokenizer that the run trains."""
     return settings.data.tokenizer.vocabulary_size or min(4096, settings.model.vocabulary_size)
+
+
+def density_of_rank(rank: Any, hidden_size: int) -> dict[str, Any]:
+    """The density control that selects as many columns of `hidden_size` as a control of ranks says."""
+    control = dict(rank) if isinstance(rank, dict) else {"kind": "constant", "value": rank}
+    return {key: v / hidden_size if key in ("value", "start", "end") else v for key, v in control.items()}
 
 
 def with_run_length(control: Any, steps: int) -> dict[str, Any]:

@@ -142,14 +142,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
 def test_a_control_can_observe_the_mean_training_loss(loop):
     observing = ["source=training", "every=3", "threshold=0.9", "start=2"]
     built, _ = loop("trainer.log_every=2", "eval.every=100", *(f"optimizer.interval.{o}" for o in observing))
-    losses, nats = [], built.task.nats
+    losses, nats = [], built.task.loss
 
     def watched(batch):
         found = nats(batch)
         losses.append(found.item() / batch.count())
         return found
 
-    built.task.nats = watched
+    built.task.loss = watched
     control = built.optimizer.param_groups[0]["interval"]
     for _ in range(7):
         built.advance()

@@ -120,7 +120,7 @@ class Corpus:
         self.tokens = tokens = locate(settings, say)
         plan, layout = tokens.plan, tokens.layout
         if state:
-            _refuse_other_data(state["fingerprint"], tokens.fingerprint)
+            faults.refuse_other_data(state["fingerprint"], tokens.fingerprint)
         _is_there(tokens, say)
         go_on = (state or {}).get("batches")
         if data.store:
@@ -174,14 +174,6 @@ class Corpus:
         """Of the first window's token frequencies, on the validation rows."""
         train = [shard.tokens for shard in self._batches.first_window().shards]
         return unigram_loss(train, self.tokens.tokenizer.size, self.validation.batches)
-
-
-def _refuse_other_data(before: str, now: str) -> None:
-    if now != before:
-        raise SettingError(
-            f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "
-            "environment.json names (package versions, files, tokenizer), or remove its directory to begin anew"
-        )
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def explain_hub(error: BaseException, setting: str, name: str) -> str | None:
     if status is not None and status >= 500:
         return f"{setting} is {name}, and the hub has an error of its own ({status}): try again later, {local}"
     if "RevisionNotFoundError" in kinds:
-        return f"{setting} is {name}, which has no such data.revision; allowed: a branch, a tag or a commit's sha"
+        revision = setting.rpartition(".")[0] + ".revision"
+        return f"{setting} is {name}, which has no such {revision}; allowed: a branch, a tag or a commit's sha"
     if status in (401, 403, 404) or kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         return (
             f"{setting} is {name}, which the hub does not have or does not show: check the name, "
@@ -77,6 +78,19 @@ def explain_file(error: BaseException, file: str, documents: int) -> str:
     if _is_connection(error):
         return f"{where}: {reason}; {goes_on}"
     return f"{where}: {type(error).__name__}: {reason}; mend or replace the file"
+
+
+def refuse_other_data(before: str, now: str) -> None:
+    """Insist that a run goes on with the data it began with.
+
+    Raises:
+        SettingError: the fingerprints differ.
+    """
+    if now != before:
+        raise SettingError(
+            f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "
+            "environment.json names (package versions, files, tokenizer), or remove its directory to begin anew"
+        )
 
 
 def may_pass(error: BaseException) -> bool:

@@ -347,5 +347,3 @@ def _values(column: Any) -> list[Any]:
 
 def _decoded(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode(errors="adafrugal_invalid")
-
-

@@ -32,7 +32,8 @@ class Rule:
         types: of the module that owns the tensor: classes, or patterns for names of classes (`"*Norm"` also finds
             transformers' `LlamaRMSNorm`, which descends from no class of torch's).
         path: a pattern for the module's path, part by part between the dots: `*` stands for one part or, at the
-            beginning, for any number; in a part, `*` and `?` are as in file names. `*.attention.self.query`.
+            beginning, for any number; in a part, `*` and `?` are as in file names; `|` stands between alternatives:
+            `*.query|*.q`.
         in_blocks: whether the module is in a transformer block, that is in a member of a `nn.ModuleList`.
         tensors: "matrices" (two dimensions or more), "vectors" (fewer) or "all".
         decayed: whether weight decay applies; None: to matrices, not to vectors.
@@ -64,7 +65,7 @@ class Rule:
             any(_is_a(found.module, kind) for kind in self.types)
             and self.in_blocks in (None, found.layer is not None)
             and self.tensors in ("all", "matrices" if found.param.ndim > 1 else "vectors")
-            and _matches(found.path, self.path)
+            and any(_matches(found.path, pattern) for pattern in self.path.split("|"))
         )
 
     def decays(self, param: Tensor) -> bool:
@@ -88,18 +89,33 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def default_rules(
-    *, embeddings: Treatment = "state_full", norms: Treatment = "state_full", head: Treatment = "state_full"
+    *,
+    embeddings: Treatment = "state_full",
+    norms: Treatment = "state_full",
+    head: Treatment = "state_full",
+    split: Sequence[str] | None = None,
+    unsplit: Treatment = "state_free",
 ) -> list[Rule]:
     """FRUGAL's rules: Linear weights in the transformer blocks are split, everything else keeps state.
 
-    FRUGAL's claim that the head needs state, and embeddings and norms hardly do, is tested with the arguments.
+    FRUGAL's claim that the head needs state, and embeddings and norms hardly do, is tested with the first three
+    arguments. Its fine-tuning of encoders has `embeddings="frozen", split=["*.query", "*.value"]`.
 
     Args:
-        embeddings: how every `nn.Embedding` is treated.
+        embeddings: how every `nn.Embedding` is treated; where they are frozen, so are norms in a module `embeddings`.
         norms: every module whose class is called a Norm.
         head: the weight of every `nn.Linear` outside the blocks.
+        split: which Linear weights in the blocks are split, as patterns for `Rule.path`; None: all.
+        unsplit: how the other Linear weights in the blocks are treated, where `split` says which are.
     """
-    rules = [Rule("Linear in blocks", "split", (nn.Linear,), in_blocks=True, tensors="matrices", optional=True)]
+    linear = {"types": (nn.Linear,), "in_blocks": True, "tensors": "matrices"}
+    rules = [Rule(pattern.replace("*.", ""), "split", path=pattern, **linear) for pattern in split or ()]
+    if split is None:
+        rules.append(Rule("Linear in blocks", "split", **linear, optional=True))
+    else:
+        rules.append(Rule("other Linear in blocks", unsplit, **linear, optional=True))
+    if embeddings == "frozen":
+        rules.append(Rule("norms of embeddings", "frozen", ("*Norm",), path="*.embeddings.*", optional=True))
     for rule in (
         Rule("embeddings", embeddings, (nn.Embedding,)),
         Rule("norms", norms, ("*Norm",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adafrugal.reports.summary import spoken
 from adafrugal.tracking.record import Record
 
 
@@ -18,7 +19,9 @@ def draw(record: Record, file: Path) -> None:
     lines, summary = record.metrics(), record.summary()
     steps = [line["step"] for line in lines]
     evaluated = [line for line in lines if "validation_loss" in line]
-    panels = ["loss", "state"] if lines[-1]["density"] is None else ["loss", "density", "interval", "state"]
+    metrics = list(summary.get("metrics", [])) if summary else []
+    moving = [] if lines[-1]["density"] is None else ["density", "interval"]
+    panels = ["loss", *(["scores"] if metrics else []), *moving, "state"]
     figure, axes = pyplot.subplots(
         len(panels), sharex=True, figsize=(7, 2 + 1.5 * len(panels)), layout="constrained",
         height_ratios=[2] + [1] * (len(panels) - 1),
@@ -28,11 +31,16 @@ def draw(record: Record, file: Path) -> None:
     loss.plot(steps, [line["loss"] for line in lines], color="C0", alpha=0.5, label="training")
     loss.plot([line["step"] for line in evaluated], [line["validation_loss"] for line in evaluated], "o-", color="C0",
               markersize=3, label="validation")  # fmt: skip
-    if summary:
+    if summary and "unigram" in summary:
         loss.axhline(summary["unigram"]["loss"], color="grey", linestyle=":", label="unigram model")
-    loss.set_ylabel("loss (nats per token)")
+    loss.set_ylabel("loss" if metrics else "loss (nats per token)")
     loss.legend(frameon=False)
     loss.set_title(f"{record.directory.parent.name} / {record.directory.name}", fontsize=10)
+    for place, name in enumerate(metrics):
+        by_name["scores"].plot([line["step"] for line in evaluated], [line[name] for line in evaluated], "o-",
+                               color=f"C{4 + place % 4}", markersize=3, label=spoken(name))  # fmt: skip
+        by_name["scores"].set_ylabel("validation\nscores")
+        by_name["scores"].legend(frameon=False)
     if "density" in by_name:
         by_name["density"].plot(steps, [line["density"] for line in lines], color="C1")
         by_name["density"].set_ylabel("density ρ")

@@ -8,13 +8,11 @@ from adafrugal.tracking.record import Record
 def text(record: Record) -> str:
     """The summary of a finished run, a few lines."""
     found = record.summary()
-    unigram, memory, seconds = found["unigram"], found["state_bytes"], found["seconds"]
+    memory, seconds = found["state_bytes"], found["seconds"]
     phases = {name: s for name, s in seconds.items() if name != "wall"}
-    perplexity, start, end = found["validation_perplexity"], mib(memory["start"]), mib(memory["end"])
+    start, end = mib(memory["start"]), mib(memory["end"])
     rows = [
-        ("validation loss", f"{found['validation_loss']:.4f} nats a token, {_below(found)}"),
-        ("perplexity", f"{perplexity:.1f}, a unigram model of the same tokens has {unigram['perplexity']:.1f}"),
-        ("bits per byte", f"{found['validation_bits_per_byte']:.3f}"),
+        *(_scores(found) if "metrics" in found else _language(found)),
         ("trained on", _trained_on(found)),
         ("optimizer state", f"{start} at the start, {end} at the end; AdamW keeps {mib(memory['adamw'])}"),
         ("seconds", "  ".join(f"{name} {s:.1f}" for name, s in phases.items()) + f"  all {seconds['wall']:.1f}"),
@@ -25,9 +23,34 @@ def text(record: Record) -> str:
     return "\n".join(f"{name:<16} {value}" for name, value in rows)
 
 
+def _language(found: dict) -> list[tuple[str, str]]:
+    """What a pre-training reached."""
+    perplexity, unigram = found["validation_perplexity"], found["unigram"]
+    return [
+        ("validation loss", f"{found['validation_loss']:.4f} nats a token, {_below(found)}"),
+        ("perplexity", f"{perplexity:.1f}, a unigram model of the same tokens has {unigram['perplexity']:.1f}"),
+        ("bits per byte", f"{found['validation_bits_per_byte']:.3f}"),
+    ]
+
+
+def _scores(found: dict) -> list[tuple[str, str]]:
+    """What a fine-tuning reached, at the end and at its best by the first metric."""
+    last, best = found["last"], found["best"]
+    return [
+        (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}")
+        for name in ("validation_loss", *found["metrics"])
+    ]
+
+
+def spoken(name: str) -> str:
+    """A number of an evaluation as people call it."""
+    return name.removeprefix("validation_").replace("_", " ")
+
+
 def _trained_on(found: dict) -> str:
     read = f"{found['tokens']:,} tokens in {found['steps']:,} steps"
-    more = [] if found["epochs"] is None else [f"{found['epochs']:.2f} of the text"]  # its length may not be known
+    what = "epochs" if "metrics" in found else "of the text"
+    more = [] if found["epochs"] is None else [f"{found['epochs']:.2f} {what}"]  # its length may not be known
     if found.get("padding"):
         more.append(f"{found['padding']:.1%} padding")
     return f"{read} ({', '.join(more)})" if more else read

@@ -18,8 +18,8 @@ TRAINING = ("data", "forward", "backward", "optimizer", "refresh")  # the phases
 class Window:
     """The steps since the last line of metrics."""
 
-    nats: float = 0.0
-    targets: int = 0
+    loss: float = 0.0  # summed over targets, or examples
+    count: int = 0  # of these
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -32,6 +32,7 @@ class Account:
     tokens: int = 0
     real_tokens: int = 0  # less the padding
     refreshes: int = 0
+    overflows: int = 0  # steps left out in fp16, since a gradient was too large for it
     seconds: dict[str, float] = field(default_factory=dict)
     wall: float = 0.0
     state_bytes_start: int = 0
@@ -51,26 +52,26 @@ class Account:
         windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})
 
-    def add_step(self, tokens: int, real_tokens: int, targets: int) -> None:
-        """A step is done, with so many tokens, without their padding, and targets that counted."""
+    def add_step(self, tokens: int, real_tokens: int, count: int) -> None:
+        """A step is done, with so many tokens, without their padding, and a count of what the loss is averaged over."""
         self.step += 1
         self.tokens += tokens
         self.real_tokens += real_tokens
         for window in (self.window, self.unobserved):
             window.tokens += tokens
-            window.targets += targets
+            window.count += count
 
-    def add(self, nats: float, seconds: Mapping[str, float], wall: float) -> None:
+    def add(self, loss: float, seconds: Mapping[str, float], wall: float) -> None:
         """What was summed elsewhere since the last call: loss, seconds by phase, seconds in all."""
-        self.window.nats += nats
-        self.unobserved.nats += nats
+        self.window.loss += loss
+        self.unobserved.loss += loss
         for sums in (self.window.seconds, self.seconds):
             sums |= {phase: sums.get(phase, 0.0) + more for phase, more in seconds.items()}
         self.wall += wall
 
     def observed(self) -> float:
-        """The mean training loss of the steps since the last call, nats per token."""
-        loss = self.unobserved.nats / self.unobserved.targets
+        """The mean training loss of the steps since the last call."""
+        loss = self.unobserved.loss / self.unobserved.count
         self.unobserved = Window()
         return loss
 
@@ -92,7 +93,7 @@ class Account:
         training = sum(window.seconds.get(phase, 0.0) for phase in TRAINING)
         self.last_line = {
             "step": self.step,
-            "loss": window.nats / window.targets,
+            "loss": window.loss / window.count,
             "lr": lr,
             "density": optimizer.density if is_frugal else None,
             "interval": optimizer.interval if is_frugal else None,
@@ -112,19 +113,16 @@ class Account:
         self,
         optimizer: torch.optim.Optimizer,
         model: torch.nn.Module,
-        evaluations: list[dict[str, Any]],
-        yardstick: Mapping[str, float],
+        conclusion: Mapping[str, Any],
     ) -> dict[str, Any]:
         """The end of the run in numbers.
 
         Args:
             optimizer: its state is counted.
             model: its parameters are.
-            evaluations: the lines of metrics that end with one.
-            yardstick: a unigram model's loss and perplexity on the same tokens.
+            conclusion: what the task says of it.
         """
         line, counted = self.last_line, state_bytes(optimizer)
-        best = min(evaluations, key=lambda m: m["validation_loss"])
         passes = self.seconds["forward"] + self.seconds["backward"]
         found: dict[str, Any] = {
             "steps": self.step,
@@ -133,11 +131,11 @@ class Account:
             "padding": 1 - self.real_tokens / self.tokens,
             "loss": line["loss"],
             **{key: value for key, value in line.items() if key.startswith("validation_")},
-            "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},
-            "unigram": dict(yardstick),
+            **conclusion,
             "seconds": self.seconds | {"wall": self.wall},
             "optimizer_share": (self.seconds["optimizer"] + self.seconds.get("refresh", 0.0)) / passes,
             "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "state_bytes": {
                 "start": self.state_bytes_start,
                 "peak": self.state_bytes_peak,
@@ -149,6 +147,7 @@ class Account:
             "density": line["density"],
             "interval": line["interval"],
             "refreshes": self.refreshes,
+            "overflows": self.overflows,
         }
         if isinstance(optimizer, Frugal):
             names = {n for g in optimizer.param_groups if g["split"] for n in g["param_names"]}

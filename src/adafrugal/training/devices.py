@@ -19,7 +19,19 @@ class Place:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which forward passes run."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """Of the global generators, from which dropout draws."""
+        gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **gpu}
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on where `random_state` was taken; on another kind of device the numbers are others anyway."""
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def name(self) -> str:
         """The device as its maker calls it."""

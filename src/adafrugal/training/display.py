@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,9 +16,9 @@ SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
 class Display:
     """Prints a run's progress. Use as a context; the bar is gone when it ends."""
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
-        self._total = total_steps
+        self._total = 0
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
 
@@ -32,13 +32,19 @@ class Display:
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=self._total)
+            self._task = self._bar.add_task("starting", total=None)
             self._bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def expect(self, steps: int) -> None:
+        """So many steps make the run."""
+        self._total = steps
+        if self._bar is not None:
+            self._bar.update(self._task, total=steps)
 
     def say(self, text: str) -> None:
         """A line, or several, above the bar."""
@@ -53,8 +59,13 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def metrics(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics is written: on the bar; as text where it ends with an evaluation, or now and then."""
+    def metrics(self, line: Mapping[str, Any], headline: Sequence[str]) -> None:
+        """A line of metrics is written: on the bar; as text where it ends with an evaluation, or now and then.
+
+        Args:
+            line: of the record.
+            headline: what of an evaluation is shown beside its loss.
+        """
         evaluated = "validation_loss" in line
         if self._bar is not None:
             self._bar.update(self._task, description=_short(line))
@@ -63,8 +74,16 @@ class Display:
             text = f"step {line['step']:>{len(str(self._total))}}/{self._total}  {_short(line)}"
             if evaluated:
                 text += f"  │ validation {line['validation_loss']:.4f}"
-                text += f"  perplexity {line['validation_perplexity']:.1f}"
+                text += "".join(f"  {_named(name)} {_number(name, line[name])}" for name in headline)
             self.say(text)
+
+
+def _named(name: str) -> str:
+    return name.removeprefix("validation_").replace("_", " ")
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.1f}" if name.endswith("perplexity") else f"{value:.4f}"
 
 
 def _short(line: Mapping[str, Any]) -> str:

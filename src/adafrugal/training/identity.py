@@ -22,12 +22,14 @@ NOT_PART = (
     "trainer.micro_batch_size",
     "trainer.device",
     "trainer.parallel",
+    "task.lr",  # counts where optimizer.lr refers to it
     "data.store",  # the same batches from the disk or not
     "data.store_limit_gib",
     "data.processes",
     "optimizer.fused",
     "optimizer.compile",
 )
+CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _differing(node: Any, path: str) -> list[tuple[str, Any]]:
             continue
         if is_dataclass(value):
             found += _differing(value, f"{name}.")
-        elif name in ("optimizer.density", "optimizer.interval"):
+        elif name in CONTROLS and value is not None:
             found += _control(name, value)
         elif field.name == "kind" or value != getattr(defaults, field.name):
             found.append((name, value))

@@ -18,8 +18,8 @@ from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
-from adafrugal.training.pretrain import Pretrain
 from adafrugal.training.signals import Stop
+from adafrugal.training.task import Task
 
 
 class Loop:
@@ -38,7 +38,7 @@ class Loop:
     def __init__(
         self,
         settings: Settings,
-        task: Pretrain,
+        task: Task,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         place: Place,
@@ -51,7 +51,8 @@ class Loop:
         self.account = Account()
         self.clock = PhaseClock(place.device)
         self._since = time.perf_counter()
-        self._nats = torch.zeros((), dtype=torch.float64, device=place.device)  # read only where it is written
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
+        self._summed = torch.zeros((), dtype=torch.float64, device=place.device)  # read only where it is written
         self._lr = 0.0
         self._saved_step = 0
         self._refreshed_at = 0
@@ -100,24 +101,34 @@ class Loop:
         """One optimizer step over a whole batch, whatever the number of micro-batches it comes in."""
         with self.clock("data"):
             batches = self.task.batch(self.account.step + 1)
-        targets = sum(batch.count() for batch in batches)
+        count = sum(batch.count() for batch in batches)
         for batch in batches:
             with self.clock("forward"):
-                nats = self.task.nats(batch)
+                loss = self.task.loss(batch)
             with self.clock("backward"):
-                (nats / max(1, targets)).backward()
-            self._nats += nats.detach()
+                self.scaler.scale(loss / max(1, count)).backward()
+            self._summed += loss.detach()
         with self.clock("optimizer"):
             if self.settings.trainer.clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
             self._lr = float(self.optimizer.param_groups[0]["lr"])  # torchao keeps a tensor
-            self.optimizer.step()
-            self.scheduler.step()
+            self._step()
             self.optimizer.zero_grad(set_to_none=True)
         real = sum(batch.real_tokens() for batch in batches)
-        self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, targets)
+        self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, count)
         if self.account.step == 1:
             self.account.state_bytes_start = state_bytes(self.optimizer).total
+
+    def _step(self) -> None:
+        """Step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            self.account.overflows += 1
+        else:
+            self.scheduler.step()
 
     def _refreshed(self, change: Refresh) -> None:
         self.clock.move(change.seconds, "optimizer", "refresh")
@@ -163,10 +174,10 @@ class Loop:
 
     def _fold(self) -> None:
         """Bring what is summed outside the account into it: the loss on the device, and the time."""
-        nats, now = self._nats.item(), time.perf_counter()
-        self._nats.zero_()
-        self._insist_on_a_number("loss", nats)
-        self.account.add(nats, self.clock.take(), now - self._since)
+        loss, now = self._summed.item(), time.perf_counter()
+        self._summed.zero_()
+        self._insist_on_a_number("loss", loss)
+        self.account.add(loss, self.clock.take(), now - self._since)
         self._since = now
 
     def _log(self, evaluated: dict[str, float]) -> None:
@@ -175,7 +186,7 @@ class Loop:
         self.record.add_metrics(line)
         if self.copy is not None:
             self.copy.add_metrics(line)
-        self.display.metrics(line)
+        self.display.metrics(line, self.task.headline)
 
     def _save(self) -> None:
         """Leave a checkpoint of this step, unless there is one."""
@@ -187,7 +198,8 @@ class Loop:
                 "account": self.account.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
-                "random": torch.get_rng_state(),
+                "scaler": self.scaler.state_dict(),
+                "random": self.place.random_state(),
                 "task": self.task.state_dict(),
                 "precision": self.place.precision,
             }
@@ -202,13 +214,14 @@ class Loop:
         self._saved_step = self.account.step
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["random"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
+        self.place.set_random_state(state["random"])
 
     def summary(self) -> dict[str, Any]:
         """The end of the run in numbers, for summary.json."""
         self._fold()
         evaluations = [line for line in self.record.metrics() if "validation_loss" in line]
-        found = self.account.summary(self.optimizer, self.task.model, evaluations, self.task.yardstick())
+        found = self.account.summary(self.optimizer, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
         return found | {"epochs": self.task.epochs(self.account.step)} | here
 

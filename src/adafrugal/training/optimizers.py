@@ -7,14 +7,45 @@ from typing import Any
 
 import torch
 
-from adafrugal.config import Settings, with_run_length
+from adafrugal.config import LoraSettings, SettingError, Settings, with_run_length
 from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, split_parameters
 
 
 def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
     """A model's parameter groups as the settings want them."""
     modules = getattr(settings.optimizer, "modules", None)
-    return split_parameters(model, default_rules(**asdict(modules)) if modules else None)
+    if modules is None:
+        return split_parameters(model)
+    try:
+        return split_parameters(model, default_rules(**asdict(modules)))
+    except ValueError as error:  # a pattern under which nothing falls
+        raise SettingError(f"optimizer.modules: {error}") from error
+
+
+def adapt(settings: Settings, model: torch.nn.Module) -> None:
+    """Put into a pretrained model what the optimizer trains instead of it; only LoRA does.
+
+    LoRA's adapters and the Linear weights and biases outside the blocks are left trainable: these are the head, and
+    FRUGAL's arms train them, too.
+
+    Raises:
+        SettingError: nothing in the model is called so.
+    """
+    o = settings.optimizer
+    if not isinstance(o, LoraSettings):
+        return
+    import peft
+
+    blocks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList))
+    outside = [module for name, module in model.named_modules() if not name.startswith(blocks)]
+    head = [param for module in outside if isinstance(module, torch.nn.Linear) for param in module.parameters()]
+    adapters = peft.LoraConfig(r=o.rank, lora_alpha=o.alpha, lora_dropout=o.dropout, target_modules=list(o.targets))
+    try:
+        peft.inject_adapter_in_model(adapters, model)
+    except ValueError as error:
+        raise SettingError(f"optimizer.targets is {list(o.targets)}: {error}") from error
+    for param in head:
+        param.requires_grad_(True)
 
 
 def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
@@ -59,7 +90,7 @@ def _muon(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
 
 def _frugal(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     given = asdict(settings.optimizer)
-    del given["kind"], given["modules"]
+    del given["kind"], given["modules"], given["rank"]  # which the density was made of
     for name in ("density", "interval"):
         given[name] = with_run_length(given[name], settings.trainer.steps)
     return Frugal(groups, **given, seed=settings.seed)
@@ -71,4 +102,5 @@ _BUILDERS = {
     "adafactor": _adafactor,
     "muon": _muon,
     "frugal": _frugal,
+    "lora": _adamw,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ class Pretrain:
         torch.manual_seed(settings.seed)
         self.model = llama.build(settings.model).to(place.device)
 
+    headline = ("validation_perplexity",)
+    epoch = None  # a text's length may not be known, and a run is shorter
+
     @property
     def data(self) -> dict[str, Any]:
         """What identifies the data, and how much there is of it."""
@@ -63,7 +66,7 @@ class Pretrain:
         """End what works in the background."""
         self._corpus.close()
 
-    def nats(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """The summed loss of a micro-batch, in nats: a float32 scalar on the device."""
         there = batch.to(self._place.device)
         with self._place.autocast():
@@ -78,7 +81,7 @@ class Pretrain:
         was_training = self.model.training
         self.model.eval()
         held_out = self._corpus.validation
-        nats = torch.stack([self.nats(batch).double() for batch in held_out.batches]).sum().item()
+        nats = torch.stack([self.loss(batch).double() for batch in held_out.batches]).sum().item()
         self.model.train(was_training)
         loss = nats / held_out.tokens
         return {
@@ -87,7 +90,10 @@ class Pretrain:
             "validation_bits_per_byte": nats / math.log(2) / max(1, held_out.text_bytes),
         }
 
-    def yardstick(self) -> dict[str, float]:
-        """What a model that knows only the token frequencies of the first window reaches on the same tokens."""
-        loss = self._corpus.unigram_loss
-        return {"loss": loss, "perplexity": math.exp(loss)}
+    def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The best loss, and what a model has that knows only the token frequencies of the first window."""
+        best, unigram = min(evaluations, key=lambda line: line["validation_loss"]), self._corpus.unigram_loss
+        return {
+            "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},
+            "unigram": {"loss": unigram, "perplexity": math.exp(unigram)},
+        }

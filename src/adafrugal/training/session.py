@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from adafrugal.config import SettingError, Settings
+from adafrugal import checks
+from adafrugal.config import SettingError, Settings, settled
 from adafrugal.tracking.record import Record
 from adafrugal.training.identity import Identity, differing, identify
 from adafrugal.training.signals import Stop
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from adafrugal.training.devices import Place
     from adafrugal.training.display import Display
     from adafrugal.training.loop import Loop
-    from adafrugal.training.pretrain import Pretrain
+    from adafrugal.training.task import Task
 
 
 Outcome = Literal["finished", "finished before", "interrupted"]
@@ -73,7 +74,7 @@ class Session:
             # where the record lies is no part of it: it may be moved, published, or sent to W&B
             config = asdict(self.settings)
             self.record.begin({key: value for key, value in config.items() if key not in ("run_root", "cache_root")})
-            with Display(self.settings.trainer.steps) as display:
+            with Display() as display:
                 return self._train(display)
 
     @contextmanager
@@ -124,15 +125,18 @@ class Session:
 
         from adafrugal.training import checkpoint, devices, optimizers
         from adafrugal.training.loop import Loop
-        from adafrugal.training.pretrain import Pretrain
         from adafrugal.training.schedule import factor
 
-        settings, record = self.settings, self.record
+        record = self.record
         saved = checkpoint.latest(record.directory / "checkpoints")
         state = checkpoint.load_state(saved) if saved else None
-        place = devices.place(settings.trainer, state["precision"] if state else None)
-        task = Pretrain(settings, place, display.say, state["task"] if state else None)
+        place = devices.place(self.settings.trainer, state["precision"] if state else None)
+        task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
         ends.callback(task.close)
+        settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
+        checks.possible(settings)
+        display.expect(settings.trainer.steps)
+        optimizers.adapt(settings, task.model)
         groups = optimizers.groups(settings, task.model)
         optimizer = optimizers.build(settings, groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
@@ -146,7 +150,7 @@ class Session:
         self._describe(place, task, loop.account.step)
         return loop
 
-    def _describe(self, place: Place, task: Pretrain, step: int) -> None:
+    def _describe(self, place: Place, task: Task, step: int) -> None:
         """Note what this start of the run runs on, and that it runs."""
         from adafrugal.tracking import environment
 
@@ -183,10 +187,19 @@ class Session:
             loop.copy.write_summary(summary)
 
 
+def _task_class(settings: Settings) -> Callable[..., Task]:
+    if settings.task.kind == "pretrain":
+        from adafrugal.training.pretrain import Pretrain
+
+        return Pretrain
+    from adafrugal.training.finetune import Finetune
+
+    return Finetune
+
+
 def _refuse_several_processes() -> None:
     if (given := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise SettingError(
             f"WORLD_SIZE is {given}; allowed: 1, one process on one device. Start train.py without torchrun "
             "(training on several devices is not there yet)"
         )
-

@@ -1,0 +1,158 @@
+"""The task of telling classes or scores of sentences and pairs from a pretrained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from adafrugal.config import EncoderSettings, SettingError, Settings
+from adafrugal.data import faults
+from adafrugal.data.labelled import Batch, Labelled, TrainingOrder
+from adafrugal.models import encoder
+from adafrugal.training.devices import Place
+from adafrugal.training.scores import better, scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Finetune:
+    """Fine-tuning of an encoder on labelled examples.
+
+    Args:
+        settings: of the run.
+        place: device and precision.
+        say: told what takes long, in a sentence.
+        state: of the run that goes on, as `state_dict` gave it.
+    """
+
+    def __init__(
+        self, settings: Settings, place: Place, say: Callable[[str], None], state: dict[str, Any] | None = None
+    ) -> None:
+        data, trainer = settings.data, settings.trainer
+        self._place, self._metrics, self._is_score = place, list(data.metrics), data.classes is None
+        torch.manual_seed(settings.seed)  # of the new head
+        self.model, tokenizer = _encoder(settings.model, data.classes or 1)
+        longest = encoder.longest_input(self.model, tokenizer)
+        if trainer.sequence_length > longest:
+            given = f"trainer.sequence_length is {trainer.sequence_length}"
+            raise SettingError(f"{given}; allowed: up to what the encoder takes, {longest}")
+        self._weights = encoder.fingerprint(self.model)
+        say(f"reading {data.source} {data.subset or ''}".rstrip())
+        self._labelled = Labelled(data, tokenizer, trainer.sequence_length, Path(settings.cache_root).absolute())
+        if state:
+            faults.refuse_other_data(state["fingerprint"], self._labelled.fingerprint)
+        self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
+        self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
+        self.model = self.model.to(place.device).train()
+        self._forward = torch.compile(self.model, dynamic=True) if trainer.compile else self.model
+        main = [f"validation_{metric}" for metric in self._metrics]
+        others = [f"{name}_{metric}" for name in list(self._labelled.validation)[1:] for metric in self._metrics]
+        self.headline = (*main, *others)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data, and how much there is of it."""
+        return self._labelled.about() | {"pretrained_weights": self._weights}
+
+    @property
+    def epoch(self) -> int:
+        """The steps in which every training example is seen once."""
+        return self._order.steps
+
+    def epochs(self, steps: int) -> float:
+        """How often the training examples have been seen after so many steps."""
+        return steps / self._order.steps
+
+    def is_ready(self, step: int, timeout: float) -> bool:
+        """Always: the examples are in memory."""
+        return True
+
+    def batch(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, on the CPU; each is padded to its own longest example."""
+        places, size = self._order[step], self._micro_batch_size
+        return [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The summed loss of a micro-batch: cross-entropy in nats, or the squared error of scores."""
+        there = batch.to(self._place.device)
+        with self._place.autocast():
+            return _summed_loss(self._outputs(there), there.labels, self._is_score)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Loss and metrics of each validation set, without dropout, in training's own precision.
+
+        The first set's are called `validation_…`; any other's begin with the name of its split.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        found: dict[str, float] = {}
+        for name, examples in self._labelled.validation.items():
+            outputs, labels, losses = [], [], []
+            for batch in examples.by_length(self._micro_batch_size):
+                there = batch.to(self._place.device)
+                with self._place.autocast():
+                    outputs.append(self._outputs(there).float())
+                losses.append(_summed_loss(outputs[-1], there.labels, self._is_score).double())
+                labels.append(batch.labels)
+            prefix = name if found else "validation"
+            found[f"{prefix}_loss"] = torch.stack(losses).sum().item() / len(examples)
+            values = scores(self._metrics, torch.cat(labels).numpy(), torch.cat(outputs).cpu().numpy())
+            found |= {f"{prefix}_{metric}": value for metric, value in values.items()}
+        self.model.train(was_training)
+        return found
+
+    def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Every metric at the last evaluation and at the best by the first metric, with the step of each."""
+        main = f"validation_{self._metrics[0]}"
+        best = evaluations[0]
+        for line in evaluations[1:]:
+            best = line if better(line[main], best[main]) else best
+        kept = ("step", "validation_loss", *self.headline)
+        at = {name: {key: line[key] for key in kept} for name, line in (("last", evaluations[-1]), ("best", best))}
+        return {"metric": main, "metrics": list(self.headline), **at}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tells whether a resumed run reads the same data; a batch needs nothing but its step."""
+        return {"fingerprint": self._labelled.fingerprint}
+
+    def close(self) -> None:
+        """Nothing works in the background."""
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """The head's outputs [examples, classes], or [examples, 1] for scores."""
+        types = {} if batch.types is None else {"token_type_ids": batch.types}
+        return self._forward(input_ids=batch.tokens, attention_mask=batch.mask, **types).logits
+
+
+def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = str(settings.name or settings.package)
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise SettingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
+    try:
+        with faults.of_hub("model.name", name):
+            return encoder.load(settings, outputs)
+    except SettingError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:  # no weights, no config.json, no such architecture, …
+        reason = " ".join(str(error).split()).partition(" If this is a private repository")[0]
+        raise SettingError(f"model.name is {name}, which transformers cannot read: {reason}") from error
+
+
+def _summed_loss(outputs: Tensor, labels: Tensor, is_score: bool) -> Tensor:
+    """Cross-entropy (nats) of classes, or the squared error of scores, summed over examples in float32.
+
+    Args:
+        outputs: [examples, classes], or [examples, 1] for scores.
+        labels: [examples].
+        is_score: whether the labels are scores.
+    """
+    if is_score:
+        return mse_loss(outputs.float().squeeze(1), labels, reduction="sum")
+    return cross_entropy(outputs.float(), labels, reduction="sum")

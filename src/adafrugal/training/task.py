@@ -1,0 +1,83 @@
+"""What a run trains for: a task gives the loop its model, batches, loss and evaluation, and nothing else differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Batch(Protocol):
+    """A micro-batch."""
+
+    tokens: Tensor
+
+    def count(self) -> int:
+        """What the loss is averaged over: targets, or examples."""
+        ...
+
+    def real_tokens(self) -> int:
+        """The number of tokens that are no padding."""
+        ...
+
+
+class Task(Protocol):
+    """Model, batches, loss and evaluation.
+
+    Attributes:
+        model: on the run's device, with float32 weights.
+        headline: which of the evaluation's numbers, beside the loss, a person sees while the run goes on.
+    """
+
+    model: PreTrainedModel
+    headline: tuple[str, ...]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data, and how much there is of it."""
+        ...
+
+    @property
+    def epoch(self) -> int | None:
+        """The steps of one; None where the length of the training data is not known, or does not matter."""
+        ...
+
+    def epochs(self, steps: int) -> float | None:
+        """How often the training data have been read after so many steps."""
+        ...
+
+    def is_ready(self, step: int, timeout: float) -> bool:
+        """Whether `batch` would answer at once, after at most `timeout` seconds of waiting for it."""
+        ...
+
+    def batch(self, step: int) -> Sequence[Any]:
+        """The micro-batches of a step, on the CPU: a pure function of seed and step."""
+        ...
+
+    def loss(self, batch: Any) -> Tensor:
+        """The summed loss of a micro-batch: a float32 scalar on the device."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """`validation_loss` and whatever else is worth a record, each named `validation_…`."""
+        ...
+
+    def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the summary says of a run beside what it says of every run.
+
+        Args:
+            evaluations: the lines of metrics that end with one, in order.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which the batch after the last one is read."""
+        ...
+
+    def close(self) -> None:
+        """End what works in the background."""
+        ...
