@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-pytest_plugins = ["corpora"]  # fixtures of small corpora
+pytest_plugins = ["corpora", "labelled_sets"]  # fixtures of small corpora, labelled sets and encoders
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

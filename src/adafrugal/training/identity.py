@@ -74,7 +74,7 @@ def _differing(node: Any, path: str) -> list[tuple[str, Any]]:
             continue
         if is_dataclass(value):
             found += _differing(value, f"{name}.")
-        elif name in CONTROLS and value is not None:
+        elif name in CONTROLS and isinstance(value, Mapping):
             found += _control(name, value)
         elif field.name == "kind" or value != getattr(defaults, field.name):
             found.append((name, value))

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from adafrugal import checks
 from adafrugal.config import SettingError, Settings, settled
+from adafrugal.possible import refuse_impossible
 from adafrugal.tracking.record import Record
 from adafrugal.training.identity import Identity, differing, identify
 from adafrugal.training.signals import Stop
@@ -134,7 +134,7 @@ class Session:
         task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
         ends.callback(task.close)
         settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
-        checks.possible(settings)
+        refuse_impossible(settings)
         display.expect(settings.trainer.steps)
         optimizers.adapt(settings, task.model)
         groups = optimizers.groups(settings, task.model)

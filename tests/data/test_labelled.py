@@ -1,0 +1,185 @@
+"""Labelled examples: their order, their padding, and what is wrong with them."""
+
+import numpy as np
+import pytest
+import torch
+from labelled_sets import COLUMNS, TRAIN, VALIDATION, rows, write_glue, write_parquet
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+
+from adafrugal.config import LabelledSettings, SettingError
+from adafrugal.data.labelled import ALIKE, Labelled, TrainingOrder
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, size=1000)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_encoder):
+    return AutoTokenizer.from_pretrained(tiny_encoder)
+
+
+@pytest.fixture
+def read(glue, tokenizer, tmp_path):
+    """A function: settings -> the splits of RTE, if nothing else is said."""
+
+    def make(length=48, **given):
+        defaults = {"source": str(glue), "subset": "rte", "fields": ["sentence1", "sentence2"]}
+        return Labelled(LabelledSettings(**{**defaults, **given}), tokenizer, length, tmp_path / "cache")
+
+    return make
+
+
+# -- the order --------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_has_every_example_once():
+    order = TrainingOrder(LENGTHS, 32, seed=0)
+    assert order.steps == 32  # 31 of 32 examples, and one of 8
+    for epoch in (0, 1, 5):
+        steps = [order[epoch * 32 + number] for number in range(1, 33)]
+        assert sorted(np.concatenate(steps)) == list(range(1000))
+        assert sorted(len(step) for step in steps) == [8] + [32] * 31
+
+
+def test_a_step_is_a_function_of_the_seed_and_its_number():
+    order, again = TrainingOrder(LENGTHS, 32, seed=0), TrainingOrder(LENGTHS, 32, seed=0)
+    for step in (70, 3, 33, 70):  # in any order
+        assert np.array_equal(order[step], again[step])
+    assert not np.array_equal(order[1], order[33])
+    assert not np.array_equal(order[1], TrainingOrder(LENGTHS, 32, seed=1)[1])
+
+
+def test_batches_hold_examples_of_about_one_length_and_come_in_no_order():
+    order = TrainingOrder(LENGTHS, 8, seed=0)
+    longest = np.array([LENGTHS[order[step]].max() for step in range(1, order.steps + 1)])
+    padded = sum(len(order[step]) * longest[step - 1] for step in range(1, order.steps + 1))
+    at_random = sum(LENGTHS[i : i + 8].max() * 8 for i in range(0, 1000, 8))
+    assert padded < 1.06 * LENGTHS.sum() < 1.5 * LENGTHS.sum() < at_random
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3
+    assert order.steps > 2 * ALIKE
+
+
+# -- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_cut_as_the_models_tokenizer_cuts_them(read, tokenizer):
+    found = read()
+    row = rows("rte", TRAIN, 0)[3]
+    expected = tokenizer(row["sentence1"], row["sentence2"])
+    assert found.train.tokens[3].tolist() == expected["input_ids"]
+    assert found.train.types[3].tolist() == expected["token_type_ids"]
+    assert set(expected["token_type_ids"]) == {0, 1}
+    assert found.train.labels.dtype == np.int64
+    assert found.about()["examples"] == {"train": TRAIN, "validation": VALIDATION}
+
+
+@pytest.mark.parametrize("task", COLUMNS)
+def test_every_task_is_read(task, read, composed):
+    data = composed(f"experiments=glue/{task}")[0].data
+    names = ("fields", "classes", "validation_splits", "metrics")
+    found = read(subset=task, **{name: OmegaConf.to_container(data)[name] for name in names})
+    assert len(found.train) == TRAIN
+    assert list(found.validation) == list(data.validation_splits)
+    assert found.train.labels.dtype == (np.float32 if task == "stsb" else np.int64)
+    one = len(COLUMNS[task]) == 1
+    assert all((types == 0).all() == one for types in found.train.types)
+
+
+def test_longer_examples_lose_the_end_of_the_longer_sentence(read, tokenizer):
+    found = read(length=12)
+    assert max(map(len, found.train.tokens)) == 12
+    row = rows("rte", TRAIN, 0)[3]
+    expected = tokenizer(row["sentence1"], row["sentence2"], truncation="longest_first", max_length=12)
+    assert found.train.tokens[3].tolist() == expected["input_ids"]
+
+
+def test_a_batch_is_padded_to_its_own_longest(read, tokenizer):
+    batch = read().train.batch([4, 0, 9])
+    lengths = [len(read().train.tokens[i]) for i in (4, 0, 9)]
+    assert batch.tokens.shape == (3, max(lengths))
+    assert batch.mask.sum(1).tolist() == lengths
+    assert (batch.tokens[batch.mask == 0] == tokenizer.pad_token_id).all()
+    assert batch.real_tokens() == sum(lengths)
+    assert batch.count() == 3
+    assert batch.labels.tolist() == [0, 0, 1]
+
+
+def test_by_length_gives_every_example_once_the_longest_first(read):
+    found = read().validation["validation"]
+    batches = list(found.by_length(4))
+    assert [b.tokens.shape[1] for b in batches] == sorted((b.tokens.shape[1] for b in batches), reverse=True)
+    assert torch.cat([b.mask.sum(1) for b in batches]).tolist() == sorted(map(len, found.tokens), reverse=True)
+    assert sum(b.count() for b in batches) == VALIDATION
+
+
+def test_a_part_is_the_same_whatever_the_seed_and_a_larger_one_holds_it(read):
+    texts = [{tuple(t.tolist()) for t in read(examples=n).train.tokens} for n in (5, 5, 12)]
+    assert texts[0] == texts[1] < texts[2]
+    assert read(examples=5).fingerprint != read(examples=12).fingerprint
+    with pytest.raises(SettingError, match=f"data.examples is 27; allowed: up to the {TRAIN} of train"):
+        read(examples=27)
+
+
+def test_the_fingerprint_is_of_texts_and_labels(read, tmp_path):
+    mirror = write_glue(tmp_path / "glue", ["rte"])
+    before = read(source=str(mirror)).fingerprint
+    assert before == read().fingerprint  # another place, the same rows
+    changed = rows("rte", VALIDATION, 1)
+    changed[-1]["label"] = 1 - changed[-1]["label"]
+    write_parquet(mirror / "rte" / "validation-00000-of-00001.parquet", changed)
+    assert read(source=str(mirror)).fingerprint != before
+
+
+# -- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"subset": "qnl"}, "data.subset is qnl: BuilderConfig 'qnl' not found. Available: ['cola'"),
+        ({"subset": None}, "data.subset is null: Config name is missing"),
+        ({"split": "trian"}, "there is no data.split trian; allowed: train, validation"),
+        ({"validation_splits": ["test"]}, "there is no data.validation_splits test; allowed: train, validation"),
+        ({"fields": ["sentence"]}, "there is no column sentence (data.fields); allowed: sentence1, sentence2, label"),
+        ({"label_field": "y"}, "there is no column y (data.label_field); allowed:"),
+        ({"subset": "mnli", "fields": ["premise"], "validation_splits": ["validation_matched"]}, "row 2 of train has"),
+        ({"source": "/nowhere/at/all"}, "data.source is /nowhere/at/all, and there is no such directory"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(given, line, read):
+    with pytest.raises(SettingError) as caught:
+        read(**given)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "line"),
+    [
+        (2, 2, "row 4 of validation has the label 2; allowed: 0 to 1 (data.classes)"),
+        (-1, 2, "row 4 of validation has the label -1; allowed: 0 to 1 (data.classes); a split without labels cannot"),
+        (None, 2, "row 4 of validation has the label None; allowed: 0 to 1 (data.classes); a split without labels"),
+        (0.5, 2, "row 4 of validation has the label 0.5; allowed: 0 to 1"),
+        (float("nan"), None, "row 4 of validation has the label nan; allowed: a number"),
+        ("yes", 2, "row 0 of train has the label 0; allowed: 0 to 1"),  # a column of text
+    ],
+)
+def test_a_label_outside_its_range_is_refused_with_its_row(label, classes, line, read, tmp_path):
+    mirror, kind = write_glue(tmp_path / "glue", ["rte"]), int if label is None else type(label)
+    for seed, split in enumerate(("train", "validation")):
+        found = [{**row, "label": kind(row["label"])} for row in rows("rte", 9, seed)]
+        if split == "validation":
+            found[4]["label"] = label
+        write_parquet(mirror / "rte" / f"{split}-00000-of-00001.parquet", found)
+    with pytest.raises(SettingError) as caught:
+        read(source=str(mirror), classes=classes)
+    assert line in str(caught.value)
+
+
+def test_a_file_that_is_damaged_is_said_in_one_line(read, tmp_path):
+    mirror = write_glue(tmp_path / "glue", ["rte"])
+    file = mirror / "rte" / "validation-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(SettingError, match=r"data.source is .*glue, data.subset is rte: .*[Pp]arquet") as caught:
+        read(source=str(mirror))
+    assert "\n" not in str(caught.value)

