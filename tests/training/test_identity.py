@@ -3,6 +3,7 @@ from dataclasses import fields
 import pytest
 
 from adafrugal import checks
+from adafrugal.config import FinetuneSettings
 from adafrugal.training.identity import NOT_PART, differing, identify
 
 
@@ -84,4 +85,18 @@ def test_what_is_left_out_exists(composed):
     names = {f.name for f in fields(settings)} | {
         f"{group}.{f.name}" for group in ("data", "trainer", "optimizer") for f in fields(getattr(settings, group))
     }
+    names |= {f"task.{f.name}" for f in fields(FinetuneSettings)}
     assert set(NOT_PART) - names == {"trainer.parallel"}, "parallel comes with several devices"
+
+
+def test_where_the_rate_comes_from_is_no_part_of_a_run_but_the_rate_is(key):
+    run = ("experiments=glue/rte", "optimizer=frugal")
+    assert key(*run, "task.lr=1e-3") == key(*run, "optimizer.lr=1e-3") != key(*run)
+    assert key("experiments=glue/rte", "optimizer=adamw", "task.lr=1") == key("experiments=glue/rte", "optimizer=adamw")
+
+
+def test_a_rank_has_one_spelling(key):
+    run = ("experiments=glue/rte", "optimizer=frugal")
+    assert key(*run, "optimizer.rank=4") == key(*run, "optimizer.rank={kind:constant,value:4.0}") != key(*run)
+    linear = ("experiments=glue/rte", "optimizer=adafrugal", "trainer.steps=100")
+    assert key(*linear, "optimizer.rank.steps=100") == key(*linear)

@@ -32,7 +32,7 @@ def loop(settings, tmp_path):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
         record = Record(tmp_path / "record")
         record.begin({})
-        display = Display(chosen.trainer.steps)
+        display = Display()
         return Loop(chosen, task, optimizer, scheduler, place(chosen.trainer), record, display), chosen
 
     yield make
@@ -158,7 +158,7 @@ def test_a_control_can_observe_the_mean_training_loss(loop):
     assert not any("validation_loss" in line for line in built.record.metrics()), "no evaluation for its sake"
     resumed = type(built.account).from_state(built.account.state_dict())
     assert resumed.unobserved == built.account.unobserved
-    assert resumed.unobserved.targets == built.account.unobserved.targets > 0
+    assert resumed.unobserved.count == built.account.unobserved.count > 0
 
 
 def test_a_checkpoint_of_a_step_is_made_once(loop):

@@ -14,7 +14,7 @@ from adafrugal.models import llama
 from adafrugal.optim import Frugal
 from adafrugal.training import optimizers
 
-FILES = sorted(file.stem for file in (REPOSITORY / "conf" / "optimizer").glob("*.yaml"))
+FILES = sorted(file.stem for file in (REPOSITORY / "conf" / "optimizer").glob("*.yaml") if file.stem != "lora")
 TINY = LlamaSettings(
     vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2
 )

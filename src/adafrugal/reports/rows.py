@@ -21,21 +21,32 @@ def label(record: Record, name: str) -> Any:
     return (record.environment() or {})["identity"]["labels"][name]
 
 
-def rows_of(records: list[Record]) -> list[tuple[str, list[Record]]]:
+def rows_of(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """Runs of one arm and all but the seed the same, under a name that tells them from the other rows."""
     rows: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    differs: dict[tuple[str, ...], dict[str, Any]] = {}
+    settings: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
-        environment = record.environment()
+        environment = record.environment() or {}
         identity = environment["identity"]
-        settings = {name: value for name, value in identity["differs"].items() if name != "seed"}
-        settings |= {"precision": environment["precision"], "data": environment["data"]["fingerprint"][:8]}
-        key = (identity["labels"]["arm"], *(f"{name}={settings[name]}" for name in sorted(settings)))
+        found = {name: value for name, value in identity["differs"].items() if name != "seed"}
+        found |= {"precision": environment["precision"], "data": environment["data"]["fingerprint"][:8]}
+        key = (identity["labels"]["arm"], *(f"{name}={found[name]}" for name in sorted(found)))
         rows[key].append(record)
-        differs[key] = settings
+        settings[key] = found
     named = []
     for key, runs in rows.items():
-        rivals = [set(other[1:]) for other in rows if other[0] == key[0]]
-        own = [setting for setting in key[1:] if any(setting not in rival for rival in rivals)]
-        named.append((" ".join([key[0], *own]), runs))
+        rivals = [settings[other] for other in rows if other[0] == key[0]]
+        apart = {name for rival in rivals for name in rival if any(r.get(name) != rival[name] for r in rivals)}
+        own = {name: settings[key].get(name, _default(runs[0], name)) for name in sorted(apart)}
+        named.append(
+            (" ".join([key[0], *(f"{name}={value}" for name, value in own.items() if value is not None)]), runs)
+        )
     return named
+
+
+def _default(record: Record, name: str) -> Any:
+    """A setting that stands at its default, and so is not among those by which the run is known."""
+    value: Any = record.config()
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -13,6 +13,7 @@ from adafrugal.tracking.record import Record
 
 MISSING = "missing"  # never a blank, which reads like nothing, or like zero
 REFERENCE = "adamw"  # the arm that the others are compared with
+STATE = "optimizer state, start → end"
 Row = Mapping[str, Sequence[Record]]  # data set -> the runs of one arm
 
 
@@ -65,18 +66,33 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def _table(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple[str, str]], when: str) -> str:
-    head = ["arm", "n", "mean", f"− {REFERENCE}", *(f"{name} {spoken(metric)}" for name, metric in columns)]
-    reference = _mean(rows[REFERENCE], sets, when) if REFERENCE in rows else None
-    lines = [[*head, "optimizer state, start → end"]]
-    for arm, row in sorted(rows.items(), key=lambda item: item[0] != REFERENCE):
-        mean = _mean(row, sets, when)
-        difference = "" if arm == REFERENCE else str(mean.minus(reference)) if mean and reference else MISSING
-        cells = [
-            str(Value.of([run.summary()[when][metric] for run in row[name]])) if name in row else MISSING
-            for name, metric in columns
-        ]
-        lines.append([arm, _counts(row, sets), str(mean or MISSING), difference, *cells, _state(row)])
+    has_mean, reference = len(sets) > 1, _mean(rows.get(REFERENCE, {}), sets, when)
+    means = ["mean", f"− {REFERENCE}"] if has_mean else []
+    lines = [["arm", "n", *means, *(f"{name} {spoken(metric)}" for name, metric in columns), STATE]]
+    for arm, row in sorted(rows.items(), key=_place):
+        cells = [arm, _counts(row, sets)]
+        if has_mean:
+            mean = _mean(row, sets, when)
+            difference = str(mean.minus(reference)) if mean and reference else MISSING
+            cells += [str(mean or MISSING), "" if arm == REFERENCE else difference]
+        for name, metric in columns:
+            cells.append(str(Value.of([run.summary()[when][metric] for run in row[name]])) if name in row else MISSING)
+        lines.append([*cells, _state(row)])
     return table(lines)
+
+
+def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
+    """The reference first, then by arm, and within an arm by its settings as numbers."""
+    arm, *settings = item[0].split()
+    values = [setting.partition("=")[2] for setting in settings]
+    return arm != REFERENCE, arm, [(_number(value), value) for value in values]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.inf
 
 
 def _mean(row: Row, sets: Sequence[str], when: str) -> Value | None:

@@ -15,7 +15,7 @@ from adafrugal.data import faults
 from adafrugal.data.labelled import Batch, Labelled, TrainingOrder
 from adafrugal.models import encoder
 from adafrugal.training.devices import Place
-from adafrugal.training.scores import better, scores
+from adafrugal.training.metrics import better, scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
