@@ -137,10 +137,15 @@ def test_what_the_data_decide_is_filled_in_and_nothing_else_changes(composed):
         config.settled(checks.check(*composed("experiments=glue/rte", "optimizer=frugal")), 10, 4)
 
 
-def test_steps_win_over_epochs_and_have_one_spelling(composed):
-    keys = [checks.check(*composed("experiments=glue/rte", "trainer.steps=9", f"trainer.epochs={e}")) for e in (1, 2)]
-    assert keys[0] == keys[1]
-    assert config.settled(keys[0], 78, 768).trainer.steps == 9
+def test_an_observation_that_is_typed_is_kept_and_one_that_is_not_fits_the_run(composed):
+    def every(*typed):
+        found = checks.check(*composed("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", *typed))
+        return config.settled(found, 78, 768).optimizer.interval["every"]
+
+    assert every("trainer.steps=2000", "optimizer.interval.every=100") == 100
+    assert every("trainer.steps=2000") == 78  # an epoch
+    assert every("trainer.steps=400") == 20  # a twentieth of a run of few epochs
+    assert every("trainer.steps=3") == 1
 
 
 def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed):
@@ -289,6 +294,17 @@ WRONG_IN_FINETUNING = {
     "experiments=glue/rte optimizer=frugal optimizer.subspace=blocks": ["optimizer.rank with blocks", "columns"],
     "experiments=glue/rte optimizer.modules.split=[]": ["optimizer.modules.split is []", "*.query"],
     "experiments=glue/rte optimizer.modules.unsplit=none": ["optimizer.modules.unsplit", "state_free"],
+    "experiments=glue/rte trainer.steps=9": ["trainer.epochs is 80", "null, since trainer.steps is 9"],
+    "trainer.epochs=3": ["trainer.epochs is 3.0; allowed: null, since trainer.steps is 500"],
+    "experiments=glue/rte optimizer=adafrugal optimizer/density=cosine": [
+        "optimizer/density is cosine",
+        "optimizer.rank=",
+    ],
+    "experiments=glue/rte optimizer=adafrugal optimizer/interval=constant": ["optimizer/interval is constant", "=50"],
+    "experiments=glue/rte data.metrics=[accuracy,accuracy]": ["data.metrics is ['accuracy', 'accuracy']", "each once"],
+    "experiments=glue/rte data.validation_splits=[a,a]": ["data.validation_splits", "each once"],
+    "experiments=glue/rte task.lr=-1": ["task.lr is -1", "0 or more"],
+    "experiments=glue/rte model.name=null model.package=no.such": ["model.package is no.such", "imports a package"],
     "experiments=glue/rte trainer.epochs=0": ["trainer.epochs is 0", "above 0"],
     "experiments=glue/rte trainer.epochs=null": ["trainer.epochs is null", "above 0"],
     "experiments=glue/rte eval.every=0": ["eval.every is 0", "null for an epoch"],

@@ -28,7 +28,7 @@ def groups(repository: Path) -> str:
     for root, place in (("conf", "conf"), *((".", place) for place in _PLACES)):
         for file in _choices(place, repository):
             group = file.parent.relative_to(repository / root).as_posix()
-            if group != ".":
+            if group != "." and not group.startswith(("optimizer/for", "optimizer/at")):  # they come by themselves
                 found.setdefault(group, []).append(file.stem)
     return "\n".join(f"  {group}: {', '.join(names)}" for group, names in found.items())
 
@@ -40,7 +40,7 @@ def _choices(place: str, repository: Path = _REPOSITORY) -> list[Path]:
     return [file for file in files if not file.relative_to(repository).as_posix().startswith(ours)]
 
 
-def check(composed: DictConfig, choices: dict[str, str]) -> Settings:
+def check(composed: DictConfig, choices: Mapping[str, str]) -> Settings:
     """The settings of one run, typed and possible.
 
     Args:
@@ -55,6 +55,7 @@ def check(composed: DictConfig, choices: dict[str, str]) -> Settings:
         settings: Settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise SettingError(explain(error)) from error
+    _refuse_overruled_controls(choices)
     settings.arm = settings.arm or choices["optimizer"]
     refuse_impossible(settings)
     _spell_one_way(settings)
@@ -75,6 +76,26 @@ def explain(error: Exception) -> str:
     if schema is Settings and "/" in last:
         return f"{last}: there is no such group here; the groups are those of conf/, such as optimizer/density"
     return _no_such(key, path, last, allowed)
+
+
+def _refuse_overruled_controls(choices: Mapping[str, str | None]) -> None:
+    """A control that was chosen as a group has no effect where the optimizer's file for the task sets its own."""
+    own = _REPOSITORY / "conf" / "optimizer" / "for" / f"{choices.get('optimizer/for@optimizer')}.yaml"
+    if not own.exists():
+        return
+    optimizer = choices["optimizer"]
+    listed = OmegaConf.load(_REPOSITORY / "conf" / "optimizer" / f"{optimizer}.yaml").defaults
+    usual = {group: name for entry in listed if not isinstance(entry, str) for group, name in entry.items()}
+    for group, instead in (
+        ("density", "optimizer.rank={kind:cosine,start:8,end:2}"),
+        ("interval", "optimizer.interval=50"),
+    ):
+        given = choices.get(f"optimizer/{group}")
+        if given != usual.get(group):
+            raise SettingError(
+                f"optimizer/{group} is {given}, which optimizer={optimizer} overrules with its own for "
+                f"task={choices['task']}; write a value instead, such as {instead}"
+            )
 
 
 def _no_such(key: str, path: str, last: str, allowed: Iterable[str]) -> str:
@@ -133,7 +154,6 @@ def _spell_one_way(s: Settings) -> None:
     is spelt out although null means it becomes null.
     """
     steps = run_steps(s)
-    s.trainer.epochs = None if s.trainer.steps is not None else s.trainer.epochs
     if s.task.kind == "pretrain":
         tokenizer = s.data.tokenizer
         given, tokenizer.vocabulary_size = tokenizer.vocabulary_size, None
@@ -150,18 +170,21 @@ def _spell_one_way(s: Settings) -> None:
     for name in ("density", "rank"):
         if getattr(o, name) is not None:
             setattr(o, name, _control(getattr(o, name), steps, controls.DENSITIES, shares=True))
-    o.interval = _control(o.interval, steps, controls.INTERVALS, shares=False)
+    o.interval = _control(o.interval, steps, controls.INTERVALS, shares=False, epochs=s.task.kind == "finetune")
     if isinstance(o.subspace, dict):
         kind = o.subspace["kind"]
         different = {key: v for key, v in o.subspace.items() if key != "kind" and v != SUBSPACES[kind][key][0]}
         o.subspace = {"kind": kind} | different if different else kind
 
 
-def _control(given: Any, steps: int, kinds: Mapping[str, type[controls.Control]], shares: bool) -> dict[str, Any]:
+def _control(
+    given: Any, steps: int, kinds: Mapping[str, type[controls.Control]], shares: bool, epochs: bool = False
+) -> dict[str, Any]:
     control = dict(given) if isinstance(given, dict) else {"kind": "constant", "value": given}
     kind = control["kind"]
     for key, filled in with_run_length({"kind": kind}, steps).items():
-        if key != "kind" and control.get(key) == filled:
+        in_epochs = key == "every" and epochs  # where null is another number
+        if key != "kind" and not in_epochs and control.get(key) == filled:
             control[key] = None
     real = {f.name for f in fields(kinds[kind]) if f.type == "float"} if shares or kind != "constant" else set()
     return {key: float(value) if key in real else value for key, value in control.items()}

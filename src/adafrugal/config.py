@@ -249,7 +249,7 @@ class TrainerSettings:
     """The loop."""
 
     steps: int | None = 500  # null: as many as `epochs` are
-    epochs: float | None = None  # counts where steps is null
+    epochs: float | None = None  # where steps is null
     batch_size: int = 8  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward and backward; null: all of them
     sequence_length: int = 128
@@ -378,8 +378,9 @@ def run_steps(settings: Settings) -> int:
 def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings:
     """The same settings with what the data and the model decide filled in.
 
-    Where `trainer.steps` is null, `trainer.epochs` counts; where `eval.every` or a loss-aware interval's `every` is,
-    an epoch; where `optimizer.density` is, `optimizer.rank`.
+    Where `trainer.steps` is null, `trainer.epochs` counts; where `eval.every` is, an epoch; where a loss-aware
+    interval's `every` is, an epoch, or a twentieth of the run where that is shorter; where `optimizer.density` is,
+    `optimizer.rank`.
 
     Args:
         settings: as they were checked.
@@ -393,10 +394,11 @@ def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings
     optimizer = found.optimizer
     if epoch is not None:
         found.trainer.steps = found.trainer.steps or max(1, round((found.trainer.epochs or 0) * epoch))
+        found.trainer.epochs = None
         found.eval.every = found.eval.every or epoch
         interval = getattr(optimizer, "interval", None)
         if isinstance(interval, dict) and interval["kind"] == "loss_aware" and interval.get("every") is None:
-            interval["every"] = epoch
+            interval["every"] = min(epoch, max(1, found.trainer.steps // 20))
     if isinstance(optimizer, FrugalSettings) and optimizer.rank is not None:
         density = density_of_rank(optimizer.rank, hidden_size)
         if max(density.get(key, 0) for key in ("value", "start", "end")) > 1:

@@ -99,6 +99,8 @@ def _check_length(s: Settings) -> None:
     t, has_epochs = s.trainer, s.task.kind == "finetune"
     if t.steps is not None:
         _need(t.steps >= 1, "trainer.steps", t.steps, "1 or more")
+        both = f"null, since trainer.steps is {t.steps}" + ("; or trainer.steps=null" if has_epochs else "")
+        _need(t.epochs is None, "trainer.epochs", t.epochs, both)
     else:
         _need(has_epochs, "trainer.steps", None, f"1 or more; task={s.task.kind} has no epochs that are known before")
         _need(0 < (t.epochs or 0) < float("inf"), "trainer.epochs", t.epochs, "above 0, since trainer.steps is null")
@@ -135,8 +137,10 @@ def _check_model(s: Settings) -> None:
 def _check_encoder(s: Settings) -> None:
     m = s.model
     if m.package is not None:
+        _need(m.package.isidentifier(), "model.package", m.package, "the name by which Python imports a package")
         allowed = f"what is installed; pip install {m.package.replace('_', '-')}"
         _need(find_spec(m.package) is not None, "model.package", m.package, allowed)
+        _need(m.revision is None, "model.revision", m.revision, "null, since a package is what is installed")
         _need(m.name is None, "model.name", m.name, "null, since model.package is given; or model.package=null")
         return
     _need(bool(m.name), "model.name", m.name, "a hub repository or a directory, such as FacebookAI/roberta-base")
@@ -176,6 +180,9 @@ def _check_labelled(s: Settings) -> None:
     _need(bool(d.validation_splits), "data.validation_splits", list(d.validation_splits), allowed)
     _need(d.split not in d.validation_splits, "data.split", d.split, "a split that is not in data.validation_splits")
     _need(d.examples is None or d.examples >= 1, "data.examples", d.examples, "1 or more, or null for all")
+    for name in ("validation_splits", "metrics", "fields"):
+        given = list(getattr(d, name))
+        _need(len(set(given)) == len(given), f"data.{name}", given, "each once")
     known = METRICS["scores" if d.classes is None else "classes"]
     _need(bool(d.metrics), "data.metrics", list(d.metrics), f"one or more of {', '.join(known)}")
     for metric in d.metrics:
@@ -240,6 +247,8 @@ def _check_schedule(s: Settings) -> None:
 
 def _check_rates(s: Settings) -> None:
     o = s.optimizer
+    rate = getattr(s.task, "lr", 0)
+    _need(0 <= rate < float("inf"), "task.lr", rate, "0 or more")
     for name in ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"):
         value = getattr(o, name, 0)
         _need(0 <= value < float("inf"), f"optimizer.{name}", value, "0 or more")

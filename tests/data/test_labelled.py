@@ -141,6 +141,7 @@ def test_the_fingerprint_is_of_texts_and_labels(read, tmp_path):
         ({"split": "trian"}, "there is no data.split trian; allowed: train, validation"),
         ({"validation_splits": ["test"]}, "there is no data.validation_splits test; allowed: train, validation"),
         ({"fields": ["sentence"]}, "there is no column sentence (data.fields); allowed: sentence1, sentence2, label"),
+        ({"fields": ["idx"]}, "the column idx holds int; data.fields are texts"),
         ({"label_field": "y"}, "there is no column y (data.label_field); allowed:"),
         ({"subset": "mnli", "fields": ["premise"], "validation_splits": ["validation_matched"]}, "row 2 of train has"),
         ({"source": "/nowhere/at/all"}, "data.source is /nowhere/at/all, and there is no such directory"),

@@ -88,6 +88,14 @@ def test_mnli_has_two_validation_sets(task):
     assert built.headline == ("validation_accuracy", "validation_mismatched_accuracy")
 
 
+def test_any_other_validation_set_is_named_by_its_split(task):
+    built = task("mnli", "data.validation_splits=[validation_mismatched,validation_matched]")
+    assert built.headline == ("validation_accuracy", "validation_matched_accuracy")
+    found = built.evaluate()
+    assert all(name.startswith("validation_") for name in found)
+    assert found["validation_loss"] == task("mnli").evaluate()["validation_mismatched_loss"]
+
+
 def test_the_summary_has_every_metric_at_the_last_and_the_best_step(task):
     built = task("mrpc")
     lines = [
@@ -116,15 +124,38 @@ def test_a_resume_on_other_data_is_refused(task):
         task("mrpc", state=state)
 
 
+def test_so_is_one_with_another_tokenizer_or_other_weights(task, tiny_encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    moved = shutil.copytree(tiny_encoder, tmp_path / "moved")
+    state = task("rte", f"model.name={moved}").state_dict()
+    file = moved / "tokenizer.json"
+    text = file.read_text()
+    file.write_text(text.replace('"the": 4', '"the": 5').replace('"a": 5', '"a": 4'))
+    assert file.read_text() != text
+    with pytest.raises(SettingError, match="begun on other data"):
+        task("rte", f"model.name={moved}", state=state)
+    file.write_text(text)
+    task("rte", f"model.name={moved}", state=state)
+    weights = moved / "model.safetensors"
+    doubled = {name: 2 * tensor for name, tensor in load_file(weights).items()}
+    save_file(doubled, weights, metadata={"format": "pt"})
+    with pytest.raises(SettingError, match="begun on other data"):
+        task("rte", f"model.name={moved}", state=state)
+
+
 def test_an_encoder_that_takes_less_is_refused(task):
     with pytest.raises(SettingError, match=r"trainer.sequence_length is 80; allowed: .* the encoder takes, 64"):
         task("rte", "trainer.sequence_length=80")
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "damaged"])
 def test_a_directory_without_weights_or_config_is_refused_in_one_line(missing, task, tiny_encoder, tmp_path):
     broken = shutil.copytree(tiny_encoder, tmp_path / "broken")
-    (broken / missing).unlink()
+    if missing == "damaged":
+        (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    else:
+        (broken / missing).unlink()
     with pytest.raises(SettingError) as caught:
         task("rte", f"model.name={broken}")
     assert f"model.name is {broken}, which transformers cannot read: " in str(caught.value)

@@ -98,5 +98,5 @@ def test_where_the_rate_comes_from_is_no_part_of_a_run_but_the_rate_is(key):
 def test_a_rank_has_one_spelling(key):
     run = ("experiments=glue/rte", "optimizer=frugal")
     assert key(*run, "optimizer.rank=4") == key(*run, "optimizer.rank={kind:constant,value:4.0}") != key(*run)
-    linear = ("experiments=glue/rte", "optimizer=adafrugal", "trainer.steps=100")
+    linear = ("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", "trainer.steps=100")
     assert key(*linear, "optimizer.rank.steps=100") == key(*linear)

@@ -18,7 +18,7 @@ def adapted(finetune_settings, tiny_encoder):
     def make(*overrides):
         settings, _ = finetune_settings("rte", "optimizer=lora", *overrides)
         torch.manual_seed(0)
-        model, _ = encoder.load(EncoderSettings(name=str(tiny_encoder)), 2)
+        model, *_ = encoder.load(EncoderSettings(name=str(tiny_encoder)), 2)
         optimizers.adapt(settings, model)
         return model, settings
 
@@ -59,5 +59,8 @@ def test_adamw_decays_and_trains_what_is_left(adapted):
 
 
 def test_targets_that_name_nothing_are_refused(adapted):
-    with pytest.raises(SettingError, match=r"optimizer.targets is \['quary'\]: .*not found"):
+    with pytest.raises(
+        SettingError,
+        match=r"optimizer.targets is \['quary'\]: .*not found.* Linear in its blocks: query, key, value, dense",
+    ):
         adapted("optimizer.targets=[quary]")

@@ -170,6 +170,14 @@ class Labelled:
         self.train = cut.pop(data.split)
         self.validation = cut
 
+    def fingerprint_with(self, weights: str) -> str:
+        """The same for the same token ids and labels, in a run that begins with the same weights."""
+        digest = hashlib.sha256((self.fingerprint + weights).encode())
+        for examples in (self.train, *self.validation.values()):
+            for tokens in examples.tokens:
+                digest.update(tokens.tobytes())
+        return digest.hexdigest()
+
     def about(self) -> dict[str, Any]:
         """What identifies the data, and how much there is of it, for a record."""
         data = self._data
@@ -231,6 +239,9 @@ def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str
                 allowed = ", ".join(table.column_names)
                 raise SettingError(f"{named}: there is no column {name} (data.{setting}); allowed: {allowed}")
             columns[name] += table.column(name).to_pylist()
+            given = next((v for v in columns[name] if not isinstance(v, str | None)), None)
+            if setting == "fields" and given is not None:
+                raise SettingError(f"{named}: the column {name} holds {type(given).__name__}; data.fields are texts")
     if not columns[data.label_field]:
         raise SettingError(f"{named}: a split has no rows")
     return columns
@@ -258,4 +269,4 @@ def _refuse_bad_labels(labels: Sequence[Any], split: str, data: LabelledSettings
             if label == -1 or label is None:
                 allowed += "; a split without labels cannot be used"
             where = f"data.source is {data.source}: row {number} of {split}"
-            raise SettingError(f"{where} has the label {label}; allowed: {allowed}")
+            raise SettingError(f"{where} has the label {str(label)[:40]}; allowed: {allowed}")

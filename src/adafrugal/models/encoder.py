@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder with its pretrained weights in float32, and its tokenizer.
+def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The encoder with its pretrained weights in float32, its tokenizer, and a fingerprint of the encoder's weights.
 
-    A head that the weights lack is drawn from torch's global generator: seed it first.
+    A head or a pooler that the weights lack is drawn from torch's global generator: seed it first.
 
     Args:
         settings: where the encoder is.
@@ -24,7 +24,7 @@ def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreT
 
     Raises:
         SettingError: the weights lack some of the encoder's.
-        OSError, ValueError, KeyError, ImportError: transformers or the hub cannot give such a model.
+        Exception: whatever transformers raises where it or the hub cannot give such a model.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -39,16 +39,7 @@ def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreT
         ignore_mismatched_sizes=True,
     )  # fmt: skip
     _refuse_missing_weights(model, found, str(settings.name or settings.package))
-    return model, tokenizer
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """The same for the same pretrained weights; the head, which may be new, is left out."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.base_model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()
+    return model, tokenizer, _fingerprint(model, found["missing_keys"])
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -59,6 +50,16 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         return longest
     # RoBERTa and MPNet count positions from after their padding index
     return min(longest, positions.num_embeddings - (-1 if positions.padding_idx is None else positions.padding_idx) - 1)
+
+
+def _fingerprint(model: PreTrainedModel, new: set[str]) -> str:
+    """The same for the same pretrained weights; the head, and what else is new, is left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.base_model.state_dict().items()):
+        if f"{model.base_model_prefix}.{name}" not in new:
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _place(settings: EncoderSettings) -> str:

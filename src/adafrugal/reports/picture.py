@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adafrugal.reports.summary import spoken
-from adafrugal.tracking.record import Record
+from adafrugal.tracking.record import Record, spoken
 
 
 def draw(record: Record, file: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adafrugal.reports.rows import label, rows_of, table
-from adafrugal.reports.summary import mib, spoken
-from adafrugal.tracking.record import Record
+from adafrugal.reports.summary import mib
+from adafrugal.tracking.record import Record, spoken
 
 MISSING = "missing"  # never a blank, which reads like nothing, or like zero
 REFERENCE = "adamw"  # the arm that the others are compared with

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adafrugal.tracking.record import Record
+from adafrugal.tracking.record import Record, spoken
 
 
 def text(record: Record) -> str:
@@ -40,11 +40,6 @@ def _scores(found: dict) -> list[tuple[str, str]]:
         (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}")
         for name in ("validation_loss", *found["metrics"])
     ]
-
-
-def spoken(name: str) -> str:
-    """A number of an evaluation as people call it."""
-    return name.removeprefix("validation_").replace("_", " ")
 
 
 def _trained_on(found: dict) -> str:

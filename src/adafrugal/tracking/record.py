@@ -109,7 +109,7 @@ class Record:
                 for line in self._lines(name)
                 if line.get("step", 0) <= step or line.get("event") in ("start", "checkpoint", "warning")
             ]
-            self._write(name, "".join(json.dumps(line) + "\n" for line in kept))
+            self._write(name, "".join(json.dumps(_plain(line)) + "\n" for line in kept))
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.directory / name).open("a") as file:
@@ -126,6 +126,11 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.directory / name)
+
+
+def spoken(name: str) -> str:
+    """A number of an evaluation, `validation_…`, as people call it."""
+    return name.removeprefix("validation_").replace("_", " ")
 
 
 def _plain(value: Any) -> Any:

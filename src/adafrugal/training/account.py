@@ -123,6 +123,7 @@ class Account:
             conclusion: what the task says of it.
         """
         line, counted = self.last_line, state_bytes(optimizer)
+        parameters = [p for name, p in model.named_parameters() if ".lora_" not in name]  # adapters are peft's, no part
         passes = self.seconds["forward"] + self.seconds["backward"]
         found: dict[str, Any] = {
             "steps": self.step,
@@ -134,14 +135,14 @@ class Account:
             **conclusion,
             "seconds": self.seconds | {"wall": self.wall},
             "optimizer_share": (self.seconds["optimizer"] + self.seconds.get("refresh", 0.0)) / passes,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in parameters),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "state_bytes": {
                 "start": self.state_bytes_start,
                 "peak": self.state_bytes_peak,
                 "end": counted.total,
                 "end_by_role": counted.by_role(),
-                "adamw": estimate.adamw_state_bytes(list(model.parameters())),
+                "adamw": estimate.adamw_state_bytes(parameters),
             },
             "memory": line["memory"] | {"peak_of_the_run": self.memory_peak},
             "density": line["density"],

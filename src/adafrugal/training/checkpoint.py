@@ -1,7 +1,8 @@
 """What a run continues from: the model as transformers reads it, and beside it everything else as tensors and numbers.
 
 checkpoints/step-00000100/
-model.safetensors, config.json   for `from_pretrained`
+model.safetensors, config.json   for `from_pretrained`, and a tokenizer's files where the task has one; LoRA's names are
+                                 those of peft's `inject_adapter_in_model`
 state.pt                         optimizer, schedule, random state, progress; loads with weights_only=True
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +18,19 @@ import safetensors.torch
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Saved = PreTrainedModel | PreTrainedTokenizerBase
 
 
-def save(root: Path, step: int, model: PreTrainedModel, state: dict[str, Any], keep: int) -> Path:
+def save(root: Path, step: int, parts: Iterable[Saved], state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint beside its place, move it there when it is whole, and drop all but the newest `keep`."""
     final = root / f"step-{step:08d}"
     beside = root / f".{final.name}.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    model.save_pretrained(beside)
+    for part in parts:
+        part.save_pretrained(beside)
     torch.save(state, beside / "state.pt")
     for file in (*beside.iterdir(), beside):
         _to_disk(file)

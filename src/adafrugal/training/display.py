@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adafrugal.tracking.record import spoken
+
 SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
 
 
@@ -74,12 +76,8 @@ class Display:
             text = f"step {line['step']:>{len(str(self._total))}}/{self._total}  {_short(line)}"
             if evaluated:
                 text += f"  │ validation {line['validation_loss']:.4f}"
-                text += "".join(f"  {_named(name)} {_number(name, line[name])}" for name in headline)
+                text += "".join(f"  {spoken(name)} {_number(name, line[name])}" for name in headline)
             self.say(text)
-
-
-def _named(name: str) -> str:
-    return name.removeprefix("validation_").replace("_", " ")
 
 
 def _number(name: str, value: float) -> str:

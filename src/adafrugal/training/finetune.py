@@ -37,23 +37,24 @@ class Finetune:
         data, trainer = settings.data, settings.trainer
         self._place, self._metrics, self._is_score = place, list(data.metrics), data.classes is None
         torch.manual_seed(settings.seed)  # of the new head
-        self.model, tokenizer = _encoder(settings.model, data.classes or 1)
+        self.model, tokenizer, self._weights = _encoder(settings.model, data.classes or 1)
         longest = encoder.longest_input(self.model, tokenizer)
         if trainer.sequence_length > longest:
             given = f"trainer.sequence_length is {trainer.sequence_length}"
             raise SettingError(f"{given}; allowed: up to what the encoder takes, {longest}")
-        self._weights = encoder.fingerprint(self.model)
         say(f"reading {data.source} {data.subset or ''}".rstrip())
         self._labelled = Labelled(data, tokenizer, trainer.sequence_length, Path(settings.cache_root).absolute())
+        self._fingerprint = self._labelled.fingerprint_with(self._weights)
         if state:
-            faults.refuse_other_data(state["fingerprint"], self._labelled.fingerprint)
+            faults.refuse_other_data(state["fingerprint"], self._fingerprint)
         self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
         self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
+        self.saved = (self.model, tokenizer)
         self._forward = torch.compile(self.model, dynamic=True) if trainer.compile else self.model
-        main = [f"validation_{metric}" for metric in self._metrics]
-        others = [f"{name}_{metric}" for name in list(self._labelled.validation)[1:] for metric in self._metrics]
-        self.headline = (*main, *others)
+        self._prefixes = ["validation"]  # of what an evaluation says of each validation set
+        self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
+        self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -88,12 +89,12 @@ class Finetune:
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics of each validation set, without dropout, in training's own precision.
 
-        The first set's are called `validation_…`; any other's begin with the name of its split.
+        The first set's are called `validation_…`, any other's `validation_<split>_…`.
         """
         was_training = self.model.training
         self.model.eval()
         found: dict[str, float] = {}
-        for name, examples in self._labelled.validation.items():
+        for prefix, examples in zip(self._prefixes, self._labelled.validation.values(), strict=True):
             outputs, labels, losses = [], [], []
             for batch in examples.by_length(self._micro_batch_size):
                 there = batch.to(self._place.device)
@@ -101,7 +102,6 @@ class Finetune:
                     outputs.append(self._outputs(there).float())
                 losses.append(_summed_loss(outputs[-1], there.labels, self._is_score).double())
                 labels.append(batch.labels)
-            prefix = name if found else "validation"
             found[f"{prefix}_loss"] = torch.stack(losses).sum().item() / len(examples)
             values = scores(self._metrics, torch.cat(labels).numpy(), torch.cat(outputs).cpu().numpy())
             found |= {f"{prefix}_{metric}": value for metric, value in values.items()}
@@ -119,8 +119,8 @@ class Finetune:
         return {"metric": main, "metrics": list(self.headline), **at}
 
     def state_dict(self) -> dict[str, Any]:
-        """What tells whether a resumed run reads the same data; a batch needs nothing but its step."""
-        return {"fingerprint": self._labelled.fingerprint}
+        """What tells whether a resumed run has the same data and weights; a batch needs its step alone."""
+        return {"fingerprint": self._fingerprint}
 
     def close(self) -> None:
         """Nothing works in the background."""
@@ -131,7 +131,7 @@ class Finetune:
         return self._forward(input_ids=batch.tokens, attention_mask=batch.mask, **types).logits
 
 
-def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     name = str(settings.name or settings.package)
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise SettingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
@@ -140,8 +140,8 @@ def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, 
             return encoder.load(settings, outputs)
     except SettingError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:  # no weights, no config.json, no such architecture, …
-        reason = " ".join(str(error).split()).partition(" If this is a private repository")[0]
+    except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
+        reason = " ".join(str(error).split()).partition(" If this is a private repository")[0] or type(error).__name__
         raise SettingError(f"model.name is {name}, which transformers cannot read: {reason}") from error
 
 

@@ -117,13 +117,16 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
         real = sum(batch.real_tokens() for batch in batches)
         self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, count)
-        if self.account.step == 1:
+        if not self.account.state_bytes_start:  # a first step that overflows leaves no state
             self.account.state_bytes_start = state_bytes(self.optimizer).total
 
     def _step(self) -> None:
         """Step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
         scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except ValueError as error:  # of a control, or a subspace that selects nothing: what only a step finds out
+            raise TrainingError(f"the optimizer cannot make step {self.account.step + 1}: {error}") from error
         self.scaler.update()
         if self.scaler.get_scale() < scale:
             self.account.overflows += 1
@@ -204,17 +207,30 @@ class Loop:
                 "precision": self.place.precision,
             }
             root = self.record.directory / "checkpoints"
-            saved = checkpoint.save(root, self.account.step, self.task.model, state, self.settings.checkpoint.keep)
+            saved = checkpoint.save(root, self.account.step, self.task.saved, state, self.settings.checkpoint.keep)
         self._saved_step = self.account.step
         self.record.add_event("checkpoint", step=self.account.step, name=saved.name)
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue from what `_save` wrote; the model's weights are loaded already."""
+        """Continue from what `_save` wrote; the model's weights are loaded already.
+
+        Raises:
+            TrainingError: it was written by a version of this code that kept other things.
+        """
+        try:
+            self._go_on(state)
+        except (KeyError, TypeError) as error:
+            raise TrainingError(
+                f"the checkpoint was written by another version of this code ({error}): continue with that version, or "
+                "remove the run's directory to begin anew"
+            ) from error
+
+    def _go_on(self, state: dict[str, Any]) -> None:
         self.account = Account.from_state(state["account"])
         self._saved_step = self.account.step
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        self.scaler.load_state_dict(state["scaler"])
         self.place.set_random_state(state["random"])
 
     def summary(self) -> dict[str, Any]:

@@ -14,12 +14,24 @@ from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, spl
 def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
     """A model's parameter groups as the settings want them."""
     modules = getattr(settings.optimizer, "modules", None)
-    if modules is None:
-        return split_parameters(model)
     try:
-        return split_parameters(model, default_rules(**asdict(modules)))
-    except ValueError as error:  # a pattern under which nothing falls
-        raise SettingError(f"optimizer.modules: {error}") from error
+        return split_parameters(model, default_rules(**asdict(modules)) if modules else None)
+    except ValueError as error:  # a pattern under which nothing falls, or nothing to split
+        names = ", ".join(_linear_in_blocks(model)) or "none"
+        here = f"the Linear modules in the blocks of {type(model).__name__} are called {names}"
+        raise SettingError(f"optimizer.modules.split: {error}; {here}") from error
+
+
+def _linear_in_blocks(model: torch.nn.Module) -> list[str]:
+    """Their names, without those of the modules that hold them."""
+    blocks = _blocks(model)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear if name.startswith(blocks)))
+
+
+def _blocks(model: torch.nn.Module) -> tuple[str, ...]:
+    """What the names of all that is in a transformer block begin with."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList))
 
 
 def adapt(settings: Settings, model: torch.nn.Module) -> None:
@@ -36,21 +48,29 @@ def adapt(settings: Settings, model: torch.nn.Module) -> None:
         return
     import peft
 
-    blocks = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList))
+    blocks = _blocks(model)
     outside = [module for name, module in model.named_modules() if not name.startswith(blocks)]
     head = [param for module in outside if isinstance(module, torch.nn.Linear) for param in module.parameters()]
     adapters = peft.LoraConfig(r=o.rank, lora_alpha=o.alpha, lora_dropout=o.dropout, target_modules=list(o.targets))
     try:
         peft.inject_adapter_in_model(adapters, model)
     except ValueError as error:
-        raise SettingError(f"optimizer.targets is {list(o.targets)}: {error}") from error
+        names = ", ".join(_linear_in_blocks(model))
+        raise SettingError(f"optimizer.targets is {list(o.targets)}: {error} Linear in its blocks: {names}") from error
     for param in head:
         param.requires_grad_(True)
 
 
 def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
-    """The optimizer that the settings describe, over a model's groups."""
-    return _BUILDERS[settings.optimizer.kind](settings, groups)
+    """The optimizer that the settings describe, over a model's groups.
+
+    Raises:
+        SettingError: the optimizer refuses these groups.
+    """
+    try:
+        return _BUILDERS[settings.optimizer.kind](settings, groups)
+    except ValueError as error:
+        raise SettingError(f"optimizer: {error}") from error
 
 
 def _adam_rates(settings: Settings) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Pretrain:
         self._corpus = Corpus(settings, say, state)
         torch.manual_seed(settings.seed)
         self.model = llama.build(settings.model).to(place.device)
+        self.saved = (self.model,)
 
     headline = ("validation_perplexity",)
     epoch = None  # a text's length may not be known, and a run is shorter

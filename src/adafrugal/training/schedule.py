@@ -22,7 +22,7 @@ def factor(settings: ConstantSchedule, steps: int) -> Callable[[int], float]:
     cycle = getattr(settings, "cycle", None) or steps
     warmup = cycle // 10 if settings.warmup is None else settings.warmup
     if isinstance(warmup, float):
-        warmup = math.ceil(warmup * cycle)
+        warmup = min(math.ceil(warmup * cycle), cycle - 1)
     floor = getattr(settings, "floor", 1.0)
     shapes: dict[str, Callable[[float], float]] = {
         "constant": lambda x: 1.0,

@@ -30,10 +30,12 @@ class Task(Protocol):
 
     Attributes:
         model: on the run's device, with float32 weights.
+        saved: what a checkpoint has in transformers' own format: the model, and its tokenizer where it came with one.
         headline: which of the evaluation's numbers, beside the loss, a person sees while the run goes on.
     """
 
     model: PreTrainedModel
+    saved: tuple[Any, ...]
     headline: tuple[str, ...]
 
     @property
