@@ -42,6 +42,8 @@ def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, compos
     with_it += ["data.source=corpus/*.txt"] if file.as_posix() == "data/text" else []
     if file.as_posix() in FINETUNED or (file.parts[0] == "data" and file.name in TASKS):
         with_it = ["experiments=glue/rte"]
+    if file.as_posix() == "data/labelled":
+        with_it = ["experiments=glue/rte", "data.source=a/b", "data.fields=[text]"]
     if file.as_posix() == "model/encoder":
         with_it.append("model.name=a/b")
     found, choices = composed(*with_it, f"{group}={file.name}")

