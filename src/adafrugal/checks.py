@@ -70,6 +70,11 @@ def explain(error: Exception) -> str:
     key, schema = str(cause.full_key), cause.object_type
     path, _, last = key.rpartition(".")
     first_line = str(cause).splitlines()[0]
+    if key == "_dummy_":  # Hydra's, where a name in the list of defaults needs a group that is taken away
+        return f"{first_line.split(chr(39))[1]}: no value is given; name one of its files, see --help"
+    if "is not a ListConfig" in first_line:
+        given = cause.value if cause.value is not None else "…"
+        return f"{key} is {given}; allowed: a list, such as '[{given}]'"
     if not ("not in" in first_line and first_line.startswith("Key")):
         return f"{key}: {first_line[0].lower()}{first_line[1:]}"
     allowed = [f.name for f in fields(schema)] if is_dataclass(schema) else list(cause.parent_node or ())

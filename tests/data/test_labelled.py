@@ -158,8 +158,16 @@ def test_what_is_not_there_is_said_in_one_line(given, line, read):
     ("label", "classes", "line"),
     [
         (2, 2, "row 4 of validation has the label 2; allowed: 0 to 1 (data.classes)"),
-        (-1, 2, "row 4 of validation has the label -1; allowed: 0 to 1 (data.classes); a split without labels cannot"),
-        (None, 2, "row 4 of validation has the label None; allowed: 0 to 1 (data.classes); a split without labels"),
+        (
+            -1,
+            2,
+            "row 4 of validation has the label -1; allowed: 0 to 1 (data.classes), as whole numbers; a split without",
+        ),
+        (
+            None,
+            2,
+            "row 4 of validation has the label None; allowed: 0 to 1 (data.classes), as whole numbers; a split without",
+        ),
         (0.5, 2, "row 4 of validation has the label 0.5; allowed: 0 to 1"),
         (float("nan"), None, "row 4 of validation has the label nan; allowed: a number"),
         ("yes", 2, "row 0 of train has the label 0; allowed: 0 to 1"),  # a column of text

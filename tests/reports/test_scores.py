@@ -96,6 +96,21 @@ def test_a_rate_that_stands_at_its_default_is_named_like_the_others(tmp_path):
     assert names == ["lora optimizer.lr=0.001", "lora optimizer.lr=0.003"]
 
 
+def test_data_sets_of_ones_own_are_told_apart_and_may_have_other_metrics(tmp_path):
+    for source, metrics, values in (("a/reviews", ("accuracy",), (0.5,)), ("b/likeness", ("pearson",), (0.25,))):
+        record = made(tmp_path, "labelled", "adamw", 0, values, metrics=metrics, **{"data.source": source})
+        record.begin({"data": {"source": source}})
+    found = rows(scores.markdown(table.find([tmp_path])))["adamw"]
+    assert (found["reviews accuracy"], found["likeness pearson"]) == ("50.00", "25.00")
+
+
+def test_a_metric_that_one_run_lacks_is_missing_there(tmp_path):
+    made(tmp_path, "rte", "adamw", 0, (0.5,))
+    made(tmp_path, "rte", "frugal", 0, (0.25, 0.1), metrics=("accuracy", "f1"))
+    found = rows(scores.markdown(table.find([tmp_path])))
+    assert (found["adamw"]["rte f1"], found["frugal"]["rte f1"]) == ("missing", "10.00")
+
+
 def test_both_kinds_of_runs_have_their_tables(two_arms):
     from test_reports import made as pretrained
 

@@ -264,7 +264,10 @@ def _refuse_bad_labels(labels: Sequence[Any], split: str, data: LabelledSettings
         if data.classes is None:
             allowed, holds = "a number", is_number
         else:
-            allowed, holds = f"0 to {data.classes - 1} (data.classes)", is_number and label in range(data.classes)
+            allowed, holds = (
+                f"0 to {data.classes - 1} (data.classes), as whole numbers",
+                is_number and label in range(data.classes),
+            )
         if not holds:
             if label == -1 or label is None:
                 allowed += "; a split without labels cannot be used"

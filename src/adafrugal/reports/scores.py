@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from adafrugal.reports.rows import label, rows_of, table
 from adafrugal.reports.summary import mib
@@ -13,6 +14,7 @@ from adafrugal.tracking.record import Record, spoken
 
 MISSING = "missing"  # never a blank, which reads like nothing, or like zero
 REFERENCE = "adamw"  # the arm that the others are compared with
+OWN = "labelled"  # the settings' file for data sets of one's own
 STATE = "optimizer state, start → end"
 Row = Mapping[str, Sequence[Record]]  # data set -> the runs of one arm
 
@@ -76,7 +78,8 @@ def _table(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple
             difference = str(mean.minus(reference)) if mean and reference else MISSING
             cells += [str(mean or MISSING), "" if arm == REFERENCE else difference]
         for name, metric in columns:
-            cells.append(str(Value.of([run.summary()[when][metric] for run in row[name]])) if name in row else MISSING)
+            found = [run.summary()[when][metric] for run in row.get(name, ()) if metric in run.summary()[when]]
+            cells.append(str(Value.of(found)) if found else MISSING)
         lines.append([*cells, _state(row)])
     return table(lines)
 
@@ -118,8 +121,11 @@ def _state(row: Row) -> str:
 
 
 def _metrics(records: Sequence[Record], data: str) -> list[str]:
-    return next(record.summary()["metrics"] for record in records if _data(record) == data)
+    named = [metric for record in records if _data(record) == data for metric in record.summary()["metrics"]]
+    return list(dict.fromkeys(named))
 
 
 def _data(record: Record) -> str:
-    return label(record, "data")
+    """What the column is called: the settings' file, or the last part of the source where that is anybody's own."""
+    name = label(record, "data")
+    return Path(record.config()["data"]["source"]).name if name == OWN else name

@@ -35,9 +35,9 @@ def _language(found: dict) -> list[tuple[str, str]]:
 
 def _scores(found: dict) -> list[tuple[str, str]]:
     """What a fine-tuning reached, at the end and at its best by the first metric."""
-    last, best = found["last"], found["best"]
+    last, best, by = found["last"], found["best"], spoken(found["metric"])
     return [
-        (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}")
+        (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}, the best by {by}")
         for name in ("validation_loss", *found["metrics"])
     ]
 

@@ -138,7 +138,12 @@ def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, 
     try:
         with faults.of_hub("model.name", name):
             return encoder.load(settings, outputs)
-    except SettingError:
+    except SettingError as error:
+        near = Path(name).parent
+        if (
+            "/" in name and near.is_dir() and not Path(name).exists()
+        ):  # then it was perhaps no repository that was meant
+            raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
         raise
     except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
         reason = " ".join(str(error).split()).partition(" If this is a private repository")[0] or type(error).__name__

@@ -236,7 +236,10 @@ class Loop:
     def summary(self) -> dict[str, Any]:
         """The end of the run in numbers, for summary.json."""
         self._fold()
-        evaluations = [line for line in self.record.metrics() if "validation_loss" in line]
+        every, last = self.settings.eval.every, self.settings.trainer.steps
+        # those that a control asked for do not count: other arms have fewer, and the best of more is better
+        scheduled = [line for line in self.record.metrics() if line["step"] % every == 0 or line["step"] == last]
+        evaluations = [line for line in scheduled if "validation_loss" in line]
         found = self.account.summary(self.optimizer, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
         return found | {"epochs": self.task.epochs(self.account.step)} | here
