@@ -155,6 +155,17 @@ def test_the_final_model_and_its_tokenizer_are_read_by_transformers(finetune_set
     assert AutoTokenizer.from_pretrained(place)("the matrix")["input_ids"] == [2, 4, 6, 3]
 
 
+def test_a_lora_checkpoint_is_read_as_the_page_says(finetune_settings):
+    peft = pytest.importorskip("peft", reason="peft is an extra: pip install peft")
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    record, _ = run(*finetune_settings("rte", "optimizer=lora", "trainer.epochs=1"))
+    place = next(record.directory.glob("checkpoints/*"))
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(place))
+    peft.inject_adapter_in_model(peft.LoraConfig(r=8, lora_alpha=8, target_modules=["query", "value"]), model)
+    model.load_state_dict(load_file(place / "model.safetensors"))
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_fine_tuning_stops_and_goes_on_with_the_same_dropout(finetune_settings, monkeypatch):
     from adafrugal.training.signals import Stop

@@ -12,8 +12,8 @@ from adafrugal.reports import table
 def main() -> int:
     """Print the tables; 2 where there is nothing to print."""
     parser = argparse.ArgumentParser(prog="python -m adafrugal.reports", description=__doc__)
-    parser.add_argument("directories", nargs="*", type=Path, default=[Path("runs")], help="where to look for runs")
-    places = parser.parse_args().directories
+    parser.add_argument("directories", nargs="*", default=["runs"], help="where to look for runs")
+    places = [Path(given.removeprefix("run_root=")) for given in parser.parse_args().directories]
     records = table.find(places)
     if not records:
         looked = ", ".join(str(place) for place in places)

@@ -8,6 +8,9 @@ from typing import Any
 
 from adafrugal.tracking.record import Record
 
+# the seed is averaged over; lines of metrics may be rarer; precision and data stand in the row as what they came to
+NO_DIFFERENCE = ("seed", "trainer.log_every", "trainer.precision", "data.source")
+
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the head first, as a Markdown table whose first column is words and whose others are numbers."""
@@ -28,7 +31,7 @@ def rows_of(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for record in records:
         environment = record.environment() or {}
         identity = environment["identity"]
-        found = {name: value for name, value in identity["differs"].items() if name != "seed"}
+        found = {name: value for name, value in identity["differs"].items() if name not in NO_DIFFERENCE}
         found |= {"precision": environment["precision"], "data": environment["data"]["fingerprint"][:8]}
         key = (identity["labels"]["arm"], *(f"{name}={found[name]}" for name in sorted(found)))
         rows[key].append(record)
