@@ -54,6 +54,9 @@ def test_adamw_decays_and_trains_what_is_left(adapted):
     optimizer = optimizers.build(settings, groups)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.1, 0.0}
+    assert [(row[0], row[2]) for row in groups.counts()] == [
+        ("adapters", 8), ("other matrices", 2), ("vectors, scalars", 2), ("frozen", 37)
+    ]  # fmt: skip
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,15 @@ from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, spl
 
 def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
     """A model's parameter groups as the settings want them."""
-    modules = getattr(settings.optimizer, "modules", None)
+    modules, is_lora = getattr(settings.optimizer, "modules", None), isinstance(settings.optimizer, LoraSettings)
+    rules = default_rules(**asdict(modules)) if modules else default_rules()
+    if is_lora:  # they are all that is left to train in the blocks
+        rules = [replace(rule, name="adapters") if rule.treatment == "split" else rule for rule in rules]
     try:
-        return split_parameters(model, default_rules(**asdict(modules)) if modules else None)
+        found = split_parameters(model, rules)
+        if is_lora:
+            found.frozen = [(name, p.numel()) for name, p in model.named_parameters() if not p.requires_grad]
+        return found
     except ValueError as error:  # a pattern under which nothing falls, or nothing to split
         names = ", ".join(_linear_in_blocks(model)) or "none"
         here = f"the Linear modules in the blocks of {type(model).__name__} are called {names}"
