@@ -1,7 +1,8 @@
 """The typed schema of every setting: Hydra composes YAML files and command-line overrides onto these dataclasses.
 
 A setting whose choices differ in what they need (an optimizer, a schedule) has one dataclass for each `kind`.
-This module and `checks` import neither torch nor anything that does, so that a wrong setting is answered at once.
+This module, `checks` and `possible` import neither torch nor anything that does, so that a wrong setting is answered at
+once.
 """
 
 from __future__ import annotations

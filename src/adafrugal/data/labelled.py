@@ -238,8 +238,9 @@ def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str
             if name not in table.column_names:
                 allowed = ", ".join(table.column_names)
                 raise SettingError(f"{named}: there is no column {name} (data.{setting}); allowed: {allowed}")
-            columns[name] += table.column(name).to_pylist()
-            given = next((v for v in columns[name] if not isinstance(v, str | None)), None)
+            values = table.column(name).to_pylist()
+            columns[name] += values
+            given = next((v for v in values if not isinstance(v, str | None)), None)
             if setting == "fields" and given is not None:
                 raise SettingError(f"{named}: the column {name} holds {type(given).__name__}; data.fields are texts")
     if not columns[data.label_field]:

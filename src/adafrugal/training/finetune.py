@@ -140,9 +140,8 @@ def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, 
             return encoder.load(settings, outputs)
     except SettingError as error:
         near = Path(name).parent
-        if (
-            "/" in name and near.is_dir() and not Path(name).exists()
-        ):  # then it was perhaps no repository that was meant
+        is_perhaps_a_path = "/" in name and near.is_dir() and not Path(name).exists()
+        if is_perhaps_a_path:
             raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
         raise
     except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
