@@ -13,8 +13,8 @@ from conftest import REPOSITORY
 
 from adafrugal import checks
 from adafrugal.config import CHOICES, SUBSPACES
+from adafrugal.identity import identify
 from adafrugal.reports import summary, table
-from adafrugal.training.identity import identify
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [

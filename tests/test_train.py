@@ -277,7 +277,7 @@ def test_a_refusal_that_needs_no_torch_does_not_wait_for_it(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_leaves_an_interrupted_run_as_it_was(train, settings):
-    from adafrugal.training.identity import identify
+    from adafrugal.identity import identify
 
     record = Record(identify(*settings()).directory)
     record.begin({})
@@ -291,7 +291,7 @@ def test_a_missing_gpu_leaves_an_interrupted_run_as_it_was(train, settings):
 def test_a_run_is_written_by_one_process_at_a_time(train, settings):
     import fcntl
 
-    from adafrugal.training.identity import identify
+    from adafrugal.identity import identify
 
     directory = identify(*settings()).directory
     directory.mkdir(parents=True)

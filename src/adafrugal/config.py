@@ -136,6 +136,7 @@ class AdamWSettings:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0
+    split_lr_scale: float = 1.0  # of lr, for the Linear weights in the blocks
 
 
 @dataclass
@@ -160,7 +161,6 @@ class FrugalSettings(AdamWSettings):
     subspace: Any = "blocks"
     state_full: str = "adamw"
     state_free: str = "signsgd"
-    split_lr_scale: float = 1.0
     state_free_lr_scale: float = 1.0
     on_refresh: str = "reset"
     shrink: str = "immediately"
@@ -267,6 +267,7 @@ class EvalSettings:
 
     every: int | None = 100  # steps; null: an epoch
     tokens: int = 16_384  # of held-out text; labelled validation sets are read whole
+    last_tokens: int | None = None  # of the evaluation that ends the run; null: as many as of the others
 
 
 @dataclass

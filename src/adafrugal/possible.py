@@ -110,6 +110,8 @@ def _check_length(s: Settings) -> None:
     if not has_epochs:
         least = t.sequence_length
         _need(s.eval.tokens >= least, "eval.tokens", s.eval.tokens, f"one sequence ({least}) or more")
+        last, allowed = s.eval.last_tokens, f"one sequence ({least}) or more, or null for eval.tokens"
+        _need(last is None or last >= least, "eval.last_tokens", last, allowed)
 
 
 def _near_divisors(number: int, given: int) -> str:
@@ -256,6 +258,9 @@ def _check_rates(s: Settings) -> None:
         within = len(betas) == 2 and all(0 <= b < 1 for b in betas)
         given, allowed = (list(betas), "two numbers") if name == "betas" else (betas[0], "a number")
         _need(within, f"optimizer.{name}", given, f"{allowed} from 0 to below 1")
+    if o.kind in ("adamw", "adamw_8bit", "muon"):
+        scale = o.split_lr_scale
+        _need(scale > 0, "optimizer.split_lr_scale", scale, "above 0; optimizer=frugal takes 0, too")
     if o.kind == "adafactor":
         _need(-1 <= o.beta2_decay <= 0, "optimizer.beta2_decay", o.beta2_decay, "-1 to 0")
         _need(1 <= o.clip < float("inf"), "optimizer.clip", o.clip, "1 or more")
@@ -275,6 +280,9 @@ def _check_lora(s: Settings) -> None:
     pretrained = "an optimizer that trains all weights, since these are random; or task=finetune"
     _need(s.task.kind == "finetune", "optimizer", "lora", pretrained)
     _need(o.rank >= 1, "optimizer.rank", o.rank, "1 or more")
+    _need(
+        o.split_lr_scale == 1, "optimizer.split_lr_scale", o.split_lr_scale, "1, since optimizer.alpha scales adapters"
+    )
     _need(0 < o.alpha < float("inf"), "optimizer.alpha", o.alpha, "above 0")
     _need(0 <= o.dropout < 1, "optimizer.dropout", o.dropout, "a share from 0 to below 1")
     _need(bool(o.targets), "optimizer.targets", list(o.targets), "names of modules, such as [query, value]")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from adafrugal.config import TrainingError
@@ -87,7 +88,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
 def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loop):
     built, chosen = loop("trainer.micro_batch_size=1", "eval.tokens=700")
     task = built.task
-    found = task.evaluate()
+    found = task.evaluate(last=False)
     tokens = task._corpus.tokens
     validation = np.load(tokens.plan.directory / "validation" / "00000.tokens.npy")
     rows = [i * ((len(validation) - 1) // 64) // 10 for i in range(10)]
@@ -112,7 +113,7 @@ def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loo
 def test_evaluation_leaves_the_model_training_and_without_gradients(loop):
     built, _ = loop()
     built.task.model.train()
-    first, second = built.task.evaluate(), built.task.evaluate()
+    first, second = built.task.evaluate(last=False), built.task.evaluate(last=False)
     assert first == second
     assert built.task.model.training
     assert all(p.grad is None for p in built.task.model.parameters())
@@ -190,3 +191,24 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(settings):
     assert place(chosen.trainer).precision == ("fp32" if not torch.cuda.is_available() else "bf16")
     explicit, _ = settings("trainer.precision=fp32")
     assert place(explicit.trainer, "fp32").precision == "fp32"
+
+
+def test_the_last_evaluation_may_read_more_and_is_compared_with_no_other(settings):
+    record, _ = run(*settings("optimizer=adamw", "eval.every=5", "eval.tokens=320", "eval.last_tokens=1280"))
+    chosen, _ = settings("eval.every=5", "eval.tokens=1280")
+    evaluated = [line for line in record.metrics() if "validation_loss" in line]
+    assert [line["step"] for line in evaluated] == [5, 10, 15, 20]
+    summary, task = record.summary(), Pretrain(chosen, place(chosen.trainer), str)
+    saved = load_file(record.directory / "checkpoints" / "step-00000020" / "model.safetensors")
+    task.model.load_state_dict(saved, strict=True)
+    assert task.evaluate(last=False)["validation_loss"] == summary["validation_loss"]
+    best = min(evaluated[:-1], key=lambda line: line["validation_loss"])
+    assert summary["best_validation_loss"] == {"step": best["step"], "value": best["validation_loss"]}
+    task.close()
+
+
+def test_the_rate_that_is_written_is_the_whole_one(settings):
+    record, _ = run(
+        *settings("optimizer=adamw", "optimizer.split_lr_scale=0.25", "schedule=constant", "schedule.warmup=0")
+    )
+    assert {line["lr"] for line in record.metrics()} == {1e-3}

@@ -134,3 +134,26 @@ def test_muon_has_the_split_matrices_and_adamw_the_rest(built):
     trained(model, optimizer, range(1))
     assert set(optimizer.state[model.model.layers[0].mlp.up_proj.weight]) == {"momentum_buffer"}
     assert set(optimizer.state[model.lm_head.weight]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_adamw_at_a_share_of_the_rate_is_frugal_that_selects_all(built):
+    scaled = ["optimizer.split_lr_scale=0.25", "optimizer.weight_decay=0.1"]
+    model, adamw = built("optimizer=adamw", *scaled)
+    all_selected = ["optimizer.density=1", "optimizer.on_refresh=keep_overlap"]
+    twin, frugal = built("optimizer=frugal", *scaled, *all_selected, model=copy.deepcopy(model))
+    for step in range(5):
+        trained(model, adamw, [step])
+        trained(twin, frugal, [step])
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=1e-6)
+
+
+def test_muons_matrices_take_their_share_of_the_rate_and_decay_as_before(built):
+    for scale in (1, 0.5):
+        _, optimizer = built(
+            "optimizer=muon", f"optimizer.split_lr_scale={scale}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1"
+        )
+        for group in optimizer.param_groups:
+            own = scale if group["split"] else 1
+            assert group["lr"] == pytest.approx(0.01 * own)
+            assert group["lr"] * group["weight_decay"] == pytest.approx(0.001 if group["weight_decay"] else 0)
+    assert any(group["split"] for group in optimizer.param_groups)

@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
+from adafrugal.identity import identify
 from adafrugal.tracking.record import Record
 from adafrugal.training import session
-from adafrugal.training.identity import identify
 from adafrugal.training.signals import Stop
 
 

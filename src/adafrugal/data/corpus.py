@@ -75,7 +75,7 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Tokens:
         shard_tokens=shard_tokens,
         window=SHARDS_IN_WINDOW,
         rows=trainer.steps * trainer.batch_size,
-        validation_tokens=settings.eval.tokens,
+        validation_tokens=max(settings.eval.tokens, settings.eval.last_tokens or 0),
         limit=None if limit is None else int(limit * 2**30),
         processes=data.processes or len(os.sched_getaffinity(0)),
         streamed=not data.store,
@@ -132,10 +132,10 @@ class Corpus:
                 self._windows, layout, settings.seed, trainer.batch_size, trainer.steps, data.repeat,
                 None if data.store else go_on,
             )  # fmt: skip
-            part = self._windows.validation
-            shards = (part.open(number) for number in range(len(part.entries)))
-            micro_batch = trainer.micro_batch_size or trainer.batch_size
-            self.validation: Validation = validation(shards, layout, settings.eval.tokens, micro_batch)
+            sizes = settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens
+            self.validation, self.last_validation = (
+                self._rows(layout, tokens, trainer.micro_batch_size or trainer.batch_size) for tokens in sizes
+            )
             self.unigram_loss: float = (state or {}).get("unigram_loss") or self._unigram_loss()
         except BaseException:
             self._windows.close()
@@ -170,10 +170,14 @@ class Corpus:
         self._windows.close()
         self.batches.close()
 
+    def _rows(self, layout: Layout, tokens: int, micro_batch: int) -> Validation:
+        part = self._windows.validation
+        return validation([part.open(number) for number in range(len(part.entries))], layout, tokens, micro_batch)
+
     def _unigram_loss(self) -> float:
-        """Of the first window's token frequencies, on the validation rows."""
+        """Of the first window's token frequencies, on the validation rows that the run ends with."""
         train = [shard.tokens for shard in self._batches.first_window().shards]
-        return unigram_loss(train, self.tokens.tokenizer.size, self.validation.batches)
+        return unigram_loss(train, self.tokens.tokenizer.size, self.last_validation.batches)
 
 
 def _counts(entries: Sequence[Entry]) -> dict[str, Any]:

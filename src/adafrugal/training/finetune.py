@@ -86,8 +86,8 @@ class Finetune:
             return _summed_loss(self._outputs(there), there.labels, self._is_score)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Loss and metrics of each validation set, without dropout, in training's own precision.
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """Loss and metrics of each validation set, whole every time, without dropout, in training's own precision.
 
         The first set's are called `validation_…`, any other's `validation_<split>_…`.
         """

@@ -112,7 +112,8 @@ class Loop:
             if self.settings.trainer.clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
-            self._lr = float(self.optimizer.param_groups[0]["lr"])  # torchao keeps a tensor
+            # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
+            self._lr = float(self.optimizer.param_groups[-1]["lr"])
             self._step()
             self.optimizer.zero_grad(set_to_none=True)
         real = sum(batch.real_tokens() for batch in batches)
@@ -150,7 +151,7 @@ class Loop:
 
     def _evaluate(self) -> dict[str, float]:
         with self.clock("evaluation"):
-            found = self.task.evaluate()
+            found = self.task.evaluate(last=self.account.step == self.settings.trainer.steps)
         self._insist_on_a_number("validation loss", found["validation_loss"])
         return found
 

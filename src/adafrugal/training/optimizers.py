@@ -84,14 +84,25 @@ def _adam_rates(settings: Settings) -> dict[str, Any]:
     return {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}
 
 
+def _scaled(settings: Settings, groups: ParameterGroups) -> list[dict[str, Any]]:
+    """The groups with the rate of the split matrices in theirs. As FRUGAL has it, their decay is not scaled with it."""
+    o, scale = settings.optimizer, settings.optimizer.split_lr_scale
+    own = {"lr": o.lr * scale}
+    found = []
+    for group in groups:
+        decay = {"weight_decay": group.get("weight_decay", o.weight_decay) / scale}
+        found.append({**group, **own, **decay} if group["split"] and scale != 1 else dict(group))
+    return found
+
+
 def _adamw(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([dict(group) for group in groups], **_adam_rates(settings), fused=True)
+    return torch.optim.AdamW(_scaled(settings, groups), **_adam_rates(settings), fused=True)
 
 
 def _adamw_8bit(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     from torchao.optim import AdamW8bit
 
-    plain = [{**group, "params": [param for _, param in group["params"]]} for group in groups]
+    plain = [{**group, "params": [param for _, param in group["params"]]} for group in _scaled(settings, groups)]
     return AdamW8bit(plain, **_adam_rates(settings), block_size=settings.optimizer.block_size)
 
 
@@ -103,8 +114,8 @@ def _adafactor(settings: Settings, groups: ParameterGroups) -> torch.optim.Optim
 
 def _muon(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     o = settings.optimizer
-    matrices = [dict(group) for group in groups if group["split"]]
-    others = [dict(group) for group in groups if not group["split"]]
+    scaled = _scaled(settings, groups)
+    matrices, others = ([group for group in scaled if group["split"] is split] for split in (True, False))
     muon = torch.optim.Muon(
         matrices, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.nesterov,
         ns_steps=o.ns_steps, adjust_lr_fn="match_rms_adamw",

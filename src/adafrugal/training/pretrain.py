@@ -34,6 +34,7 @@ class Pretrain:
         self._chunk_rows = settings.model.loss_chunk_rows
         self._nats = torch.compile(token_nats) if settings.trainer.compile else token_nats
         self._micro_batch_size = settings.trainer.micro_batch_size or settings.trainer.batch_size
+        self._last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
         self._corpus = Corpus(settings, say, state)
         torch.manual_seed(settings.seed)
         self.model = llama.build(settings.model).to(place.device)
@@ -74,14 +75,14 @@ class Pretrain:
             return self._nats(self.model, there.tokens, there.targets, self._chunk_rows, there.positions)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, last: bool) -> dict[str, float]:
         """Loss (nats per token), perplexity and bits per byte of the same held-out tokens every time.
 
-        Runs in training's own precision, so that the two losses compare.
+        The last evaluation may read more of them. Runs in training's own precision, so that the two losses compare.
         """
         was_training = self.model.training
         self.model.eval()
-        held_out = self._corpus.validation
+        held_out = self._corpus.last_validation if last else self._corpus.validation
         nats = torch.stack([self.loss(batch).double() for batch in held_out.batches]).sum().item()
         self.model.train(was_training)
         loss = nats / held_out.tokens
@@ -92,8 +93,12 @@ class Pretrain:
         }
 
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The best loss, and what a model has that knows only the token frequencies of the first window."""
-        best, unigram = min(evaluations, key=lambda line: line["validation_loss"]), self._corpus.unigram_loss
+        """The best loss, and what a model has that knows only the token frequencies of the first window.
+
+        A last evaluation that read other tokens than the rest is compared with none of them.
+        """
+        alike = evaluations if self._last_is_alike else evaluations[:-1] or evaluations
+        best, unigram = min(alike, key=lambda line: line["validation_loss"]), self._corpus.unigram_loss
         return {
             "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},
             "unigram": {"loss": unigram, "perplexity": math.exp(unigram)},

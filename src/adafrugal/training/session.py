@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from adafrugal.config import SettingError, Settings, settled
+from adafrugal.identity import Identity, differing, identify
 from adafrugal.possible import refuse_impossible
 from adafrugal.tracking.record import Record
-from adafrugal.training.identity import Identity, differing, identify
 from adafrugal.training.signals import Stop
 
 if TYPE_CHECKING:

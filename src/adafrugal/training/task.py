@@ -64,8 +64,12 @@ class Task(Protocol):
         """The summed loss of a micro-batch: a float32 scalar on the device."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """`validation_loss` and whatever else is worth a record, each named `validation_…`."""
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """`validation_loss` and whatever else is worth a record, each named `validation_…`.
+
+        Args:
+            last: whether it ends the run; `eval.last_tokens` counts then.
+        """
         ...
 
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

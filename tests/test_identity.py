@@ -4,7 +4,7 @@ import pytest
 
 from adafrugal import checks
 from adafrugal.config import FinetuneSettings
-from adafrugal.training.identity import NOT_PART, differing, identify
+from adafrugal.identity import NOT_PART, differing, identify
 
 
 @pytest.fixture
