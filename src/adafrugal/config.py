@@ -423,11 +423,13 @@ def density_of_rank(rank: Any, hidden_size: int) -> dict[str, Any]:
 def with_run_length(control: Any, steps: int) -> dict[str, Any]:
     """A control's settings, a plain number as a constant, and what is null filled in.
 
-    A decay lasts the run, a loss is observed 20 times in it.
+    A decay lasts the run, or a share of it below 1; a loss is observed 20 times in it.
     """
     filled = dict(control) if isinstance(control, dict) else {"kind": "constant", "value": control}
-    if filled.get("kind") in ("linear", "cosine") and filled.get("steps") is None:
-        filled["steps"] = steps
+    if filled.get("kind") in ("linear", "cosine"):
+        given = filled.get("steps")
+        is_share = isinstance(given, float) and 0 < given < 1
+        filled["steps"] = steps if given is None else max(1, round(given * steps)) if is_share else given
     if filled.get("kind") == "loss_aware" and filled.get("every") is None:
         filled["every"] = max(1, steps // 20)
     return filled
