@@ -32,21 +32,10 @@ def cache_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def composed():
     """A function that composes settings in this process, as train.py does: overrides -> (composed, choices)."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import open_dict
-
     from adafrugal import composition
 
-    composition.register()
-
     def make(*overrides):
-        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            found = compose("config", list(overrides), return_hydra_config=True)
-        choices = dict(found.hydra.runtime.choices)
-        hydra = found.hydra
-        with open_dict(found):
-            del found["hydra"]
-        make.hydra = hydra
+        found, choices, make.hydra = composition.composed(overrides)
         return found, choices
 
     return make

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.config import SUBSPACES, SettingError, Settings, run_steps, trained_size, with_run_length
 from adafrugal.optim import controls
-from adafrugal.possible import nearest, refuse_impossible
+from adafrugal.possible import nearest, refuse_impossible, refuse_uninstalled
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PLACES = ("experiments", "sweeps")  # beside conf/; their groups have groups in them
@@ -40,12 +40,13 @@ def _choices(place: str, repository: Path = _REPOSITORY) -> list[Path]:
     return [file for file in files if not file.relative_to(repository).as_posix().startswith(ours)]
 
 
-def check(composed: DictConfig, choices: Mapping[str, str]) -> Settings:
+def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True) -> Settings:
     """The settings of one run, typed and possible.
 
     Args:
         composed: what Hydra composed.
         choices: group -> file that was chosen; names the arm where `arm` is null.
+        to_run: whether what the run needs has to be installed.
 
     Raises:
         SettingError: an unknown key, a missing value or an impossible one; the message is one line.
@@ -58,6 +59,8 @@ def check(composed: DictConfig, choices: Mapping[str, str]) -> Settings:
     _refuse_overruled_controls(choices)
     settings.arm = settings.arm or choices["optimizer"]
     refuse_impossible(settings)
+    if to_run:
+        refuse_uninstalled(settings)
     _spell_one_way(settings)
     return settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from adafrugal import checks, config
 from adafrugal.config import SettingError, Settings
@@ -26,6 +26,16 @@ def settings(overrides: Sequence[str]) -> Settings:
     Raises:
         SettingError: a wrong setting, or there are no settings files, since the package is installed without them.
     """
+    found, choices, _ = composed(overrides)
+    return checks.check(found, choices)
+
+
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], DictConfig]:
+    """What train.py's words compose, not checked yet: the settings, the files that were chosen, and Hydra's own part.
+
+    Raises:
+        SettingError: a word that cannot be composed, or there are no settings files.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import open_dict
@@ -37,9 +47,9 @@ def settings(overrides: Sequence[str]) -> Settings:
     try:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             found = compose("config", list(overrides), return_hydra_config=True)
-        choices = dict(found.hydra.runtime.choices)
+        hydra = found.hydra
         with open_dict(found):
             del found["hydra"]
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError(checks.explain(error)) from error
-    return checks.check(found, choices)
+    return found, dict(hydra.runtime.choices), hydra

@@ -41,6 +41,23 @@ def refuse_impossible(settings: Settings) -> None:
         holds(settings)
 
 
+def refuse_uninstalled(settings: Settings) -> None:
+    """Refuse what needs a package that only some settings need, and that is not there.
+
+    Raises:
+        SettingError: with the package's name.
+    """
+    o, package = settings.optimizer, getattr(settings.model, "package", None)
+    needed = [
+        ("optimizer", o.kind, {"lora": "peft", "adamw_8bit": "torchao"}.get(o.kind)),
+        ("model.package", package, package),
+    ]
+    for name, given, module in needed:
+        if module is not None:
+            allowed = f"what is installed; pip install {module.replace('_', '-')}"
+            _need(find_spec(module) is not None, name, given, allowed)
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """What is allowed, and the nearest of it to what was given, for the end of a message."""
     allowed = [a for a in allowed if not a.startswith("schema_")]
@@ -140,8 +157,6 @@ def _check_encoder(s: Settings) -> None:
     m = s.model
     if m.package is not None:
         _need(m.package.isidentifier(), "model.package", m.package, "the name by which Python imports a package")
-        allowed = f"what is installed; pip install {m.package.replace('_', '-')}"
-        _need(find_spec(m.package) is not None, "model.package", m.package, allowed)
         _need(m.revision is None, "model.revision", m.revision, "null, since a package is what is installed")
         _need(m.name is None, "model.name", m.name, "null, since model.package is given; or model.package=null")
         return
@@ -268,15 +283,12 @@ def _check_rates(s: Settings) -> None:
         _need(1 <= o.ns_steps < 100, "optimizer.ns_steps", o.ns_steps, "1 to 99")
     if o.kind == "adamw_8bit":
         _need(o.block_size >= 1, "optimizer.block_size", o.block_size, "1 or more")
-        _need(find_spec("torchao") is not None, "optimizer", "adamw_8bit", "what is installed; pip install torchao")
     if o.kind == "lora":
         _check_lora(s)
 
 
 def _check_lora(s: Settings) -> None:
     o = s.optimizer
-    # which is an extra, since only this arm needs it
-    _need(find_spec("peft") is not None, "optimizer", "lora", "what is installed; pip install peft")
     pretrained = "an optimizer that trains all weights, since these are random; or task=finetune"
     _need(s.task.kind == "finetune", "optimizer", "lora", pretrained)
     _need(o.rank >= 1, "optimizer.rank", o.rank, "1 or more")

@@ -1,26 +1,71 @@
-"""`python -m adafrugal.reports [directory …]`: the runs in these directories (default: runs), side by side."""
+"""`python -m adafrugal.reports [directory …]`: the runs in these directories (default: runs), side by side.
+
+With --pages it writes the pages of `experiments/tables` instead: every table of the papers with the runs that belong to
+it, what is missing of it, its pictures and claims.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from adafrugal.config import SettingError
 from adafrugal.reports import table
+from adafrugal.tracking.record import Record
+
+if TYPE_CHECKING:
+    from adafrugal.reports.plan import Page
 
 
 def main() -> int:
-    """Print the tables; 2 where there is nothing to print."""
-    parser = argparse.ArgumentParser(prog="python -m adafrugal.reports", description=__doc__)
-    parser.add_argument("directories", nargs="*", default=["runs"], help="where to look for runs")
-    places = [Path(given.removeprefix("run_root=")) for given in parser.parse_args().directories]
+    """Print or write the tables; 2 where there is nothing to make them of."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adafrugal.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directories", nargs="*", help="where to look for runs")
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="a project at W&B, whose finished runs come to runs/wandb"
+    )
+    parser.add_argument("--pages", metavar="DIRECTORY", help="write the pages of all tables there")
+    given = parser.parse_args()
+    try:
+        return _report(given)
+    except SettingError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _report(given: argparse.Namespace) -> int:
+    named = given.directories or ([] if given.wandb else ["runs"])
+    places = [Path(name.removeprefix("run_root=")) for name in named]
     records = table.find(places)
+    if given.wandb:
+        from adafrugal.tracking import wandb
+
+        records += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
+    if given.pages:
+        return _pages(records, Path(given.pages))
     if not records:
-        looked = ", ".join(str(place) for place in places)
+        looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
         sys.stderr.write(f"error: there are no runs in {looked}; make one with `python train.py`, or name another\n")
         return 2
     sys.stdout.write(table.markdown(records))
     return 0
+
+
+def _pages(records: list[Record], out: Path) -> int:
+    from adafrugal.reports import pages, plan
+
+    made = plan.filled(plan.pages(), records)
+    files = pages.write(made, out)
+    sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(records)} runs → {out}\n")
+    return 0
+
+
+def _used(made: list[Page]) -> int:
+    return len({run.directory for p in made for s in p.sections for job in s.jobs for run in job.runs.values()})
 
 
 if __name__ == "__main__":

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adafrugal.reports.grid import Change
 from adafrugal.tracking.record import Record
 
 # the seed is averaged over; lines of metrics may be rarer; precision and data stand in the row as what they came to
 NO_DIFFERENCE = ("seed", "trainer.log_every", "trainer.precision", "data.source")
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the head first, as a Markdown table whose first column is words and whose others are numbers."""
-    head, *others = rows
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *others]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+STATE = "optimizer state, start → end"
 
 
 def label(record: Record, name: str) -> Any:
@@ -53,3 +49,9 @@ def _default(record: Record, name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def state(summaries: Sequence[Mapping[str, Any]]) -> Change:
+    """Optimizer state at the start of runs and at their end."""
+    start, end = (statistics.mean(s["state_bytes"][when] / 2**20 for s in summaries) for when in ("start", "end"))
+    return Change(start, end, "MiB")

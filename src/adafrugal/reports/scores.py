@@ -5,56 +5,30 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from adafrugal.reports.rows import label, rows_of, table
-from adafrugal.reports.summary import mib
+from adafrugal.reports.grid import MISSING, Cell, Difference, Grid, Number
+from adafrugal.reports.rows import STATE, label, rows_of, state
+from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.tracking.record import Record, spoken
 
-MISSING = "missing"  # never a blank, which reads like nothing, or like zero
 REFERENCE = "adamw"  # the arm that the others are compared with
 OWN = "labelled"  # the settings' file for data sets of one's own
-STATE = "optimizer state, start → end"
+TITLES = {"last": "At the last epoch", "best": "At the best epoch by each data set's first metric"}
 Row = Mapping[str, Sequence[Record]]  # data set -> the runs of one arm
 
 
-@dataclass(frozen=True)
-class Value:
-    """A mean over seeds.
-
-    Args:
-        mean: in points, that is hundredths.
-        spread: the standard deviation; None of a single seed.
-        n: seeds.
-    """
-
-    mean: float
-    spread: float | None
-    n: int
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> Value:
-        """The value of some numbers between −1 and 1."""
-        points = [100 * number for number in numbers]
-        return cls(statistics.mean(points), statistics.stdev(points) if len(points) > 1 else None, len(points))
-
-    def minus(self, other: Value) -> Value:
-        """The difference of two means, and the standard error of it."""
-        errors = [None if v.spread is None else v.spread**2 / v.n for v in (self, other)]
-        error = None if None in errors else math.sqrt(sum(e for e in errors if e is not None))
-        return Value(self.mean - other.mean, error, min(self.n, other.n))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
-
-
 def markdown(records: Sequence[Record]) -> str:
+    """The tables of finished runs of one model, as Markdown."""
+    return "\n\n".join(f"{TITLES[when]}:\n\n{grid.markdown()}" for when, grid in grids(records).items())
+
+
+def grids(records: Sequence[Record]) -> dict[str, Grid]:
     """The tables of finished runs of one model: at the last epoch, and at the best.
 
     Runs of one arm that differ in their seed alone share a cell, mean ± standard deviation in points. The mean over
-    data sets is of each one's first metric, seed by seed; its spread is over seeds. The difference is to AdamW's mean,
-    with its standard error.
+    data sets is of each one's first metric, seed by seed; its spread is over seeds. The difference to AdamW's mean is
+    paired by seed, with its 95% interval.
     """
     sets = sorted({_data(record) for record in records})
     rows: dict[str, dict[str, Sequence[Record]]] = {}
@@ -62,26 +36,26 @@ def markdown(records: Sequence[Record]) -> str:
         for arm, runs in rows_of([record for record in records if _data(record) == name]):
             rows.setdefault(arm, {})[name] = runs
     columns = [(name, metric) for name in sets for metric in _metrics(records, name)]
-    last = _table(rows, sets, columns, "last")
-    best = _table(rows, sets, columns, "best")
-    return f"At the last epoch:\n\n{last}\n\nAt the best epoch by each data set's first metric:\n\n{best}"
+    return {when: _grid(rows, sets, columns, when) for when in TITLES}
 
 
-def _table(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple[str, str]], when: str) -> str:
-    has_mean, reference = len(sets) > 1, _mean(rows.get(REFERENCE, {}), sets, when)
-    means = ["mean", f"− {REFERENCE}"] if has_mean else []
-    lines = [["arm", "n", *means, *(f"{name} {spoken(metric)}" for name, metric in columns), STATE]]
+def _grid(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple[str, str]], when: str) -> Grid:
+    has_mean = len(sets) > 1
+    head = ["arm", "n", *(["mean", f"− {REFERENCE}"] if has_mean else [])]
+    head += [*(f"{name} {spoken(metric)}" for name, metric in columns), STATE]
+    means = {arm: _means(row, sets, when) for arm, row in rows.items()}
+    lines = []
     for arm, row in sorted(rows.items(), key=_place):
-        cells = [arm, _counts(row, sets)]
+        cells: list[Cell] = [arm, _counts(row, sets)]
         if has_mean:
-            mean = _mean(row, sets, when)
-            difference = str(mean.minus(reference)) if mean and reference else MISSING
-            cells += [str(mean or MISSING), "" if arm == REFERENCE else difference]
+            difference = contrast(means, {arm: 1, REFERENCE: -1})
+            cells.append(Number(Sample.of(means[arm].values()), ".2f") if means[arm] else MISSING)
+            cells.append("" if arm == REFERENCE else Difference(difference, ".2f") if difference else MISSING)
         for name, metric in columns:
             found = [run.summary()[when][metric] for run in row.get(name, ()) if metric in run.summary()[when]]
-            cells.append(str(Value.of(found)) if found else MISSING)
-        lines.append([*cells, _state(row)])
-    return table(lines)
+            cells.append(Number(Sample.of(100 * value for value in found), ".2f") if found else MISSING)
+        lines.append([*cells, state([run.summary() for runs in row.values() for run in runs])])
+    return Grid(head, lines)
 
 
 def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
@@ -98,26 +72,19 @@ def _number(text: str) -> float:
         return math.inf
 
 
-def _mean(row: Row, sets: Sequence[str], when: str) -> Value | None:
-    """Over data sets, for each seed that has all of them; None where there is no such seed."""
+def _means(row: Row, sets: Sequence[str], when: str) -> dict[int, float]:
+    """Seed -> the mean over data sets, in points, for each seed that has all of them."""
     by_seed: dict[int, dict[str, float]] = {}
     for name in sets:
         for run in row.get(name, ()):
             summary = run.summary()
-            by_seed.setdefault(label(run, "seed"), {})[name] = summary[when][summary["metric"]]
-    means = [statistics.mean(found.values()) for found in by_seed.values() if len(found) == len(sets)]
-    return Value.of(means) if means else None
+            by_seed.setdefault(label(run, "seed"), {})[name] = 100 * summary[when][summary["metric"]]
+    return {seed: statistics.mean(found.values()) for seed, found in by_seed.items() if len(found) == len(sets)}
 
 
 def _counts(row: Row, sets: Sequence[str]) -> str:
     counts = {len(row.get(name, ())) for name in sets}
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-
-
-def _state(row: Row) -> str:
-    states = [run.summary()["state_bytes"] for runs in row.values() for run in runs]
-    start, end = (statistics.mean(state[when] for state in states) for when in ("start", "end"))
-    return f"{mib(start)} → {mib(end)}"
 
 
 def _metrics(records: Sequence[Record], data: str) -> list[str]:

@@ -5,21 +5,22 @@ Fine-tuning runs of one model share a table over all data sets.
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from adafrugal.reports import scores
-from adafrugal.reports.rows import label, rows_of, table
-from adafrugal.reports.summary import mib
+from adafrugal.reports.grid import Cell, Grid, Number
+from adafrugal.reports.rows import STATE, label, rows_of, state
+from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record
 
-COLUMNS = {
-    "validation loss": lambda s: (s["validation_loss"], "{:.4f}"),
-    "perplexity": lambda s: (s["validation_perplexity"], "{:.1f}"),
-    "bits per byte": lambda s: (s["validation_bits_per_byte"], "{:.3f}"),
-    "optimizer ÷ forward and backward": lambda s: (100 * s["optimizer_share"], "{:.1f}%"),
+COLUMNS = {  # of the summary: key, form, factor
+    "validation loss": ("validation_loss", ".4f", 1),
+    "perplexity": ("validation_perplexity", ".1f", 1),
+    "bits per byte": ("validation_bits_per_byte", ".3f", 1),
+    "optimizer ÷ forward and backward": ("optimizer_share", ".1f", 100),
 }
 
 
@@ -52,18 +53,16 @@ def markdown(records: list[Record]) -> str:
 
 
 def _table(records: list[Record]) -> str:
-    head = ["arm", "n", "steps", *COLUMNS, "optimizer state, start → end"]
-    rows = [head]
+    rows = []
     for name, runs in rows_of(records):
         summaries = [run.summary() for run in runs]
-        cells = [_cell([read(s) for s in summaries]) for read in COLUMNS.values()]
-        start, end = (statistics.mean(s["state_bytes"][when] for s in summaries) for when in ("start", "end"))
-        memory = f"{mib(start)} → {mib(end)}"
-        rows.append([name, str(len(runs)), f"{summaries[0]['steps']:,}", *cells, memory])
-    return table(rows)
+        rows.append([name, str(len(runs)), f"{summaries[0]['steps']:,}", *measured(summaries), state(summaries)])
+    return Grid(["arm", "n", "steps", *COLUMNS, STATE], rows).markdown()
 
 
-def _cell(values: list[tuple[float, str]]) -> str:
-    numbers, form = [number for number, _ in values], values[0][1]
-    mean = form.format(statistics.mean(numbers))
-    return mean if len(numbers) == 1 else f"{mean} ± {form.format(statistics.stdev(numbers))}"
+def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """The cells of `COLUMNS`, means over the summaries of some runs."""
+    return [
+        Number(Sample.of(factor * summary[key] for summary in summaries), form, "%" if factor == 100 else "")
+        for key, form, factor in COLUMNS.values()
+    ]

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,10 @@ class Record:
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line, with `step` in it, to metrics.jsonl."""
         self._append("metrics.jsonl", line)
+
+    def write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """All of metrics.jsonl at once."""
+        self._write("metrics.jsonl", "".join(json.dumps(_plain(line)) + "\n" for line in lines))
 
     def add_event(self, event: str, **more: Any) -> None:
         """Append a line to events.jsonl."""

@@ -1,11 +1,12 @@
-"""A copy of the record for Weights & Biases. Whatever goes wrong here is one warning: a run never fails for it."""
+"""A copy of the record for Weights & Biases, for which no run fails (one warning is all), and the way back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from adafrugal.config import WandbTracking
+from adafrugal.config import SettingError, WandbTracking
 from adafrugal.tracking.record import Record
 
 
@@ -52,7 +53,7 @@ class WandbCopy:
             group="-".join(str(labels[key]) for key in ("task", "data", "model")),
             name=f"{labels['arm']}-seed{labels['seed']}",
             tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
-            config=record.config(),
+            config=record.config() | {"environment": record.environment()},
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=30, disable_git=True),
         )
@@ -78,6 +79,59 @@ class WandbCopy:
             self._run = None
             reason = " ".join(str(error).split()) or type(error).__name__
             self._warn(f"W&B gets no copy of this run ({reason}); the record is complete without it")
+
+
+def fetch(project: str, directory: Path) -> list[Record]:
+    """Records of the finished runs of a project at W&B, made from its copies of them; events are not copied.
+
+    Args:
+        project: as entity/project.
+        directory: where the records are written; one that is there is not fetched again.
+
+    Raises:
+        SettingError: W&B refuses, or cannot be reached.
+    """
+    import wandb
+
+    found = []
+    try:
+        for run in wandb.Api().runs(project):
+            if run.state == "finished" and "environment" in run.config and "steps" in run.summary:
+                found.append(_fetched(run, directory))
+    except Exception as error:  # W&B raises all kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        login = "log in with `wandb login`, and give entity/project as it stands in its address"
+        raise SettingError(f"W&B does not give the runs of {project}: {reason}; {login}") from error
+    return found
+
+
+def _fetched(run: Any, directory: Path) -> Record:
+    config = {key: value for key, value in run.config.items() if not key.startswith("_")}
+    environment = config.pop("environment")
+    labels = environment["identity"]["labels"]
+    group = "-".join(str(labels[key]) for key in ("task", "data", "model"))
+    record = Record(directory / group / environment["identity"]["key"])
+    if record.status != "finished":
+        record.begin(config)
+        record.write_environment(environment)
+        rows = [_nested(row) for row in run.scan_history()]
+        record.write_metrics(sorted(rows, key=lambda row: row["step"]))
+        record.write_summary(_nested(dict(run.summary.items())))
+        record.set_status("finished")
+    return record
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_flat` made flat, without what W&B adds under names that begin with _."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split("/")
+        if not name.startswith("_") and value is not None:
+            place = nested
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = value
+    return nested
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""A table as Markdown, as LaTeX and as CSV: the same cells, three ways to write them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adafrugal.reports.statistics import Contrast, Sample
+
+MISSING = "missing"  # never a blank, which reads like nothing, or like zero
+_LATEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "→": r"$\to$",
+    "÷": r"$\div$", "ρ": r"$\rho$", "τ": r"$\tau$", "γ": r"$\gamma$", "≤": r"$\le$", "·": r"$\cdot$", "–": "--",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean with its spread.
+
+    Args:
+        sample: over seeds.
+        form: how a number is written, as `format` takes it.
+        unit: behind it.
+    """
+
+    sample: Sample
+    form: str
+    unit: str = ""
+
+    def __str__(self) -> str:
+        mean = f"{self.sample.mean:{self.form}}{self.unit}"
+        return mean if self.sample.spread is None else f"{mean} ± {self.sample.spread:{self.form}}{self.unit}"
+
+    def values(self) -> dict[str, str]:
+        """For CSV: the numbers whole."""
+        spread = "" if self.sample.spread is None else repr(self.sample.spread)
+        return {"": repr(self.sample.mean), " spread": spread}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference with its interval.
+
+    Args:
+        contrast: over seeds.
+        form: how a number is written, as `format` takes it.
+    """
+
+    contrast: Contrast
+    form: str
+
+    def __str__(self) -> str:
+        c = self.contrast
+        mean = f"{c.mean:+{self.form}}"
+        whole = mean if c.low is None else f"{mean} [{c.low:+{self.form}}, {c.high:+{self.form}}]"
+        return whole.replace("-", "−")
+
+    def values(self) -> dict[str, str]:
+        """For CSV: the numbers whole."""
+        c = self.contrast
+        return {"": repr(c.mean), " low": "" if c.low is None else repr(c.low), " high": repr(c.high) if c.high else ""}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number at the start of a run and at its end.
+
+    Args:
+        start: mean over seeds.
+        end: likewise.
+        unit: behind both.
+    """
+
+    start: float
+    end: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.start:.2f} {self.unit} → {self.end:.2f} {self.unit}"
+
+    def values(self) -> dict[str, str]:
+        """For CSV: the numbers whole."""
+        return {" start": repr(self.start), " end": repr(self.end)}
+
+
+Cell = str | Number | Difference | Change
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table whose first column is words.
+
+    Args:
+        head: the columns' names.
+        rows: of cells.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def markdown(self) -> str:
+        """As Markdown has it."""
+        lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *self.rows]
+        return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+    def latex(self, caption: str) -> str:
+        """A table with booktabs' rules, to be put into a paper."""
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule"]
+        lines += [_latex_row(self.head), r"\midrule", *(_latex_row(row) for row in self.rows), r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
+
+    def csv(self) -> str:
+        """Every number whole; a cell of several numbers takes several columns."""
+        columns: list[dict[str, None]] = [{} for _ in self.head]
+        for row in self.rows:
+            for column, cell in zip(columns, row, strict=True):
+                column.update(dict.fromkeys(_values(cell)))
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([f"{name}{part}" for name, parts in zip(self.head, columns, strict=True) for part in parts])
+        for row in self.rows:
+            found = [_values(cell) for cell in row]
+            writer.writerow([v.get(part, v.get("", "")) if part in v or v == {"": MISSING} else ""
+                             for v, parts in zip(found, columns, strict=True) for part in parts])  # fmt: skip
+        return file.getvalue()
+
+
+def _values(cell: Cell) -> dict[str, str]:
+    return {"": cell} if isinstance(cell, str) else cell.values()
+
+
+def _latex_row(row: Sequence[Cell]) -> str:
+    return " & ".join(_escaped(str(cell)) for cell in row) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
