@@ -114,23 +114,21 @@ class Grid:
         return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
 
     def csv(self) -> str:
-        """Every number whole; a cell of several numbers takes several columns."""
-        columns: list[dict[str, None]] = [{} for _ in self.head]
-        for row in self.rows:
-            for column, cell in zip(columns, row, strict=True):
-                column.update(dict.fromkeys(_values(cell)))
+        """Every number whole; a cell of several numbers takes several columns, and words stand in the first of them."""
+        columns = [
+            list(dict.fromkeys(part for cell in cells if not isinstance(cell, str) for part in cell.values())) or [""]
+            for cells in zip(*self.rows, strict=True)
+        ]
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f"{name}{part}" for name, parts in zip(self.head, columns, strict=True) for part in parts])
         for row in self.rows:
-            found = [_values(cell) for cell in row]
-            writer.writerow([v.get(part, v.get("", "")) if part in v or v == {"": MISSING} else ""
-                             for v, parts in zip(found, columns, strict=True) for part in parts])  # fmt: skip
+            found = [
+                {parts[0]: cell} if isinstance(cell, str) else cell.values()
+                for cell, parts in zip(row, columns, strict=True)
+            ]
+            writer.writerow([f.get(part, "") for f, parts in zip(found, columns, strict=True) for part in parts])
         return file.getvalue()
-
-
-def _values(cell: Cell) -> dict[str, str]:
-    return {"": cell} if isinstance(cell, str) else cell.values()
 
 
 def _latex_row(row: Sequence[Cell]) -> str:

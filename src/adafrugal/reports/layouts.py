@@ -76,7 +76,7 @@ def _search(section: Section) -> dict[str, Grid]:
     """The best of each arm's rates, then all: a row an arm and scale, a column a learning rate."""
     arms: dict[str, list[Job]] = {}
     for job in section.jobs:
-        arms.setdefault(_arm(job), []).append(job)
+        arms.setdefault(job.arm, []).append(job)
     best = {arm: min(jobs, key=_loss) for arm, jobs in arms.items()}
     head = ["arm", *(SHORT[name] for name in RATES), "validation loss", "runs", "at an edge"]
     rows: list[list[Cell]] = []
@@ -100,10 +100,6 @@ def _searched(job: Job | None, best: Job) -> str:
         return "–"
     loss = _loss(job)
     return MISSING if not math.isfinite(loss) else f"**{loss:.4f}**" if job is best else f"{loss:.4f}"
-
-
-def _arm(job: Job) -> str:
-    return job.varied.get("experiments", job.name).rpartition("/")[2]
 
 
 def _rate(job: Job, name: str) -> str:

@@ -45,6 +45,7 @@ class Job:
         seeds: that are wanted.
         key: their settings, in a form that compares.
         runs: seed -> the finished run.
+        arm: its experiment, or its optimizer where it has none.
         rates: the optimizer's rates.
     """
 
@@ -53,6 +54,7 @@ class Job:
     command: str
     seeds: tuple[int, ...]
     key: str
+    arm: str
     rates: Mapping[str, float]
     runs: Mapping[int, Record] = field(default_factory=dict)
 
@@ -147,19 +149,24 @@ def _page(file: Path) -> Page:
     try:
         sections = [Section(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()})
                     for s in given.pop("sections")]  # fmt: skip
-        sections = [replace(section, jobs=tuple(_jobs(section.commands))) for section in sections]
+        sections = [replace(section, jobs=tuple(jobs(section.commands))) for section in sections]
         return Page(name=file.stem, sections=tuple(sections), **given)
     except TypeError as error:
         raise SettingError(f"{file}: {error}") from error
 
 
-def _jobs(commands: Sequence[str]) -> list[Job]:
-    jobs: dict[str, Job] = {}
+def jobs(commands: Sequence[str]) -> list[Job]:
+    """The jobs of some commands, with no runs yet; one that two commands share has the seeds of both.
+
+    Raises:
+        SettingError: a command that train.py would refuse.
+    """
+    found: dict[str, Job] = {}
     for command in commands:
         for job in _jobs_of(command):
-            known = jobs.get(job.key, job)
-            jobs[job.key] = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *job.seeds])))
-    return list(jobs.values())
+            known = found.get(job.key, job)
+            found[job.key] = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *job.seeds])))
+    return list(found.values())
 
 
 def _jobs_of(command: str) -> list[Job]:
@@ -179,14 +186,16 @@ def _jobs_of(command: str) -> list[Job]:
         once = sorted(typed.values(), key=lambda word: not word.startswith("experiments="))
         key = _key(differing(settings), choices["data"])
         rates = {name: getattr(settings.optimizer, name.partition(".")[2], 1.0) for name in RATES}
-        found.append(Job(_name(varied) or settings.arm, varied, shlex.join(once), seeds, key, rates))
+        arm = (choices.get("experiments") or settings.arm).rpartition("/")[2]
+        found.append(Job(_name(varied) or arm, varied, shlex.join(once), seeds, key, arm, rates))
     return found
 
 
 def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
     """A command's words that all its jobs have, and the names that are swept with their values."""
     words = [word for word in shlex.split(command) if word != "-m"]
-    swept = dict(word.split("=", 1) for word in words if "," in word and "[" not in word)
+    several = [word for word in words if word.startswith("seed=") or ("," in word and not set("[{") & set(word))]
+    swept = dict(word.split("=", 1) for word in several)
     fixed = [word for word in words if word.split("=", 1)[0] not in swept]
     if any(word.startswith("sweeps=") for word in fixed):
         _, _, hydra = composition.composed(fixed)

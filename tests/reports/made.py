@@ -1,0 +1,43 @@
+"""Records as train.py would leave them, made by hand: real settings and identities, invented numbers."""
+
+from dataclasses import asdict
+
+from adafrugal import checks, composition
+from adafrugal.identity import differing, identify
+from adafrugal.tracking.record import Record
+
+MIB = 2**20
+
+
+def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None, data="0" * 64):
+    """A finished pre-training run of what `words` compose, with that validation loss."""
+    composed, choices, _ = composition.composed([*words.split(), f"seed={seed}", f"run_root={root}"])
+    settings = checks.check(composed, choices)
+    identity = identify(settings, choices)
+    record = Record(identity.directory)
+    config = asdict(settings)
+    record.begin({key: value for key, value in config.items() if key not in ("run_root", "cache_root")})
+    record.write_environment({
+        "precision": "bf16", "data": {"fingerprint": data},
+        "identity": {"key": identity.key, "labels": identity.labels, "differs": differing(settings)},
+    })  # fmt: skip
+    is_frugal, steps = settings.optimizer.kind == "frugal", settings.trainer.steps
+    for number in range(1, 5):
+        step = steps * number // 4
+        share_done = number / 4
+        line = {"step": step, "loss": loss + 1 - share_done, "tokens": 100 * step, "seconds": {"forward": 1.0}}
+        line |= {
+            "density": 0.25 - 0.2 * share_done if is_frugal else None,
+            "interval": 25 * number if is_frugal else None,
+        }
+        line["state_bytes"] = (state[0] + (state[1] - state[0]) * share_done) * MIB
+        line["validation_loss"] = (early or loss + 0.5) if number == 1 else loss + 1 - share_done
+        record.add_metrics(line)
+    record.write_summary({
+        "steps": steps, "tokens": 100 * steps, "validation_loss": loss, "validation_perplexity": 2.0**loss,
+        "validation_bits_per_byte": loss / 2, "optimizer_share": share,
+        "seconds": {"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 3 * share, "evaluation": 0.5, "wall": 4},
+        "state_bytes": {"start": state[0] * MIB, "peak": state[0] * MIB, "end": state[1] * MIB, "adamw": 4 * MIB},
+    })  # fmt: skip
+    record.set_status("finished")
+    return record

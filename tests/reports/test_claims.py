@@ -1,0 +1,119 @@
+"""Claims on tables made by hand: what holds, what does not, and what cannot be told."""
+
+import pytest
+from made import recorded
+
+from adafrugal.reports import claims, plan, table
+from adafrugal.reports.plan import Section
+
+BASE = "scale=mini data=embedded"
+ARMS = ("adamw", "galore", "badam", "frugal", "frugal_0", "adafrugal")
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    return plan.jobs([f"-m experiments={','.join(f'c4_60m/{arm}' for arm in ARMS)} seed=0,1,2 {BASE}"])
+
+
+@pytest.fixture
+def judged(jobs, tmp_path):
+    """A function: claim, arm -> losses (or keyword arguments of `recorded`) -> verdict and those of the parts."""
+
+    def make(name, jobs=jobs, **arms):
+        for job in jobs:
+            for seed, given in enumerate(arms.get(job.name.replace(" ", "_"), ())):
+                more = given if isinstance(given, dict) else {"loss": given}
+                recorded(tmp_path, job.command, seed=seed, **more)
+        empty = plan.Page("page", 1, "", "", "", (Section("main", "Main", (), jobs=tuple(jobs)),))
+        (page,) = plan.filled([empty], table.find([tmp_path]))
+        findings = claims.judge(claims.CLAIMS[name], page.sections[0])
+        return claims.verdict(findings), [finding.verdict for finding in findings]
+
+    return make
+
+
+def test_what_is_better_in_every_seed_holds(judged):
+    losses = {
+        "frugal": (4.50, 4.60, 4.70),
+        "galore": (4.60, 4.71, 4.79),
+        "badam": (4.9, 5.0, 5.1),
+        "adamw": (4.5, 4.6, 4.7),
+    }
+    assert judged("F1", **losses) == ("holds", ["holds", "holds", "holds"])
+
+
+def test_seeds_may_differ_more_than_arms_since_differences_are_paired(judged):
+    found = judged("F2", frugal_0=(4.0, 5.0, 6.0), galore=(4.1, 5.11, 6.1), badam=(4.2, 5.2, 6.21))
+    assert found == ("holds", ["holds", "holds"])
+
+
+def test_one_part_that_does_not_hold_is_enough(judged):
+    losses = {
+        "frugal": (4.50, 4.60, 4.70),
+        "galore": (4.40, 4.49, 4.61),
+        "badam": (4.9, 5.0, 5.1),
+        "adamw": (4.5, 4.6, 4.7),
+    }
+    assert judged("F1", **losses) == ("does not hold", ["does not hold", "holds", "holds"])
+
+
+def test_an_interval_around_zero_tells_nothing(judged):
+    assert judged("F2", frugal_0=(4.5, 4.6), galore=(4.6, 4.5), badam=(5, 5.1))[1] == [
+        "not enough runs",
+        "holds",
+    ]
+
+
+def test_one_seed_is_not_enough_and_none_is_not(judged):
+    assert judged("F2", frugal_0=(4.5,), galore=(5.5,)) == ("not enough runs", ["not enough runs"] * 2)
+
+
+def test_close_is_a_margin(judged):
+    within = judged("A1", adafrugal=(4.58, 4.58), adamw=(4.5, 4.5), frugal=(4.4, 4.4))
+    assert within[1] == ["holds", "does not hold"]  # 1.9% and 4% above
+
+
+def test_bytes_are_counted_so_that_one_seed_says_them(judged):
+    frees = {"adafrugal": ({"loss": 4.5, "state": (3, 1)},), "frugal": ({"loss": 4.5, "state": (3, 3)},)}
+    assert judged("A2", **frees) == ("holds", ["holds", "holds"])
+
+
+def test_bytes_that_stay_do_not_hold(judged):
+    stays = {"adafrugal": ({"loss": 4.5, "state": (3, 3)},), "frugal": ({"loss": 4.5, "state": (3, 3)},)}
+    assert judged("A2", **stays) == ("does not hold", ["does not hold"] * 2)
+
+
+def test_time_is_a_share_of_the_same_run(judged):
+    shares = {"adafrugal": [{"loss": 4.5, "share": s} for s in (0.02, 0.021)],
+              "frugal": [{"loss": 4.5, "share": s} for s in (0.030, 0.032)]}  # fmt: skip
+    assert judged("A3", **shares)[0] == "holds"
+
+
+def test_far_more_is_more_than_twice(judged, jobs):
+    modules = plan.jobs([f"-m experiments=modules/usual,modules/embeddings,modules/norms,modules/head seed=0,1 {BASE}"])
+    usual, slightly = (4.50, 4.60), (4.51, 4.61)
+    assert judged("F3", modules, usual=usual, embeddings=slightly, norms=usual, head=(4.60, 4.70))[0] == "holds"
+
+
+def test_early_is_the_first_evaluation_and_late_the_last(judged):
+    subspaces = plan.jobs([f"-m experiments=subspaces/svd,subspaces/random seed=0,1 {BASE}"])
+    svd = [{"loss": loss, "early": loss + 0.5} for loss in (4.5, 4.6)]
+    random = [{"loss": loss - 0.1, "early": loss + 0.7} for loss in (4.5, 4.61)]
+    assert judged("F4", subspaces, svd=svd, random=random) == ("holds", ["holds", "holds"])
+
+
+def test_autonomy_is_against_the_best_that_a_search_found(jobs, tmp_path):
+    searched = plan.jobs([
+        f"-m experiments=c4_130m/frugal optimizer.density=0.05,0.25 {BASE}",
+        f"-m experiments=c4_130m/frugal optimizer.density=0.25 seed=1 {BASE}",
+        f"-m experiments=c4_130m/adafrugal seed=0,1 {BASE}",
+    ])  # fmt: skip
+    for job, losses in zip(searched, ((4.9,), (4.5, 4.6), (4.51, 4.62)), strict=True):
+        for seed, loss in enumerate(losses):
+            recorded(tmp_path, job.command, loss, seed=seed)
+    empty = plan.Page("page", 1, "", "", "", (Section("main", "Main", (), claims=("A4",), jobs=tuple(searched)),))
+    (page,) = plan.filled([empty], table.find([tmp_path]))
+    (finding,) = claims.judge(claims.CLAIMS["A4"], page.sections[0])
+    assert "at most 2% above ρ=0.25, the best of 2 static settings, which cost as many runs" in finding.part.text
+    assert (finding.found.n, finding.verdict) == (2, "holds")
+    assert "**A4: holds.** Autonomy" in claims.markdown(page.sections[0])

@@ -1,0 +1,114 @@
+"""Pages of tables, to the byte; the committed ones are made of the committed records."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from made import recorded
+
+from adafrugal.reports import pages, plan, table
+
+GOLDEN = Path(__file__).parent / "golden"
+TABLES = """\
+place: 1
+title: A page
+about: What it is about.
+command: sweeps=c4_60m
+sections:
+  - name: main
+    title: Main
+    commands:
+      - -m experiments=c4_60m/adamw,c4_60m/frugal,c4_60m/adafrugal,c4_60m/galore seed=0,1 scale=mini data=embedded
+    note: A note.
+    published: [frugal_c4/60M, galore_c4/60M]
+    pictures: [tradeoff, loss, controls, state, time]
+    claims: [A1, A2]
+  - name: search
+    title: Search
+    kind: search
+    commands:
+      - -m experiments=c4_60m/frugal optimizer.lr=1e-2,2e-2 optimizer.split_lr_scale=0.1,0.05 scale=mini data=embedded
+      - -m experiments=c4_60m/frugal optimizer.lr=4e-2 optimizer.split_lr_scale=0.1 scale=mini data=embedded
+  - name: nothing
+    title: Nothing yet
+    commands: [sweeps=c4_60m]
+    claims: [F1]
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A directory with a page's files, made of a few records."""
+    base, root = "scale=mini data=embedded", tmp_path / "results" / "records"
+    for seed in (0, 1):
+        recorded(root, f"experiments=c4_60m/adamw {base}", 4.50 + seed / 10, seed, state=(4, 4))
+        recorded(root, f"experiments=c4_60m/frugal {base}", 4.52 + seed / 8, seed)
+    recorded(root, f"experiments=c4_60m/adafrugal {base}", 4.55, 0, state=(3, 1))
+    for lr, s, loss in (("1e-2", "0.1", 5.0), ("2e-2", "0.1", 4.75), ("1e-2", "0.05", 4.9), ("4e-2", "0.1", 4.8)):
+        recorded(root, f"experiments=c4_60m/frugal {base} optimizer.lr={lr} optimizer.split_lr_scale={s}", loss)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "page.yaml").write_text(TABLES)
+    found = plan.filled(plan.pages(tmp_path / "tables"), table.find([tmp_path / "results"]))
+    pages.write(found, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_a_page_is_what_it_was(made):
+    """Where a change is wanted: copy the new files over those in golden/, and read the difference."""
+    files = sorted(file.relative_to(made) for file in made.rglob("*") if file.suffix in (".md", ".csv", ".tex"))
+    assert [file.as_posix() for file in files] == sorted(
+        file.relative_to(GOLDEN).as_posix() for file in GOLDEN.rglob("*") if file.is_file()
+    )
+    for file in files:
+        assert (made / file).read_text() == (GOLDEN / file).read_text(), file
+
+
+def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made, tmp_path):
+    names = [f"main-{name}.svg" for name in ("tradeoff", "loss", "controls", "state", "time")]
+    first = {name: (made / "page" / name).read_bytes() for name in names}
+    found = plan.filled(plan.pages(tmp_path / "tables"), table.find([made]))
+    pages.write(found, made)
+    assert {name: (made / "page" / name).read_bytes() for name in names} == first
+    assert all(b"adafrugal" in data and b"<dc:date>" not in data for data in first.values())
+
+
+def test_links_lead_to_the_runs(made):
+    text = (made / "page" / "README.md").read_text()
+    links = [part.split(")")[0] for part in text.split("[seed ")[1:] for part in [part.split("](")[1]]]
+    assert len(links) == 9
+    assert all((made / "page" / link / "summary.json").exists() for link in links)
+
+
+def test_the_command_writes_pages_without_torch(made, tmp_path):
+    script = (
+        "import sys, runpy\n"
+        "from pathlib import Path\n"
+        "from adafrugal.reports import plan\n"
+        f"plan.TABLES = Path({str(tmp_path / 'tables')!r})\n"
+        "plan.pages.__defaults__ = (plan.TABLES,)\n"
+        "try: runpy.run_module('adafrugal.reports', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", script, str(made), "--pages", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 pages in" in done.stdout
+    assert "with 9 of 9 runs" in done.stdout
+
+
+def test_the_committed_pages_are_made_of_the_committed_records(tmp_path):
+    """Somewhere else, with links that lead back: `make tables` gives the same files to the byte."""
+    results, copy = REPOSITORY / "experiments" / "results", tmp_path / "experiments" / "results"
+    shutil.copytree(results, copy)
+    made = plan.filled(plan.pages(), table.find([copy]))
+    committed = [file for page in made for file in (copy / page.name).iterdir() if file.is_file()]
+    for file in [*committed, copy / "README.md"]:
+        file.unlink()
+    files = sorted(file.relative_to(copy) for file in pages.write(made, copy))
+    assert files == sorted([*(file.relative_to(copy) for file in committed), Path("README.md")])
+    for file in files:
+        assert (copy / file).read_bytes() == (results / file).read_bytes(), file
