@@ -44,13 +44,23 @@ def refuse_nothing(command, composed):
 def test_every_other_command_is_there():
     others = {c for c in COMMANDS if not c.startswith("python train.py")}
     assert others == {
-        "make train", "make test", "python -m adafrugal.reports", "python -m adafrugal.data data=c4 model=llama_60m"
+        "make train", "make test", "make tables", "make tables RUNS=runs OUT=tables",
+        "python -m adafrugal.reports", "python -m adafrugal.reports --wandb team/project --pages tables",
+        "python -m adafrugal.data data=c4 model=llama_60m",
     }  # fmt: skip
-    assert (REPOSITORY / "src/adafrugal/reports/__main__.py").exists()
+    options = subprocess.run(
+        [sys.executable, "-m", "adafrugal.reports", "--help"], capture_output=True, text=True, timeout=60
+    ).stdout
+    assert "--wandb ENTITY/PROJECT" in options
+    assert "--pages DIRECTORY" in options
     done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
     assert done.returncode == 0
-    for target in ("train", "test", "extras", "lint", "clean"):
+    for target in ("train", "test", "tables", "extras", "lint", "clean"):
         assert f"make {target}" in done.stdout
+    made = subprocess.run(
+        ["make", "--dry-run", "tables", "RUNS=runs", "OUT=tables"], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert made.stdout.endswith("python -m adafrugal.reports runs --pages tables\n")
 
 
 def test_every_link_and_file_is_there():

@@ -122,14 +122,20 @@ def _fetched(run: Any, directory: Path) -> Record:
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What `_flat` made flat, without what W&B adds under names that begin with _."""
+    """What `_flat` made flat, without what W&B adds under names that begin with _.
+
+    W&B's summary has the last line of metrics in it, too, where `state_bytes` is a number and not a group of them: the
+    group wins.
+    """
     nested: dict[str, Any] = {}
-    for name, value in flat.items():
+    for name, value in sorted(flat.items()):  # state_bytes before state_bytes/end
         *path, last = name.split("/")
         if not name.startswith("_") and value is not None:
             place = nested
             for part in path:
-                place = place.setdefault(part, {})
+                if not isinstance(place.get(part), dict):
+                    place[part] = {}
+                place = place[part]
             place[last] = value
     return nested
 
