@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from omegaconf import OmegaConf
 
@@ -73,26 +73,34 @@ def _beside(job: Job, column: Mapping) -> list[Cell]:
 
 
 def _search(section: Section) -> dict[str, Grid]:
-    """The best of each arm's rates, then all: a row an arm and scale, a column a learning rate."""
+    """The best of each arm's rates, then all of them."""
     arms: dict[str, list[Job]] = {}
     for job in section.jobs:
         arms.setdefault(job.arm, []).append(job)
     best = {arm: min(jobs, key=_loss) for arm, jobs in arms.items()}
-    head = ["arm", *(SHORT[name] for name in RATES), "validation loss", "runs", "at an edge"]
+    return {"The best of each arm:": _best(arms, best), "All, by learning rate (–: not tried):": _all(arms, best)}
+
+
+def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job]) -> Grid:
+    """An arm a row: its best rates, and at which of them nothing was tried beyond."""
     rows: list[list[Cell]] = []
     for arm, job in best.items():
-        loss, runs = _loss(job), sum(bool(job.runs) for job in arms[arm])
+        loss, runs = _loss(job), sum(bool(other.runs) for other in arms[arm])
         edges = ", ".join(SHORT[name] for name in RATES if _is_at_edge(job, arms[arm], name))
         found = f"{loss:.4f}" if math.isfinite(loss) else MISSING
         rows.append([arm, *(_rate(job, name) for name in RATES), found, str(runs), edges or "no"])
-    rates = sorted({_rate(job, RATES[0]) for job in section.jobs}, key=float)
-    all_rows: dict[tuple[str, str, str], dict[str, Job]] = {}
+    return Grid(["arm", *(SHORT[name] for name in RATES), "validation loss", "runs", "at an edge"], rows)
+
+
+def _all(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job]) -> Grid:
+    """The loss at all rates: an arm and its scales a row, a learning rate a column."""
+    rates = sorted({_rate(job, RATES[0]) for jobs in arms.values() for job in jobs}, key=float)
+    rows: dict[tuple[str, str, str], dict[str, Job]] = {}
     for arm, jobs in arms.items():
         for job in sorted(jobs, key=lambda job: [-float(_rate(job, name)) for name in RATES[1:]]):
-            all_rows.setdefault((arm, _rate(job, RATES[1]), _rate(job, RATES[2])), {})[_rate(job, RATES[0])] = job
-    lines = [[*row, *(_searched(found.get(rate), best[row[0]]) for rate in rates)] for row, found in all_rows.items()]
-    every = Grid(["arm", *(SHORT[name] for name in RATES[1:]), *(f"lr {rate}" for rate in rates)], lines)
-    return {"The best of each arm:": Grid(head, rows), "All, by learning rate (–: not tried):": every}
+            rows.setdefault((arm, _rate(job, RATES[1]), _rate(job, RATES[2])), {})[_rate(job, RATES[0])] = job
+    lines = [[*row, *(_searched(found.get(rate), best[row[0]]) for rate in rates)] for row, found in rows.items()]
+    return Grid(["arm", *(SHORT[name] for name in RATES[1:]), *(f"lr {rate}" for rate in rates)], lines)
 
 
 def _searched(job: Job | None, best: Job) -> str:
@@ -107,7 +115,7 @@ def _rate(job: Job, name: str) -> str:
     return f"{float(job.rates[name]):g}"
 
 
-def _is_at_edge(best: Job, jobs: list[Job], name: str) -> bool:
+def _is_at_edge(best: Job, jobs: Sequence[Job], name: str) -> bool:
     """Whether nothing was tried beyond a best rate, all other rates being the same."""
     others = [other for other in RATES if other != name]
     line = [float(_rate(job, name)) for job in jobs if all(_rate(job, o) == _rate(best, o) for o in others)]
