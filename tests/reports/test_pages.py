@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY
 from made import recorded
 
+from adafrugal.config import SettingError
 from adafrugal.reports import pages, plan, table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -73,6 +74,27 @@ def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made, tmp_path):
     pages.write(found, made)
     assert {name: (made / "page" / name).read_bytes() for name in names} == first
     assert all(b"adafrugal" in data and b"<dc:date>" not in data for data in first.values())
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("claims: [A1, A2]|claims: [A1, B2]", "page.yaml, section main: claims has no 'B2'; .*allowed: F1, F2"),
+    ("pictures: [tradeoff|pictures: [tradeof", "pictures has no 'tradeof'; did you mean tradeoff"),
+    ("frugal_c4/60M|frugal_c4/61M", "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
+    ("kind: search|kind: serch", "kind has no 'serch'; did you mean search"),
+])  # fmt: skip
+def test_what_a_page_names_has_to_be_there_before_anything_is_written(tmp_path, given, message):
+    right, _, wrong = given.partition("|")
+    (tmp_path / "page.yaml").write_text(TABLES.replace(right, wrong))
+    with pytest.raises(SettingError, match=message):
+        pages.write(plan.pages(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "page.yaml").write_text(TABLES)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingError, match=r"file.*choose a directory that can be written to"):
+        pages.write(plan.pages(tmp_path), tmp_path / "file")
 
 
 def test_links_lead_to_the_runs(made):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -22,7 +23,7 @@ UNPUBLISHED = "not published here"
 
 def grids(section: Section) -> dict[str, Grid]:
     """The tables of a section, by what stands above each."""
-    return {"comparison": _comparison, "search": _search, "scores": _scores}[section.kind](section)
+    return KINDS[section.kind](section)
 
 
 def _comparison(section: Section) -> dict[str, Grid]:
@@ -52,14 +53,20 @@ def _comparison(section: Section) -> dict[str, Grid]:
     return {"": Grid(head, rows)}
 
 
-def _published(name: str) -> dict:
+def columns() -> list[str]:
+    """The columns of the published tables that there are, as file/column."""
+    files = sorted(PUBLISHED.glob("*.yaml"))
+    return [f"{file.stem}/{column}" for file in files for column in OmegaConf.load(file).perplexity]
+
+
+def _published(name: str) -> dict[str, Any]:
     """A column of a published table, as file/column: its values by arm, what it says, and whether ours compare."""
     file, _, column = name.partition("/")
     found = OmegaConf.to_container(OmegaConf.load(PUBLISHED / f"{file}.yaml"))
     return {"title": found["title"], "comparable": found["comparable"], "values": found["perplexity"][column]}
 
 
-def _beside(job: Job, column: Mapping) -> list[Cell]:
+def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:
     """The published value of a job, and the difference of ours to it where both are there and compare."""
     value = column["values"].get(job.name)
     text = UNPUBLISHED if value is None else str(value)
@@ -131,3 +138,6 @@ def _scores(section: Section) -> dict[str, Grid]:
     """Fine-tuning runs: a table at the last epoch and one at the best."""
     runs = [run for job in section.jobs for run in job.runs.values()]
     return {f"{scores.TITLES[when]}:": grid for when, grid in scores.grids(runs).items()} if runs else {}
+
+
+KINDS = {"comparison": _comparison, "search": _search, "scores": _scores}

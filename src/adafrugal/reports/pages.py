@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from adafrugal.config import SettingError
+from adafrugal.possible import nearest
 from adafrugal.reports import claims, layouts, pictures
 from adafrugal.reports.plan import Job, Page, Section
 
@@ -16,8 +18,37 @@ def write(pages: Sequence[Page], out: Path) -> list[Path]:
     """Write every page and the index into a directory; what is there already is replaced.
 
     Returns:
-        The files, so that a caller can tell what is no longer made.
+        The files.
+
+    Raises:
+        SettingError: a page names what there is not, or the directory cannot be written to; nothing is written then.
     """
+    for page in pages:
+        for section in page.sections:
+            _refuse_unknown(page, section)
+    try:
+        return _write_pages(pages, out)
+    except OSError as error:
+        raise SettingError(f"{error.filename}: {error.strerror}; choose a directory that can be written to") from error
+
+
+def _refuse_unknown(page: Page, section: Section) -> None:
+    """Names in a page's file that nothing here is called by."""
+    allowed = {
+        "kind": layouts.KINDS,
+        "pictures": pictures.TITLES,
+        "claims": claims.CLAIMS,
+        "published": layouts.columns(),
+    }
+    for key, names in allowed.items():
+        given = getattr(section, key)
+        for name in (given,) if isinstance(given, str) else given:
+            if name not in names:
+                where = f"experiments/tables/{page.name}.yaml, section {section.name}: {key}"
+                raise SettingError(f"{where} has no {name!r}; {nearest(name, names)}")
+
+
+def _write_pages(pages: Sequence[Page], out: Path) -> list[Path]:
     files = [file for page in pages for file in _write_page(page, out / page.name)]
     index = out / "README.md"
     index.parent.mkdir(parents=True, exist_ok=True)
