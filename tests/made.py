@@ -9,7 +9,7 @@ from adafrugal.tracking.record import Record
 MIB = 2**20
 
 
-def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None, data="0" * 64):
+def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None, data="0" * 64, evaluation=0.5):
     """A finished pre-training run of what `words` compose, with that validation loss."""
     composed, choices, _ = composition.composed([*words.split(), f"seed={seed}", f"run_root={root}"])
     settings = checks.check(composed, choices)
@@ -36,7 +36,8 @@ def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None
     record.write_summary({
         "steps": steps, "tokens": 100 * steps, "validation_loss": loss, "validation_perplexity": 2.0**loss,
         "validation_bits_per_byte": loss / 2, "optimizer_share": share,
-        "seconds": {"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 3 * share, "evaluation": 0.5, "wall": 4},
+        "seconds": {"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 3 * share, "evaluation": evaluation,
+                    "wall": 4},
         "state_bytes": {"start": state[0] * MIB, "peak": state[0] * MIB, "end": state[1] * MIB, "adamw": 4 * MIB},
     })  # fmt: skip
     record.set_status("finished")

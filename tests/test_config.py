@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from adafrugal import checks, composition, config
 from adafrugal.config import SCHEMAS, SettingError
-from adafrugal.reports import plan
+from adafrugal.reports.jobs import jobs
 
 CONF = REPOSITORY / "conf"
 GROUP_FILES = sorted(
@@ -65,8 +65,8 @@ def test_every_experiment_composes(name, composed):
 def test_every_job_of_every_sweep_composes(name, composed):
     composed(f"sweeps={name}")
     assert composed.hydra.mode.name == "MULTIRUN"
-    jobs = plan.jobs([f"sweeps={name}"])
-    assert len(jobs) * len(jobs[0].seeds) > 1
+    found = jobs([f"sweeps={name}"])
+    assert len(found) * len(found[0].seeds) > 1
 
 
 @pytest.mark.parametrize("name", [name for name in SWEEPS if name.startswith("glue")])

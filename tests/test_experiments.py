@@ -1,5 +1,7 @@
 """The pre-training experiments have the papers' settings, and their small versions keep the arm."""
 
+from dataclasses import replace
+
 import pytest
 
 from adafrugal import checks
@@ -58,6 +60,40 @@ def test_arms_have_the_settings_of_the_papers(settings_of):
     assert {arm for arm, o in found.items() if o.kind == "frugal" and o.subspace == "blocks"} == set(ARMS[3:])
     other = [{k: v for k, v in differing(s).items() if not k.startswith("optimizer.")} for s in made.values()]
     assert all(settings == other[0] for settings in other), "arms differ in the optimizer alone"
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size != "c4_60m"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_is_the_same_at_every_size(size, arm, settings_of):
+    assert settings_of(f"experiments={size}/{arm}").optimizer == settings_of(f"experiments=c4_60m/{arm}").optimizer
+
+
+def test_badams_layers_take_turns_from_the_last_and_all_state_begins_anew(settings_of):
+    badam = settings_of("experiments=c4_60m/badam").optimizer
+    assert (badam.subspace, badam.on_refresh, badam.state_free) == (
+        {"kind": "blocks", "unit": "layer"},
+        "reset_all",
+        "none",
+    )
+
+
+@pytest.mark.parametrize(("name", "changed"), [
+    ("state_free/signsgd", {}), ("state_free/sgd", {"state_free": "sgd"}), ("state_free/none", {"state_free": "none"}),
+    ("state_full/adamw", {}), ("state_full/lion", {"state_full": "lion"}), ("state_full/sgdm", {"state_full": "sgdm"}),
+    ("modules/usual", {}),
+])  # fmt: skip
+def test_a_rule_is_all_that_changes_in_its_experiment(name, changed, settings_of):
+    found, usual = (differing(settings_of(f"experiments={e}")) for e in (name, "c4_130m/frugal"))
+    assert {k: v for k, v in found.items() if usual.get(k) != v} == {f"optimizer.{k}": v for k, v in changed.items()}
+    assert usual.keys() <= found.keys()
+
+
+def test_adagalore_is_galore_with_adafrugals_controls(settings_of):
+    made, galore, adafrugal = (
+        settings_of(f"experiments=c4_130m/{arm}").optimizer for arm in ("adagalore", "galore", "adafrugal")
+    )
+    assert (made.density, made.interval) == (adafrugal.density, adafrugal.interval)
+    assert replace(made, density=galore.density, interval=galore.interval) == galore
 
 
 @pytest.mark.parametrize("name", ["svd", "random", "randk", "rows", "columns", "blocks", "slab"])

@@ -44,7 +44,7 @@ def refuse_nothing(command, composed):
 def test_every_other_command_is_there():
     others = {c for c in COMMANDS if not c.startswith("python train.py")}
     assert others == {
-        "make train", "make test", "make tables", "make tables RUNS=runs OUT=tables",
+        "make train", "make test", "make tables", "make tables RUNS=runs",
         "python -m adafrugal.reports", "python -m adafrugal.reports --wandb team/project --pages tables",
         "python -m adafrugal.data data=c4 model=llama_60m",
     }  # fmt: skip
@@ -57,9 +57,7 @@ def test_every_other_command_is_there():
     assert done.returncode == 0
     for target in ("train", "test", "tables", "extras", "lint", "clean"):
         assert f"make {target}" in done.stdout
-    made = subprocess.run(
-        ["make", "--dry-run", "tables", "RUNS=runs", "OUT=tables"], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    made = subprocess.run(["make", "--dry-run", "tables", "RUNS=runs"], capture_output=True, text=True, cwd=REPOSITORY)
     assert made.stdout.endswith("python -m adafrugal.reports runs --pages tables\n")
 
 

@@ -10,14 +10,14 @@ from conftest import REPOSITORY
 from made import recorded
 
 from adafrugal.config import SettingError
-from adafrugal.reports import pages, plan, table
+from adafrugal.reports import layouts, pages, plan, table
 
 GOLDEN = Path(__file__).parent / "golden"
 TABLES = """\
 place: 1
 title: A page
 about: What it is about.
-command: sweeps=c4_60m
+commands: [sweeps=c4_60m]
 sections:
   - name: main
     title: Main
@@ -95,6 +95,21 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"file.*choose a directory that can be written to"):
         pages.write(plan.pages(tmp_path), tmp_path / "file")
+
+
+def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkeypatch):
+    (tmp_path / "published").mkdir()
+    values = "{adamw: 20.0, frugal: null, galore: 30.0}"
+    text = f"source: nowhere\ntitle: published\ncomparable: true\nperplexity: {{60M: {values}}}\n"
+    (tmp_path / "published" / "paper.yaml").write_text(text)
+    monkeypatch.setattr(layouts, "PUBLISHED", tmp_path / "published")
+    (tmp_path / "tables" / "page.yaml").write_text(TABLES.replace("[frugal_c4/60M, galore_c4/60M]", "[paper/60M]"))
+    found = plan.filled(plan.pages(tmp_path / "tables"), table.find([made]))
+    rows = {row[0]: row[-2:] for row in layouts.grids(found[0].sections[0])[""].rows}
+    mean = (2.0**4.5 + 2.0**4.6) / 2
+    assert rows["adamw"] == ["20.0", f"{mean - 20:+.2f}"]
+    assert rows["frugal"] == ["not published here", "–"]
+    assert rows["galore"] == ["30.0", "missing"]
 
 
 def test_links_lead_to_the_runs(made):

@@ -1,11 +1,11 @@
 """A page knows its runs before any of them is made, and finds each of them, and no other."""
 
 import pytest
-from conftest import REPOSITORY
 from made import recorded
 
 from adafrugal import composition
 from adafrugal.config import SettingError
+from adafrugal.reports import jobs as jobs_module
 from adafrugal.reports import plan, table
 
 ARMS = "experiments=c4_60m/adamw,c4_60m/frugal scale=mini data=embedded"
@@ -17,8 +17,8 @@ def page(tmp_path):
 
     def make(*commands, **more):
         lines = [f"  - name: main\n    title: Main\n    commands: {list(commands)}\n"]
-        lines += [f"    {key}: {value}\n" for key, value in more.items()]
-        head = "place: 1\ntitle: A page\nabout: Words.\ncommand: sweeps=c4_60m\nsections:\n"
+        lines += [f"    {key}: {value}\n" for key, value in ({"reference": "null"} | more).items()]
+        head = "place: 1\ntitle: A page\nabout: Words.\ncommands: [sweeps=c4_60m]\nsections:\n"
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / "page.yaml").write_text(head + "".join(lines))
         return plan.filled(plan.pages(tmp_path / "tables"), table.find([tmp_path / "runs"]))[0]
@@ -78,34 +78,93 @@ def test_two_commands_may_share_a_job_and_add_seeds_to_it(page):
 
 
 @pytest.mark.parametrize(("commands", "message"), [
-    ("experiments=nothing", "there is no 'nothing'"),
-    ("optimizer.lr=1e-3,-1", "optimizer.lr is -1"),
+    ("experiments=nothing", "section main: experiments: there is no 'nothing'"),
+    ("optimizer.lr=1e-3,-1", "section main: optimizer.lr is -1"),
+    ("optimzer.lr=1", "section main: .*optimzer"),
+    ("optimizer.lr=[", "section main: 'optimizer.lr=.' is not a setting"),
+    ("seed=null", "section main: seed is null"),
 ])  # fmt: skip
 def test_a_command_that_train_py_would_refuse_is_refused(page, commands, message):
     with pytest.raises(SettingError, match=message):
         page(commands)
 
 
-def test_a_key_that_a_page_should_not_have_is_named_with_its_file(page):
-    with pytest.raises(SettingError, match=r"page\.yaml.*colour"):
-        page("seed=0", colour="red")
+@pytest.mark.parametrize(("wrong", "message"), [
+    ("colour: red\n", r"page\.yaml has 'colour'; allowed: name, place"),
+    ("place: first\n", r"page\.yaml: place is 'first'; allowed: a int"),
+    ("sections: [{name: main, title: Main}]\n", r"section 1 lacks 'commands'"),
+    ("sections: [{name: main, title: Main, commands: seed=0}]\n", r"section 1: commands is 'seed=0'; allowed: a list"),
+    ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"section 1 has 'titel'; did you mean title"),
+    ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),
+    ("sections: [{name: main, title: A, commands: [seed=0], reference: null}, {name: main, title: B, "
+     "commands: [seed=0], reference: null}]\n", "two are called main"),
+    ("sections: [{name: main, title: A, commands: [seed=0 optimizer.lr=1, seed=0], reference: null}]\n",
+     "two of its rows would be called the same"),
+    ("sections: {\n", "page.yaml is no YAML"),
+    ("", r"page\.yaml lacks 'about'"),
+])  # fmt: skip
+def test_a_page_that_is_not_as_it_should_be_is_named_with_what_is_wrong(tmp_path, wrong, message):
+    right = {"place": "1", "title": "A page", "about": "Words.", "commands": "[seed=0]", "sections": "[]"}
+    kept = {key: value for key, value in right.items() if not wrong.startswith(f"{key}:")} if wrong else {}
+    (tmp_path / "page.yaml").write_text("".join(f"{key}: {value}\n" for key, value in kept.items()) + wrong)
+    with pytest.raises(SettingError, match=message):
+        plan.pages(tmp_path)
 
 
 def test_values_are_composed_as_hydra_does_it():
     words = ["experiments=c4_130m/adafrugal", "scale=mini", "data=embedded", "optimizer.density.steps=null",
              "optimizer.interval.threshold=2e-2", "optimizer.subspace={kind:blocks,order:random}"]  # fmt: skip
-    quick, choices = plan._composed(words)
+    quick, choices = jobs_module._composed(words)
     whole, chosen, _ = composition.composed(words)
     assert (quick, choices) == (whole, chosen)
+
+
+def test_runs_that_read_another_text_are_left_out_and_said(page, tmp_path):
+    for seed, data in enumerate(("a" * 64, "a" * 64, "b" * 64)):
+        recorded(tmp_path / "runs", "experiments=c4_60m/adamw scale=mini data=embedded", 4.5, seed, data=data)
+    command = "-m experiments=c4_60m/adamw seed=0,1,2 scale=mini data=embedded"
+    section = page(command).sections[0]
+    assert (list(section.jobs[0].runs), section.jobs[0].missing, len(section.others)) == ([0, 1], (2,), 1)
+    section = page(command, text="bbbb").sections[0]
+    assert (list(section.jobs[0].runs), len(section.others)) == ([2], 2)
+
+
+def test_a_run_that_is_there_twice_counts_once(page, tmp_path):
+    for place in ("one", "two"):
+        recorded(tmp_path / "runs" / place, "experiments=c4_60m/adamw scale=mini data=embedded", 4.5)
+    section = page("experiments=c4_60m/adamw scale=mini data=embedded").sections[0]
+    assert section.jobs[0].runs[0].directory.parts[-3] == "one"
+    assert len(section.others) == 1
+
+
+def test_a_run_of_a_seed_that_is_not_asked_for_is_no_part(page, tmp_path):
+    recorded(tmp_path / "runs", "experiments=c4_60m/adamw scale=mini data=embedded", 4.5, seed=7)
+    assert page("experiments=c4_60m/adamw scale=mini data=embedded").sections[0].jobs[0].runs == {}
+
+
+def test_a_run_that_diverged_is_not_missing(page, tmp_path):
+    record = recorded(tmp_path / "runs", "experiments=c4_60m/adamw scale=mini data=embedded", 4.5)
+    (record.directory / "summary.json").unlink()
+    record.set_status("failed", reason="TrainingError: the validation loss is nan at step 20: lower optimizer.lr")
+    job = page("-m experiments=c4_60m/adamw seed=0,1 scale=mini data=embedded").sections[0].jobs[0]
+    assert (job.runs, job.diverged, job.missing) == ({}, (0,), (1,))
+    record.set_status("failed", reason="OSError: No space left on device")
+    job = page("-m experiments=c4_60m/adamw seed=0,1 scale=mini data=embedded").sections[0].jobs[0]
+    assert (job.diverged, job.missing) == ((), (0, 1))
+
+
+def test_a_whole_number_is_the_same_setting_with_and_without_its_point():
+    one, other = (
+        {"optimizer.lr": lr, "model.bias": True, "optimizer.betas": betas}
+        for lr, betas in ((1, [0, 1]), (1.0, [0.0, 1.0]))
+    )
+    assert jobs_module.settings_key(one, "embedded") == jobs_module.settings_key(other, "embedded")
+    assert jobs_module.settings_key(one, "embedded") != jobs_module.settings_key(one | {"model.bias": 1}, "embedded")
 
 
 def test_every_page_of_the_repository_has_runs_to_be_made_and_a_command_that_is_one_of_its_sections():
     found = plan.pages()
     assert [page.place for page in found] == list(range(1, len(found) + 1))
     for page in found:
-        assert page.command in {command for section in page.sections for command in section.commands}
-        for section in page.sections:
-            assert section.jobs
-            names = [job.name for job in section.jobs]
-            assert section.reference is None or section.kind != "comparison" or section.reference in names, page.name
-    assert (REPOSITORY / "experiments" / "tables").is_dir()
+        assert set(page.commands) <= {command for section in page.sections for command in section.commands}
+        assert all(section.jobs for section in page.sections)

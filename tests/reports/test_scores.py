@@ -58,7 +58,7 @@ def test_the_mean_is_of_first_metrics_seed_by_seed(two_arms):
     found = rows(scores.markdown(table.find([two_arms])))
     means = [65, 68, 65]
     assert found["adamw"]["mean"] == f"66.00 ± {statistics.stdev(means):.2f}"
-    assert found["adamw"]["− adamw"] == ""
+    assert found["adamw"]["− adamw"] == "–"
     half = 4.3027 * 0.5 / 3**0.5  # Student's t with two degrees of freedom; seed by seed the difference is 1, 1.5, 2
     assert found["adafrugal"]["− adamw"] == f"+1.50 [+{1.5 - half:.2f}, +{1.5 + half:.2f}]"
 

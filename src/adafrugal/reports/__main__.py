@@ -45,7 +45,7 @@ def _report(given: argparse.Namespace) -> int:
         from adafrugal.tracking import wandb
 
         records += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
-    if given.pages:
+    if given.pages and records:
         return _pages(records, Path(given.pages))
     if not records:
         looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
@@ -58,6 +58,7 @@ def _report(given: argparse.Namespace) -> int:
 def _pages(records: list[Record], out: Path) -> int:
     from adafrugal.reports import pages, plan
 
+    sys.stderr.write("composing the settings of all tables: half a minute\n")
     made = plan.filled(plan.pages(), records)
     files = pages.write(made, out)
     sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(records)} runs → {out}\n")

@@ -24,20 +24,22 @@ class Number:
         sample: over seeds.
         form: how a number is written, as `format` takes it.
         unit: behind it.
+        is_best: whether it stands out.
     """
 
     sample: Sample
     form: str
     unit: str = ""
+    is_best: bool = False
 
     def __str__(self) -> str:
         mean = f"{self.sample.mean:{self.form}}{self.unit}"
         return mean if self.sample.spread is None else f"{mean} ± {self.sample.spread:{self.form}}{self.unit}"
 
     def values(self) -> dict[str, str]:
-        """For CSV: the numbers whole."""
-        spread = "" if self.sample.spread is None else repr(self.sample.spread)
-        return {"": repr(self.sample.mean), " spread": spread}
+        """For CSV: the numbers whole, by what is added to the column's name."""
+        unit = f" {self.unit}" if self.unit else ""
+        return {unit: repr(self.sample.mean), f" spread{unit}": _whole(self.sample.spread)}
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ class Difference:
     def __str__(self) -> str:
         c = self.contrast
         mean = f"{c.mean:+{self.form}}"
-        whole = mean if c.low is None else f"{mean} [{c.low:+{self.form}}, {c.high:+{self.form}}]"
+        whole = f"{mean} (1 seed)" if c.low is None else f"{mean} [{c.low:+{self.form}}, {c.high:+{self.form}}]"
         return whole.replace("-", "−")
 
     def values(self) -> dict[str, str]:
-        """For CSV: the numbers whole."""
+        """For CSV: the numbers whole, by what is added to the column's name."""
         c = self.contrast
-        return {"": repr(c.mean), " low": "" if c.low is None else repr(c.low), " high": repr(c.high) if c.high else ""}
+        return {"": repr(c.mean), " low": _whole(c.low), " high": _whole(c.high), " n": str(c.n)}
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Change:
         return f"{self.start:.2f} {self.unit} → {self.end:.2f} {self.unit}"
 
     def values(self) -> dict[str, str]:
-        """For CSV: the numbers whole."""
-        return {" start": repr(self.start), " end": repr(self.end)}
+        """For CSV: the numbers whole, by what is added to the column's name."""
+        return {f" at the start {self.unit}": repr(self.start), f" at the end {self.unit}": repr(self.end)}
 
 
 Cell = str | Number | Difference | Change
@@ -104,7 +106,7 @@ class Grid:
     def markdown(self) -> str:
         """As Markdown has it."""
         lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *self.rows]
-        return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(_bold(cell, '**') for cell in line)} |" for line in lines)
 
     def latex(self, caption: str) -> str:
         """A table with booktabs' rules, to be put into a paper."""
@@ -131,8 +133,18 @@ class Grid:
         return file.getvalue()
 
 
+def _bold(cell: Cell, mark: str) -> str:
+    return f"{mark}{cell}{mark}" if isinstance(cell, Number) and cell.is_best else str(cell)
+
+
 def _latex_row(row: Sequence[Cell]) -> str:
-    return " & ".join(_escaped(str(cell)) for cell in row) + r" \\"
+    cells = (_escaped(str(cell)) for cell in row)
+    bold = (isinstance(cell, Number) and cell.is_best for cell in row)
+    return " & ".join(rf"\textbf{{{cell}}}" if b else cell for cell, b in zip(cells, bold, strict=True)) + r" \\"
+
+
+def _whole(number: float | None) -> str:
+    return "" if number is None else repr(number)
 
 
 def _escaped(text: str) -> str:

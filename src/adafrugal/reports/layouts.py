@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from adafrugal import composition
 from adafrugal.reports import scores
-from adafrugal.reports.grid import MISSING, Cell, Difference, Grid
-from adafrugal.reports.plan import RATES, SHORT, Job, Section
+from adafrugal.reports.grid import MISSING, Cell, Difference, Grid, Number
+from adafrugal.reports.jobs import RATES, SHORT, Job
+from adafrugal.reports.plan import Section
 from adafrugal.reports.rows import STATE, state
-from adafrugal.reports.statistics import contrast
+from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.reports.table import COLUMNS, measured
 
 PUBLISHED = composition.REPOSITORY / "experiments" / "published"
 UNPUBLISHED = "not published here"
+DIVERGED = "diverged"  # its loss was no number any more
 
 
 def grids(section: Section) -> dict[str, Grid]:
@@ -37,10 +40,11 @@ def _comparison(section: Section) -> dict[str, Grid]:
     rows = []
     for job in section.jobs:
         summaries = [run.summary() for run in job.runs.values()]
-        found: list[Cell] = measured(summaries) if summaries else [MISSING] * len(COLUMNS)
+        none = DIVERGED if job.diverged and not job.runs else MISSING
+        found: list[Cell] = measured(summaries) if summaries else [none] * len(COLUMNS)
         if is_compared:
             difference = contrast(losses, {job.name: 1, section.reference: -1})
-            cell = "" if job.name == section.reference else Difference(difference, ".4f") if difference else MISSING
+            cell = "–" if job.name == section.reference else Difference(difference, ".4f") if difference else MISSING
             found.insert(1, cell)
         found.append(state(summaries) if summaries else MISSING)
         for column in columns:
@@ -73,10 +77,9 @@ def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:
     if not column["comparable"]:
         return [text]
     ours = [run.summary()["validation_perplexity"] for run in job.runs.values()]
-    return [
-        text,
-        f"{statistics.mean(ours) - value:+.2f}" if ours and value is not None else MISSING if not ours else "",
-    ]
+    if value is None:
+        return [text, "–"]
+    return [text, f"{statistics.mean(ours) - value:+.2f}" if ours else MISSING]
 
 
 def _search(section: Section) -> dict[str, Grid]:
@@ -84,54 +87,62 @@ def _search(section: Section) -> dict[str, Grid]:
     arms: dict[str, list[Job]] = {}
     for job in section.jobs:
         arms.setdefault(job.arm, []).append(job)
-    best = {arm: min(jobs, key=_loss) for arm, jobs in arms.items()}
+    best = {arm: min(jobs, key=_loss) if any(job.runs for job in jobs) else None for arm, jobs in arms.items()}
     return {"The best of each arm:": _best(arms, best), "All, by learning rate (–: not tried):": _all(arms, best)}
 
 
-def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job]) -> Grid:
+def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
     """An arm a row: its best rates, and at which of them nothing was tried beyond."""
     rows: list[list[Cell]] = []
     for arm, job in best.items():
-        loss, runs = _loss(job), sum(bool(other.runs) for other in arms[arm])
-        edges = ", ".join(SHORT[name] for name in RATES if _is_at_edge(job, arms[arm], name))
-        found = f"{loss:.4f}" if math.isfinite(loss) else MISSING
-        rows.append([arm, *(_rate(job, name) for name in RATES), found, str(runs), edges or "no"])
+        tried = [other for other in arms[arm] if other.runs or other.diverged]
+        if job is None:
+            rows.append([arm, *[MISSING] * (len(RATES) + 1), str(len(tried)), MISSING])
+            continue
+        edges = ", ".join(SHORT[name] for name in RATES if _is_at_edge(job, tried, name))
+        rows.append([arm, *(_rate(job, name) for name in RATES), _losses(job), str(len(tried)), edges or "no"])
     return Grid(["arm", *(SHORT[name] for name in RATES), "validation loss", "runs", "at an edge"], rows)
 
 
-def _all(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job]) -> Grid:
+def _all(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
     """The loss at all rates: an arm and its scales a row, a learning rate a column."""
     rates = sorted({_rate(job, RATES[0]) for jobs in arms.values() for job in jobs}, key=float)
     rows: dict[tuple[str, str, str], dict[str, Job]] = {}
     for arm, jobs in arms.items():
-        for job in sorted(jobs, key=lambda job: [-float(_rate(job, name)) for name in RATES[1:]]):
+        for job in sorted(jobs, key=lambda job: [-job.rates.get(name, 0) for name in RATES[1:]]):
             rows.setdefault((arm, _rate(job, RATES[1]), _rate(job, RATES[2])), {})[_rate(job, RATES[0])] = job
     lines = [[*row, *(_searched(found.get(rate), best[row[0]]) for rate in rates)] for row, found in rows.items()]
     return Grid(["arm", *(SHORT[name] for name in RATES[1:]), *(f"lr {rate}" for rate in rates)], lines)
 
 
-def _searched(job: Job | None, best: Job) -> str:
+def _searched(job: Job | None, best: Job | None) -> Cell:
     if job is None:
         return "–"
-    loss = _loss(job)
-    return MISSING if not math.isfinite(loss) else f"**{loss:.4f}**" if job is best else f"{loss:.4f}"
+    if not job.runs:
+        return DIVERGED if job.diverged else MISSING
+    return replace(_losses(job), is_best=job is best)
+
+
+def _losses(job: Job) -> Number:
+    return Number(Sample.of(run.summary()["validation_loss"] for run in job.runs.values()), ".4f")
 
 
 def _rate(job: Job, name: str) -> str:
-    """One of a job's rates, as a number is written: swept, or what its settings say."""
-    return f"{float(job.rates[name]):g}"
+    """One of a job's rates, as a number is written; – where it has no such rate."""
+    return f"{job.rates[name]:g}" if name in job.rates else "–"
 
 
-def _is_at_edge(best: Job, jobs: Sequence[Job], name: str) -> bool:
-    """Whether nothing was tried beyond a best rate, all other rates being the same."""
+def _is_at_edge(best: Job, tried: Sequence[Job], name: str) -> bool:
+    """Whether nothing was tried beyond a best rate on one of its sides, all other rates being the same."""
+    if name not in best.rates:
+        return False
     others = [other for other in RATES if other != name]
-    line = [float(_rate(job, name)) for job in jobs if all(_rate(job, o) == _rate(best, o) for o in others)]
-    return len(line) > 1 and float(_rate(best, name)) in (min(line), max(line))
+    line = [job.rates[name] for job in tried if all(job.rates.get(o) == best.rates.get(o) for o in others)]
+    return len(line) > 1 and best.rates[name] in (min(line), max(line))
 
 
 def _loss(job: Job) -> float:
-    runs = list(job.runs.values())
-    return statistics.mean(run.summary()["validation_loss"] for run in runs) if runs else math.inf
+    return _losses(job).sample.mean if job.runs else math.inf
 
 
 def _scores(section: Section) -> dict[str, Grid]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from adafrugal.config import SettingError
 from adafrugal.possible import nearest
 from adafrugal.reports import claims, layouts, pictures
-from adafrugal.reports.plan import Job, Page, Section
+from adafrugal.reports.jobs import Job
+from adafrugal.reports.plan import Page, Section
 
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
 
@@ -59,7 +60,7 @@ def _write_pages(pages: Sequence[Page], out: Path) -> list[Path]:
 def _write_page(page: Page, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "README.md"]
-    parts = [MADE, f"# {page.title}", f"    python train.py {page.command}", page.about.strip()]
+    parts = [MADE, f"# {page.title}", _commands(page.commands), page.about.strip()]
     for section in page.sections:
         text, more = _section(section, out)
         parts.append(text)
@@ -70,7 +71,7 @@ def _write_page(page: Page, out: Path) -> list[Path]:
 
 def _section(section: Section, out: Path) -> tuple[str, list[Path]]:
     grids, files = layouts.grids(section), []
-    parts = [f"## {section.title}", "\n".join(f"    python train.py {command}" for command in section.commands)]
+    parts = [f"## {section.title}", _commands(section.commands)]
     if section.note:
         parts.append(section.note.strip())
     for number, (title, grid) in enumerate(grids.items()):
@@ -81,8 +82,7 @@ def _section(section: Section, out: Path) -> tuple[str, list[Path]]:
             file.write_text(text)
             files.append(file)
         parts += [*([title] if title else []), grid.markdown()]
-    if missing := _missing(section):
-        parts.append(missing)
+    parts += [text for text in (_missing(section), _others(section, out)) if text]
     if section.claims and any(job.runs for job in section.jobs):
         parts.append(f"### What the papers claim\n\n{claims.markdown(section)}")
     for file in pictures.draw(section, out):
@@ -92,6 +92,10 @@ def _section(section: Section, out: Path) -> tuple[str, list[Path]]:
     if any(job.runs for job in section.jobs):
         parts.append(_runs(section, out))
     return "\n\n".join(parts), files
+
+
+def _commands(commands: Sequence[str]) -> str:
+    return "\n".join(f"    python train.py {command}" for command in commands)
 
 
 def _missing(section: Section) -> str:
@@ -118,6 +122,12 @@ def _runs(section: Section, out: Path) -> str:
         if job.runs:
             lines.append(f"- {job.name}: {', '.join(links)}")
     return "\n".join([*lines, "", "</details>"])
+
+
+def _others(section: Section, out: Path) -> str:
+    """What has the same settings and is left out."""
+    links = ", ".join(f"[{run.directory.name}]({_path(run.directory, out)})" for run in section.others)
+    return f"Left out, since they read another text or are there twice: {links}." if links else ""
 
 
 def _path(directory: Path, out: Path) -> str:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adafrugal.reports.plan import Job, Section
+from adafrugal.reports.jobs import Job
+from adafrugal.reports.plan import Section
 from adafrugal.tracking.record import Record
 
 PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint")
@@ -79,6 +80,8 @@ def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
         axes.plot([start, end], [mean, mean], color=_color(place), alpha=0.4)
         axes.errorbar([end], [mean], yerr=[spread], fmt="o", color=_color(place), capsize=3, label=job.name)
         axes.annotate(job.name, (end, mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
     axes.set_xlabel("optimizer state (MiB): a point at the end of the run, a line from its start")
     axes.set_ylabel("validation perplexity")
 

@@ -50,7 +50,7 @@ def _grid(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple[
         if has_mean:
             difference = contrast(means, {arm: 1, REFERENCE: -1})
             cells.append(Number(Sample.of(means[arm].values()), ".2f") if means[arm] else MISSING)
-            cells.append("" if arm == REFERENCE else Difference(difference, ".2f") if difference else MISSING)
+            cells.append("–" if arm == REFERENCE else Difference(difference, ".2f") if difference else MISSING)
         for name, metric in columns:
             found = [run.summary()[when][metric] for run in row.get(name, ()) if metric in run.summary()[when]]
             cells.append(Number(Sample.of(100 * value for value in found), ".2f") if found else MISSING)

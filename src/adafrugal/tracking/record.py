@@ -24,6 +24,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from adafrugal.config import SettingError
+
 STATUSES = ("created", "running", "interrupted", "failed", "finished")
 
 
@@ -40,6 +42,11 @@ class Record:
         """One of `STATUSES`; None where there is no run yet."""
         found = self._json("status.json")
         return found["status"] if found else None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, if it did."""
+        return str((self._json("status.json") or {}).get("reason", ""))
 
     def config(self) -> dict[str, Any]:
         """The settings, as they were composed and checked."""
@@ -63,14 +70,14 @@ class Record:
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.directory / name
-        return json.loads(file.read_text(), object_hook=_numbers) if file.exists() else None
+        return _read(file, file.read_text()) if file.exists() else None
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         file = self.directory / name
         if not file.exists():
             return []
         whole, _, _torn = file.read_text().rpartition("\n")  # a killed process may leave half a line
-        return [json.loads(line, object_hook=_numbers) for line in whole.splitlines()]
+        return [_read(file, line) for line in whole.splitlines()]
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -130,6 +137,13 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.directory / name)
+
+
+def _read(file: Path, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text, object_hook=_numbers)
+    except ValueError as error:
+        raise SettingError(f"{file} is damaged ({error}); remove the run's directory, and make it anew") from error
 
 
 def spoken(name: str) -> str:

@@ -93,16 +93,16 @@ def fetch(project: str, directory: Path) -> list[Record]:
     """
     import wandb
 
-    found = []
     try:
-        for run in wandb.Api().runs(project):
-            if run.state == "finished" and "environment" in run.config and "steps" in run.summary:
-                found.append(_fetched(run, directory))
+        runs = list(wandb.Api().runs(project))
+        ours = [
+            run for run in runs if "environment" in run.config and "steps" in run.summary and run.state == "finished"
+        ]
     except Exception as error:  # W&B raises all kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         login = "log in with `wandb login`, and give entity/project as it stands in its address"
         raise SettingError(f"W&B does not give the runs of {project}: {reason}; {login}") from error
-    return found
+    return [_fetched(run, directory) for run in ours]
 
 
 def _fetched(run: Any, directory: Path) -> Record:
@@ -114,7 +114,7 @@ def _fetched(run: Any, directory: Path) -> Record:
     if record.status != "finished":
         record.begin(config)
         record.write_environment(environment)
-        rows = [_nested(row) for row in run.scan_history()]
+        rows = [_nested(row) for row in run.scan_history() if row.get("step") is not None]
         record.write_metrics(sorted(rows, key=lambda row: row["step"]))
         record.write_summary(_nested(dict(run.summary.items())))
         record.set_status("finished")
