@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from conftest import REPOSITORY
 
 from adafrugal import checks
 from adafrugal.config import with_run_length
 from adafrugal.identity import differing
 from adafrugal.optim import controls
+from adafrugal.reports import plan, table
 
 ARMS = ("adamw", "galore", "badam", "frugal", "frugal_0", "adafrugal_density", "adafrugal_interval", "adafrugal")
 SIZES = {  # FACTS: micro-batch a device, warm-up, cycle, steps, hidden size, layers
@@ -140,3 +142,19 @@ def test_a_small_version_reads_the_text_that_is_typed(settings_of):
 @pytest.mark.parametrize(("given", "steps"), [(0.25, 100), (0.001, 1), (None, 400), (70, 70)])
 def test_a_decay_may_last_a_share_of_the_run(given, steps):
     assert with_run_length({"kind": "linear", "steps": given}, 400)["steps"] == steps
+
+
+def test_the_small_versions_have_the_best_rates_of_their_search(settings_of, tmp_path):
+    (tmp_path / "rates.yaml").write_text((plan.TABLES / "rates.yaml").read_text())
+    records = table.find([REPOSITORY / "experiments" / "results" / "mini"])
+    (page,) = plan.filled(plan.pages(tmp_path), records)
+    search = page.sections[0]
+    if any(job.missing for job in search.jobs):
+        pytest.skip(
+            f"the search is not complete: {sum(bool(job.missing) for job in search.jobs)} of its runs are missing"
+        )
+    for arm in ARMS:
+        tried = [job for job in search.jobs if job.arm == arm and job.runs]
+        best = min(tried, key=lambda job: job.runs[0].summary()["validation_loss"])
+        used = settings_of(f"experiments=c4_60m/{arm}", "scale=mini", "data=embedded").optimizer
+        assert best.rates == {name: getattr(used, name.partition(".")[2]) for name in best.rates}, arm

@@ -30,7 +30,6 @@ SHORT = {  # how a setting is called in a row's name
     "optimizer.lr": "lr", "optimizer.split_lr_scale": "s", "optimizer.state_free_lr_scale": "c",
     "optimizer.density": "ρ", "optimizer.interval": "T", "optimizer.density.end": "ρ_end",
     "optimizer.density.steps": "K", "optimizer.interval.threshold": "τ", "optimizer.interval.factor": "γ",
-    "optimizer.subspace": "subspace", "optimizer": "optimizer", "experiments": "experiments",
 }  # fmt: skip
 
 
@@ -40,7 +39,6 @@ class Job:
 
     Args:
         name: what tells it from the section's other jobs.
-        varied: the swept settings, without the seed.
         command: what makes one of them, but for the seed.
         seeds: that are wanted.
         key: their settings, in a form that compares.
@@ -51,7 +49,6 @@ class Job:
     """
 
     name: str
-    varied: Mapping[str, str]
     command: str
     seeds: tuple[int, ...]
     key: str
@@ -98,7 +95,7 @@ def _job(fixed: Sequence[str], swept: Mapping[str, str], varied: set[str], seeds
     arm = (choices.get("experiments") or settings.arm).rpartition("/")[2]
     own = {name: value for name, value in swept.items() if name in varied}
     key = settings_key(differing(settings), choices["data"])
-    return Job(_name(own) or arm, own, _once(words, choices), seeds, key, arm, _rates(settings))
+    return Job(_name(own) or arm, _once(words, choices), seeds, key, arm, _rates(settings))
 
 
 def _once(words: Sequence[str], choices: Mapping[str, str]) -> str:
@@ -155,7 +152,9 @@ def _chosen(files: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
 def _name(varied: Mapping[str, str]) -> str:
     """Of an experiment its file's name, of any other setting its short name and its value."""
     parts = (
-        value.rpartition("/")[2] if name in ("experiments", "optimizer") else f"{SHORT.get(name, name)}={_said(value)}"
+        value.rpartition("/")[2]
+        if name in ("experiments", "optimizer")
+        else f"{SHORT.get(name, name.rpartition('.')[2])}={_said(value)}"
         for name, value in varied.items()
     )
     return " ".join(parts)
