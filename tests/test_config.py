@@ -17,11 +17,11 @@ GROUP_FILES = sorted(
     for p in CONF.glob("*/**/*.yaml")
     if not {"for", "at"} & set(p.parts)  # which come with an optimizer
 )
-GENERATED = ("published", "results")
+NO_EXPERIMENTS = ("published", "results", "tables")
 EXPERIMENTS = sorted(
     p.relative_to(REPOSITORY / "experiments").with_suffix("").as_posix()
     for p in (REPOSITORY / "experiments").rglob("*.yaml")
-    if p.relative_to(REPOSITORY / "experiments").parts[0] not in GENERATED and not p.stem.startswith("_")
+    if p.relative_to(REPOSITORY / "experiments").parts[0] not in NO_EXPERIMENTS and not p.stem.startswith("_")
 )
 TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 FINETUNED = (

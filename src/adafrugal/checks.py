@@ -35,7 +35,7 @@ def groups(repository: Path) -> str:
 
 def _choices(place: str, repository: Path = _REPOSITORY) -> list[Path]:
     """The settings files of a directory that can be chosen by name; what begins with _ is a part of others."""
-    ours = ("experiments/published", "experiments/results")
+    ours = ("experiments/published", "experiments/results", "experiments/tables")
     files = [file for file in sorted((repository / place).rglob("*.yaml")) if not file.stem.startswith("_")]
     return [file for file in files if not file.relative_to(repository).as_posix().startswith(ours)]
 
