@@ -2,8 +2,9 @@
 
 from dataclasses import asdict
 
-from adafrugal import checks, composition
+from adafrugal import checks
 from adafrugal.identity import differing, identify
+from adafrugal.reports.jobs import _composed
 from adafrugal.tracking.record import Record
 
 MIB = 2**20
@@ -11,7 +12,7 @@ MIB = 2**20
 
 def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None, data="0" * 64, evaluation=0.5):
     """A finished pre-training run of what `words` compose, with that validation loss."""
-    composed, choices, _ = composition.composed([*words.split(), f"seed={seed}", f"run_root={root}"])
+    composed, choices = _composed([*words.split(), f"seed={seed}", f"run_root={root}"])  # files are read once
     settings = checks.check(composed, choices)
     identity = identify(settings, choices)
     record = Record(identity.directory)
