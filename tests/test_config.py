@@ -321,7 +321,10 @@ WRONG_IN_FINETUNING = {
     "experiments=glue/rte data.validation_splits=[train]": ["data.split is train", "validation_splits"],
     "experiments=glue/rte data.examples=0": ["data.examples is 0", "null for all"],
     "experiments=glue/rte data.source=null": ["data.source is null", "nyu-mll/glue"],
-    "experiments=glue/rte model=minilm model.package=no_such_package": ["model.package is no_such_package", "pip install"],
+    "experiments=glue/rte model=minilm model.package=no_such_package": [
+        "model.package is no_such_package",
+        "pip install",
+    ],
     "eval.every=null": ["eval.every is null", "1 or more"],
 }
 

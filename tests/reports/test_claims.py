@@ -25,7 +25,7 @@ def judged(jobs, tmp_path):
             for seed, given in enumerate(arms.get(job.name.replace(" ", "_"), ())):
                 more = given if isinstance(given, dict) else {"loss": given}
                 recorded(tmp_path, job.command, seed=seed, **more)
-        empty = plan.Page("page", 1, "", "", (), (Section("main", "Main", (), jobs=tuple(jobs)),))
+        empty = plan.Page("page", plan.PageFile(), [Section("main", "Main", [], jobs=jobs)])
         (page,) = plan.filled([empty], table.find([tmp_path]))
         findings = claims.judge(claims.CLAIMS[name], page.sections[0])
         return claims.verdict(findings), [finding.verdict for finding in findings]
@@ -134,7 +134,7 @@ def test_autonomy_is_against_the_best_that_a_search_found_on_other_seeds(tmp_pat
     for job, losses in zip(searched, ((4.9,), (4.0, 4.6, 4.7), (4.51, 4.62, 4.72)), strict=True):
         for seed, loss in enumerate(losses):
             recorded(tmp_path, job.command, loss, seed=seed)
-    empty = plan.Page("page", 1, "", "", (), (Section("main", "Main", (), claims=("A4",), jobs=tuple(searched)),))
+    empty = plan.Page("page", plan.PageFile(), [Section("main", "Main", [], claims=["A4"], jobs=searched)])
     (page,) = plan.filled([empty], table.find([tmp_path]))
     (finding,) = claims.judge(claims.CLAIMS["A4"], page.sections[0])
     assert "above ρ=0.25, the best of 2 static settings on seed 0, which cost as many runs" in finding.part.text

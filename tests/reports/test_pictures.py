@@ -19,8 +19,8 @@ def axes(tmp_path):
         recorded(tmp_path, f"experiments=c4_60m/adamw {base}", 4.5 + seed / 5, seed, state=(4, 4), share=0.2)
     recorded(tmp_path, f"experiments=c4_60m/adafrugal {base}", 4.0, 0, state=(3, 1), share=0.1)
     made = tuple(jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"]))
-    section = plan.Section("main", "Main", (), jobs=made)
-    (page,) = plan.filled([plan.Page("page", 1, "", "", (), (section,))], table.find([tmp_path]))
+    section = plan.Section("main", "Main", [], jobs=made)
+    (page,) = plan.filled([plan.Page("page", plan.PageFile(), [section])], table.find([tmp_path]))
 
     def draw(name):
         panels = 2 if name == "controls" else 1

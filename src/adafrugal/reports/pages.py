@@ -60,7 +60,7 @@ def _write_pages(pages: Sequence[Page], out: Path) -> list[Path]:
 def _write_page(page: Page, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "README.md"]
-    parts = [MADE, f"# {page.title}", _commands(page.commands), page.about.strip()]
+    parts = [MADE, f"# {page.file.title}", _commands(page.file.commands), page.file.about.strip()]
     for section in page.sections:
         text, more = _section(section, out)
         parts.append(text)
@@ -142,6 +142,6 @@ def _index(pages: Sequence[Page]) -> str:
             wanted = sum(len(job.seeds) for job in section.jobs)
             judged = [f"{name} {claims.verdict(claims.judge(claims.CLAIMS[name], section))}" for name in section.claims]
             said = "; ".join(judged) if runs else ""
-            row = [f"[{page.title}]({page.name}/README.md)", section.title, f"{runs} of {wanted}", said]
+            row = [f"[{page.file.title}]({page.name}/README.md)", section.title, f"{runs} of {wanted}", said]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal import composition
+from adafrugal import checks, composition
 from adafrugal.config import SettingError
 from adafrugal.possible import nearest
 from adafrugal.reports.jobs import Job, jobs, settings_key
@@ -22,9 +21,9 @@ from adafrugal.tracking.record import Record
 TABLES = composition.REPOSITORY / "experiments" / "tables"
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table of a page.
+@dataclass
+class SectionFile:
+    """What a page's file says of one of its tables.
 
     Args:
         name: in file names.
@@ -37,30 +36,25 @@ class Section:
         published: columns of `experiments/published` beside ours, as file/column.
         pictures: which are drawn.
         claims: which are judged on it.
-        jobs: one a row.
-        others: runs with its settings that are not in it, since they read other data, or are there already.
     """
 
-    name: str
-    title: str
-    commands: tuple[str, ...]
+    name: str = MISSING
+    title: str = MISSING
+    commands: list[str] = MISSING
     note: str = ""
     kind: str = "comparison"
     reference: str | None = "adamw"
     text: str | None = None
-    published: tuple[str, ...] = ()
-    pictures: tuple[str, ...] = ()
-    claims: tuple[str, ...] = ()
-    jobs: tuple[Job, ...] = ()
-    others: tuple[Record, ...] = ()
+    published: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    claims: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Page:
-    """A page of tables.
+@dataclass
+class PageFile:
+    """A file of `experiments/tables`.
 
     Args:
-        name: its directory.
         place: among the pages.
         title: of it.
         about: what it is about, in paragraphs.
@@ -68,12 +62,39 @@ class Page:
         sections: its tables.
     """
 
+    place: int = MISSING
+    title: str = MISSING
+    about: str = MISSING
+    commands: list[str] = MISSING
+    sections: list[SectionFile] = MISSING
+
+
+@dataclass
+class Section(SectionFile):
+    """A table of a page.
+
+    Args:
+        jobs: one a row.
+        others: runs with its settings that are not in it, since they read other data, or are there already.
+    """
+
+    jobs: Sequence[Job] = ()
+    others: Sequence[Record] = ()
+
+
+@dataclass
+class Page:
+    """A page of tables.
+
+    Args:
+        name: its directory.
+        file: what its file says.
+        sections: its tables.
+    """
+
     name: str
-    place: int
-    title: str
-    about: str
-    commands: tuple[str, ...]
-    sections: tuple[Section, ...]
+    file: PageFile
+    sections: Sequence[Section]
 
 
 def pages(directory: Path = TABLES) -> list[Page]:
@@ -82,51 +103,36 @@ def pages(directory: Path = TABLES) -> list[Page]:
     Raises:
         SettingError: a page's file is not as it should be, or has a command that train.py would refuse.
     """
-    return sorted((_page(file) for file in sorted(directory.glob("*.yaml"))), key=lambda page: page.place)
+    return sorted((_page(file) for file in sorted(directory.glob("*.yaml"))), key=lambda page: page.file.place)
 
 
-def _page(file: Path) -> Page:
+def _page(path: Path) -> Page:
     try:
-        given = OmegaConf.to_container(OmegaConf.load(file))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise SettingError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    page = _typed(Page, {"name": file.stem} | (given if isinstance(given, dict) else {}), str(file))
-    sections = []
-    for number, each in enumerate(page.sections):
-        section = _typed(Section, each if isinstance(each, dict) else {}, f"{file}, section {number + 1}")
-        try:
-            sections.append(replace(section, jobs=tuple(jobs(section.commands))))
-        except SettingError as error:
-            raise SettingError(f"{file}, section {section.name}: {error}") from error
-        _refuse_unclear(sections[-1], f"{file}, section {section.name}")
-    if twice := [name for name, count in Counter(section.name for section in sections).items() if count > 1]:
-        raise SettingError(f"{file}: {len(sections)} sections, of which two are called {twice[0]}")
-    return replace(page, sections=tuple(sections))
+        file: PageFile = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PageFile), OmegaConf.load(path)))
+    except yaml.YAMLError as error:
+        raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise SettingError(f"{path}: {checks.explain(error)}") from error
+    names = [section.name for section in file.sections]
+    if len(set(names)) < len(names):
+        raise SettingError(f"{path}: two sections are called the same, among {', '.join(names)}")
+    return Page(path.stem, file, [_section(section, path) for section in file.sections])
 
 
-def _typed(kind: type, given: dict[str, Any], where: str) -> Any:
-    """A page or a section of what its file says, of which each name and its type have to be right."""
-    known = {f.name: str(f.type) for f in fields(kind) if f.name not in ("jobs", "others")}
-    needed = {f.name for f in fields(kind) if str(f.default).startswith("<dataclasses._MISSING")}
-    for name in given.keys() - known.keys():
-        raise SettingError(f"{where} has {name!r}; {nearest(name, known)}")
-    for name in sorted(needed - given.keys()):
-        raise SettingError(f"{where} lacks {name!r}")
-    for name, value in given.items():
-        wanted = list if known[name].startswith("tuple") else int if known[name] == "int" else str
-        if not isinstance(value, wanted) and not (value is None and "None" in known[name]):
-            raise SettingError(f"{where}: {name} is {value!r}; allowed: a {wanted.__name__}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-
-
-def _refuse_unclear(section: Section, where: str) -> None:
-    """Two rows of one name, or a reference that is no row."""
+def _section(file: SectionFile, path: Path) -> Section:
+    """A section with its jobs, which have names that differ, and one of which is its reference."""
+    where = f"{path}, section {file.name}"
+    try:
+        section = Section(**vars(file), jobs=jobs(file.commands))
+    except SettingError as error:
+        raise SettingError(f"{where}: {error}") from error
     names = [job.name for job in section.jobs]
     if len(set(names)) < len(names):
         raise SettingError(f"{where}: two of its rows would be called the same, among {', '.join(names)}")
     is_compared = section.kind == "comparison" and section.reference is not None
     if is_compared and section.reference not in names:
         raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), names)}")
+    return section
 
 
 def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
@@ -136,7 +142,7 @@ def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
         identity = (record.environment() or {}).get("identity")
         if identity and (record.status == "finished" or _has_diverged(record)):
             found.setdefault(settings_key(identity["differs"], identity["labels"]["data"]), []).append(record)
-    return [replace(page, sections=tuple(_filled(section, found) for section in page.sections)) for page in pages]
+    return [replace(page, sections=[_filled(section, found) for section in page.sections]) for page in pages]
 
 
 def _filled(section: Section, found: dict[str, list[Record]]) -> Section:
@@ -155,7 +161,7 @@ def _filled(section: Section, found: dict[str, list[Record]]) -> Section:
         else:
             others.append(run)
     filled = (_with_runs(job, dict(sorted(runs[job.name].items()))) for job in section.jobs)
-    return replace(section, jobs=tuple(filled), others=tuple(others))
+    return replace(section, jobs=list(filled), others=others)
 
 
 def _with_runs(job: Job, runs: dict[int, Record]) -> Job:
