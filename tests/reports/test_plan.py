@@ -94,7 +94,7 @@ def test_a_command_that_train_py_would_refuse_is_refused(page, commands, message
     ("place: first\n", r"page\.yaml: place: value 'first' .*could not be converted to Integer"),
     ("sections: [{name: main, title: Main}]\n", r"page\.yaml: sections\[0\]\.commands: "),
     ("sections: [{name: main, title: Main, commands: seed=0}]\n", r"commands is seed=0; allowed: a list"),
-    ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: there is no such setting; did you mean title"),
+    ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: no such setting; did you mean title"),
     ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),
     ("sections: [{name: main, title: A, commands: [seed=0], reference: null}, {name: main, title: B, "
      "commands: [seed=0], reference: null}]\n", "two sections are called the same, among main, main"),
