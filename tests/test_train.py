@@ -176,9 +176,10 @@ def test_an_interrupted_run_continues_to_the_same_end(sweep, cache_root, tmp_pat
     assert weights[0] == weights[1]
 
 
-def test_a_killed_run_continues_from_its_last_checkpoint(cache_root, tmp_path):
+def test_a_killed_run_continues_from_its_last_whole_checkpoint(cache_root, tmp_path):
+    """SIGKILL, and a bit of the newest checkpoint turned: the one before it is used, and the end is the same."""
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=300"]
-    command += ["checkpoint.every=20", f"cache_root={cache_root}"]
+    command += ["checkpoint.every=20", "checkpoint.keep=2", f"cache_root={cache_root}"]
     killed = [*command, f"run_root={tmp_path / 'killed'}"]
     process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     while not list(tmp_path.glob("killed/*/*/checkpoints/step-00000040")):
@@ -188,8 +189,14 @@ def test_a_killed_run_continues_from_its_last_checkpoint(cache_root, tmp_path):
     process.wait()
     (record,) = records(tmp_path / "killed").values()
     assert record.status == "running"
+    before, newest = sorted(record.directory.glob("checkpoints/step-*"))
+    data = bytearray((newest / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "state.pt").write_bytes(data)
     done = subprocess.run(killed, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert f"{newest.name} is damaged (state.pt is not as it was written) and not used" in done.stdout + done.stderr
+    assert f"continuing after step {int(before.name.removeprefix('step-'))}\n" in done.stdout
     steps = [line["step"] for line in record.metrics()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300

@@ -40,9 +40,10 @@ sections:
 """
 
 
-@pytest.fixture
-def made(tmp_path):
-    """A directory with a page's files, made of a few records."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A directory with a page's files, made of a few records; the page's own file lies in `tables` beside it."""
+    tmp_path = tmp_path_factory.mktemp("made")
     base, root = "scale=mini data=embedded", tmp_path / "results" / "records"
     for seed in (0, 1):
         recorded(root, f"experiments=c4_60m/adamw {base}", 4.50 + seed / 10, seed, state=(4, 4))
@@ -67,10 +68,10 @@ def test_a_page_is_what_it_was(made):
         assert (made / file).read_text() == (GOLDEN / file).read_text(), file
 
 
-def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made, tmp_path):
+def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made):
     names = [f"main-{name}.svg" for name in ("tradeoff", "loss", "controls", "state", "time")]
     first = {name: (made / "page" / name).read_bytes() for name in names}
-    found = plan.filled(plan.pages(tmp_path / "tables"), table.find([made]))
+    found = plan.filled(plan.pages(made.parent / "tables"), table.find([made]))
     pages.write(found, made)
     assert {name: (made / "page" / name).read_bytes() for name in names} == first
     assert all(b"adafrugal" in data and b"<dc:date>" not in data for data in first.values())
@@ -103,8 +104,8 @@ def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkey
     text = f"source: nowhere\ntitle: published\ncomparable: true\nperplexity: {{60M: {values}}}\n"
     (tmp_path / "published" / "paper.yaml").write_text(text)
     monkeypatch.setattr(layouts, "PUBLISHED", tmp_path / "published")
-    (tmp_path / "tables" / "page.yaml").write_text(TABLES.replace("[frugal_c4/60M, galore_c4/60M]", "[paper/60M]"))
-    found = plan.filled(plan.pages(tmp_path / "tables"), table.find([made]))
+    (tmp_path / "page.yaml").write_text(TABLES.replace("[frugal_c4/60M, galore_c4/60M]", "[paper/60M]"))
+    found = plan.filled(plan.pages(tmp_path), table.find([made]))
     rows = {row[0]: row[-2:] for row in layouts.grids(found[0].sections[0])[""].rows}
     mean = (2.0**4.5 + 2.0**4.6) / 2
     assert rows["adamw"] == ["20.0", f"{mean - 20:+.2f}"]
@@ -124,7 +125,7 @@ def test_the_command_writes_pages_without_torch(made, tmp_path):
         "import sys, runpy\n"
         "from pathlib import Path\n"
         "from adafrugal.reports import plan\n"
-        f"plan.TABLES = Path({str(tmp_path / 'tables')!r})\n"
+        f"plan.TABLES = Path({str(made.parent / 'tables')!r})\n"
         "plan.pages.__defaults__ = (plan.TABLES,)\n"
         "try: runpy.run_module('adafrugal.reports', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as e: assert e.code == 0, e.code\n"
@@ -142,6 +143,9 @@ def test_the_committed_pages_are_made_of_the_committed_records(tmp_path):
     results, copy = REPOSITORY / "experiments" / "results", tmp_path / "experiments" / "results"
     shutil.copytree(results, copy)
     made = plan.filled(plan.pages(), table.find([copy]))
+    assert [page.file.place for page in made] == list(range(1, len(made) + 1))
+    for page in made:
+        assert set(page.file.commands) <= {command for section in page.sections for command in section.commands}
     committed = [file for page in made for file in (copy / page.name).iterdir() if file.is_file()]
     for file in [*committed, copy / "README.md"]:
         file.unlink()

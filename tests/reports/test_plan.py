@@ -94,7 +94,7 @@ def test_a_command_that_train_py_would_refuse_is_refused(page, commands, message
     ("place: first\n", r"page\.yaml: place: value 'first' .*could not be converted to Integer"),
     ("sections: [{name: main, title: Main}]\n", r"page\.yaml: sections\[0\]\.commands: "),
     ("sections: [{name: main, title: Main, commands: seed=0}]\n", r"commands is seed=0; allowed: a list"),
-    ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: no such setting; did you mean title"),
+    ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: .*no such setting; did you mean title"),
     ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),
     ("sections: [{name: main, title: A, commands: [seed=0], reference: null}, {name: main, title: B, "
      "commands: [seed=0], reference: null}]\n", "two sections are called the same, among main, main"),
@@ -160,11 +160,3 @@ def test_a_whole_number_is_the_same_setting_with_and_without_its_point():
     )
     assert jobs_module.settings_key(one, "embedded") == jobs_module.settings_key(other, "embedded")
     assert jobs_module.settings_key(one, "embedded") != jobs_module.settings_key(one | {"model.bias": 1}, "embedded")
-
-
-def test_every_page_of_the_repository_has_runs_to_be_made_and_a_command_that_is_one_of_its_sections():
-    found = plan.pages()
-    assert [page.file.place for page in found] == list(range(1, len(found) + 1))
-    for page in found:
-        assert set(page.file.commands) <= {command for section in page.sections for command in section.commands}
-        assert all(section.jobs for section in page.sections)

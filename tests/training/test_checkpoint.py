@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from adafrugal.config import LlamaSettings
+from adafrugal.config import LlamaSettings, TrainingError
 from adafrugal.models import llama
 from adafrugal.training import checkpoint
 
@@ -17,9 +17,9 @@ def test_what_is_saved_comes_back_and_transformers_reads_it(tmp_path):
     torch.manual_seed(0)
     model, other = llama.build(TINY), llama.build(TINY)
     checkpoint.save(tmp_path, 7, [model], {"step": 7, "moments": torch.arange(3)}, keep=1)
-    assert checkpoint.load_state(checkpoint.latest(tmp_path))["step"] == 7
-    checkpoint.load_model(checkpoint.latest(tmp_path), other)
-    again = LlamaForCausalLM.from_pretrained(checkpoint.latest(tmp_path))
+    assert checkpoint.load_state(checkpoint.latest(tmp_path, str))["step"] == 7
+    checkpoint.load_model(checkpoint.latest(tmp_path, str), other)
+    again = LlamaForCausalLM.from_pretrained(checkpoint.latest(tmp_path, str))
     for a, b, c in zip(model.parameters(), other.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
@@ -30,7 +30,7 @@ def test_the_newest_are_kept(tmp_path):
     for step in (5, 90, 100, 1000):
         checkpoint.save(tmp_path, step, [model], {}, keep=2)
     assert [d.name for d in sorted(tmp_path.iterdir())] == ["step-00000100", "step-00001000"]
-    assert checkpoint.latest(tmp_path).name == "step-00001000"
+    assert checkpoint.latest(tmp_path, str).name == "step-00001000"
 
 
 def test_a_half_written_one_is_not_seen(tmp_path, monkeypatch):
@@ -39,15 +39,63 @@ def test_a_half_written_one_is_not_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(tmp_path, 2, [model], {}, keep=1)
-    assert checkpoint.latest(tmp_path).name == "step-00000001"
+    assert checkpoint.latest(tmp_path, str).name == "step-00000001"
 
 
 def test_there_may_be_none(tmp_path):
-    assert checkpoint.latest(tmp_path / "nowhere") is None
+    assert checkpoint.latest(tmp_path / "nowhere", str) is None
 
 
 def test_one_that_does_not_fit_is_an_error(tmp_path):
     checkpoint.save(tmp_path, 1, [llama.build(TINY)], {}, keep=1)
     wider = llama.build(replace(TINY, hidden_size=64))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        checkpoint.load_model(checkpoint.latest(tmp_path), wider)
+        checkpoint.load_model(checkpoint.latest(tmp_path, str), wider)
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "state.pt", "checksums.json"])
+def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, name, damage):
+    model, said = llama.build(TINY), []
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, [model], {"step": step}, keep=2)
+    damage(tmp_path / "step-00000002" / name)
+    assert checkpoint.latest(tmp_path, said.append).name == "step-00000001"
+    assert len(said) == 1
+    assert "step-00000002 is damaged (" in said[0]
+    assert name in said[0] or name == "checksums.json"
+
+
+def test_a_damaged_one_takes_nobodys_place(tmp_path):
+    """A run goes on from the one before, and is stopped again before it is where the damaged one was."""
+    model = llama.build(TINY)
+    for step in (80, 100):
+        checkpoint.save(tmp_path, step, [model], {}, keep=2)
+    _flip(tmp_path / "step-00000100" / "state.pt")
+    assert checkpoint.latest(tmp_path, str).name == "step-00000080"
+    checkpoint.save(tmp_path, 90, [model], {}, keep=1)
+    assert checkpoint.latest(tmp_path, str).name == "step-00000090"
+    checkpoint.save(tmp_path, 100, [model], {}, keep=1)
+    assert checkpoint.latest(tmp_path, str).name == "step-00000100"
+
+
+def test_where_all_are_damaged_nothing_begins_anew_by_itself(tmp_path):
+    model, said = llama.build(TINY), []
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, [model], {}, keep=2)
+        _flip(tmp_path / f"step-{step:08d}" / "state.pt")
+    with pytest.raises(TrainingError, match=r"none of the 2 checkpoints in .* can be read; remove the run's"):
+        checkpoint.latest(tmp_path, said.append)
+    assert len(said) == 2
+    with pytest.raises(TrainingError, match="none of the 2 checkpoints"):  # nor at the next try
+        checkpoint.latest(tmp_path, said.append)

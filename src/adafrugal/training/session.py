@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from adafrugal.config import SettingError, Settings, settled
+from adafrugal.config import SettingError, Settings, TrainingError, settled
 from adafrugal.identity import Identity, differing, identify
 from adafrugal.possible import refuse_impossible
 from adafrugal.tracking.record import Record
@@ -111,8 +111,11 @@ class Session:
             if self.stop.was_lost:
                 self.record.set_status("interrupted")
                 raise
-            self.record.set_status("failed", reason=f"{type(error).__name__}: {error}")
-            raise
+            explained = _explained(error, self.settings)
+            self.record.set_status("failed", reason=f"{type(explained).__name__}: {explained}")
+            if explained is error:
+                raise
+            raise explained from error
         outcome: Outcome = "finished" if finished else "interrupted"
         self.record.set_status(outcome, step=loop.account.step)
         if not finished:
@@ -128,7 +131,7 @@ class Session:
         from adafrugal.training.schedule import factor
 
         record = self.record
-        saved = checkpoint.latest(record.directory / "checkpoints")
+        saved = checkpoint.latest(record.directory / "checkpoints", lambda text: self._warn(display, text))
         state = checkpoint.load_state(saved) if saved else None
         place = devices.place(self.settings.trainer, state["precision"] if state else None)
         task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
@@ -171,8 +174,7 @@ class Session:
         from adafrugal.tracking.wandb import WandbCopy
 
         def warn(text: str) -> None:
-            self.record.add_event("warning", text=text)
-            display.warn(text)
+            self._warn(display, text)
 
         loop.copy = WandbCopy(self.settings.tracking, self.record, self.identity.key, self.identity.labels, warn)
         try:
@@ -180,11 +182,24 @@ class Session:
         finally:
             loop.copy.finish(0 if self.record.summary() else 1)
 
+    def _warn(self, display: Display, text: str) -> None:
+        """Put what went wrong and did not end the run into the record, and before a person."""
+        self.record.add_event("warning", text=text)
+        display.warn(text)
+
     def _conclude(self, loop: Loop) -> None:
         summary = loop.summary()
         self.record.write_summary(summary)
         if loop.copy is not None:
             loop.copy.write_summary(summary)
+
+
+def _explained(error: Exception, settings: Settings) -> Exception:
+    """The same error, or one that says in a line what to do about it."""
+    from adafrugal.memory import refused
+
+    reason = refused.reason(error, settings)
+    return TrainingError(reason) if reason else error
 
 
 def _task_class(settings: Settings) -> Callable[..., Task]:

@@ -6,11 +6,11 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-ASKED_BY = (signal.SIGINT, signal.SIGTERM)
+ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends ahead of a time limit
 
 
 class Stop:
-    """While entered, SIGINT and SIGTERM set `requested` and, unless the run is `training`, raise KeyboardInterrupt.
+    """While entered, `ASKED_BY` set `requested` and, unless the run is `training`, raise KeyboardInterrupt.
 
     A KeyboardInterrupt in the middle of somebody's import can get lost; `requested` stays. When training, only a
     second signal raises.
