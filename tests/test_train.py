@@ -1,5 +1,6 @@
 """The real train.py as a process: what a user does, and what they find afterwards."""
 
+import hashlib
 import json
 import os
 import signal
@@ -317,6 +318,9 @@ def test_a_resume_on_other_data_is_refused(train):
     found = torch.load(state, weights_only=True)
     found["task"]["fingerprint"] = "0" * 64
     torch.save(found, state)
+    checksums = state.parent / "checksums.json"
+    known = json.loads(checksums.read_text()) | {"state.pt": hashlib.sha256(state.read_bytes()).hexdigest()}
+    checksums.write_text(json.dumps(known))
     done = train()
     assert done.returncode == 2
     assert "was begun on other data (fingerprint 000000000000" in done.stderr
