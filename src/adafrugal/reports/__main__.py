@@ -58,7 +58,7 @@ def _report(given: argparse.Namespace) -> int:
 def _pages(records: list[Record], out: Path) -> int:
     from adafrugal.reports import pages, plan
 
-    sys.stderr.write("composing the settings of all tables: half a minute\n")
+    sys.stderr.write("composing the settings of all tables: under a minute\n")
     made = plan.filled(plan.pages(), records)
     files = pages.write(made, out)
     sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(records)} runs → {out}\n")

@@ -63,11 +63,22 @@ def columns() -> list[str]:
     return [f"{file.stem}/{column}" for file in files for column in OmegaConf.load(file).perplexity]
 
 
+def sources(section: Section) -> str:
+    """Where the published values of a section stand."""
+    found = [f"{column['title']}: {column['source']}" for column in map(_published, section.published)]
+    return f"Sources: {'; '.join(found)}." if found else ""
+
+
 def _published(name: str) -> dict[str, Any]:
     """A column of a published table, as file/column: its values by arm, what it says, and whether ours compare."""
     file, _, column = name.partition("/")
     found = OmegaConf.to_container(OmegaConf.load(PUBLISHED / f"{file}.yaml"))
-    return {"title": found["title"], "comparable": found["comparable"], "values": found["perplexity"][column]}
+    return {
+        "title": found["title"],
+        "source": found["source"],
+        "comparable": found["comparable"],
+        "values": found["perplexity"][column],
+    }
 
 
 def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:

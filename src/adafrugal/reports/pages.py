@@ -22,7 +22,7 @@ def write(pages: Sequence[Page], out: Path) -> list[Path]:
         The files.
 
     Raises:
-        SettingError: a page names what there is not, or the directory cannot be written to; nothing is written then.
+        SettingError: a page names what there is not, and nothing is written; or the directory cannot be written to.
     """
     for page in pages:
         for section in page.sections:
@@ -82,7 +82,7 @@ def _section(section: Section, out: Path) -> tuple[str, list[Path]]:
             file.write_text(text)
             files.append(file)
         parts += [*([title] if title else []), grid.markdown()]
-    parts += [text for text in (_missing(section), _others(section, out)) if text]
+    parts += [text for text in (layouts.sources(section), _missing(section), _others(section, out)) if text]
     if section.claims and any(job.runs for job in section.jobs):
         parts.append(f"### What the papers claim\n\n{claims.markdown(section)}")
     for file in pictures.draw(section, out):
