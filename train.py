@@ -35,8 +35,8 @@ except ModuleNotFoundError as missing:
     sys.exit(WRONG)
 
 
-def run_job(composed: DictConfig) -> int:
-    """Run one job and return its exit code; no exception leaves here, so that a sweep's other jobs still run."""
+def run_job(composed: DictConfig) -> tuple[int, str]:
+    """Run one job; its exit code, and why it is that one. No exception leaves here: a sweep's other jobs still run."""
     choices = HydraConfig.get().runtime.choices
     try:
         settings = checks.check(composed, choices)
@@ -46,19 +46,19 @@ def run_job(composed: DictConfig) -> int:
 
         record, outcome = run(settings, choices)
         if outcome == "interrupted":
-            return INTERRUPTED
+            return INTERRUPTED, ""
         if outcome == "finished before":
             sys.stdout.write("this run was finished before: nothing is done; remove its directory to make it anew\n")
         _show(record)
-        return DONE
+        return DONE, ""
     except config.SettingError as error:
-        return _say(error)
+        return _say(error), str(error)
     except config.TrainingError as error:
         sys.stderr.write(f"error: {error}\n")
-        return FAILED
-    except Exception:
+        return FAILED, str(error)
+    except Exception as error:
         traceback.print_exc()
-        return FAILED
+        return FAILED, " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _say(error: Exception) -> int:
@@ -73,7 +73,10 @@ def _show(record: Record) -> None:
 
     file = record.directory / "picture.svg"
     if not file.exists():
-        picture.draw(record, file)
+        try:
+            picture.draw(record, file)
+        except OSError as error:  # the run is done and its record whole
+            sys.stderr.write(f"warning: {file} cannot be written: {error.strerror}\n")
     sys.stdout.write(f"\n{summary.text(record)}\n")
 
 
@@ -82,18 +85,18 @@ def main() -> int:
     composition.register(REPOSITORY)
     # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    codes: dict[str, int] = {}
+    ends: dict[str, tuple[int, str]] = {}
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def start(composed: DictConfig) -> None:
-        if INTERRUPTED in codes.values():
+        if any(code == INTERRUPTED for code, _ in ends.values()):
             return
         hydra_config = HydraConfig.get()
         typed = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-        name = f"job {len(codes) + 1}: {' '.join(typed)}"
+        name = f"job {len(ends) + 1}: {' '.join(typed)}"
         if hydra_config.mode == RunMode.MULTIRUN:
             sys.stdout.write(f"\n── {name}\n")
-        codes[name] = run_job(composed)
+        ends[name] = run_job(composed)
 
     try:
         start()
@@ -105,10 +108,12 @@ def main() -> int:
     except OSError as error:  # Hydra makes the directories of a sweep
         reason = f"{error.filename}: {error.strerror}"
         return _say(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
-    if len(codes) > 1:
+    if len(ends) > 1:
         words = {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
-        sys.stdout.write("\n" + "".join(f"{words[code]:>11}  {name}\n" for name, code in codes.items()))
-    return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes.values()), DONE)
+        lines = (f"{words[code]:>11}  {name}{reason and f': {reason}'}\n" for name, (code, reason) in ends.items())
+        sys.stdout.write("\n" + "".join(lines))
+    codes = {code for code, _ in ends.values()}
+    return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-pytest_plugins = ["corpora", "labelled_sets"]  # fixtures of small corpora, labelled sets and encoders
+pytest_plugins = ["corpora", "labelled_sets", "forks", "torture"]  # what several directories of tests have in common
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -259,6 +259,8 @@ class TrainerSettings:
     device: str = "auto"
     compile: bool = False
     log_every: int = 10  # steps in one line of metrics.jsonl
+    on_nonfinite: str = "error"  # where a step's loss is NaN or infinite; or skip: leave the step out
+    max_skips: int = 10  # of a run; one more is an error
 
 
 @dataclass
@@ -292,7 +294,8 @@ class CheckpointSettings:
     """When the state of the run is saved beside its end."""
 
     every: int = 100
-    keep: int = 1
+    keep: int = 1  # of the newest
+    best: bool = True  # save at each evaluation of `eval.every` that is the best so far, and keep that one, too
 
 
 @dataclass

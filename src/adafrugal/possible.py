@@ -103,6 +103,8 @@ def _check_run(s: Settings) -> None:
     _need(t.clip_norm is None or t.clip_norm > 0, "trainer.clip_norm", t.clip_norm, "above 0, or null for none")
     _one_of("trainer.precision", t.precision, ("auto", "fp32", "bf16", "fp16"))
     _one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))
+    _one_of("trainer.on_nonfinite", t.on_nonfinite, ("error", "skip"))
+    _need(t.max_skips >= 1, "trainer.max_skips", t.max_skips, "1 or more; trainer.on_nonfinite=error leaves out none")
     _need(s.checkpoint.every >= 1, "checkpoint.every", s.checkpoint.every, "1 or more")
     _need(s.checkpoint.keep >= 1, "checkpoint.keep", s.checkpoint.keep, "1 or more")
     if s.tracking.kind == "wandb":

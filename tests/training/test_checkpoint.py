@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import replace
 
 import pytest
@@ -16,7 +18,7 @@ TINY = LlamaSettings(
 def test_what_is_saved_comes_back_and_transformers_reads_it(tmp_path):
     torch.manual_seed(0)
     model, other = llama.build(TINY), llama.build(TINY)
-    checkpoint.save(tmp_path, 7, [model], {"step": 7, "moments": torch.arange(3)}, keep=1)
+    checkpoint.save(tmp_path, 7, {"model": model}, model.state_dict(), {"step": 7, "moments": torch.arange(3)}, keep=1)
     assert checkpoint.load_state(checkpoint.latest(tmp_path, str))["step"] == 7
     checkpoint.load_model(checkpoint.latest(tmp_path, str), other)
     again = LlamaForCausalLM.from_pretrained(checkpoint.latest(tmp_path, str))
@@ -28,18 +30,43 @@ def test_what_is_saved_comes_back_and_transformers_reads_it(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     model = llama.build(TINY)
     for step in (5, 90, 100, 1000):
-        checkpoint.save(tmp_path, step, [model], {}, keep=2)
+        checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {}, keep=2)
     assert [d.name for d in sorted(tmp_path.iterdir())] == ["step-00000100", "step-00001000"]
     assert checkpoint.latest(tmp_path, str).name == "step-00001000"
 
 
-def test_a_half_written_one_is_not_seen(tmp_path, monkeypatch):
+def test_one_that_cannot_be_written_is_one_line_and_leaves_the_one_before(tmp_path, monkeypatch):
     model = llama.build(TINY)
-    checkpoint.save(tmp_path, 1, [model], {}, keep=1)
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(tmp_path, 2, [model], {}, keep=1)
+    checkpoint.save(tmp_path, 1, {"model": model}, model.state_dict(), {}, keep=1)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(
+        TrainingError, match=r"the checkpoint of step 2 cannot be written to .*: No space left on device"
+    ):
+        checkpoint.save(tmp_path, 2, {"model": model}, model.state_dict(), {}, keep=1)
+    assert [d.name for d in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.latest(tmp_path, str).name == "step-00000001"
+
+
+def test_what_a_killed_process_left_is_not_seen_and_goes(tmp_path):
+    model = llama.build(TINY)
+    for name in (".step-00000003.new", ".step-00000090.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    assert checkpoint.latest(tmp_path, str) is None
+    checkpoint.save(tmp_path, 3, {"model": model}, model.state_dict(), {}, keep=1)
+    assert [d.name for d in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    model, left = llama.build(TINY), []
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 3)):
+        checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {}, keep=1, best=best)
+        left.append([int(d.name.removeprefix("step-")) for d in sorted(tmp_path.iterdir())])
+    assert left == [[1], [1, 2], [3], [3, 4], [3, 5]]
 
 
 def test_there_may_be_none(tmp_path):
@@ -47,7 +74,8 @@ def test_there_may_be_none(tmp_path):
 
 
 def test_one_that_does_not_fit_is_an_error(tmp_path):
-    checkpoint.save(tmp_path, 1, [llama.build(TINY)], {}, keep=1)
+    model = llama.build(TINY)
+    checkpoint.save(tmp_path, 1, {"model": model}, model.state_dict(), {}, keep=1)
     wider = llama.build(replace(TINY, hidden_size=64))
     with pytest.raises(RuntimeError, match="size mismatch"):
         checkpoint.load_model(checkpoint.latest(tmp_path, str), wider)
@@ -68,7 +96,7 @@ def _flip(file):
 def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, name, damage):
     model, said = llama.build(TINY), []
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, [model], {"step": step}, keep=2)
+        checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {"step": step}, keep=2)
     damage(tmp_path / "step-00000002" / name)
     assert checkpoint.latest(tmp_path, said.append).name == "step-00000001"
     assert len(said) == 1
@@ -80,19 +108,19 @@ def test_a_damaged_one_takes_nobodys_place(tmp_path):
     """A run goes on from the one before, and is stopped again before it is where the damaged one was."""
     model = llama.build(TINY)
     for step in (80, 100):
-        checkpoint.save(tmp_path, step, [model], {}, keep=2)
+        checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {}, keep=2)
     _flip(tmp_path / "step-00000100" / "state.pt")
     assert checkpoint.latest(tmp_path, str).name == "step-00000080"
-    checkpoint.save(tmp_path, 90, [model], {}, keep=1)
+    checkpoint.save(tmp_path, 90, {"model": model}, model.state_dict(), {}, keep=1)
     assert checkpoint.latest(tmp_path, str).name == "step-00000090"
-    checkpoint.save(tmp_path, 100, [model], {}, keep=1)
+    checkpoint.save(tmp_path, 100, {"model": model}, model.state_dict(), {}, keep=1)
     assert checkpoint.latest(tmp_path, str).name == "step-00000100"
 
 
 def test_where_all_are_damaged_nothing_begins_anew_by_itself(tmp_path):
     model, said = llama.build(TINY), []
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, [model], {}, keep=2)
+        checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {}, keep=2)
         _flip(tmp_path / f"step-{step:08d}" / "state.pt")
     with pytest.raises(TrainingError, match=r"none of the 2 checkpoints in .* can be read; remove the run's"):
         checkpoint.latest(tmp_path, said.append)

@@ -1,6 +1,7 @@
 """The loop against a few lines written by hand: same losses, same gradients, same evaluation."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from adafrugal.config import TrainingError
+from adafrugal.config import SettingError, TrainingError
+from adafrugal.identity import identify
 from adafrugal.models import llama
 from adafrugal.tracking.record import Record
 from adafrugal.training import optimizers
@@ -136,6 +138,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
     with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d+: lower optimizer.lr \(1e\+30\) or set"):
         for _ in range(10):
             built.advance()
+    built.close(TrainingError, None, None)
     steps = [int(d.name.split("-")[1]) for d in (built.record.directory / "checkpoints").glob("step-*")]
     assert steps == [1], "the last one with a loss"
 
@@ -162,11 +165,101 @@ def test_a_control_can_observe_the_mean_training_loss(loop):
     assert resumed.unobserved.count == built.account.unobserved.count > 0
 
 
-def test_a_checkpoint_of_a_step_is_made_once(loop):
-    built, _ = loop("checkpoint.every=1")
-    built.advance()
-    built._save()
-    assert [e["event"] for e in built.record.events()].count("checkpoint") == 1
+def test_a_checkpoint_of_a_step_is_made_once(settings):
+    record, _ = run(*settings("checkpoint.every=10", "checkpoint.best=false"))
+    checkpoints = [event for event in record.events() if event["event"] == "checkpoint"]
+    assert [(event["step"], event["name"]) for event in checkpoints] == [(10, "step-00000010"), (20, "step-00000020")]
+    assert all(event["held"] > 0 and event["seconds"] > 0 for event in checkpoints)
+
+
+def test_the_best_evaluation_leaves_a_checkpoint_that_stays(settings, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 1.5])
+    evaluate = Pretrain.evaluate
+    monkeypatch.setattr(
+        Pretrain, "evaluate", lambda self, last: evaluate(self, last) | {"validation_loss": next(losses)}
+    )
+    record, _ = run(*settings("optimizer=adamw", "eval.every=5", "checkpoint.every=15"))
+    saved = [event["step"] for event in record.events() if event["event"] == "checkpoint"]
+    assert saved == [5, 10, 15, 20]
+    assert sorted(d.name for d in (record.directory / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
+    assert record.summary()["best_validation_loss"] == {"step": 10, "value": 1.0}
+
+
+def test_only_evaluations_of_eval_every_can_be_the_best(settings):
+    observing = ["optimizer.interval.every=2", "eval.every=100"]
+    record, _ = run(*settings(*observing, "checkpoint.every=7"))
+    assert [event["step"] for event in record.events() if event["event"] == "checkpoint"] == [7, 14, 20]
+
+
+def _poisoned(monkeypatch, steps, kind=math.nan):
+    """The loss of these steps is no number, whatever the weights are."""
+    batch, loss = Pretrain.batch, Pretrain.loss
+    current = []
+    monkeypatch.setattr(Pretrain, "batch", lambda self, step: current.append(step) or batch(self, step))
+    monkeypatch.setattr(
+        Pretrain,
+        "loss",
+        lambda self, given: loss(self, given) * (kind if self.model.training and current[-1] in steps else 1),
+    )
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_the_step_whose_loss_is_no_number_is_named(settings, monkeypatch, log_every):
+    _poisoned(monkeypatch, {6})
+    chosen, choices = settings(f"trainer.log_every={log_every}", "eval.every=100", "optimizer.interval=50")
+    with pytest.raises(TrainingError, match=r"^the loss is nan at step 6: lower optimizer.lr"):
+        run(chosen, choices)
+    (file,) = Path(chosen.run_root).glob("*/*/status.json")
+    record = Record(file.parent)
+    assert record.status == "failed"
+    (event,) = [event for event in record.events() if event["event"] == "nonfinite"]
+    assert (event["step"], event["rows"]) == (6, [40, 47])
+    assert math.isnan(event["loss"])
+
+
+@pytest.mark.parametrize("kind", [math.nan, math.inf])
+@pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer.interval.source=training"]])
+def test_a_step_can_be_left_out(settings, monkeypatch, kind, overrides):
+    """Weights, optimizer and learning rate stand still, and no mean has the loss in it."""
+    _poisoned(monkeypatch, {1, 6, 7}, kind)
+    chosen, choices = settings(
+        "trainer.on_nonfinite=skip",
+        "trainer.log_every=1",
+        "trainer.micro_batch_size=4",
+        "checkpoint.every=5",
+        *overrides,
+    )
+    record, outcome = run(chosen, choices)
+    lines = record.metrics()
+    assert outcome == "finished"
+    assert [line["step"] for line in lines if math.isnan(line["loss"])] == [1, 6, 7]
+    assert [event["step"] for event in record.events() if event["event"] == "nonfinite"] == [1, 6, 7]
+    assert record.summary()["skips"] == 3
+    rates = {line["step"]: line["lr"] for line in lines}
+    assert rates[5] == rates[6] == rates[7] != rates[8]
+
+
+def test_the_number_of_steps_left_out_is_bounded(settings, monkeypatch):
+    _poisoned(monkeypatch, set(range(3, 20)))
+    bound = ["trainer.on_nonfinite=skip", "trainer.max_skips=4"]
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan at step 7, and 4 steps were left out before \(trainer.max"
+    ):
+        run(*settings(*bound))
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_they_are_listed(settings, tmp_path):
+    one, choices = settings("optimizer=adamw", "optimizer.lr=0.01", "trainer.clip_norm=1.0")
+    other, _ = settings("optimizer=adamw", "optimizer.lr=0.02", "seed=3")
+    record, _ = run(one, choices)
+    record.set_status("running")
+    theirs = identify(other, choices).directory
+    record.directory.rename(theirs)
+    with pytest.raises(SettingError) as caught:
+        run(other, choices)
+    listed = "optimizer.lr (0.01; now 0.02), seed (default; now 3), trainer.clip_norm (1.0; now default)"
+    assert f"is of a run with other settings: {listed}; remove that directory" in str(caught.value)
+    assert len(list(theirs.glob("checkpoints/step-*"))) == 1, "nothing of it is lost"
 
 
 @pytest.mark.parametrize("overrides", [["optimizer.subspace=columns"], ["optimizer=adamw"]])

@@ -4,7 +4,8 @@
     status.json        {"status": created | running | interrupted | failed | finished, …}
     metrics.jsonl      one JSON object a line, each with `step`: a window of training steps, with the evaluation
                        that ended it where there was one
-    events.jsonl       one JSON object a line: start (of a process), refresh, shrink, interval, checkpoint, warning
+    events.jsonl       one JSON object a line: start (of a process), refresh, shrink, interval, checkpoint, nonfinite (a
+                       loss), warning
     summary.json       the end of the run in numbers; there when it is finished
     environment.json   versions, machine, code, data
     checkpoints/       what a run continues from, and the final model
@@ -14,6 +15,7 @@ Writing and reading both live here, and nothing here needs torch, so that report
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -89,8 +91,16 @@ class Record:
             self.set_status("created")
 
     def set_status(self, status: str, **more: Any) -> None:
-        """Note where the run stands."""
-        self._write_json("status.json", {"status": status, "time": _now(), **more})
+        """Note where the run stands, on a full disk, too: there the old note is written over."""
+        value = {"status": status, "time": _now(), **more}
+        try:
+            self._write_json("status.json", value)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with (self.directory / "status.json").open("r+") as file:
+                file.write(_json_of(value))
+                file.truncate()
 
     def write_environment(self, found: Mapping[str, Any]) -> None:
         """Note versions, machine, code and data."""
@@ -112,6 +122,13 @@ class Record:
         """Append a line to events.jsonl."""
         self._append("events.jsonl", {"event": event, "time": _now(), **more})
 
+    def to_disk(self) -> None:
+        """Wait until what was added would survive a power cut."""
+        for name in ("metrics.jsonl", "events.jsonl"):
+            if (self.directory / name).exists():
+                with (self.directory / name).open("a") as file:
+                    os.fsync(file.fileno())
+
     def go_back_to(self, step: int) -> None:
         """Drop the metrics of later steps, and what the training did in them: a resumed run will write them again."""
         for name in ("metrics.jsonl", "events.jsonl"):
@@ -127,16 +144,20 @@ class Record:
             file.write(json.dumps(_plain(line)) + "\n")
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self._write(name, json.dumps(_plain(value), indent=2) + "\n")
+        self._write(name, _json_of(value))
 
     def _write(self, name: str, text: str) -> None:
         """Whole or not at all: a reader never sees half a file."""
         beside = self.directory / f".{name}.new"
-        with beside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.directory / name)
+        try:
+            with beside.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.directory / name)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def _read(file: Path, text: str) -> dict[str, Any]:
@@ -149,6 +170,10 @@ def _read(file: Path, text: str) -> dict[str, Any]:
 def spoken(name: str) -> str:
     """A number of an evaluation, `validation_…`, as people call it."""
     return name.removeprefix("validation_").replace("_", " ")
+
+
+def _json_of(value: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(value), indent=2) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from adafrugal.config import SettingError, WandbTracking
 from adafrugal.tracking.record import Record
 
+SECONDS = 30  # that a run waits for W&B at its start, and at its end
+
 
 class WandbCopy:
     """Sends what the record holds, and what is added to it.
@@ -55,7 +57,14 @@ class WandbCopy:
             tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
             config=record.config() | {"environment": record.environment()},
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30, disable_git=True),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                init_timeout=SECONDS,
+                finish_timeout=SECONDS,
+                finish_timeout_raises=True,
+            ),
         )
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:

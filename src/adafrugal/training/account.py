@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +24,10 @@ class Window:
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def mean(self) -> float:
+        """The mean loss; NaN where nothing was counted."""
+        return self.loss / self.count if self.count else math.nan
+
 
 @dataclass
 class Account:
@@ -32,6 +37,7 @@ class Account:
     tokens: int = 0
     real_tokens: int = 0  # less the padding
     refreshes: int = 0
+    skips: int = 0  # steps left out since their loss was no number
     overflows: int = 0  # steps left out in fp16, since a gradient was too large for it
     seconds: dict[str, float] = field(default_factory=dict)
     wall: float = 0.0
@@ -41,6 +47,7 @@ class Account:
     window: Window = field(default_factory=Window)
     unobserved: Window = field(default_factory=Window)  # the steps since a control last observed the training loss
     last_line: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] | None = None  # the line of the best evaluation so far, of those that `eval.every` asks for
 
     def state_dict(self) -> dict[str, Any]:
         """As plain numbers and strings."""
@@ -70,8 +77,8 @@ class Account:
         self.wall += wall
 
     def observed(self) -> float:
-        """The mean training loss of the steps since the last call."""
-        loss = self.unobserved.loss / self.unobserved.count
+        """The mean training loss of the steps since the last call; NaN where all of them were left out."""
+        loss = self.unobserved.mean()
         self.unobserved = Window()
         return loss
 
@@ -93,7 +100,7 @@ class Account:
         training = sum(window.seconds.get(phase, 0.0) for phase in TRAINING)
         self.last_line = {
             "step": self.step,
-            "loss": window.loss / window.count,
+            "loss": window.mean(),
             "lr": lr,
             "density": optimizer.density if is_frugal else None,
             "interval": optimizer.interval if is_frugal else None,
@@ -148,6 +155,7 @@ class Account:
             "density": line["density"],
             "interval": line["interval"],
             "refreshes": self.refreshes,
+            "skips": self.skips,
             "overflows": self.overflows,
         }
         if isinstance(optimizer, Frugal):

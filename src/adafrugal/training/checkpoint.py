@@ -13,12 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from adafrugal.config import TrainingError
 
@@ -30,25 +31,66 @@ if TYPE_CHECKING:
 CHECKSUMS = "checksums.json"
 
 
-def save(root: Path, step: int, parts: Iterable[Saved], state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint beside its place, move it there when it is whole, and drop all but the newest `keep`."""
+def save(
+    root: Path,
+    step: int,
+    parts: Mapping[str, Saved],
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+    best: int | None = None,
+) -> Path:
+    """Write a checkpoint beside its place, move it there when it is whole, and drop what need not be kept.
+
+    Args:
+        root: where checkpoints are.
+        step: of this one.
+        parts: `model`, and `tokenizer` where there is one, as transformers has them.
+        weights: of the model, which may be on its way already.
+        state: all the rest.
+        keep: so many of the newest stay.
+        best: the step of one that stays, too.
+
+    Raises:
+        TrainingError: it cannot be written; nothing of it is left, and those before it stay.
+    """
+    for stale in root.glob(".step-*.new"):  # of a process that was killed
+        shutil.rmtree(stale)
     final = root / f"step-{step:08d}"
     beside = root / f".{final.name}.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for part in parts:
-        part.save_pretrained(beside)
-    torch.save(state, beside / "state.pt")
-    (beside / CHECKSUMS).write_text(
-        json.dumps({file.name: _digest(file) for file in sorted(beside.iterdir())}, indent=2)
-    )
-    for file in (*beside.iterdir(), beside):
-        _to_disk(file)
-    beside.rename(final)
-    _to_disk(root)
+    try:
+        beside.mkdir(parents=True)
+        _write(beside, parts, weights, state)
+        beside.rename(final)
+        _to_disk(root)
+    except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
+        shutil.rmtree(beside, ignore_errors=True)
+        raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
     for old in _all(root)[:-keep]:
-        shutil.rmtree(old)
+        if old.name != f"step-{best or 0:08d}":
+            shutil.rmtree(old)
     return final
+
+
+def _write(
+    directory: Path, parts: Mapping[str, Saved], weights: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    for name, part in parts.items():
+        part.save_pretrained(directory, **({"state_dict": dict(weights)} if name == "model" else {}))
+    with (directory / "state.pt").open("wb") as file:  # a file of ours, whose errors are the system's
+        torch.save(dict(state), file)
+    checksums = {file.name: _digest(file) for file in sorted(directory.iterdir())}
+    (directory / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
+    for file in (*directory.iterdir(), directory):
+        _to_disk(file)
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, whoever passed it on."""
+    known = next(
+        (e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError) and e.strerror), None
+    )
+    return str(known.strerror) if known else " ".join(str(error).split())
 
 
 def latest(root: Path, warn: Callable[[str], None]) -> Path | None:

@@ -50,11 +50,13 @@ class Finetune:
         self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
         self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
-        self.saved = (self.model, tokenizer)
+        self.saved = {"model": self.model, "tokenizer": tokenizer}
         self._forward = torch.compile(self.model, dynamic=True) if trainer.compile else self.model
         self._prefixes = ["validation"]  # of what an evaluation says of each validation set
         self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
         self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
+
+    last_is_alike = True
 
     @property
     def data(self) -> dict[str, Any]:
@@ -108,12 +110,16 @@ class Finetune:
         self.model.train(was_training)
         return found
 
+    def is_better(self, line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether one evaluation is better than another, by the first metric."""
+        main = f"validation_{self._metrics[0]}"
+        return better(line[main], other[main])
+
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Every metric at the last evaluation and at the best by the first metric, with the step of each."""
-        main = f"validation_{self._metrics[0]}"
-        best = evaluations[0]
+        main, best = f"validation_{self._metrics[0]}", evaluations[0]
         for line in evaluations[1:]:
-            best = line if better(line[main], best[main]) else best
+            best = line if self.is_better(line, best) else best
         kept = ("step", "validation_loss", *self.headline)
         at = {name: {key: line[key] for key in kept} for name, line in (("last", evaluations[-1]), ("best", best))}
         return {"metric": main, "metrics": list(self.headline), **at}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from adafrugal.config import SettingError, Settings, TrainingError
+from adafrugal.identity import differing
 from adafrugal.optim import Frugal, Refresh, state_bytes
 from adafrugal.tracking.record import Record
 from adafrugal.tracking.wandb import WandbCopy
-from adafrugal.training import checkpoint
 from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
 from adafrugal.training.signals import Stop
 from adafrugal.training.task import Task
+from adafrugal.training.writer import Writer, Written
 
 
 class Loop:
@@ -52,9 +54,11 @@ class Loop:
         self.clock = PhaseClock(place.device)
         self._since = time.perf_counter()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
-        self._summed = torch.zeros((), dtype=torch.float64, device=place.device)  # read only where it is written
+        self._losses: list[tuple[int, torch.Tensor]] = []  # of steps, on the device: read only where they are written
+        self._skips = settings.trainer.on_nonfinite == "skip"
         self._lr = 0.0
         self._saved_step = 0
+        self._writer = Writer(record.directory / "checkpoints", settings.checkpoint.keep)
         self._refreshed_at = 0
         self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
@@ -64,15 +68,16 @@ class Loop:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
         while self.account.step < self.settings.trainer.steps:
             if not self._batch_comes(stop):
-                self._save()
-                return False
+                break
             try:
                 self.advance()
             except SettingError:  # of the data: nothing of this step is done yet
                 self._save()
                 raise
         self._save()
-        return True
+        with self.clock("checkpoint"):
+            self._note(self._writer.wait())
+        return self.account.step == self.settings.trainer.steps
 
     def advance(self) -> None:
         """One step, and what is due after it: evaluation, a line of the record, a checkpoint."""
@@ -84,8 +89,15 @@ class Loop:
         if evaluated or step % self.settings.trainer.log_every == 0:
             self._log(evaluated)
         self.display.step(step)
-        if step % self.settings.checkpoint.every == 0:
+        if self._is_best(evaluated) or step % self.settings.checkpoint.every == 0:
             self._save()
+        self._note(self._writer.done())
+
+    def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """See a checkpoint under way to its end when a run fails; a process that is stopped at once waits for none."""
+        if kind is not None and issubclass(kind, Exception):
+            with suppress(TrainingError):  # the first error is the one to tell
+                self._note(self._writer.wait())
 
     def _batch_comes(self, stop: Stop) -> bool:
         """Wait for the next batch, or until asked to stop: tokens that are not prepared yet may take long."""
@@ -102,12 +114,27 @@ class Loop:
         with self.clock("data"):
             batches = self.task.batch(self.account.step + 1)
         count = sum(batch.count() for batch in batches)
+        summed = torch.zeros((), dtype=torch.float64, device=self.place.device)
         for batch in batches:
             with self.clock("forward"):
                 loss = self.task.loss(batch)
             with self.clock("backward"):
                 self.scaler.scale(loss / max(1, count)).backward()
-            self._summed += loss.detach()
+            summed += loss.detach()
+        if self._skips and not math.isfinite(summed.item()):
+            self._skip(summed.item())
+            count = 0
+        else:
+            self._update()
+            self._losses.append((self.account.step + 1, summed))
+        self.optimizer.zero_grad(set_to_none=True)
+        real = sum(batch.real_tokens() for batch in batches)
+        self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, count)
+        if not self.account.state_bytes_start:  # a first step that overflows leaves no state
+            self.account.state_bytes_start = state_bytes(self.optimizer).total
+
+    def _update(self) -> None:
+        """Clip, and step the optimizer with the gradients that are there."""
         with self.clock("optimizer"):
             if self.settings.trainer.clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
@@ -115,11 +142,23 @@ class Loop:
             # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
             self._lr = float(self.optimizer.param_groups[-1]["lr"])
             self._step()
-            self.optimizer.zero_grad(set_to_none=True)
-        real = sum(batch.real_tokens() for batch in batches)
-        self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, count)
-        if not self.account.state_bytes_start:  # a first step that overflows leaves no state
-            self.account.state_bytes_start = state_bytes(self.optimizer).total
+
+    def _skip(self, loss: float) -> None:
+        """Leave this step's batch out: weights, optimizer and learning rate stand still."""
+        step, limit = self.account.step + 1, self.settings.trainer.max_skips
+        self._note_nonfinite(step, loss)
+        self.account.skips += 1
+        if self.account.skips > limit:
+            raise TrainingError(
+                f"the loss is {loss} at step {step}, and {limit} steps were left out before (trainer.max_skips): "
+                f"{self._remedy()}"
+            )
+        self.display.warn(f"the loss is {loss} at step {step}, which is left out ({self.account.skips} of {limit})")
+
+    def _note_nonfinite(self, step: int, loss: float) -> None:
+        """The batch can be looked at: it is a function of the seed and the step."""
+        rows = self.settings.trainer.batch_size
+        self.record.add_event("nonfinite", step=step, loss=loss, rows=[(step - 1) * rows, step * rows - 1])
 
     def _step(self) -> None:
         """Step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
@@ -152,8 +191,23 @@ class Loop:
     def _evaluate(self) -> dict[str, float]:
         with self.clock("evaluation"):
             found = self.task.evaluate(last=self.account.step == self.settings.trainer.steps)
-        self._insist_on_a_number("validation loss", found["validation_loss"])
+        self._insist_on_a_number("validation loss", found["validation_loss"], self.account.step)
         return found
+
+    def _is_best(self, evaluated: dict[str, float]) -> bool:
+        """Whether this evaluation is the best so far, and a checkpoint is to be kept for it.
+
+        Those that only a control asked for do not count, as they do not in the summary.
+        """
+        step, settings = self.account.step, self.settings
+        is_last = step == settings.trainer.steps
+        counts = step % settings.eval.every == 0 or is_last
+        if not (settings.checkpoint.best and evaluated and counts and (self.task.last_is_alike or not is_last)):
+            return False
+        if self.account.best is not None and not self.task.is_better(evaluated, self.account.best):
+            return False
+        self.account.best = {"step": step, **evaluated}
+        return True
 
     def _observe(self, evaluated: dict[str, float]) -> None:
         """Show the controls the loss that they want to see."""
@@ -162,26 +216,31 @@ class Loop:
             loss = self.account.observed()
         else:
             loss = evaluated["validation_loss"]
+        if math.isnan(loss):  # all these steps were left out
+            return
         before = self.optimizer.interval
         self.optimizer.observe(loss)
         if self.optimizer.interval != before:
             self.record.add_event("interval", step=self.account.step, before=before, after=self.optimizer.interval)
 
-    def _insist_on_a_number(self, name: str, loss: float) -> None:
+    def _insist_on_a_number(self, name: str, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the {name} is {loss} at step {self.account.step}: lower optimizer.lr ({self.settings.optimizer.lr}) "
-                "or set trainer.clip_norm"
-            )
+            self._note_nonfinite(step, loss)
+            raise TrainingError(f"the {name} is {loss} at step {step}: {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return f"lower optimizer.lr ({self.settings.optimizer.lr}) or set trainer.clip_norm"
 
     # -- what is written ------------------------------------------------------------------------------------------
 
     def _fold(self) -> None:
         """Bring what is summed outside the account into it: the loss on the device, and the time."""
-        loss, now = self._summed.item(), time.perf_counter()
-        self._summed.zero_()
-        self._insist_on_a_number("loss", loss)
-        self.account.add(loss, self.clock.take(), now - self._since)
+        losses = torch.stack([loss for _, loss in self._losses]).tolist() if self._losses else []
+        for (step, _), loss in zip(self._losses, losses, strict=True):
+            self._insist_on_a_number("loss", loss, step)
+        self._losses.clear()
+        now = time.perf_counter()
+        self.account.add(sum(losses), self.clock.take(), now - self._since)
         self._since = now
 
     def _log(self, evaluated: dict[str, float]) -> None:
@@ -206,16 +265,22 @@ class Loop:
                 "random": self.place.random_state(),
                 "task": self.task.state_dict(),
                 "precision": self.place.precision,
+                "settings": differing(self.settings),
             }
-            root = self.record.directory / "checkpoints"
-            saved = checkpoint.save(root, self.account.step, self.task.saved, state, self.settings.checkpoint.keep)
+            self.record.to_disk()  # what led to a checkpoint outlives a power cut with it
+            best = self.account.best["step"] if self.account.best else None
+            self._note(self._writer.save(self.account.step, self.task.saved, state, best))
         self._saved_step = self.account.step
-        self.record.add_event("checkpoint", step=self.account.step, name=saved.name)
+
+    def _note(self, written: Written | None) -> None:
+        if written is not None:
+            self.record.add_event("checkpoint", **asdict(written))
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from what `_save` wrote; the model's weights are loaded already.
 
         Raises:
+            SettingError: it is of a run with other settings.
             TrainingError: it was written by a version of this code that kept other things.
         """
         try:
@@ -227,12 +292,26 @@ class Loop:
             ) from error
 
     def _go_on(self, state: dict[str, Any]) -> None:
+        self._refuse_another(state["settings"])
         self.account = Account.from_state(state["account"])
         self._saved_step = self.account.step
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.place.set_random_state(state["random"])
+
+    def _refuse_another(self, theirs: dict[str, Any]) -> None:
+        """A directory is named by its settings, but it can be renamed, or copied over another."""
+        ours = differing(self.settings)
+        names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        if names:
+            listed = ", ".join(
+                f"{name} ({theirs.get(name, 'default')}; now {ours.get(name, 'default')})" for name in names
+            )
+            raise SettingError(
+                f"the checkpoint in {self.record.directory} is of a run with other settings: {listed}; remove that "
+                "directory, or set another run_root"
+            )
 
     def summary(self) -> dict[str, Any]:
         """The end of the run in numbers, for summary.json."""

@@ -34,11 +34,11 @@ class Pretrain:
         self._chunk_rows = settings.model.loss_chunk_rows
         self._nats = torch.compile(token_nats) if settings.trainer.compile else token_nats
         self._micro_batch_size = settings.trainer.micro_batch_size or settings.trainer.batch_size
-        self._last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
+        self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
         self._corpus = Corpus(settings, say, state)
         torch.manual_seed(settings.seed)
         self.model = llama.build(settings.model).to(place.device)
-        self.saved = (self.model,)
+        self.saved = {"model": self.model}
 
     headline = ("validation_perplexity",)
     epoch = None  # a text's length may not be known, and a run is shorter
@@ -92,12 +92,16 @@ class Pretrain:
             "validation_bits_per_byte": nats / math.log(2) / max(1, held_out.text_bytes),
         }
 
+    def is_better(self, line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether one evaluation is better than another."""
+        return line["validation_loss"] < other["validation_loss"]
+
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The best loss, and what a model has that knows only the token frequencies of the first window.
 
         A last evaluation that read other tokens than the rest is compared with none of them.
         """
-        alike = evaluations if self._last_is_alike else evaluations[:-1] or evaluations
+        alike = evaluations if self.last_is_alike else evaluations[:-1] or evaluations
         best, unigram = min(alike, key=lambda line: line["validation_loss"]), self._corpus.unigram_loss
         return {
             "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},

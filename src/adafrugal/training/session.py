@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from adafrugal.training.task import Task
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # full, read-only, broken, gone
 Outcome = Literal["finished", "finished before", "interrupted"]
 
 
@@ -45,7 +47,10 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, Outcome
         except Exception as error:
             if stop.was_lost:  # and what was imported by half has failed since
                 raise KeyboardInterrupt from error
-            raise
+            reason = _explained(error, settings, record)
+            if reason is None:
+                raise
+            raise TrainingError(reason) from error
 
 
 class Session:
@@ -100,10 +105,12 @@ class Session:
             with ExitStack() as ends:
                 loop = self._set_up(display, ends)
                 ends.enter_context(self._copied(loop, display))
+                ends.push(loop.close)
                 self.stop.training = True
-                finished = loop.fit(self.stop)
-                if finished:
+                outcome: Outcome = "finished" if loop.fit(self.stop) else "interrupted"
+                if outcome == "finished":
                     self._conclude(loop)
+            self.record.set_status(outcome, step=loop.account.step)
         except (KeyboardInterrupt, SystemExit):  # a second signal, or nobody left to print to
             self.record.set_status("interrupted")
             raise
@@ -111,14 +118,12 @@ class Session:
             if self.stop.was_lost:
                 self.record.set_status("interrupted")
                 raise
-            explained = _explained(error, self.settings)
-            self.record.set_status("failed", reason=f"{type(explained).__name__}: {explained}")
-            if explained is error:
-                raise
-            raise explained from error
-        outcome: Outcome = "finished" if finished else "interrupted"
-        self.record.set_status(outcome, step=loop.account.step)
-        if not finished:
+            reason = _explained(error, self.settings, self.record)
+            named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # where nothing can be written any more, the error itself is what remains
+                self.record.set_status("failed", reason=named)
+            raise
+        if outcome == "interrupted":
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
         return outcome
 
@@ -146,8 +151,8 @@ class Session:
         loop = Loop(settings, task, optimizer, scheduler, place, record, display)
         display.say(f"{self.identity.key} → {record.directory}\n\n{groups}\n")
         if saved is not None:
-            checkpoint.load_model(saved, task.model)
             loop.resume(state)
+            checkpoint.load_model(saved, task.model)
             display.say(f"continuing after step {loop.account.step}")
         record.go_back_to(loop.account.step)
         self._describe(place, task, loop.account.step)
@@ -194,12 +199,16 @@ class Session:
             loop.copy.write_summary(summary)
 
 
-def _explained(error: Exception, settings: Settings) -> Exception:
-    """The same error, or one that says in a line what to do about it."""
+def _explained(error: Exception, settings: Settings, record: Record) -> str | None:
+    """What to do about an error that no setting and no line of this code is the cause of; None for all others."""
+    if isinstance(error, SettingError | TrainingError):  # which say it themselves
+        return None
+    if isinstance(error, OSError) and error.errno in _DISK:
+        place = error.filename or record.directory
+        return f"{place}: {error.strerror}; what is whole stays, and the same command goes on from the last checkpoint"
     from adafrugal.memory import refused
 
-    reason = refused.reason(error, settings)
-    return TrainingError(reason) if reason else error
+    return refused.reason(error, settings)
 
 
 def _task_class(settings: Settings) -> Callable[..., Task]:

@@ -30,12 +30,14 @@ class Task(Protocol):
 
     Attributes:
         model: on the run's device, with float32 weights.
-        saved: what a checkpoint has in transformers' own format: the model, and its tokenizer where it came with one.
+        saved: what a checkpoint has in transformers' own format: `model`, and `tokenizer` where it came with one.
+        last_is_alike: whether the evaluation that ends the run compares with those before it.
         headline: which of the evaluation's numbers, beside the loss, a person sees while the run goes on.
     """
 
     model: PreTrainedModel
-    saved: tuple[Any, ...]
+    saved: dict[str, Any]
+    last_is_alike: bool
     headline: tuple[str, ...]
 
     @property
@@ -70,6 +72,10 @@ class Task(Protocol):
         Args:
             last: whether it ends the run; `eval.last_tokens` counts then.
         """
+        ...
+
+    def is_better(self, line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether one evaluation is better than another."""
         ...
 
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""Checkpoints written beside the training, which waits for the copy alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adafrugal.training import checkpoint
+
+if TYPE_CHECKING:
+    from adafrugal.training.checkpoint import Saved
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is whole.
+
+    Args:
+        step: of the run.
+        name: of its directory.
+        held: seconds that the training stood still for it: for the one before it, and for the copy.
+        seconds: that writing took, beside the training.
+    """
+
+    step: int
+    name: str
+    held: float
+    seconds: float
+
+
+class Writer:
+    """Writes one checkpoint at a time, in a thread.
+
+    The thread is no reason for a process to live: one that is stopped at once leaves a checkpoint half-written,
+    under a name that nobody reads.
+
+    Args:
+        root: where checkpoints are.
+        keep: so many of the newest stay.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self._root, self._keep = root, keep
+        self._staging = Staging()
+        self._writing: Future[Written] | None = None
+
+    def save(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None = None
+    ) -> Written | None:
+        """Copy what a checkpoint needs, and begin to write the copy.
+
+        Args:
+            step: of the run.
+            parts: `model`, and `tokenizer` where there is one.
+            state: tensors, numbers and strings, nested.
+            best: the step of a checkpoint that stays although there are newer ones.
+
+        Returns:
+            The one before, where it had not been taken yet.
+
+        Raises:
+            TrainingError: the one before could not be written.
+        """
+        begun = time.perf_counter()
+        before = self.wait()
+        weights, copied = self._staging.copy([parts["model"].state_dict(), state])
+        held = time.perf_counter() - begun
+        writing: Future[Written] = Future()
+
+        def write() -> None:
+            started = time.perf_counter()
+            try:
+                final = checkpoint.save(self._root, step, parts, weights, copied, self._keep, best)
+                writing.set_result(Written(step, final.name, held, time.perf_counter() - started))
+            except BaseException as error:  # is raised where somebody asks
+                writing.set_exception(error)
+
+        threading.Thread(target=write, name=f"checkpoint of step {step}", daemon=True).start()
+        self._writing = writing
+        return before
+
+    def done(self) -> Written | None:
+        """The checkpoint that has become whole since the last call, if there is one.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        return self.wait() if self._writing is not None and self._writing.done() else None
+
+    def wait(self) -> Written | None:
+        """Wait for the checkpoint under way; None where there is none.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        return writing.result() if writing is not None else None
+
+
+class Staging:
+    """Memory on the CPU that a run's tensors are copied into.
+
+    It is kept from one checkpoint to the next, since fresh memory costs the system more than the copy does.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[torch.UntypedStorage] = []
+
+    def copy(self, value: Any) -> Any:
+        """The same nested dicts, lists and tuples, with copies of the tensors in them; those of the last call are lost.
+
+        Tensors that share memory share it in the copy, too, so that a file has it once.
+        """
+        spare = {}
+        for storage in self._spare:
+            spare.setdefault(storage.nbytes(), []).append(storage)
+        taken: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
+        found = self._copied(value, spare, taken)
+        self._spare = list(taken.values())
+        return found
+
+    def _copied(
+        self,
+        value: Any,
+        spare: dict[int, list[torch.UntypedStorage]],
+        taken: dict[tuple[torch.device, int], torch.UntypedStorage],
+    ) -> Any:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            key = (storage.device, storage.data_ptr())
+            if key not in taken:
+                size = storage.nbytes()
+                taken[key] = spare[size].pop() if spare.get(size) else torch.UntypedStorage(size)
+                taken[key].copy_(storage)
+            copy = torch.empty(0, dtype=value.dtype)
+            return copy.set_(taken[key], value.storage_offset(), value.size(), value.stride())
+        if isinstance(value, Mapping):
+            return type(value)((key, self._copied(part, spare, taken)) for key, part in value.items())
+        if isinstance(value, list | tuple):
+            return type(value)(self._copied(part, spare, taken) for part in value)
+        return value

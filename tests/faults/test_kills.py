@@ -1,0 +1,148 @@
+"""A run that is killed, at any instant, and typed again ends as one that is not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+from torture import LONG, end_of, record_under
+
+# four micro-batches a step, a refresh every third, ρ falls, T moves, three checkpoints and a best one
+ADAFRUGAL = ["scale=smoke", "tracking=local", "trainer.micro_batch_size=2", "checkpoint.every=6", "checkpoint.keep=2",
+             "eval.every=8", "optimizer.interval.start=3", "optimizer.interval.every=5",
+             "optimizer.interval.threshold=0.9", "optimizer.interval.gate=100"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(forks, cache_root, tmp_path_factory):
+    """An undisturbed run: its end, and how many files it touches."""
+    root = tmp_path_factory.mktemp("whole")
+    done = forks(*ADAFRUGAL, f"run_root={root}", f"cache_root={cache_root}", kill={"file": 0})
+    assert done.code == 0, done.err
+    again = tmp_path_factory.mktemp("again")
+    assert forks(*ADAFRUGAL, f"run_root={again}", f"cache_root={cache_root}").code == 0
+    assert end_of(again) == end_of(root), "what is compared does not change by itself"
+    return end_of(root), done.files
+
+
+@pytest.fixture
+def survives(forks, cache_root, tmp_path, whole):
+    """A function that kills a run once and types it again."""
+
+    def check(kill):
+        words = [*ADAFRUGAL, f"run_root={tmp_path}", f"cache_root={cache_root}"]
+        killed = forks(*words, kill=kill)
+        assert killed.code == -signal.SIGKILL, killed
+        again = forks(*words)
+        assert again.code == 0, again.err
+        assert "Traceback" not in again.err
+        assert end_of(tmp_path) == whole[0]
+        steps = [line["step"] for line in record_under(tmp_path).metrics()]
+        assert steps == sorted(set(steps))
+        left = [path.name for path in tmp_path.rglob(".*") if path.name.endswith((".new", ".damaged"))]
+        assert left == []
+
+    return check
+
+
+@pytest.mark.parametrize("part", range(200 if LONG else 5))
+def test_when_it_touches_a_file(part, whole, survives, tally):
+    """Between any two files of a checkpoint, of the record, in the middle of removing an old one, …"""
+    files = whole[1]
+    assert 40 < files <= 200
+    n = part + 1 if LONG else round((part + 0.5) * files / 5)
+    if n > files:
+        pytest.skip("it touches fewer")
+    survives({"file": n})
+    tally("instants: a file of the run is touched")
+
+
+@pytest.mark.parametrize(
+    ("call", "n"),
+    [
+        ("adafrugal.training.pretrain:Pretrain.loss", 1),
+        ("adafrugal.training.pretrain:Pretrain.loss", 4 * 7 + 3),  # in the middle of accumulation, and of evaluations
+        ("adafrugal.training.pretrain:Pretrain.loss", 4 * 20 + 1),
+        ("adafrugal.training.pretrain:Pretrain.evaluate", 3),
+        ("adafrugal.optim.frugal:Frugal.step", 3),  # just before a refresh, and just after
+        ("adafrugal.optim.frugal:Frugal.step", 4),
+        ("adafrugal.optim.frugal:Frugal.observe", 2),
+        ("adafrugal.training.loop:Loop.resume", 1),
+        ("adafrugal.training.checkpoint:_digest", 2),
+        ("os:fsync", 7),
+        ("torch:save", 2),
+    ][:: 1 if LONG else 4],
+)
+def test_in_the_middle_of_a_call(call, n, survives, forks, cache_root, tmp_path, tally):
+    if call.endswith("Loop.resume"):  # which only a second start comes to
+        stopped = {"call": "adafrugal.training.pretrain:Pretrain.loss", "n": 60}
+        forks(*ADAFRUGAL, f"run_root={tmp_path}", f"cache_root={cache_root}", kill=stopped)
+    survives({"call": call, "n": n})
+    tally("instants: in the middle of a call")
+
+
+@pytest.mark.parametrize("seed", range(10 if LONG else 1))
+def test_at_random_instants(seed, cache_root, tmp_path, tally):
+    """The real command, three times in a row, by somebody else."""
+    chosen = random.Random(seed)
+    words = [*ADAFRUGAL, "trainer.steps=120", "checkpoint.every=4", f"cache_root={cache_root}"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def end(name):
+        done = subprocess.run(
+            [*command, f"run_root={tmp_path / name}"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+            env=env,
+        )
+        assert done.returncode == 0, done.stderr
+        return end_of(tmp_path / name)
+
+    for _ in range(3):
+        process = subprocess.Popen([*command, f"run_root={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, cwd=tmp_path, env=env)  # fmt: skip
+        starts, until = _starts(tmp_path / "killed"), time.monotonic() + 120
+        early = chosen.random() < 0.2
+        while not early and _starts(tmp_path / "killed") == starts and time.monotonic() < until:
+            time.sleep(0.01)  # most instants are of the training, few of what comes before it
+        time.sleep(chosen.uniform(0, 3))
+        process.kill()
+        assert process.wait() in (-signal.SIGKILL, 0)
+        tally("instants: at random, from outside")
+    assert end("killed") == end("whole")
+
+
+def _starts(root):
+    files = list(root.glob("*/*/events.jsonl"))
+    return files[0].read_text().count('"event": "start"') if files else 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_second_signal_stops_at_once_and_nothing_is_lost(number, cache_root, tmp_path, tally):
+    """Where the step in hand takes long: one over many rows."""
+    words = [*ADAFRUGAL, "trainer.steps=4", "trainer.batch_size=512", "checkpoint.every=1", "eval.every=4",
+             "optimizer.interval=50", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
+    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("*/*/checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(number)
+    time.sleep(0.3)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 5
+    assert process.returncode == 75
+    assert "stopping after this step; a second signal stops at once" in err
+    assert "Traceback" not in err
+    record = record_under(tmp_path)
+    assert record.status == "interrupted"
+    tally("faults: a second signal")

@@ -1,0 +1,63 @@
+"""How long the fault suite is, what it compares, and its counts.
+
+`make test` runs a short form of it, `make torture` the long one (ADAFRUGAL_TORTURE=1), which prints its counts and
+writes them to experiments/results/faults.json.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from adafrugal.tracking.record import Record
+
+LONG = os.environ.get("ADAFRUGAL_TORTURE") == "1"
+RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results" / "faults.json"
+TIMED = ("seconds", "tokens_per_second", "memory", "time", "optimizer_share")
+COUNTS = Counter()  # what was done to runs: words -> how often
+
+
+@pytest.fixture
+def tally():
+    """A function to call when a fault has been survived: what it was -> None."""
+
+    def count(what):
+        COUNTS[what] += 1
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    if LONG:
+        lost = len(terminalreporter.stats.get("failed", [])) + len(terminalreporter.stats.get("error", []))
+        found = {**dict(sorted(COUNTS.items())), "losses": lost}
+        for what, n in found.items():
+            terminalreporter.write_line(f"{n:6}  {what}")
+        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def record_under(root):
+    """The one run under a run_root."""
+    (status,) = root.glob("*/*/status.json")
+    return Record(status.parent)
+
+
+def end_of(root):
+    """What an undisturbed run and a disturbed one must have alike: metrics, what happened, summary, final weights."""
+    record = record_under(root)
+    assert record.status == "finished"
+    happened = [event for event in record.events() if event["event"] in ("refresh", "shrink", "interval", "nonfinite")]
+    newest = max((record.directory / "checkpoints").glob("step-*"))
+    weights = hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
+    return [_untimed(value) for value in (record.metrics(), happened, record.summary())] + [weights]
+
+
+def _untimed(value):
+    if isinstance(value, list):
+        return [_untimed(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _untimed(part) for key, part in value.items() if key not in TIMED}
+    return value
