@@ -60,4 +60,4 @@ def _untimed(value):
         return [_untimed(part) for part in value]
     if isinstance(value, dict):
         return {key: _untimed(part) for key, part in value.items() if key not in TIMED}
-    return value
+    return "nan" if value != value else value  # which is not equal to itself

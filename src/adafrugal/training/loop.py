@@ -121,6 +121,8 @@ class Loop:
             with self.clock("backward"):
                 self.scaler.scale(loss / max(1, count)).backward()
             summed += loss.detach()
+        # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
+        self._lr = float(self.optimizer.param_groups[-1]["lr"])
         if self._skips and not math.isfinite(summed.item()):
             self._skip(summed.item())
             count = 0
@@ -139,8 +141,6 @@ class Loop:
             if self.settings.trainer.clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
-            # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
-            self._lr = float(self.optimizer.param_groups[-1]["lr"])
             self._step()
 
     def _skip(self, loss: float) -> None:

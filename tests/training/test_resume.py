@@ -1,0 +1,89 @@
+"""A run that is stopped between any two steps and continued ends with the bits of one that is not, in every arm."""
+
+import pytest
+from torture import LONG, end_of
+
+from adafrugal.training.loop import Loop
+from adafrugal.training.session import run
+
+STOPS = range(12) if LONG else (3, 7)  # a refresh is due at steps 1, 4, 7, …: just before one, and just after
+EVERY = [
+    "trainer.steps=12",
+    "eval.every=5",
+    "trainer.log_every=4",
+    "trainer.micro_batch_size=4",
+    "checkpoint.every=100",
+]
+FIXED = ["optimizer=frugal", "optimizer.interval=3", "optimizer.density=0.3"]
+MOVING = ["optimizer=adafrugal", "optimizer.interval.every=2", "optimizer.interval.start=3",
+          "optimizer.interval.gate=99", "optimizer.interval.threshold=0.9"]  # fmt: skip
+ARMS = {
+    "adamw": ["optimizer=adamw"],
+    "adamw, clipped": ["optimizer=adamw", "trainer.clip_norm=0.1", "schedule=cosine_restarts", "schedule.cycle=6"],
+    "adafactor": ["optimizer=adafactor"],
+    "muon": ["optimizer=muon"],
+    "lion": ["optimizer=lion"],
+    "signsgd": ["optimizer=signsgd"],
+    "badam": ["optimizer=badam", "optimizer.interval=3", "optimizer.density=0.5"],
+    "galore": ["optimizer=galore", "optimizer.interval=3"],
+    **{
+        s: [*FIXED, f"optimizer.subspace={s}"]
+        for s in ("blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random")
+    },
+    **{f"{s}, both move": [*MOVING, f"optimizer.subspace={s}"] for s in ("blocks", "columns", "randk", "svd")},
+    "blocks at random": [*FIXED, "optimizer.subspace={kind:blocks,order:random,match:elements}"],
+    "refreshes spread": [*FIXED, "optimizer.subspace=columns", "optimizer.stagger=3"],
+    "moments kept": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=keep_overlap"],
+    "state in bf16": [*FIXED, "optimizer.state_dtype=bfloat16", "optimizer.stochastic_rounding=true"],
+    "other rules": [*FIXED, "optimizer.state_full=sgdm", "optimizer.state_free=sgd"],
+    "falls at refreshes": [*MOVING, "optimizer.shrink=at_refresh", "optimizer/density=cosine"],
+    "training loss": [*MOVING, "optimizer.interval.source=training", "optimizer.interval.smoothing=0.5"],
+    "bf16": [*MOVING, "trainer.precision=bf16", "model.loss_chunk_rows=50"],
+}
+
+
+@pytest.fixture
+def ends_alike(tmp_path, monkeypatch):
+    """A function that compares a run with one that is stopped at `STOPS`: settings for a run_root -> None."""
+
+    def check(settings):
+        assert run(*settings(f"run_root={tmp_path / 'whole'}"))[1] == "finished"
+        left, comes = set(STOPS), Loop._batch_comes
+
+        def stopped(loop, stop):
+            step = loop.account.step
+            return False if step in left and not left.remove(step) else comes(loop, stop)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Loop, "_batch_comes", stopped)
+            chosen = settings(f"run_root={tmp_path / 'parts'}")
+            outcomes = [run(*chosen)[1] for _ in range(len(STOPS) + 1)]
+        assert outcomes == ["interrupted"] * len(STOPS) + ["finished"]
+        assert end_of(tmp_path / "parts") == end_of(tmp_path / "whole")
+
+    return check
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_pretraining(arm, settings, ends_alike, tally):
+    ends_alike(lambda root: settings(*EVERY, *ARMS[arm], root))
+    tally("arms: stopped between any two steps")
+
+
+@pytest.mark.parametrize("arm", ["adamw", "frugal", "adafrugal", "galore"])
+def test_fine_tuning(arm, finetune_settings, ends_alike, tally):
+    short = ["trainer.epochs=null", "trainer.steps=12", "optimizer.lr=1e-3"]
+    short += [] if arm == "adamw" else ["optimizer.interval.start=3" if arm == "adafrugal" else "optimizer.interval=3"]
+    ends_alike(lambda root: finetune_settings("rte", *short, f"optimizer={arm}", root))
+    tally("arms: stopped between any two steps")
+
+
+def test_a_step_that_was_left_out(settings, ends_alike, monkeypatch):
+    """The count of them, and their place, are part of what goes on."""
+    from adafrugal.training.pretrain import Pretrain
+
+    batch, loss, step = Pretrain.batch, Pretrain.loss, []
+    monkeypatch.setattr(Pretrain, "batch", lambda self, number: step.append(number) or batch(self, number))
+    poisoned = lambda self, given: loss(self, given) * (float("nan") if step[-1] in (2, 8) else 1)  # noqa: E731
+    monkeypatch.setattr(Pretrain, "loss", lambda self, given: (poisoned if self.model.training else loss)(self, given))
+    ends_alike(lambda root: settings(*EVERY, *MOVING, "trainer.on_nonfinite=skip", root))
