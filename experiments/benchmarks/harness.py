@@ -41,7 +41,7 @@ def harness(run: config.Settings, directory: Path) -> Callable[[int], None]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
     record = Record(directory)
     record.begin({})
-    loop = Loop(run, task, optimizer, scheduler, place(run.trainer), record, Display(run.trainer.steps))
+    loop = Loop(run, task, optimizer, scheduler, place(run.trainer), record, Display())
     return lambda step: loop.advance()
 
 

@@ -18,6 +18,11 @@ class SettingError(ValueError):
     """A wrong setting or a missing input: one line that says what was given, what is allowed, what to do."""
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether it names a file or directory in the one that it is put into, and nothing elsewhere."""
+    return all(c.isalnum() or c in "._-+=" for c in name) and bool(name.strip("."))
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on: one line that says why and what to set."""
 

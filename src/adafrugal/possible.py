@@ -24,6 +24,7 @@ from adafrugal.config import (
     SettingError,
     Settings,
     density_of_rank,
+    is_plain_name,
     run_steps,
     trained_size,
     with_run_length,
@@ -109,8 +110,7 @@ def _check_run(s: Settings) -> None:
     _need(s.checkpoint.keep >= 1, "checkpoint.keep", s.checkpoint.keep, "1 or more")
     if s.tracking.kind == "wandb":
         _one_of("tracking.mode", s.tracking.mode, ("offline", "online"))
-    plain = all(c.isalnum() or c in "._-+=" for c in s.arm) and s.arm.strip(".")
-    _need(bool(plain), "arm", repr(s.arm), "letters, digits and . _ - + =, since it names the run's directory")
+    _need(is_plain_name(s.arm), "arm", repr(s.arm), "letters, digits and . _ - + =, since it names the run's directory")
 
 
 def _check_length(s: Settings) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
-from torture import end_of, record_under
+from torture import LONG, end_of, record_under
 
 WORDS = ["scale=smoke", "tracking=local", "optimizer=adamw", "checkpoint.every=5", "checkpoint.keep=2"]
 
@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(mounted, whole, tmp_path, tally):
     tally("faults: a full disk")
 
 
-@pytest.mark.parametrize("room", [0, 4, 24])
+@pytest.mark.parametrize("room", [0, 4, 24] if LONG else [0])
 def test_a_disk_that_is_full_at_a_line_of_the_record(mounted, tmp_path, room, tally):
     """Filled to the last byte while the run goes on: there is no room for so much as a status, yet it says failed."""
     fill = f"dd if=/dev/zero of=$DISK/filling bs=1k 2>/dev/null; truncate -s -{room}k $DISK/filling"

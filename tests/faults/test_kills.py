@@ -124,7 +124,7 @@ def _starts(root):
     return files[0].read_text().count('"event": "start"') if files else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM] if LONG else [signal.SIGUSR1])
 def test_a_second_signal_stops_at_once_and_nothing_is_lost(number, cache_root, tmp_path, tally):
     """Where the step in hand takes long: one over many rows."""
     words = [*ADAFRUGAL, "trainer.steps=4", "trainer.batch_size=512", "checkpoint.every=1", "eval.every=4",

@@ -80,6 +80,17 @@ def test_a_run_of_two_starts_is_one_record_and_none_is_fetched_twice(project, tm
     assert (again.directory / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["../../etc", "/tmp/x", "..", "a/b", ""])
+def test_a_name_from_outside_leads_nowhere_else(project, tmp_path, name):
+    _, answers = project
+    answer = Answer(recorded(tmp_path / "here", "experiments=c4_60m/adamw scale=mini data=embedded", 4.5), 1)
+    answer.config["environment"]["identity"]["key"] = name
+    answers.append(answer)
+    with pytest.raises(SettingError, match="which is no name of a run; not fetched"):
+        copies.fetch("team/project", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
 def test_a_refusal_is_one_line_that_says_what_to_do(monkeypatch, tmp_path):
     import wandb
 

@@ -81,6 +81,24 @@ def test_one_that_does_not_fit_is_an_error(tmp_path):
         checkpoint.load_model(checkpoint.latest(tmp_path, str), wider)
 
 
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_what_would_run_code_is_not_read(tmp_path, monkeypatch):
+    """With checksums that are right, since whoever can write the one file can write the other."""
+    monkeypatch.chdir(tmp_path)
+    model = llama.build(TINY)
+    place = checkpoint.save(tmp_path, 1, {"model": model}, model.state_dict(), {"account": Evil()}, keep=1)
+    assert checkpoint.latest(tmp_path, str) == place
+    with pytest.raises(
+        TrainingError, match=r"state\.pt is not read, since it holds more than tensors and plain values"
+    ):
+        checkpoint.load_state(place)
+    assert not (tmp_path / "executed").exists()
+
+
 def _cut(file):
     file.write_bytes(file.read_bytes()[:-1])
 
@@ -93,7 +111,7 @@ def _flip(file):
 
 @pytest.mark.parametrize("damage", [_cut, _flip, lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "state.pt", "checksums.json"])
-def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, name, damage):
+def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, name, damage, tally):
     model, said = llama.build(TINY), []
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {"step": step}, keep=2)
@@ -102,6 +120,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, name, da
     assert len(said) == 1
     assert "step-00000002 is damaged (" in said[0]
     assert name in said[0] or name == "checksums.json"
+    tally("faults: a damaged file of a checkpoint")
 
 
 def test_a_damaged_one_takes_nobodys_place(tmp_path):

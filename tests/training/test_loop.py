@@ -1,6 +1,8 @@
 """The loop against a few lines written by hand: same losses, same gradients, same evaluation."""
 
+import itertools
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +238,7 @@ def test_a_step_can_be_left_out(settings, monkeypatch, kind, overrides):
     assert [event["step"] for event in record.events() if event["event"] == "nonfinite"] == [1, 6, 7]
     assert record.summary()["skips"] == 3
     rates = {line["step"]: line["lr"] for line in lines}
-    assert rates[5] == rates[6] == rates[7] != rates[8]
+    assert rates[5] != rates[6] == rates[7] == rates[8] != rates[9]
 
 
 def test_the_number_of_steps_left_out_is_bounded(settings, monkeypatch):
@@ -246,6 +248,20 @@ def test_the_number_of_steps_left_out_is_bounded(settings, monkeypatch):
         TrainingError, match=r"the loss is nan at step 7, and 4 steps were left out before \(trainer.max"
     ):
         run(*settings(*bound))
+
+
+def test_a_clock_that_jumps_changes_nothing(settings, monkeypatch):
+    """An hour back at every look, as after a correction in the middle of a run."""
+    (one, choices), (other, _) = settings("arm=one"), settings("arm=other")
+    straight, _ = run(one, choices)
+    clock = itertools.count(1e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "strftime", lambda form, *_: f"1970-01-01T{next(clock)}")
+    jumping, outcome = run(other, choices)
+    assert outcome == "finished"
+    lines = [[line["loss"] for line in record.metrics()] for record in (straight, jumping)]
+    assert lines[0] == lines[1]
+    assert all(seconds >= 0 for line in jumping.metrics() for seconds in line["seconds"].values())
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_they_are_listed(settings, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adafrugal.config import SettingError, WandbTracking
+from adafrugal.config import SettingError, WandbTracking, is_plain_name
 from adafrugal.tracking.record import Record
 
 SECONDS = 30  # that a run waits for W&B at its start, and at its end
@@ -119,7 +119,7 @@ def _fetched(run: Any, directory: Path) -> Record:
     environment = config.pop("environment")
     labels = environment["identity"]["labels"]
     group = "-".join(str(labels[key]) for key in ("task", "data", "model"))
-    record = Record(directory / group / environment["identity"]["key"])
+    record = Record(directory / _name(group) / _name(environment["identity"]["key"]))
     if record.status != "finished":
         record.begin(config)
         record.write_environment(environment)
@@ -128,6 +128,15 @@ def _fetched(run: Any, directory: Path) -> Record:
         record.write_summary(_nested(dict(run.summary.items())))
         record.set_status("finished")
     return record
+
+
+def _name(given: str) -> str:
+    """A name from outside, which must be one of a directory here."""
+    if not is_plain_name(given):
+        raise SettingError(
+            f"a run of this project at W&B calls itself {given!r}, which is no name of a run; not fetched"
+        )
+    return given
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -144,8 +145,18 @@ def _digest(file: Path) -> str:
 
 
 def load_state(directory: Path) -> dict[str, Any]:
-    """All of a checkpoint but the weights, on the CPU."""
-    return torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+    """All of a checkpoint but the weights, on the CPU.
+
+    Raises:
+        TrainingError: there is more in it than tensors and plain values, which could run code when it is read.
+    """
+    try:
+        return torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TrainingError(
+            f"{directory / 'state.pt'} is not read, since it holds more than tensors and plain values; it was not "
+            "written by this code"
+        ) from error
 
 
 def load_model(directory: Path, model: PreTrainedModel) -> None:
