@@ -102,7 +102,9 @@ def main() -> int:
         start()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues\n")
-        return INTERRUPTED
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # at once: Python would wait for threads, or end them in the middle of a checkpoint
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # run_job lets nothing out: composition's own
         return _say(error)
     except OSError as error:  # Hydra makes the directories of a sweep

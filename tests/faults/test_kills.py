@@ -124,6 +124,32 @@ def _starts(root):
     return files[0].read_text().count('"event": "start"') if files else 0
 
 
+def test_a_second_signal_in_the_middle_of_a_checkpoint(cache_root, tmp_path, tally):
+    """Where nearly all the time is spent writing them, in a thread that nobody waits for then."""
+    words = ["scale=smoke", "model.hidden_size=256", "model.intermediate_size=1024", "model.num_hidden_layers=4",
+             "tracking=local", "optimizer=adamw", "trainer.steps=3000", "trainer.sequence_length=16",
+             "checkpoint.every=1", "eval.every=3000", "eval.tokens=64", f"run_root={tmp_path}",
+             f"cache_root={cache_root}"]  # fmt: skip
+    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+    for times in range(3 if LONG else 1):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        until, before = time.monotonic() + 120, _checkpoints(tmp_path)
+        while _checkpoints(tmp_path) <= before and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02 * (times + 1))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err.count("\n")) == (75, 2), err
+        assert record_under(tmp_path).status == "interrupted"
+        tally("faults: a second signal")
+
+
+def _checkpoints(root):
+    """The newest that is whole; 0 for none."""
+    return max((int(place.name.removeprefix("step-")) for place in root.glob("*/*/checkpoints/step-*")), default=0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM] if LONG else [signal.SIGUSR1])
 def test_a_second_signal_stops_at_once_and_nothing_is_lost(number, cache_root, tmp_path, tally):
     """Where the step in hand takes long: one over many rows."""
