@@ -30,12 +30,13 @@ try:
     from omegaconf.errors import OmegaConfBaseException
 
     from adafrugal import checks, composition, config
+    from adafrugal.training.signals import Stop
 except ModuleNotFoundError as missing:
     sys.stderr.write(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(WRONG)
 
 
-def run_job(composed: DictConfig) -> tuple[int, str]:
+def run_job(composed: DictConfig, stop: Stop) -> tuple[int, str]:
     """Run one job; its exit code, and why it is that one. No exception leaves here: a sweep's other jobs still run."""
     choices = HydraConfig.get().runtime.choices
     try:
@@ -44,7 +45,7 @@ def run_job(composed: DictConfig) -> tuple[int, str]:
         # imported late: a wrong setting needs none of it
         from adafrugal.training.session import run
 
-        record, outcome = run(settings, choices)
+        record, outcome = run(settings, choices, stop)
         if outcome == "interrupted":
             return INTERRUPTED, ""
         if outcome == "finished before":
@@ -80,27 +81,39 @@ def _show(record: Record) -> None:
     sys.stdout.write(f"\n{summary.text(record)}\n")
 
 
+def _list(ends: dict[str, tuple[int, str]]) -> None:
+    """Print how each job of a sweep ended, and why."""
+    if len(ends) > 1:
+        words = {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
+        lines = (f"{words[code]:>11}  {name}{reason and f': {reason}'}\n" for name, (code, reason) in ends.items())
+        sys.stdout.write("\n" + "".join(lines))
+
+
 def main() -> int:
     """Compose, run one job or many, and return the exit code for all of them."""
     composition.register(REPOSITORY)
     # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     ends: dict[str, tuple[int, str]] = {}
+    stop = Stop()
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def start(composed: DictConfig) -> None:
-        if any(code == INTERRUPTED for code, _ in ends.values()):
-            return
         hydra_config = HydraConfig.get()
         typed = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         name = f"job {len(ends) + 1}: {' '.join(typed)}"
+        ends[name] = INTERRUPTED, "not started" if stop.requested else ""
+        if stop.requested:
+            return
         if hydra_config.mode == RunMode.MULTIRUN:
             sys.stdout.write(f"\n── {name}\n")
-        ends[name] = run_job(composed)
+        ends[name] = run_job(composed, stop)
 
     try:
-        start()
+        with stop:
+            start()
     except KeyboardInterrupt:
+        _list(ends)
         sys.stderr.write("interrupted; the same command continues\n")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -110,10 +123,7 @@ def main() -> int:
     except OSError as error:  # Hydra makes the directories of a sweep
         reason = f"{error.filename}: {error.strerror}"
         return _say(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
-    if len(ends) > 1:
-        words = {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}
-        lines = (f"{words[code]:>11}  {name}{reason and f': {reason}'}\n" for name, (code, reason) in ends.items())
-        sys.stdout.write("\n" + "".join(lines))
+    _list(ends)
     codes = {code for code, _ in ends.values()}
     return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)
 

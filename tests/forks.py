@@ -158,7 +158,9 @@ def _count_files(root, n, tell):
 
     def hook(event, given):
         touches = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
-        if touches and given and isinstance(given[0], str | os.PathLike) and os.fspath(given[0]).startswith(root):
+        named = given and isinstance(given[0], str | os.PathLike) and os.fspath(given[0])
+        inside = named and (named.startswith(root) or (event in ("os.remove", "os.rmdir") and given[1] >= 0))
+        if touches and inside:  # what removes a whole directory names files by the place that it is at
             with lock:
                 count[0] += 1
                 os.write(tell, b"%d\n" % count[0])

@@ -216,8 +216,8 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
     assert "lower optimizer.lr" in done.stderr
     assert "Traceback" not in done.stderr
     failed, right = done.stdout.splitlines()[-2:]
-    assert failed.startswith("     failed  job 1: optimizer=adamw optimizer.lr=1e30 seed=0")
-    assert ": the loss is " in failed
+    assert failed.startswith("     failed  job 1: ")
+    assert "optimizer.lr=1e+30 seed=0: the loss is " in failed
     assert right.split()[0] == "done"
     assert sorted(Record(f.parent).status for f in train.root.glob("*/*/status.json")) == ["failed", "finished"]
     copies = [file.relative_to(train.root).parts[1] for file in train.root.glob("*/*/wandb/offline-run-*/*.wandb")]
@@ -225,6 +225,39 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
     again = train("-m", "optimizer=adamw", "optimizer.lr=1e30,1e-3", "seed=0", tracking="tracking=wandb")
     assert again.returncode == 1
     assert again.stdout.count("this run was finished before") == 1, "what is unfinished is made, and nothing else"
+
+
+def test_a_sweep_that_is_stopped_says_what_it_did_not_start(cache_root, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "scale=smoke", "tracking=local", "optimizer=adamw",
+               "seed=0,1", "trainer.steps=3000", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("*/*/checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    first, second = out.splitlines()[-2:]
+    assert first.startswith("interrupted  job 1: ")
+    assert second.startswith("interrupted  job 2: ")
+    assert second.endswith(": not started")
+
+
+def test_nobody_left_to_print_to_costs_no_checkpoint(cache_root, tmp_path):
+    """`train.py 2>&1 | tee log`, where Ctrl-C ends the tee, too."""
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=3000",
+               "checkpoint.every=3000", "eval.every=20", f"run_root={tmp_path}",
+               f"cache_root={cache_root}"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    while "step " not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 75
+    (record,) = records(tmp_path).values()
+    assert record.status == "interrupted"
+    assert len(list(record.directory.glob("checkpoints/step-*"))) >= 1
 
 
 def test_the_batch_may_come_in_parts(sweep, train):

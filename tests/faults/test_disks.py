@@ -1,6 +1,7 @@
 """A disk that is full, or becomes read-only: a small file system is mounted for it, which needs the right to."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ def mounted(tmp_path, cache_root):
             capture_output=True,
             text=True,
             timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=tmp_path,
         )
 
@@ -51,9 +53,7 @@ STATUS = "cp $DISK/*/*/status.json status.json; ls $DISK/*/*/checkpoints > check
 def test_a_disk_that_is_full_at_a_checkpoint(mounted, whole, tmp_path, tally):
     """Room for one, not for two: status failed, the good one stays, and with more room the same command goes on."""
     fill = "head -c 2500k /dev/zero > $DISK/filling"
-    done = mounted(
-        4000, f'{fill}; "$@" 2>err; echo $?; {STATUS}; rm $DISK/filling; OMP_NUM_THREADS=1 "$@"; echo $?', *MORE
-    )
+    done = mounted(4000, f'{fill}; "$@" 2>err; echo $?; {STATUS}; rm $DISK/filling; "$@"; echo $?', *MORE)
     error = (tmp_path / "err").read_text()
     assert error.startswith("error: the checkpoint of step ")
     assert "No space left on device" in error
@@ -67,6 +67,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(mounted, whole, tmp_path, tally):
     assert (tmp_path / "checkpoints").read_text().startswith("step-")
     lines = record_under(tmp_path / "kept").metrics()
     assert [line["step"] for line in lines] == list(range(1, 61))
+    assert end_of(tmp_path / "kept") == whole
     tally("faults: a full disk")
 
 

@@ -114,7 +114,8 @@ def test_at_random_instants(seed, cache_root, tmp_path, tally):
             time.sleep(0.01)  # most instants are of the training, few of what comes before it
         time.sleep(chosen.uniform(0, 3))
         process.kill()
-        assert process.wait() in (-signal.SIGKILL, 0)
+        if process.wait() == 0:  # it was done before
+            break
         tally("instants: at random, from outside")
     assert end("killed") == end("whole")
 
@@ -167,8 +168,11 @@ def test_a_second_signal_stops_at_once_and_nothing_is_lost(number, cache_root, t
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - asked < 5
     assert process.returncode == 75
-    assert "stopping after this step; a second signal stops at once" in err
-    assert "Traceback" not in err
-    record = record_under(tmp_path)
-    assert record.status == "interrupted"
+    assert err.splitlines() == [
+        "stopping after this step; a second signal stops at once", "interrupted; the same command continues"
+    ]  # fmt: skip
+    assert record_under(tmp_path).status == "interrupted"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step" in done.stdout
     tally("faults: a second signal")

@@ -1,6 +1,8 @@
 import json
 import math
 
+import pytest
+
 from adafrugal.tracking import environment
 from adafrugal.tracking.record import Record
 
@@ -54,6 +56,35 @@ def test_half_a_line_is_not_a_line(tmp_path):
     with (record.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert record.metrics() == [{"step": 1}]
+
+
+def test_what_is_appended_does_not_stand_on_half_a_line(tmp_path):
+    record = made(tmp_path)
+    record.add_event("start", step=0)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (record.directory / name).open("a") as file:
+            file.write('{"step": 2, "lo')
+    record.begin({"seed": 0})
+    record.add_event("warning", text="damaged")
+    record.add_metrics({"step": 1})
+    assert [event["event"] for event in record.events()] == ["start", "warning"]
+    assert record.metrics() == [{"step": 1}]
+
+
+def test_a_line_that_the_disk_takes_half_of_is_none(tmp_path, monkeypatch):
+    record = made(tmp_path)
+    record.add_metrics({"step": 1})
+
+    def half(file, data):
+        file.write(data[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adafrugal.tracking.record._write_all", half)
+        with pytest.raises(OSError, match="No space left"):
+            record.add_metrics({"step": 2})
+    record.add_metrics({"step": 3})
+    assert record.metrics() == [{"step": 1}, {"step": 3}]
 
 
 def test_numbers_that_json_lacks_are_still_json(tmp_path):

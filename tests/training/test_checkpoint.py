@@ -109,6 +109,15 @@ def _flip(file):
     file.write_bytes(data)
 
 
+def test_checksums_of_nothing_make_nothing_whole(tmp_path):
+    model, said = llama.build(TINY), []
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {}, keep=2)
+    (tmp_path / "step-00000002" / "checksums.json").write_text("{}")
+    assert checkpoint.latest(tmp_path, said.append).name == "step-00000001"
+    assert "(checksums.json is not whole)" in said[0]
+
+
 @pytest.mark.parametrize("damage", [_cut, _flip, lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "state.pt", "checksums.json"])
 def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, name, damage, tally):

@@ -205,10 +205,10 @@ def _poisoned(monkeypatch, steps, kind=math.nan):
     )
 
 
-@pytest.mark.parametrize("log_every", [1, 4, 100])
-def test_the_step_whose_loss_is_no_number_is_named(settings, monkeypatch, log_every):
+@pytest.mark.parametrize(("log_every", "evaluates"), [(1, 100), (4, 100), (100, 100), (100, 10)])
+def test_the_step_whose_loss_is_no_number_is_named(settings, monkeypatch, log_every, evaluates):
     _poisoned(monkeypatch, {6})
-    chosen, choices = settings(f"trainer.log_every={log_every}", "eval.every=100", "optimizer.interval=50")
+    chosen, choices = settings(f"trainer.log_every={log_every}", f"eval.every={evaluates}", "optimizer.interval=50")
     with pytest.raises(TrainingError, match=r"^the loss is nan at step 6: lower optimizer.lr"):
         run(chosen, choices)
     (file,) = Path(chosen.run_root).glob("*/*/status.json")

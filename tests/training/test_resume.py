@@ -1,5 +1,7 @@
 """A run that is stopped between any two steps and continued ends with the bits of one that is not, in every arm."""
 
+from importlib.util import find_spec
+
 import pytest
 from torture import LONG, end_of
 
@@ -20,6 +22,7 @@ MOVING = ["optimizer=adafrugal", "optimizer.interval.every=2", "optimizer.interv
 ARMS = {
     "adamw": ["optimizer=adamw"],
     "adamw, clipped": ["optimizer=adamw", "trainer.clip_norm=0.1", "schedule=cosine_restarts", "schedule.cycle=6"],
+    "adamw in 8 bits": ["optimizer=adamw_8bit"],
     "adafactor": ["optimizer=adafactor"],
     "muon": ["optimizer=muon"],
     "lion": ["optimizer=lion"],
@@ -66,6 +69,8 @@ def ends_alike(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_pretraining(arm, settings, ends_alike, tally):
+    if "8 bits" in arm and not find_spec("torchao"):
+        pytest.skip("torchao is an extra: pip install torchao")
     ends_alike(lambda root: settings(*EVERY, *ARMS[arm], root))
     tally("arms: stopped between any two steps")
 

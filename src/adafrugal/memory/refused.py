@@ -15,8 +15,9 @@ def reason(error: BaseException, settings: Settings) -> str | None:
         settings: of the run, whose values stand in the line.
     """
     text = " ".join(str(error).split())
-    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in text  # torch has no class for it
-    if not (on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)):
+    # torch has no class for these
+    said = any(words in text for words in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory"))
+    if not ((isinstance(error, RuntimeError) and said) or isinstance(error, MemoryError | torch.OutOfMemoryError)):
         return None
     t = settings.trainer
     lowers = [f"trainer.micro_batch_size (now {t.micro_batch_size or t.batch_size})"]

@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from omegaconf import OmegaConf
 
 from adafrugal.config import SettingError
 
+LINES = ("metrics.jsonl", "events.jsonl")
 STATUSES = ("created", "running", "interrupted", "failed", "finished")
 
 
@@ -84,8 +86,15 @@ class Record:
     # -- writing --------------------------------------------------------------------------------------------------
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Make the directory and note the settings of this start; a run that is there already keeps its status."""
+        """Make the directory and note the settings of this start; a run that is there already keeps its status.
+
+        Half a line that a killed process left is cut off, since what is appended next would stand on it.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
+        for name in LINES:
+            if (self.directory / name).exists():
+                whole, end, _ = (self.directory / name).read_bytes().rpartition(b"\n")
+                os.truncate(self.directory / name, len(whole + end))
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         if self.status is None:
             self.set_status("created")
@@ -124,14 +133,14 @@ class Record:
 
     def to_disk(self) -> None:
         """Wait until what was added would survive a power cut."""
-        for name in ("metrics.jsonl", "events.jsonl"):
+        for name in LINES:
             if (self.directory / name).exists():
                 with (self.directory / name).open("a") as file:
                     os.fsync(file.fileno())
 
     def go_back_to(self, step: int) -> None:
         """Drop the metrics of later steps, and what the training did in them: a resumed run will write them again."""
-        for name in ("metrics.jsonl", "events.jsonl"):
+        for name in LINES:
             kept = [
                 line
                 for line in self._lines(name)
@@ -140,8 +149,13 @@ class Record:
             self._write(name, "".join(json.dumps(_plain(line)) + "\n" for line in kept))
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        with (self.directory / name).open("a") as file:
-            file.write(json.dumps(_plain(line)) + "\n")
+        with (self.directory / name).open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                _write_all(file, json.dumps(_plain(line)).encode() + b"\n")
+            except OSError:  # a full disk takes a part of it
+                file.truncate(size)
+                raise
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self._write(name, _json_of(value))
@@ -170,6 +184,11 @@ def _read(file: Path, text: str) -> dict[str, Any]:
 def spoken(name: str) -> str:
     """A number of an evaluation, `validation_…`, as people call it."""
     return name.removeprefix("validation_").replace("_", " ")
+
+
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
 
 
 def _json_of(value: Mapping[str, Any]) -> str:

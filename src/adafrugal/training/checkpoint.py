@@ -55,11 +55,11 @@ def save(
     Raises:
         TrainingError: it cannot be written; nothing of it is left, and those before it stay.
     """
-    for stale in root.glob(".step-*.new"):  # of a process that was killed
-        shutil.rmtree(stale)
     final = root / f"step-{step:08d}"
     beside = root / f".{final.name}.new"
     try:
+        for stale in root.glob(".step-*.new"):  # of a process that was killed
+            shutil.rmtree(stale)
         beside.mkdir(parents=True)
         _write(beside, parts, weights, state)
         beside.rename(final)
@@ -68,7 +68,7 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
         raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
     for old in _all(root)[:-keep]:
-        if old.name != f"step-{best or 0:08d}":
+        if best is None or old.name != f"step-{best:08d}":
             shutil.rmtree(old)
     return final
 
@@ -129,6 +129,8 @@ def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are as they were written."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
+        if not {"model.safetensors", "state.pt"} <= checksums.keys():
+            return f"{CHECKSUMS} is not whole"
         for name, digest in checksums.items():
             if _digest(directory / name) != digest:
                 return f"{name} is not as it was written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -15,11 +16,19 @@ from adafrugal.tracking.record import spoken
 SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
 
 
+class _Console(Console):
+    """Goes quiet where nobody reads any more, as behind a pipe whose reader has ended: no reason for a run to end."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what else is printed
+
+
 class Display:
     """Prints a run's progress. Use as a context; the bar is gone when it ends."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = _Console(highlight=False, soft_wrap=True)
         self._total = 0
         self._last_line = time.monotonic()
         self._bar: Progress | None = None

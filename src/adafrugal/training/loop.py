@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 
 from adafrugal.config import SettingError, Settings, TrainingError
-from adafrugal.identity import differing
 from adafrugal.optim import Frugal, Refresh, state_bytes
 from adafrugal.tracking.record import Record
 from adafrugal.tracking.wandb import WandbCopy
@@ -50,6 +50,7 @@ class Loop:
         self.settings, self.task, self.optimizer, self.scheduler = settings, task, optimizer, scheduler
         self.place, self.record, self.display = place, record, display
         self.copy: WandbCopy | None = None  # of the record, at W&B
+        self.known_as: Mapping[str, Any] = {}  # the settings by which a checkpoint is known as this run's
         self.account = Account()
         self.clock = PhaseClock(place.device)
         self._since = time.perf_counter()
@@ -189,6 +190,7 @@ class Loop:
         return step == self.settings.trainer.steps or any(step % n == 0 for n in every)
 
     def _evaluate(self) -> dict[str, float]:
+        self._fold()  # weights that a loss has spoilt are not evaluated: its step is the one to name
         with self.clock("evaluation"):
             found = self.task.evaluate(last=self.account.step == self.settings.trainer.steps)
         self._insist_on_a_number("validation loss", found["validation_loss"], self.account.step)
@@ -265,7 +267,7 @@ class Loop:
                 "random": self.place.random_state(),
                 "task": self.task.state_dict(),
                 "precision": self.place.precision,
-                "settings": differing(self.settings),
+                "settings": self.known_as,
             }
             self.record.to_disk()  # what led to a checkpoint outlives a power cut with it
             best = self.account.best["step"] if self.account.best else None
@@ -280,38 +282,23 @@ class Loop:
         """Continue from what `_save` wrote; the model's weights are loaded already.
 
         Raises:
-            SettingError: it is of a run with other settings.
             TrainingError: it was written by a version of this code that kept other things.
         """
         try:
             self._go_on(state)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint was written by another version of this code ({error}): continue with that version, or "
                 "remove the run's directory to begin anew"
             ) from error
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        self._refuse_another(state["settings"])
         self.account = Account.from_state(state["account"])
         self._saved_step = self.account.step
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.place.set_random_state(state["random"])
-
-    def _refuse_another(self, theirs: dict[str, Any]) -> None:
-        """A directory is named by its settings, but it can be renamed, or copied over another."""
-        ours = differing(self.settings)
-        names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        if names:
-            listed = ", ".join(
-                f"{name} ({theirs.get(name, 'default')}; now {ours.get(name, 'default')})" for name in names
-            )
-            raise SettingError(
-                f"the checkpoint in {self.record.directory} is of a run with other settings: {listed}; remove that "
-                "directory, or set another run_root"
-            )
 
     def summary(self) -> dict[str, Any]:
         """The end of the run in numbers, for summary.json."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adafrugal.config import SettingError, Settings, TrainingError, settled
 from adafrugal.identity import Identity, differing, identify
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
     from adafrugal.training.task import Task
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # full, read-only, broken, gone
+# what a disk answers that is full, read-only, another's, broken or gone
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 Outcome = Literal["finished", "finished before", "interrupted"]
 
 
-def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, Outcome]:
+def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None) -> tuple[Record, Outcome]:
     """Make the run that these settings describe, or what is missing of it.
+
+    Args:
+        settings: of the run.
+        choices: group -> file that was chosen.
+        stop: entered already, by who makes several runs; None: one of the run's own.
 
     Returns:
         The record, and how it stands; an interrupted run is continued by the same call.
@@ -41,7 +48,8 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, Outcome
     record = Record(identity.directory)
     if record.status == "finished":
         return record, "finished before"
-    with Stop() as stop:  # from here on, since an interruption in the middle of somebody's import can get lost
+    # from here on, since an interruption in the middle of somebody's import can get lost
+    with Stop() if stop is None else nullcontext(stop) as stop:
         try:
             return record, Session(settings, identity, record, stop).make()
         except Exception as error:
@@ -51,6 +59,9 @@ def run(settings: Settings, choices: Mapping[str, str]) -> tuple[Record, Outcome
             if reason is None:
                 raise
             raise TrainingError(reason) from error
+        finally:
+            stop.training = False
+            gc.collect()  # model and optimizer know each other; the next run of a sweep needs their memory
 
 
 class Session:
@@ -121,7 +132,7 @@ class Session:
             reason = _explained(error, self.settings, self.record)
             named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
             with suppress(OSError):  # where nothing can be written any more, the error itself is what remains
-                self.record.set_status("failed", reason=named)
+                self.record.set_status("failed", reason=named[:1000])
             raise
         if outcome == "interrupted":
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
@@ -138,6 +149,9 @@ class Session:
         record = self.record
         saved = checkpoint.latest(record.directory / "checkpoints", lambda text: self._warn(display, text))
         state = checkpoint.load_state(saved) if saved else None
+        known_as = differing(self.settings)
+        if state is not None:
+            _refuse_another(state, known_as, record)
         place = devices.place(self.settings.trainer, state["precision"] if state else None)
         task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
         ends.callback(task.close)
@@ -149,6 +163,7 @@ class Session:
         optimizer = optimizers.build(settings, groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         loop = Loop(settings, task, optimizer, scheduler, place, record, display)
+        loop.known_as = known_as
         display.say(f"{self.identity.key} → {record.directory}\n\n{groups}\n")
         if saved is not None:
             loop.resume(state)
@@ -184,8 +199,12 @@ class Session:
         loop.copy = WandbCopy(self.settings.tracking, self.record, self.identity.key, self.identity.labels, warn)
         try:
             yield
-        finally:
-            loop.copy.finish(0 if self.record.summary() else 1)
+        except KeyboardInterrupt:  # at once: W&B is not waited for
+            raise
+        except BaseException:
+            loop.copy.finish(1)
+            raise
+        loop.copy.finish(0 if self.record.summary() else 1)
 
     def _warn(self, display: Display, text: str) -> None:
         """Put what went wrong and did not end the run into the record, and before a person."""
@@ -197,6 +216,23 @@ class Session:
         self.record.write_summary(summary)
         if loop.copy is not None:
             loop.copy.write_summary(summary)
+
+
+def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], record: Record) -> None:
+    """A directory is named by its settings, but it can be renamed, or copied over another."""
+    if "settings" not in state:
+        raise TrainingError(
+            "the checkpoint was written by another version of this code: continue with that version, or remove the "
+            "run's directory to begin anew"
+        )
+    theirs = state["settings"]
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if names:
+        listed = ", ".join(f"{name} ({theirs.get(name, 'default')}; now {ours.get(name, 'default')})" for name in names)
+        raise SettingError(
+            f"the checkpoint in {record.directory} is of a run with other settings: {listed}; remove that directory, "
+            "or set another run_root"
+        )
 
 
 def _explained(error: Exception, settings: Settings, record: Record) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends ahead of a time limit
@@ -38,4 +39,5 @@ class Stop:
             self.requested = True
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, b"stopping after this step; a second signal stops at once\n")
+        with suppress(OSError):  # there may be nobody left to tell
+            os.write(2, b"stopping after this step; a second signal stops at once\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adafrugal.training import checkpoint
 
@@ -132,6 +133,8 @@ class Staging:
         spare: dict[int, list[torch.UntypedStorage]],
         taken: dict[tuple[torch.device, int], torch.UntypedStorage],
     ) -> Any:
+        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):  # torchao's, of several tensors
+            return value.detach().to("cpu", copy=True)
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             key = (storage.device, storage.data_ptr())
