@@ -22,21 +22,29 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
 REPOSITORY = Path(__file__).resolve().parent
 
 try:
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from adafrugal import checks, composition, config
     from adafrugal.training.signals import Stop
+
+    stop = Stop()
+    with stop:  # an interruption in the middle of an import may end in an error of another kind, or in none
+        import hydra
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf import DictConfig, OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        from adafrugal import checks, composition, config
 except ModuleNotFoundError as missing:
     sys.stderr.write(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(WRONG)
+except (Exception, KeyboardInterrupt):
+    if not stop.requested:
+        raise
+    sys.stderr.write("interrupted; the same command continues\n")
+    sys.exit(INTERRUPTED)
 
 
-def run_job(composed: DictConfig, stop: Stop) -> tuple[int, str]:
+def run_job(composed: DictConfig) -> tuple[int, str]:
     """Run one job; its exit code, and why it is that one. No exception leaves here: a sweep's other jobs still run."""
     choices = HydraConfig.get().runtime.choices
     try:
@@ -95,7 +103,6 @@ def main() -> int:
     # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     ends: dict[str, tuple[int, str]] = {}
-    stop = Stop()
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def start(composed: DictConfig) -> None:
@@ -107,7 +114,7 @@ def main() -> int:
             return
         if hydra_config.mode == RunMode.MULTIRUN:
             sys.stdout.write(f"\n── {name}\n")
-        ends[name] = run_job(composed, stop)
+        ends[name] = run_job(composed)
 
     try:
         with stop:
