@@ -45,7 +45,7 @@ except (Exception, KeyboardInterrupt):
 
 
 def run_job(composed: DictConfig) -> tuple[int, str]:
-    """Run one job; its exit code, and why it is that one. No exception leaves here: a sweep's other jobs still run."""
+    """Run one job; its exit code, and why it is that one. No error leaves here: a sweep's other jobs still run."""
     choices = HydraConfig.get().runtime.choices
     try:
         settings = checks.check(composed, choices)
@@ -60,14 +60,21 @@ def run_job(composed: DictConfig) -> tuple[int, str]:
             sys.stdout.write("this run was finished before: nothing is done; remove its directory to make it anew\n")
         _show(record)
         return DONE, ""
-    except config.SettingError as error:
+    except Exception as error:
+        if stop.was_lost:  # this is what became of it
+            raise KeyboardInterrupt from error
+        return _end(error)
+
+
+def _end(error: Exception) -> tuple[int, str]:
+    """Say why a job ended; its exit code and the reason."""
+    if isinstance(error, config.SettingError):
         return _say(error), str(error)
-    except config.TrainingError as error:
+    if isinstance(error, config.TrainingError):
         sys.stderr.write(f"error: {error}\n")
         return FAILED, str(error)
-    except Exception as error:
-        traceback.print_exc()
-        return FAILED, " ".join(f"{type(error).__name__}: {error}".split())
+    traceback.print_exception(error)
+    return FAILED, " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _say(error: Exception) -> int:
@@ -119,17 +126,19 @@ def main() -> int:
     try:
         with stop:
             start()
-    except KeyboardInterrupt:
-        _list(ends)
-        sys.stderr.write("interrupted; the same command continues\n")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)  # at once: Python would wait for threads, or end them in the middle of a checkpoint
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # run_job lets nothing out: composition's own
-        return _say(error)
-    except OSError as error:  # Hydra makes the directories of a sweep
-        reason = f"{error.filename}: {error.strerror}"
-        return _say(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
+    except (Exception, KeyboardInterrupt) as error:  # run_job lets no other out than an interruption
+        if isinstance(error, KeyboardInterrupt) or stop.was_lost:
+            _list(ends)
+            sys.stderr.write("interrupted; the same command continues\n")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)  # at once: Python would wait for threads, or end them in the middle of a checkpoint
+        if isinstance(error, HydraException | OmegaConfBaseException | ValueError):  # composition's own
+            return _say(error)
+        if isinstance(error, OSError):  # Hydra makes the directories of a sweep
+            reason = f"{error.filename}: {error.strerror}"
+            return _say(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
+        raise
     _list(ends)
     codes = {code for code, _ in ends.values()}
     return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)

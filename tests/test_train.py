@@ -379,6 +379,28 @@ def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_pa
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("where", [
+    "hydra._internal.hydra.Hydra.compose_config", "adafrugal.checks.check", "adafrugal.training.session.Session.make"
+])  # fmt: skip
+def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(cache_root, tmp_path, where):
+    """OmegaConf, interrupted in the middle of an assignment, raises an AttributeError of its own."""
+    script = (
+        "import os, runpy, signal, sys\n"
+        "from pydoc import locate\n"
+        "def broken(*given, **named):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise AttributeError('left by half') from None\n"
+        f"owner, _, name = {where!r}.rpartition('.')\n"
+        "setattr(locate(owner), name, broken)\n"
+        f"sys.argv = [{str(REPOSITORY / 'train.py')!r}, *sys.argv[1:]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    words = ["scale=smoke", "tracking=local", f"cache_root={cache_root}", f"run_root={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "interrupted; the same command continues\n"
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_run_trains_stops_and_goes_on(train):
     assert train("trainer.device=cuda", "trainer.steps=40").returncode == 0

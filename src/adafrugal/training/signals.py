@@ -13,18 +13,19 @@ ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what S
 class Stop:
     """While entered, `ASKED_BY` set `requested` and, unless the run is `training`, raise KeyboardInterrupt.
 
-    A KeyboardInterrupt in the middle of somebody's import can get lost; `requested` stays. When training, only a
-    second signal raises.
+    A KeyboardInterrupt in the middle of somebody's import or composition can get lost, or become an error of another
+    kind; `was_lost` stays. When training, only a second signal raises.
+
+    Attributes:
+        requested: whether somebody asked.
+        training: whether a run has begun its steps, which end in order.
+        was_lost: whether somebody asked while nothing was training; what is raised since may come of that.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.training = False
-
-    @property
-    def was_lost(self) -> bool:
-        """Whether somebody asked before the training, and the KeyboardInterrupt did not end the process."""
-        return self.requested and not self.training
+        self.was_lost = False
 
     def __enter__(self) -> Stop:
         self._before = {number: signal.signal(number, self._ask) for number in ASKED_BY}
@@ -35,9 +36,9 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self.training:
-            self.requested = True
+        again, self.requested = self.requested, True
+        self.was_lost = self.was_lost or not self.training
+        if again or not self.training:
             raise KeyboardInterrupt
-        self.requested = True
         with suppress(OSError):  # there may be nobody left to tell
             os.write(2, b"stopping after this step; a second signal stops at once\n")
