@@ -42,15 +42,27 @@ def test_losses_are_means_over_seeds_in_the_order_of_steps(axes):
     assert found["adafrugal"] == ([100, 200, 300, 400], pytest.approx([4.75, 4.5, 4.25, 4.0]))
 
 
-def test_the_trade_off_has_a_point_at_the_end_and_a_line_from_the_start(axes):
+def test_the_trade_off_has_a_point_at_the_end_and_a_line_from_the_start(axes, monkeypatch):
+    monkeypatch.setattr(pictures, "FAR", 2)
     panel = axes("tradeoff")
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()]
     mean = (2.0**4.5 + 2.0**4.7) / 2
     assert ([4.0, 4.0], [pytest.approx(mean)] * 2) in lines
     assert ([3.0, 1.0], [16.0, 16.0]) in lines
     assert ([1.0], [16.0]) in lines
-    assert {text.get_text() for text in panel.texts} == {"adamw", "adafrugal"}
+    assert named(panel) == ["adamw, 24.3", "adafrugal, 16.0"]
     assert panel.get_xlim()[0] == 0
+
+
+def test_what_is_far_above_the_best_stands_at_the_edge_and_says_so(axes):
+    panel = axes("tradeoff")
+    assert named(panel) == ["adamw, 24.3 (above)", "adafrugal, 16.0"]
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()]
+    assert ([4.0], [panel.get_ylim()[1]]) in lines
+
+
+def named(panel):
+    return [text.get_text() for text in panel.get_legend().get_texts()]
 
 
 def test_only_arms_that_have_controls_have_their_curves(axes):

@@ -42,6 +42,15 @@ def test_typed_values_are_jobs_and_short_names(page):
     assert {job.seeds for job in jobs} == {(0,)}
 
 
+def test_a_value_that_is_typed_takes_the_place_of_its_sweep(page):
+    """As Hydra has it: one value, or several."""
+    sweep = "sweeps=density scale=mini data=embedded seed=0"
+    one, two = (page(f"{sweep} optimizer.density={given}").sections[0].jobs for given in ("0.3", "0.3,0.4"))
+    assert [job.command for job in one] == ["experiments=c4_130m/frugal scale=mini data=embedded optimizer.density=0.3"]
+    assert [job.name for job in two] == ["ρ=0.3", "ρ=0.4"]
+    assert {job.seeds for job in [*one, *two]} == {(0,)}
+
+
 def test_the_command_of_a_job_makes_the_same_run_without_its_sweep(page):
     for command in ("sweeps=glue_minilm data.source=mirrors/glue", "sweeps=density scale=mini", "sweeps=modules"):
         for job in page(command).sections[0].jobs[:3]:

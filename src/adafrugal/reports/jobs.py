@@ -122,7 +122,8 @@ def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
     fixed = [word for word in words if word.split("=", 1)[0] not in swept]
     if any(word.startswith("sweeps=") for word in fixed):
         _, _, hydra = composition.composed(fixed)
-        swept = dict(hydra.sweeper.params) | swept
+        typed = {word.split("=", 1)[0] for word in fixed}
+        swept = {name: given for name, given in hydra.sweeper.params.items() if name not in typed} | swept
     return fixed, {name: [value.strip() for value in str(given).split(",")] for name, given in swept.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,13 @@ from adafrugal.reports.table import COLUMNS, measured
 PUBLISHED = composition.REPOSITORY / "experiments" / "published"
 UNPUBLISHED = "not published here"
 DIVERGED = "diverged"  # its loss was no number any more
+LR, S, C = RATES
+LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # through a search: what moves, what stays
+    "lr": (LR, lambda rates: (rates.get(S), rates.get(C))),
+    "s": (S, lambda rates: (rates[LR], rates.get(C))),
+    "c": (C, lambda rates: (rates[LR], rates.get(S))),
+    "lr with lr·s": (LR, lambda rates: (f"{rates[LR] * rates.get(S, 1):.6g}", rates.get(C))),  # a valley runs along it
+}
 
 
 def grids(section: Section) -> dict[str, Grid]:
@@ -110,18 +117,18 @@ def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> 
         if job is None:
             rows.append([arm, *[MISSING] * (len(RATES) + 1), str(len(tried)), MISSING])
             continue
-        edges = ", ".join(SHORT[name] for name in RATES if _is_at_edge(job, tried, name))
+        edges = ", ".join(title for title in LINES if _is_at_edge(job, tried, title))
         rows.append([arm, *(_rate(job, name) for name in RATES), _losses(job), str(len(tried)), edges or "no"])
     return Grid(["arm", *(SHORT[name] for name in RATES), "validation loss", "runs", "at an edge"], rows)
 
 
 def _all(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
     """The loss at all rates: an arm and its scales a row, a learning rate a column."""
-    rates = sorted({_rate(job, RATES[0]) for jobs in arms.values() for job in jobs}, key=float)
+    rates = sorted({_rate(job, LR) for jobs in arms.values() for job in jobs}, key=float)
     rows: dict[tuple[str, str, str], dict[str, Job]] = {}
     for arm, jobs in arms.items():
         for job in sorted(jobs, key=lambda job: [-job.rates.get(name, 0) for name in RATES[1:]]):
-            rows.setdefault((arm, _rate(job, RATES[1]), _rate(job, RATES[2])), {})[_rate(job, RATES[0])] = job
+            rows.setdefault((arm, _rate(job, S), _rate(job, C)), {})[_rate(job, LR)] = job
     lines = [[*row, *(_searched(found.get(rate), best[row[0]]) for rate in rates)] for row, found in rows.items()]
     return Grid(["arm", *(SHORT[name] for name in RATES[1:]), *(f"lr {rate}" for rate in rates)], lines)
 
@@ -143,13 +150,12 @@ def _rate(job: Job, name: str) -> str:
     return f"{job.rates[name]:g}" if name in job.rates else "–"
 
 
-def _is_at_edge(best: Job, tried: Sequence[Job], name: str) -> bool:
-    """Whether nothing was tried beyond a best rate on one of its sides, all other rates being the same."""
-    if name not in best.rates:
-        return False
-    others = [other for other in RATES if other != name]
-    line = [job.rates[name] for job in tried if all(job.rates.get(o) == best.rates.get(o) for o in others)]
-    return len(line) > 1 and best.rates[name] in (min(line), max(line))
+def _is_at_edge(best: Job, tried: Sequence[Job], title: str) -> bool:
+    """Whether nothing was tried beyond the best on a side of a line through it; a rate that has one value has none."""
+    name, stays = LINES[title]
+    rates = [job.rates for job in tried if name in job.rates]
+    line = [each[name] for each in rates if stays(each) == stays(best.rates)]
+    return len({each[name] for each in rates}) > 1 and best.rates[name] in (min(line), max(line))
 
 
 def _loss(job: Job) -> float:

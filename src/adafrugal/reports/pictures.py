@@ -10,8 +10,11 @@ from typing import Any
 
 from adafrugal.reports.jobs import Job
 from adafrugal.reports.plan import Section
+from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record
 
+FAR = 1.2  # times the best perplexity
+MARKERS = "osDv^<>P"
 PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint")
 
 
@@ -69,21 +72,30 @@ def _loss(axes: Any, jobs: Sequence[Job]) -> None:
 
 
 def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
-    for place, job in enumerate(jobs):
-        summaries = [run.summary() for run in job.runs.values()]
-        perplexities = [summary["validation_perplexity"] for summary in summaries]
+    """What is far above the best stands at the upper edge: on a common scale the others would be one point."""
+    samples = [Sample.of(run.summary()["validation_perplexity"] for run in job.runs.values()) for job in jobs]
+    best = min(sample.mean for sample in samples)
+    near = [sample for sample in samples if sample.mean <= FAR * best]
+    lowest, highest = min(s.mean - (s.spread or 0) for s in near), max(s.mean + (s.spread or 0) for s in near)
+    margin = 0.15 * (highest - lowest) or 0.01 * best
+    for place, (job, sample) in enumerate(zip(jobs, samples, strict=True)):
         start, end = (
-            statistics.mean(summary["state_bytes"][when] for summary in summaries) / 2**20 for when in ("start", "end")
+            statistics.mean(run.summary()["state_bytes"][when] for run in job.runs.values()) / 2**20
+            for when in ("start", "end")
         )
-        mean = statistics.mean(perplexities)
-        spread = statistics.stdev(perplexities) if len(perplexities) > 1 else 0
-        axes.plot([start, end], [mean, mean], color=_color(place), alpha=0.4)
-        axes.errorbar([end], [mean], yerr=[spread], fmt="o", color=_color(place), capsize=3, label=job.name)
-        axes.annotate(job.name, (end, mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.margins(x=0.12)
+        is_near, color = sample.mean <= FAR * best, _color(place)
+        height = sample.mean if is_near else highest + margin
+        name = f"{job.name}, {sample.mean:.1f}{'' if is_near else ' (above)'}"
+        axes.plot([start, end], [height, height], color=color, alpha=0.4)
+        axes.errorbar(
+            [end], [height], yerr=[sample.spread or 0] if is_near else None, fmt=MARKERS[place % len(MARKERS)],
+            color=color, capsize=3, clip_on=False, label=name,
+        )  # fmt: skip
+    axes.set_ylim(lowest - margin, highest + margin)
     axes.set_xlim(left=0)
     axes.set_xlabel("optimizer state (MiB): a point at the end of the run, a line from its start")
     axes.set_ylabel("validation perplexity")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _controls(axes: Any, jobs: Sequence[Job]) -> None:
