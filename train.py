@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
 REPOSITORY = Path(__file__).resolve().parent
+
+
+def _tell(text: str) -> None:
+    """Write to stderr; where nobody is left to read it, the exit code still says how it ended."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
 
 try:
     from adafrugal.training.signals import Stop
@@ -35,13 +44,13 @@ try:
 
         from adafrugal import checks, composition, config
 except ModuleNotFoundError as missing:
-    sys.stderr.write(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
+    _tell(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(WRONG)
 except (Exception, KeyboardInterrupt):
     if not stop.requested:
         raise
-    sys.stderr.write("interrupted; the same command continues\n")
-    sys.exit(INTERRUPTED)
+    _tell("interrupted; the same command continues\n")
+    os._exit(INTERRUPTED)  # at once, and without a last look at streams that nobody may read any more
 
 
 def run_job(composed: DictConfig) -> tuple[int, str]:
@@ -71,15 +80,15 @@ def _end(error: Exception) -> tuple[int, str]:
     if isinstance(error, config.SettingError):
         return _say(error), str(error)
     if isinstance(error, config.TrainingError):
-        sys.stderr.write(f"error: {error}\n")
+        _tell(f"error: {error}\n")
         return FAILED, str(error)
-    traceback.print_exception(error)
+    _tell("".join(traceback.format_exception(error)))
     return FAILED, " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _say(error: Exception) -> int:
     line = str(error) if isinstance(error, config.SettingError) else checks.explain(error)
-    sys.stderr.write(f"error: {line}\n")
+    _tell(f"error: {line}\n")
     return WRONG
 
 
@@ -128,10 +137,10 @@ def main() -> int:
             start()
     except (Exception, KeyboardInterrupt) as error:  # run_job lets no other out than an interruption
         if isinstance(error, KeyboardInterrupt) or stop.was_lost:
-            _list(ends)
-            sys.stderr.write("interrupted; the same command continues\n")
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):
+                _list(ends)
+                sys.stdout.flush()
+            _tell("interrupted; the same command continues\n")
             os._exit(INTERRUPTED)  # at once: Python would wait for threads, or end them in the middle of a checkpoint
         if isinstance(error, HydraException | OmegaConfBaseException | ValueError):  # composition's own
             return _say(error)

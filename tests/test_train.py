@@ -260,6 +260,34 @@ def test_nobody_left_to_print_to_costs_no_checkpoint(cache_root, tmp_path):
     assert len(list(record.directory.glob("checkpoints/step-*"))) >= 1
 
 
+@pytest.mark.parametrize(("where", "typed", "code"), [
+    ("hydra._internal.hydra.Hydra.compose_config", "seed=0", 75), ("", "trainer.steps=0", 2), ("", "sweeps=nothing", 2)
+])  # fmt: skip
+def test_nobody_left_to_print_to_changes_no_exit_code(tmp_path, where, typed, code):
+    words = ["scale=smoke", f"run_root={tmp_path}", typed]
+    command = [sys.executable, "-c", interrupted_at(where), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
+    process.stdout.close()
+    assert process.wait(120) == code
+
+
+def interrupted_at(where):
+    """A script that is train.py, where a function by its full name is interrupted and makes an error of it."""
+    patch = (
+        "from pydoc import locate\n"
+        "def broken(*given, **named):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise AttributeError('left by half') from None\n"
+        f"owner, _, name = {where!r}.rpartition('.')\n"
+        "setattr(locate(owner), name, broken)\n"
+    )
+    return (
+        f"import os, runpy, signal, sys\n{patch if where else ''}"
+        f"sys.argv = [{str(REPOSITORY / 'train.py')!r}, *sys.argv[1:]]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+
+
 def test_the_batch_may_come_in_parts(sweep, train):
     done = train("trainer.micro_batch_size=2")
     assert done.returncode == 0, done.stderr
@@ -384,19 +412,10 @@ def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_pa
 ])  # fmt: skip
 def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(cache_root, tmp_path, where):
     """OmegaConf, interrupted in the middle of an assignment, raises an AttributeError of its own."""
-    script = (
-        "import os, runpy, signal, sys\n"
-        "from pydoc import locate\n"
-        "def broken(*given, **named):\n"
-        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    except KeyboardInterrupt: raise AttributeError('left by half') from None\n"
-        f"owner, _, name = {where!r}.rpartition('.')\n"
-        "setattr(locate(owner), name, broken)\n"
-        f"sys.argv = [{str(REPOSITORY / 'train.py')!r}, *sys.argv[1:]]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
     words = ["scale=smoke", "tracking=local", f"cache_root={cache_root}", f"run_root={tmp_path}"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted_at(where), *words], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 75, done.stderr
     assert done.stderr == "interrupted; the same command continues\n"
 

@@ -14,7 +14,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.config import SUBSPACES, SettingError, Settings, run_steps, trained_size, with_run_length
+from adafrugal.config import (
+    SUBSPACES,
+    SettingError,
+    Settings,
+    is_plain_name,
+    run_steps,
+    trained_size,
+    with_run_length,
+)
 from adafrugal.optim import controls
 from adafrugal.possible import nearest, refuse_impossible, refuse_uninstalled
 
@@ -56,6 +64,7 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
         settings: Settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise SettingError(explain(error)) from error
+    _refuse_paths(choices)
     _refuse_overruled_controls(choices)
     settings.arm = settings.arm or choices["optimizer"]
     refuse_impossible(settings)
@@ -84,6 +93,13 @@ def explain(error: Exception) -> str:
     if schema is Settings and "/" in last:
         return f"{last}: there is no such group here; the groups are those of conf/, such as optimizer/density"
     return _no_such(key, path, last, allowed)
+
+
+def _refuse_paths(choices: Mapping[str, str | None]) -> None:
+    """Hydra takes a path to a file of a group, but a run's directory has its name and must not lie elsewhere."""
+    for group in ("task", "data", "model", "optimizer"):
+        if not is_plain_name(given := str(choices.get(group))):
+            raise SettingError(f"{group} is {given!r}; allowed: the name of a file of conf/{group}, not a path to it")
 
 
 def _refuse_overruled_controls(choices: Mapping[str, str | None]) -> None:

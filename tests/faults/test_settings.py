@@ -74,6 +74,8 @@ optimizer.lr
 trainer.steps==3
 optimizer.[lr]=1
 task=nothing
+task=../task/pretrain
+model=../model/llama_tiny
 -m
 model=null
 optimizer@x=adamw

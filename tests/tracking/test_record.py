@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from adafrugal.config import SettingError
 from adafrugal.tracking import environment
 from adafrugal.tracking.record import Record
 
@@ -69,6 +70,49 @@ def test_what_is_appended_does_not_stand_on_half_a_line(tmp_path):
     record.add_metrics({"step": 1})
     assert [event["event"] for event in record.events()] == ["start", "warning"]
     assert record.metrics() == [{"step": 1}]
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\0\n", b"\xff\xfe\n", b'{"step": 3, "lo\n{"step": 4}\n', b"[1, 2\n"])
+def test_a_damaged_end_that_no_checkpoint_stands_on_is_dropped(tmp_path, damage):
+    """As a power cut leaves it."""
+    record = made(tmp_path)
+    for step in (1, 2):
+        record.add_metrics({"step": step})
+    with (record.directory / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    with pytest.raises(SettingError, match=r"metrics\.jsonl is damaged"):
+        record.metrics()
+    record.go_back_to(2)
+    assert record.metrics() == [{"step": 1}, {"step": 2}]
+
+
+def test_damage_before_what_a_checkpoint_stands_on_is_an_error(tmp_path):
+    record = made(tmp_path)
+    with (record.directory / "metrics.jsonl").open("wb") as file:
+        file.write(b'{"step": 1}\n\0\0\n{"step": 3}\n')
+    with pytest.raises(SettingError, match=r"metrics\.jsonl is damaged"):
+        record.go_back_to(3)
+    record.go_back_to(2)
+    assert record.metrics() == [{"step": 1}]
+
+
+def test_a_run_that_is_there_keeps_its_settings_until_others_are_known_to_be_its_own(tmp_path):
+    record = made(tmp_path)
+    record.begin({"seed": 1})
+    assert record.config()["seed"] == 0
+    record.write_config({"seed": 1})
+    assert record.config()["seed"] == 1
+
+
+def test_a_disk_that_is_full_from_the_first_status_on_says_so(tmp_path, monkeypatch):
+    record = Record(tmp_path)
+
+    def full(name, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "_write", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        record.set_status("created")
 
 
 def test_a_line_that_the_disk_takes_half_of_is_none(tmp_path, monkeypatch):

@@ -83,12 +83,36 @@ def test_fine_tuning(arm, finetune_settings, ends_alike, tally):
     tally("arms: stopped between any two steps")
 
 
-def test_a_step_that_was_left_out(settings, ends_alike, monkeypatch):
-    """The count of them, and their place, are part of what goes on."""
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Steps 2 and 8 have a loss that is no number."""
     from adafrugal.training.pretrain import Pretrain
 
     batch, loss, step = Pretrain.batch, Pretrain.loss, []
     monkeypatch.setattr(Pretrain, "batch", lambda self, number: step.append(number) or batch(self, number))
     poisoned = lambda self, given: loss(self, given) * (float("nan") if step[-1] in (2, 8) else 1)  # noqa: E731
     monkeypatch.setattr(Pretrain, "loss", lambda self, given: (poisoned if self.model.training else loss)(self, given))
+
+
+def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poisoned, settings, tmp_path, monkeypatch):
+    """Killed after a step that was left out, since when the optimizer counts fewer; the steps since come again."""
+    chosen = settings(*EVERY, "optimizer=frugal", "optimizer.interval=3", "trainer.on_nonfinite=skip",
+                      "checkpoint.every=4", f"run_root={tmp_path / 'runs'}")  # fmt: skip
+    advance = Loop.advance
+
+    def killed(self):
+        if self.account.step == 5:
+            raise RuntimeError("killed")
+        advance(self)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(Loop, "advance", killed)
+        run(*chosen)
+    record, outcome = run(*chosen)
+    assert outcome == "finished"
+    assert [event["step"] for event in record.events() if event["event"] == "refresh"] == [1, 5, 9, 12]
+
+
+def test_a_step_that_was_left_out(poisoned, settings, ends_alike):
+    """The count of them, and their place, are part of what goes on."""
     ends_alike(lambda root: settings(*EVERY, *MOVING, "trainer.on_nonfinite=skip", root))

@@ -247,7 +247,7 @@ _tokenizer: Tokenizer  # of this process
 
 def leave_interruptions_to_the_parent() -> None:
     """In a process that works for another: be ended by it alone, and let it have the processor first."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # which Slurm sends to every process of a job's step
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.nice(5)

@@ -55,5 +55,7 @@ def draw(record: Record, file: Path) -> None:
     state.set_ylabel("optimizer state\n(MiB)")
     state.set_ylim(bottom=0)
     state.set_xlabel("step")
-    figure.savefig(file, metadata={"Date": None})
+    beside = file.with_name(f".{file.name}.new")  # half a picture would never be drawn again
+    figure.savefig(beside, format="svg", metadata={"Date": None})
+    beside.replace(file)
     pyplot.close(figure)

@@ -74,19 +74,19 @@ class Record:
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.directory / name
-        return _read(file, file.read_text()) if file.exists() else None
+        return _read(file, file.read_bytes()) if file.exists() else None
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         file = self.directory / name
         if not file.exists():
             return []
-        whole, _, _torn = file.read_text().rpartition("\n")  # a killed process may leave half a line
+        whole, _, _torn = file.read_bytes().rpartition(b"\n")  # a killed process may leave half a line
         return [_read(file, line) for line in whole.splitlines()]
 
     # -- writing --------------------------------------------------------------------------------------------------
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Make the directory and note the settings of this start; a run that is there already keeps its status.
+        """Make the directory and note the settings; a run that is there already keeps its own, and its status.
 
         Half a line that a killed process left is cut off, since what is appended next would stand on it.
         """
@@ -95,9 +95,13 @@ class Record:
             if (self.directory / name).exists():
                 whole, end, _ = (self.directory / name).read_bytes().rpartition(b"\n")
                 os.truncate(self.directory / name, len(whole + end))
-        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         if self.status is None:
+            self.write_config(config)
             self.set_status("created")
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Note the settings of this start, some of which make no other run of it."""
+        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
     def set_status(self, status: str, **more: Any) -> None:
         """Note where the run stands, on a full disk, too: there the old note is written over."""
@@ -105,7 +109,7 @@ class Record:
         try:
             self._write_json("status.json", value)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not (self.directory / "status.json").exists():
                 raise
             with (self.directory / "status.json").open("r+") as file:
                 file.write(_json_of(value))
@@ -139,14 +143,35 @@ class Record:
                     os.fsync(file.fileno())
 
     def go_back_to(self, step: int) -> None:
-        """Drop the metrics of later steps, and what the training did in them: a resumed run will write them again."""
+        """Drop the metrics of later steps, and what the training did in them: a resumed run will write them again.
+
+        What a power cut left unreadable behind all that a checkpoint stands on is dropped, too.
+
+        Raises:
+            SettingError: something before that is damaged.
+        """
         for name in LINES:
             kept = [
                 line
-                for line in self._lines(name)
+                for line in self._before_a_damaged_end(name, step)
                 if line.get("step", 0) <= step or line.get("event") in ("start", "checkpoint", "warning")
             ]
             self._write(name, "".join(json.dumps(_plain(line)) + "\n" for line in kept))
+
+    def _before_a_damaged_end(self, name: str, step: int) -> list[dict[str, Any]]:
+        """The lines up to one that cannot be read, behind which none may be of a step that stays."""
+        file, found, damage = self.directory / name, [], None
+        for text in file.read_bytes().splitlines() if file.exists() else ():
+            try:
+                line = _read(file, text)
+            except SettingError as error:
+                damage = damage or error
+                continue
+            if damage is None:
+                found.append(line)
+            elif line.get("step", step + 1) <= step and line.get("event") not in ("start", "checkpoint"):
+                raise damage
+        return found
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.directory / name).open("ab", buffering=0) as file:
@@ -169,12 +194,22 @@ class Record:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(self.directory / name)
+            _to_disk(self.directory)
         except OSError:
             beside.unlink(missing_ok=True)
             raise
 
 
-def _read(file: Path, text: str) -> dict[str, Any]:
+def _to_disk(directory: Path) -> None:
+    """The names in it, that is."""
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _read(file: Path, text: bytes) -> dict[str, Any]:
     try:
         return json.loads(text, object_hook=_numbers)
     except ValueError as error:

@@ -180,7 +180,8 @@ class Loop:
             self.account.refreshes += 1
             self._refreshed_at = change.step
         self.account.state_bytes_peak = max(self.account.state_bytes_peak, change.bytes_after)
-        self.record.add_event(**asdict(change))
+        # a step that was left out is none of the optimizer's, and the record counts those of the run
+        self.record.add_event(**asdict(change) | {"step": self.account.step + 1})
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 

@@ -87,11 +87,13 @@ class Session:
             if self.record.status == "finished":  # by a process that held the directory until now
                 return "finished before"
             devices.place(self.settings.trainer)  # refuses before the record is touched
-            # where the record lies is no part of it: it may be moved, published, or sent to W&B
-            config = asdict(self.settings)
-            self.record.begin({key: value for key, value in config.items() if key not in ("run_root", "cache_root")})
+            self.record.begin(self._config())
             with Display() as display:
                 return self._train(display)
+
+    def _config(self) -> dict[str, Any]:
+        """The settings without where the record lies: it may be moved, published, or sent to W&B."""
+        return {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -181,6 +183,7 @@ class Session:
         found = environment.describe() | here | {"data": task.data}
         found["identity"] = asdict(self.identity) | {"differs": differing(self.settings)}
         del found["identity"]["directory"]
+        self.record.write_config(self._config())
         self.record.write_environment(found)
         self.record.add_event("start", step=step, code=found["code"], **here)
         self.record.set_status("running")
