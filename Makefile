@@ -24,8 +24,8 @@ $(READY): requirements.txt pyproject.toml
 train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded text (ARGS='optimizer=adamw' for another)
 	$(VENV)/bin/python train.py $(ARGS)
 
-test: $(READY)  ## the whole test suite (ARGS='tests/optim -x' for a part)
-	$(VENV)/bin/python -m pytest $(ARGS)
+test: $(READY)  ## the whole test suite, on all cores (ARGS='tests/optim -x' for a part)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; twenty minutes
 	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto tests/faults tests/training/test_resume.py tests/training/test_checkpoint.py
