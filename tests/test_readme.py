@@ -94,6 +94,10 @@ def test_a_table_is_that_of_its_page():
         rows = [line.split(",")[0] for line in (page / f"{section}.csv").read_text().splitlines()]
         assert [row.split("|")[1].strip() for row in shown.splitlines()[2:]] == rows[1:]
         assert shown in (page / "README.md").read_text()
+        said = README[README.index(shown) + len(shown) :].split("\n## ")[0]
+        quoted = re.findall(r"\d+\.\d{2,}", said)
+        assert len(quoted) == 4
+        assert all(number in shown for number in quoted)
 
 
 def test_the_output_is_that_of_a_committed_record():
