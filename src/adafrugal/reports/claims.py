@@ -150,7 +150,8 @@ CLAIMS = {
         Claim("A1", "Quality competitive with AdamW and static FRUGAL.", f"AdaFRUGAL ({ADAFRUGAL})",
               (close("adafrugal", "adamw"), close("adafrugal", "frugal"))),
         Claim("A2", "Less GPU memory, progressively.", f"AdaFRUGAL ({ADAFRUGAL})", (
-            Part("adafrugal's optimizer state (MiB) is less at the end than at the start", {"adafrugal": 1},
+            Part("adafrugal's optimizer state (MiB) is less at the end than at the start (on the way it rises, too, "
+                 "where larger matrices have their turn)", {"adafrugal": 1},
                  _state_gone, ".2f", is_exact=True),
             Part("and at its highest less than adamw's", {"adafrugal": 1, "adamw": -1}, _state_peak, ".2f",
                  is_exact=True),
