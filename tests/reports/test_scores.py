@@ -91,7 +91,7 @@ def test_a_rate_that_stands_at_its_default_is_named_like_the_others(tmp_path):
     other = made(tmp_path, "cola", "lora", 0, (0.1,), **{"optimizer.lr": 3e-3})
     record = made(tmp_path, "cola", "lora", 0, (0.2,))
     for each, lr in ((other, 3e-3), (record, 1e-3)):
-        each.begin({"optimizer": {"lr": lr}})
+        each.write_config({"optimizer": {"lr": lr}})
     names = list(rows(scores.markdown(table.find([tmp_path]))))
     assert names == ["lora optimizer.lr=0.001", "lora optimizer.lr=0.003"]
 
@@ -99,7 +99,7 @@ def test_a_rate_that_stands_at_its_default_is_named_like_the_others(tmp_path):
 def test_data_sets_of_ones_own_are_told_apart_and_may_have_other_metrics(tmp_path):
     for source, metrics, values in (("a/reviews", ("accuracy",), (0.5,)), ("b/likeness", ("pearson",), (0.25,))):
         record = made(tmp_path, "labelled", "adamw", 0, values, metrics=metrics, **{"data.source": source})
-        record.begin({"data": {"source": source}})
+        record.write_config({"data": {"source": source}})
     found = rows(scores.markdown(table.find([tmp_path])))["adamw"]
     assert (found["reviews accuracy"], found["likeness pearson"]) == ("50.00", "25.00")
 
