@@ -139,8 +139,7 @@ class Record:
         """Wait until what was added would survive a power cut."""
         for name in LINES:
             if (self.directory / name).exists():
-                with (self.directory / name).open("a") as file:
-                    os.fsync(file.fileno())
+                to_disk(self.directory / name)
 
     def go_back_to(self, step: int) -> None:
         """Drop the metrics of later steps, and what the training did in them: a resumed run will write them again.
@@ -194,15 +193,15 @@ class Record:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(self.directory / name)
-            _to_disk(self.directory)
+            to_disk(self.directory)
         except OSError:
             beside.unlink(missing_ok=True)
             raise
 
 
-def _to_disk(directory: Path) -> None:
-    """The names in it, that is."""
-    number = os.open(directory, os.O_RDONLY)
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a directory's names, would survive a power cut."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

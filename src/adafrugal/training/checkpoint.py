@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.config import TrainingError
+from adafrugal.tracking.record import to_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def save(
         beside.mkdir(parents=True)
         _write(beside, parts, weights, state)
         beside.rename(final)
-        _to_disk(root)
+        to_disk(root)
     except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
         shutil.rmtree(beside, ignore_errors=True)
         raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
@@ -83,7 +83,7 @@ def _write(
     checksums = {file.name: _digest(file) for file in sorted(directory.iterdir())}
     (directory / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
     for file in (*directory.iterdir(), directory):
-        _to_disk(file)
+        to_disk(file)
 
 
 def _reason(error: Exception) -> str:
@@ -164,15 +164,6 @@ def load_state(directory: Path) -> dict[str, Any]:
 def load_model(directory: Path, model: PreTrainedModel) -> None:
     """Put a checkpoint's weights into `model`; an error where they do not fit."""
     safetensors.torch.load_model(model, directory / "model.safetensors", strict=True)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a directory, would survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _all(root: Path) -> list[Path]:
