@@ -43,11 +43,12 @@ try:
         from omegaconf.errors import OmegaConfBaseException
 
         from adafrugal import checks, composition, config
+        from adafrugal.tracking.credentials import hidden
 except ModuleNotFoundError as missing:
     _tell(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(WRONG)
-except (Exception, KeyboardInterrupt):
-    if not stop.requested:
+except (Exception, KeyboardInterrupt) as error:
+    if not (isinstance(error, KeyboardInterrupt) or stop.requested):  # the first may come before there is a Stop
         raise
     _tell("interrupted; the same command continues\n")
     os._exit(INTERRUPTED)  # at once, and without a last look at streams that nobody may read any more
@@ -78,17 +79,17 @@ def run_job(composed: DictConfig) -> tuple[int, str]:
 def _end(error: Exception) -> tuple[int, str]:
     """Say why a job ended; its exit code and the reason."""
     if isinstance(error, config.SettingError):
-        return _say(error), str(error)
+        return _say(error), hidden(str(error))
     if isinstance(error, config.TrainingError):
-        _tell(f"error: {error}\n")
-        return FAILED, str(error)
-    _tell("".join(traceback.format_exception(error)))
-    return FAILED, " ".join(f"{type(error).__name__}: {error}".split())
+        _tell(f"error: {hidden(str(error))}\n")
+        return FAILED, hidden(str(error))
+    _tell(hidden("".join(traceback.format_exception(error))))
+    return FAILED, hidden(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _say(error: Exception) -> int:
     line = str(error) if isinstance(error, config.SettingError) else checks.explain(error)
-    _tell(f"error: {line}\n")
+    _tell(f"error: {hidden(line)}\n")
     return WRONG
 
 

@@ -97,13 +97,18 @@ def tiny_encoder(tmp_path_factory):
 
 
 @pytest.fixture
-def finetune_settings(settings, glue, tiny_encoder):
-    """A function that gives the checked settings of a tiny fine-tuning run: task, overrides -> (settings, choices)."""
+def finetune_words(glue, tiny_encoder):
+    """A function that gives what is typed for a tiny fine-tuning run: task -> words."""
 
-    def make(task="rte", *overrides):
+    def make(task="rte"):
         tiny = ["model=encoder", f"model.name={tiny_encoder}", "trainer.sequence_length=48", "trainer.batch_size=8"]
         more = ["trainer.precision=fp32", "trainer.steps=null", "trainer.epochs=2", "trainer.log_every=1"]
-        every = ["eval.every=null"]
-        return settings(f"experiments=glue/{task}", f"data.source={glue}", *tiny, *more, *every, *overrides)
+        return [f"experiments=glue/{task}", f"data.source={glue}", *tiny, *more, "eval.every=null"]
 
     return make
+
+
+@pytest.fixture
+def finetune_settings(settings, finetune_words):
+    """A function that gives the checked settings of a tiny fine-tuning run: task, overrides -> (settings, choices)."""
+    return lambda task="rte", *overrides: settings(*finetune_words(task), *overrides)

@@ -249,6 +249,8 @@ WRONG = {
     "trainer.batch_size=1000000000 trainer.micro_batch_size=7": ["trainer.micro_batch_size is 7", "8, 10"],
     "model.rms_norm_eps=nan": ["model.rms_norm_eps is nan"],
     "model.initializer_range=-1": ["model.initializer_range is -1"],
+    "model.num_hidden_layers=99999999999999999999": ["num_hidden_layers is 99999999999999999999", "1 to 10,000"],
+    "trainer.batch_size=99999999999999999999": ["trainer.batch_size is 99999999999999999999", "2^32"],
     "model.hidden_size=33": ["model.hidden_size is 33", "even"],
     "trainer.device=gpu": ["trainer.device is 'gpu'", "auto, cpu, cuda"],
     "trainer.precision=fp8": ["trainer.precision is 'fp8'", "bf16", "fp16"],

@@ -1,5 +1,6 @@
 """The real train.py as a process: what a user does, and what they find afterwards."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,9 @@ import torch
 from conftest import REPOSITORY
 from transformers import LlamaForCausalLM
 
+from adafrugal.config import SettingError
 from adafrugal.tracking.record import Record
+from adafrugal.training import session
 
 
 def records(root):
@@ -209,7 +212,7 @@ def test_a_killed_run_continues_from_its_last_whole_checkpoint(cache_root, tmp_p
     assert record.summary()["refreshes"] == unbroken.summary()["refreshes"]
 
 
-def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
+def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train, tally):
     done = train("-m", "optimizer=adamw", "optimizer.lr=1e30,1e-3", "seed=0", tracking="tracking=wandb")
     assert done.returncode == 1
     assert "error: the loss is " in done.stderr
@@ -225,6 +228,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train):
     again = train("-m", "optimizer=adamw", "optimizer.lr=1e30,1e-3", "seed=0", tracking="tracking=wandb")
     assert again.returncode == 1
     assert again.stdout.count("this run was finished before") == 1, "what is unfinished is made, and nothing else"
+    tally("faults: a job of a sweep fails")
 
 
 def test_a_sweep_that_is_stopped_says_what_it_did_not_start(cache_root, tmp_path):
@@ -363,7 +367,7 @@ def test_a_missing_gpu_leaves_an_interrupted_run_as_it_was(train, settings):
     assert record.status == "interrupted"
 
 
-def test_a_run_is_written_by_one_process_at_a_time(train, settings):
+def test_a_run_is_written_by_one_process_at_a_time(train, settings, tally):
     import fcntl
 
     from adafrugal.identity import identify
@@ -375,6 +379,16 @@ def test_a_run_is_written_by_one_process_at_a_time(train, settings):
         done = train()
     assert done.returncode == 2
     assert "is being written by another process" in done.stderr
+    tally("faults: two processes for one run")
+
+
+def test_a_file_system_without_locks_says_so(settings, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(session.fcntl, "flock", refuse)
+    with pytest.raises(SettingError, match=r"whose file system has no locks \(No locks available\); two processes"):
+        session.run(*settings())
 
 
 def test_a_resume_on_other_data_is_refused(train):
@@ -420,6 +434,21 @@ def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(cache_root
     assert done.stderr == "interrupted; the same command continues\n"
 
 
+def test_so_is_one_before_anything_could_take_it(tmp_path):
+    """In the middle of the import of what takes signals."""
+    code = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.endswith('signals'): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        f"sys.argv = [{str(REPOSITORY / 'train.py')!r}]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (75, "interrupted; the same command continues\n")
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_run_trains_stops_and_goes_on(train):
     assert train("trainer.device=cuda", "trainer.steps=40").returncode == 0
@@ -435,7 +464,7 @@ def test_on_a_gpu_a_run_trains_stops_and_goes_on(train):
     assert "continuing after step 40" in again.stdout
 
 
-def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path):
+def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path, tally):
     secret = "fake0123456789abcdef0123456789abcdef0123"
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "trainer.steps=2"]
     command += [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
@@ -445,6 +474,41 @@ def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path):
     for file in (tmp_path / "runs").rglob("*"):
         if file.is_file():
             assert secret.encode() not in file.read_bytes(), file
+    tally("faults: a key in the environment")
+
+
+def test_no_setting_holds_a_key(tmp_path, monkeypatch, tally):
+    """Not by a name that reads the environment, and not typed: the record has every setting."""
+    monkeypatch.setenv("MY_API_KEY", secret := "fake-secret-0123456789")
+    for typed in ("arm=${oc.env:MY_API_KEY}", f"data.source=https://me:{secret}@host/x.txt"):
+        words = [str(REPOSITORY / "train.py"), "data=text", typed, f"run_root={tmp_path / 'runs'}"]
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {typed.split('=')[0]} holds the value of MY_API_KEY in the environment")
+        assert done.stderr.count("\n") == 1
+        assert secret not in done.stderr + done.stdout
+        tally("faults: a key in a setting")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_error_prints_a_key(tmp_path, tally):
+    """An unforeseen one, whose traceback quotes it."""
+    secret = "fake-secret-0123456789"
+    driver = (
+        "import os, runpy, sys; import adafrugal.training.session as session; sys.argv = sys.argv[1:]\n"
+        "def run(*_): raise ValueError('401 for ' + os.environ['HF_TOKEN'])\n"
+        "session.run = run; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    words = [str(REPOSITORY / "train.py"), "-m", "seed=0,1", f"run_root={tmp_path / 'runs'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", driver, *words], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "HF_TOKEN": secret},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: 401 for ***") == 2
+    assert done.stdout.count("failed  job") == 2
+    assert secret not in done.stderr + done.stdout
+    tally("faults: a key in an error")
 
 
 def test_it_runs_from_any_directory_and_what_is_typed_is_relative_to_it(cache_root, tmp_path):

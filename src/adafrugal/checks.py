@@ -25,6 +25,7 @@ from adafrugal.config import (
 )
 from adafrugal.optim import controls
 from adafrugal.possible import nearest, refuse_impossible, refuse_uninstalled
+from adafrugal.tracking import credentials
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PLACES = ("experiments", "sweeps")  # beside conf/; their groups have groups in them
@@ -61,6 +62,7 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
     """
     _refuse_unknown_keys(composed, "")
     try:
+        _refuse_credentials(OmegaConf.to_container(composed, resolve=True), "")
         settings: Settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise SettingError(explain(error)) from error
@@ -93,6 +95,19 @@ def explain(error: Exception) -> str:
     if schema is Settings and "/" in last:
         return f"{last}: there is no such group here; the groups are those of conf/, such as optimizer/density"
     return _no_such(key, path, last, allowed)
+
+
+def _refuse_credentials(value: Any, name: str) -> None:
+    """A setting stands in the record, and may name its directory."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_credentials(part, f"{name}.{key}".lstrip("."))
+    for variable, secret in credentials.named().items() if isinstance(value, str) else ():
+        if secret in value:
+            raise SettingError(
+                f"{name} holds the value of {variable} in the environment, and every setting stands in the record; "
+                "allowed: settings without keys. What needs one reads the variable itself"
+            )
 
 
 def _refuse_paths(choices: Mapping[str, str | None]) -> None:

@@ -93,8 +93,8 @@ def _check_kinds(s: Settings) -> None:
 def _check_run(s: Settings) -> None:
     _need(0 <= s.seed < 2**63, "seed", s.seed, "a whole number from 0 to 2^63 − 1")
     t = s.trainer
-    for name in ("batch_size", "log_every"):
-        _need(getattr(t, name) >= 1, f"trainer.{name}", getattr(t, name), "1 or more")
+    _need(1 <= t.batch_size <= 2**32, "trainer.batch_size", t.batch_size, "1 to 2^32")
+    _need(t.log_every >= 1, "trainer.log_every", t.log_every, "1 or more")
     _check_length(s)
     _need(t.sequence_length >= 2, "trainer.sequence_length", t.sequence_length, "2 or more")
     micro = t.micro_batch_size
@@ -167,8 +167,10 @@ def _check_encoder(s: Settings) -> None:
 
 def _check_llama(s: Settings) -> None:
     m = s.model
-    for name in ("vocabulary_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+    for name in ("vocabulary_size", "hidden_size", "intermediate_size", "num_attention_heads"):
         _need(getattr(m, name) >= 1, f"model.{name}", getattr(m, name), "1 or more")
+    layers = m.num_hidden_layers
+    _need(1 <= layers <= 10_000, "model.num_hidden_layers", layers, "1 to 10,000")
     heads, hidden = m.num_attention_heads, m.hidden_size
     _need(hidden % 2 == 0, "model.hidden_size", hidden, "an even number")
     possible = _near_divisors(hidden // 2, heads)

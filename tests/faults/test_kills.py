@@ -9,7 +9,7 @@ import time
 
 import pytest
 from conftest import REPOSITORY
-from torture import LONG, end_of, record_under
+from torture import FEWER, LONG, end_of, record_under
 
 # four micro-batches a step, a refresh every third, ρ falls, T moves, three checkpoints and a best one
 ADAFRUGAL = ["scale=smoke", "tracking=local", "trainer.micro_batch_size=2", "checkpoint.every=6", "checkpoint.keep=2",
@@ -56,7 +56,7 @@ def test_when_it_touches_a_file(part, whole, survives, tally):
     assert 40 < files <= 300
     n = part + 1 if LONG else round((part + 0.5) * files / 5)
     if n > files:
-        pytest.skip("it touches fewer")
+        pytest.skip(FEWER)
     survives({"file": n})
     tally("instants: a file of the run is touched")
 
@@ -89,7 +89,7 @@ def test_in_the_middle_of_a_call(call, n, survives, forks, cache_root, tmp_path,
 def test_at_random_instants(seed, cache_root, tmp_path, tally):
     """The real command, three times in a row, by somebody else."""
     chosen = random.Random(seed)
-    words = [*ADAFRUGAL, "trainer.steps=120", "checkpoint.every=4", f"cache_root={cache_root}"]
+    words = [*ADAFRUGAL, "trainer.steps=240", "trainer.log_every=2", "checkpoint.every=4", f"cache_root={cache_root}"]
     command = [sys.executable, str(REPOSITORY / "train.py"), *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -108,21 +108,29 @@ def test_at_random_instants(seed, cache_root, tmp_path, tally):
     for _ in range(3):
         process = subprocess.Popen([*command, f"run_root={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, cwd=tmp_path, env=env)  # fmt: skip
-        starts, until = _starts(tmp_path / "killed"), time.monotonic() + 120
-        early = chosen.random() < 0.2
-        while not early and _starts(tmp_path / "killed") == starts and time.monotonic() < until:
-            time.sleep(0.01)  # most instants are of the training, few of what comes before it
-        time.sleep(chosen.uniform(0, 3))
+        if chosen.random() < 0.2:  # most instants are of the training, few of what comes before it
+            time.sleep(chosen.uniform(0, 3))
+        else:
+            _await_steps(tmp_path / "killed", chosen.randint(0, 60))
+            time.sleep(chosen.uniform(0, 0.1))
         process.kill()
-        if process.wait() == 0:  # it was done before
-            break
+        assert process.wait() == -signal.SIGKILL, "it was done before"
         tally("instants: at random, from outside")
     assert end("killed") == end("whole")
 
 
-def _starts(root):
-    files = list(root.glob("*/*/events.jsonl"))
-    return files[0].read_text().count('"event": "start"') if files else 0
+def _await_steps(root, more):
+    """Until the newest start of a run has made more steps than so many."""
+    until, starts = time.monotonic() + 120, _lines(root, "events.jsonl").count(b'"event": "start"')
+    while time.monotonic() < until and _lines(root, "events.jsonl").count(b'"event": "start"') == starts:
+        time.sleep(0.005)
+    begun = _lines(root, "metrics.jsonl").count(b"\n")
+    while time.monotonic() < until and 2 * (_lines(root, "metrics.jsonl").count(b"\n") - begun) < more:
+        time.sleep(0.005)
+
+
+def _lines(root, name):
+    return b"".join(file.read_bytes() for file in root.glob(f"*/*/{name}"))
 
 
 def test_a_second_signal_in_the_middle_of_a_checkpoint(cache_root, tmp_path, tally):

@@ -1,11 +1,14 @@
 """W&B that cannot be reached, or never answers: the run does not wait long, and ends as without it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -57,3 +60,44 @@ def test_wandb_that_does_not_answer_stops_no_run(port, request, cache_root, tmp_
     assert (record.status, record.metrics()[-1]["step"]) == ("finished", 20)
     assert not any("0" * 40 in file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file())
     tally(f"faults: W&B behind a {port.replace('_', ' ')}")
+
+
+@pytest.mark.parametrize("who", ["adafrugal.tracking.wandb", "wandb-core"] if LONG else [])
+def test_wandb_that_stands_still_stops_no_run(who, cache_root, tmp_path, tally):
+    """The copy's process, or W&B's own behind it, from the first step on: as for a network that swallows all."""
+    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=wandb", "trainer.steps=200",
+               "eval.every=200", "optimizer=adamw", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    until, found = time.monotonic() + 120, []
+    while not found and time.monotonic() < until:
+        found = [number for number in _below(process.pid) if who.encode() in _typed(number)]
+        time.sleep(0.01)
+    os.kill(found[0], signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        out, err = process.communicate(timeout=SECONDS + 200)
+    finally:
+        with suppress(ProcessLookupError):  # the run has ended it
+            os.kill(found[0], signal.SIGKILL)
+    assert process.returncode == 0, err
+    assert time.monotonic() - begun < SECONDS + 120
+    assert out.count("W&B gets no copy of this run (") == 1, out
+    assert "Traceback" not in out + err
+    assert record_under(tmp_path).status == "finished"
+    tally("faults: W&B stands still")
+
+
+def _below(number):
+    """The processes that a process has started, and those that these have."""
+    parents = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents.setdefault(int(place.read_text().rpartition(")")[2].split()[1]), []).append(int(place.parent.name))
+    found = parents.get(number, [])
+    return [*found, *(below for child in found for below in _below(child))]
+
+
+def _typed(number):
+    with suppress(OSError):
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    return b""

@@ -52,6 +52,37 @@ RIGHT = {  # groups first: what is typed below must go with all of them, or be r
 PERHAPS_WRONG = ["-1", "nan", "inf", "1e400", "''", "null", "x", "[1,2]", "{a:1}", "{kind:nothing}", "true", "1.5", "ρ",
                  "${nothing}", "${oc.env:NOTHING}", "../../x", "1_0", "0x10", "99999999999999999999", "[]", "???",
                  "{kind:linear,start:9,end:1}", "{_target_:os.system}"]  # fmt: skip
+NUMBERS = "optimizer.lr optimizer.weight_decay optimizer.split_lr_scale trainer.clip_norm"
+COUNTS = "trainer.log_every checkpoint.every checkpoint.keep eval.every model.loss_chunk_rows optimizer.interval"
+# which of these are right, for which settings; all others are wrong. What is right may still not go with the rest
+TAKEN = {
+    "[]": "optimizer/density optimizer/interval",
+    "1.5": NUMBERS,
+    "1_0": f"{NUMBERS} {COUNTS} schedule.warmup trainer.steps trainer.batch_size trainer.sequence_length "
+    "checkpoint.best model.num_hidden_layers seed",
+    "99999999999999999999": f"{NUMBERS} {COUNTS} checkpoint.best eval.tokens eval.last_tokens data.window_tokens",
+    "null": "optimizer.state_dtype optimizer.nonfinite schedule.warmup trainer.micro_batch_size trainer.clip_norm "
+    "eval.last_tokens model.loss_chunk_rows",
+    "inf": "trainer.clip_norm",
+    "1e400": "trainer.clip_norm",
+    "-1": "checkpoint.best",
+    "true": "checkpoint.best",
+}
+ARMS = (
+    "1.5",
+    "1_0",
+    "99999999999999999999",
+    "null",
+    "inf",
+    "1e400",
+    "-1",
+    "true",
+    "nan",
+    "''",
+    "x",
+    "0x10",
+)
+ENDLESS = ("trainer.steps", "99999999999999999999")
 WRONG = """
 foo
 =
@@ -108,9 +139,12 @@ def typed(chosen):
     if kind < 0.3:
         return words, False
     if kind < 0.65:
-        place = chosen.randrange(len(words) + 1)
-        perhaps = f"{chosen.choice(list(RIGHT))}={chosen.choice(PERHAPS_WRONG)}"
-        return [*words[:place], perhaps, *words[place:]], False
+        place, key, value = chosen.randrange(len(words) + 1), chosen.choice(list(RIGHT)), chosen.choice(PERHAPS_WRONG)
+        if (key, value) == ENDLESS:  # which is right
+            value = "x"
+        taken = value in ARMS if key == "arm" else key in TAKEN.get(value, "").split()
+        others = [word for word in words if not word.startswith(f"{key}=")]  # of which the last would count
+        return [*others[:place], f"{key}={value}", *others[place:]], not taken
     return words + chosen.choice(WRONG).split(), True
 
 

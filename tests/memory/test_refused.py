@@ -41,7 +41,7 @@ def test_a_gpus_refusal_is_one(settings):
     assert refused.reason(caught.value, settings()[0])
 
 
-def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path):
+def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path, tally):
     """For real, under a limit of the address space: 400,000 pieces make logits of tens of gigabytes."""
     limit = 12 * 2**30
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.batch_size=128",
@@ -58,3 +58,4 @@ def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path)
     (status,) = tmp_path.glob("*/*/status.json")
     record = Record(status.parent)
     assert (record.status, record.reason[:33]) == ("failed", "TrainingError: memory was refused")
+    tally("faults: memory is refused")

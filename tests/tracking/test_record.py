@@ -139,6 +139,19 @@ def test_numbers_that_json_lacks_are_still_json(tmp_path):
     assert record.metrics()[0]["loss"] == math.inf
 
 
+def test_a_key_that_an_errors_text_quotes_is_hidden(tmp_path, monkeypatch):
+    secret, path = "fake-secret-0123456789", str(tmp_path)
+    monkeypatch.setenv("MY_API_KEY", secret)
+    monkeypatch.setenv("SSH_KEY", path)  # a path to one is none
+    monkeypatch.setenv("TOKEN", "true")
+    record = made(tmp_path)
+    record.set_status("failed", reason=f"401 for https://host/?key={secret}, see {path}")
+    record.add_event("warning", text=f"{secret} is true")
+    assert record.reason == f"401 for https://host/?key=***, see {path}"
+    assert record.events()[-1]["text"] == "*** is true"
+    assert not any(secret in file.read_text() for file in record.directory.iterdir())
+
+
 def test_the_environment_holds_versions_and_no_variables(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "fake-secret-0123456789")
     found = environment.describe()

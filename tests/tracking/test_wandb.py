@@ -1,12 +1,15 @@
 """W&B for real, offline: what it was told is read back from its own file."""
 
 import json
+import os
+import signal
 import struct
 import time
 
 import pytest
 
 from adafrugal.config import WandbTracking
+from adafrugal.tracking import wandb as tracking
 from adafrugal.tracking.record import Record
 from adafrugal.tracking.wandb import WandbCopy
 
@@ -61,10 +64,10 @@ def record(tmp_path):
 def test_an_offline_copy_holds_metrics_settings_group_and_tags(record):
     warnings = []
     record.add_metrics({"step": 10, "loss": 6.5, "density": 0.25, "seconds": {"forward": 1.5}})
-    copy = WandbCopy(WandbTracking(), record, "adafrugal-0123456789", LABELS, warnings.append)
-    copy.add_metrics({"step": 20, "loss": 6.0, "density": 0.2, "seconds": {"forward": 1.25}})
-    copy.write_summary({"validation_loss": 5.5, "state_bytes": {"end": 77}})
-    copy.finish(0)
+    made = WandbCopy(WandbTracking(), record, "adafrugal-0123456789", LABELS, warnings.append)
+    record.add_metrics({"step": 20, "loss": 6.0, "density": 0.2, "seconds": {"forward": 1.25}})
+    record.write_summary({"validation_loss": 5.5, "state_bytes": {"end": 77}})
+    made.finish(0)
     assert warnings == []
     header, history, summary = read_back(record.directory)
     assert header.run_group == "pretrain-embedded-llama_3m"
@@ -86,32 +89,93 @@ def test_each_start_is_a_run_of_its_own(record):
         record.add_event("start", step=10)
 
 
-@pytest.mark.parametrize("broken", ["init", "log"])
-def test_any_failure_is_one_warning(record, monkeypatch, broken):
-    import wandb
+@pytest.fixture
+def process(monkeypatch):
+    """What a copy's process finds when it imports wandb: a function that takes Python for a module -> None."""
+    places = []
 
-    def fail(*_, **__):
-        raise RuntimeError("no login\nand no network")
+    def make(code, place):
+        (place / "wandb.py").write_text(code)
+        places.append(str(place))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
 
+    return make
+
+
+BREAKS = {
+    "init": "def login(**_): return True\nclass Settings:\n    def __init__(self, **_): pass\n"
+    "def init(**_): raise RuntimeError('no login\\nand no network')",
+    "log": "class Settings:\n    def __init__(self, **_): pass\n"
+    "class Run:\n    def log(self, *_, **__): raise RuntimeError('no login\\nand no network')\n"
+    "def init(**_): return Run()",
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_any_failure_is_one_warning(record, tmp_path, process, broken, tally):
+    process(BREAKS[broken], tmp_path)
     warnings = []
-    with monkeypatch.context() as patched:
-        patched.setattr(wandb if broken == "init" else wandb.Run, broken, fail)
-        copy = WandbCopy(WandbTracking(), record, "a-1", LABELS, warnings.append)
-        for step in (1, 2):
-            copy.add_metrics({"step": step, "loss": 1.0})
-        copy.write_summary({})
-        copy.finish(0)
+    made = WandbCopy(WandbTracking(), record, "a-1", LABELS, warnings.append)
+    for step in (1, 2):
+        record.add_metrics({"step": step, "loss": 1.0})
+    made.finish(0)
     assert len(warnings) == 1
     assert "no login and no network" in warnings[0]
-    wandb.finish()
+    tally("faults: W&B raises")
+
+
+def test_a_copy_whose_process_dies_is_one_warning(record, tmp_path, process, tally):
+    process("import os\nos._exit(7)", tmp_path)
+    warnings = []
+    WandbCopy(WandbTracking(), record, "a-1", LABELS, warnings.append).finish(0)
+    assert len(warnings) == 1
+    assert "its process ended with 7" in warnings[0]
+    tally("faults: W&B's process dies")
+
+
+def test_a_copy_that_stands_still_is_waited_for_so_long_and_no_longer(record, monkeypatch, tally):
+    """Stopped in the middle, with nobody to tell why; a run that goes on does not notice."""
+    monkeypatch.setattr(tracking, "SECONDS", 1)
+    warnings = []
+    made = WandbCopy(WandbTracking(), record, "a-1", LABELS, warnings.append)
+    os.kill(made._process.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    record.add_metrics({"step": 1, "loss": 1.0})
+    made.finish(0)
+    assert time.monotonic() - begun < 10
+    assert len(warnings) == 1
+    assert "has not taken the rest within 1 seconds" in warnings[0]
+    tally("faults: W&B stands still")
+
+
+def test_a_copy_ends_by_itself_when_its_run_is_killed(record):
+    made = WandbCopy(WandbTracking(), record, "a-1", LABELS, str)
+    made._pipe.close()
+    assert made._process.wait(60) == 0
+    _, history, _ = read_back(record.directory)
+    assert history == []
+
+
+def test_signals_that_everybody_gets_do_not_end_it(record):
+    warnings = []
+    made = WandbCopy(WandbTracking(), record, "a-1", LABELS, warnings.append)
+    until = time.monotonic() + 60
+    while not list(record.directory.glob("wandb/offline-run-*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(made._process.pid, number)
+    record.add_metrics({"step": 1, "loss": 1.0})
+    made.finish(75)
+    assert warnings == []
+    assert [line["_step"] for line in read_back(record.directory)[1]] == [1]
 
 
 def test_online_without_a_login_is_one_warning_and_no_question(record, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     warnings = []
-    copy = WandbCopy(WandbTracking(mode="online"), record, "a-1", LABELS, warnings.append)
-    copy.add_metrics({"step": 1, "loss": 1.0})
-    copy.finish(0)
+    made = WandbCopy(WandbTracking(mode="online"), record, "a-1", LABELS, warnings.append)
+    record.add_metrics({"step": 1, "loss": 1.0})
+    made.finish(0)
     assert len(warnings) == 1
     assert "type `wandb login`, or set tracking.mode=offline" in warnings[0]

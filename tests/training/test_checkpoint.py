@@ -51,6 +51,32 @@ def test_one_that_cannot_be_written_is_one_line_and_leaves_the_one_before(tmp_pa
     assert checkpoint.latest(tmp_path, str).name == "step-00000001"
 
 
+def test_memory_that_is_refused_for_one_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    """It goes on as it is, so that the run says what lowers memory."""
+    model = llama.build(TINY)
+
+    def refuse(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        checkpoint.save(tmp_path, 2, {"model": model}, model.state_dict(), {}, keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_one_that_cannot_be_removed_costs_no_run(tmp_path, monkeypatch):
+    """It stays until it can."""
+    model = llama.build(TINY)
+    save = lambda step: checkpoint.save(tmp_path, step, {"model": model}, model.state_dict(), {}, keep=1)  # noqa: E731
+    save(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no")))
+        save(2)
+    assert len(list(tmp_path.iterdir())) == 2
+    save(3)
+    assert [d.name for d in tmp_path.iterdir()] == ["step-00000003"]
+
+
 def test_what_a_killed_process_left_is_not_seen_and_goes(tmp_path):
     model = llama.build(TINY)
     for name in (".step-00000003.new", ".step-00000090.new"):
@@ -86,7 +112,7 @@ class Evil:
         return os.mkdir, ("executed",)
 
 
-def test_what_would_run_code_is_not_read(tmp_path, monkeypatch):
+def test_what_would_run_code_is_not_read(tmp_path, monkeypatch, tally):
     """With checksums that are right, since whoever can write the one file can write the other."""
     monkeypatch.chdir(tmp_path)
     model = llama.build(TINY)
@@ -97,6 +123,7 @@ def test_what_would_run_code_is_not_read(tmp_path, monkeypatch):
     ):
         checkpoint.load_state(place)
     assert not (tmp_path / "executed").exists()
+    tally("faults: a checkpoint that would run code")
 
 
 def _cut(file):

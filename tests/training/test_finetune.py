@@ -8,9 +8,12 @@ import torch
 from labelled_sets import VALIDATION, write_encoder
 from scipy.stats import pearsonr
 
-from adafrugal.config import SettingError
+from adafrugal.config import SettingError, TrainingError
+from adafrugal.identity import identify
+from adafrugal.tracking.record import Record
 from adafrugal.training.devices import place
 from adafrugal.training.finetune import Finetune
+from adafrugal.training.session import run
 
 
 @pytest.fixture
@@ -48,6 +51,21 @@ def test_micro_batches_make_the_same_gradients(task):
     for other in found[1:]:
         for name, gradient in found[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_examples_of_a_loss_that_is_no_number_are_named(finetune_settings, monkeypatch):
+    """By their places in the training split, which a batch is not a range of."""
+    loss, steps = Finetune.loss, iter(range(1, 100))
+    spoilt = lambda self, given: loss(self, given) * (math.nan if self.model.training and next(steps) == 3 else 1)  # noqa: E731
+    monkeypatch.setattr(Finetune, "loss", spoilt)
+    chosen, choices = finetune_settings("rte", "optimizer=adamw", "trainer.epochs=1")
+    with pytest.raises(TrainingError, match="the loss is nan at step 3"):
+        run(chosen, choices)
+    record = Record(identify(chosen, choices).directory)
+    (event,) = [event for event in record.events() if event["event"] == "nonfinite"]
+    built = Finetune(chosen, place(chosen.trainer), str)
+    assert len(event["rows"]) == 8
+    assert torch.equal(built._labelled.train.batch(event["rows"]).tokens, built.batch(3)[0].tokens)
 
 
 def test_an_epoch_is_every_example_once(task):

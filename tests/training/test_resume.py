@@ -1,10 +1,15 @@
 """A run that is stopped between any two steps and continued ends with the bits of one that is not, in every arm."""
 
+import itertools
+import re
+import signal
+import time
 from importlib.util import find_spec
 
 import pytest
 from torture import LONG, end_of
 
+from adafrugal.config import SUBSPACES
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
@@ -29,20 +34,29 @@ ARMS = {
     "signsgd": ["optimizer=signsgd"],
     "badam": ["optimizer=badam", "optimizer.interval=3", "optimizer.density=0.5"],
     "galore": ["optimizer=galore", "optimizer.interval=3"],
-    **{
-        s: [*FIXED, f"optimizer.subspace={s}"]
-        for s in ("blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random")
-    },
-    **{f"{s}, both move": [*MOVING, f"optimizer.subspace={s}"] for s in ("blocks", "columns", "randk", "svd")},
+    **{s: [*FIXED, f"optimizer.subspace={s}"] for s in SUBSPACES},
+    **{f"{s}, both move": [*MOVING, f"optimizer.subspace={s}"] for s in SUBSPACES},
+    "svd at random": [*FIXED, "optimizer.subspace={kind:svd,svd_method:randomized}"],
     "blocks at random": [*FIXED, "optimizer.subspace={kind:blocks,order:random,match:elements}"],
     "refreshes spread": [*FIXED, "optimizer.subspace=columns", "optimizer.stagger=3"],
-    "moments kept": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=keep_overlap"],
+    "moments kept": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=keep"],
+    "moments kept where they overlap": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=keep_overlap"],
+    "all moments reset": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=reset_all"],
     "state in bf16": [*FIXED, "optimizer.state_dtype=bfloat16", "optimizer.stochastic_rounding=true"],
     "other rules": [*FIXED, "optimizer.state_full=sgdm", "optimizer.state_free=sgd"],
     "falls at refreshes": [*MOVING, "optimizer.shrink=at_refresh", "optimizer/density=cosine"],
     "training loss": [*MOVING, "optimizer.interval.source=training", "optimizer.interval.smoothing=0.5"],
     "bf16": [*MOVING, "trainer.precision=bf16", "model.loss_chunk_rows=50"],
 }
+
+
+TWELVE = ["trainer.epochs=null", "trainer.steps=12", "optimizer.lr=1e-3"]
+SHORT = {  # arms of fine-tuning
+    "adamw": TWELVE,
+    "adafrugal": [*TWELVE, "optimizer.interval.start=3"],
+    **{arm: [*TWELVE, "optimizer.interval=3"] for arm in ("frugal", "galore")},
+}
+KILLED = list(ARMS)[:: 1 if LONG else 12]
 
 
 @pytest.fixture
@@ -75,12 +89,41 @@ def test_pretraining(arm, settings, ends_alike, tally):
     tally("arms: stopped between any two steps")
 
 
-@pytest.mark.parametrize("arm", ["adamw", "frugal", "adafrugal", "galore"])
+@pytest.mark.parametrize("arm", SHORT)
 def test_fine_tuning(arm, finetune_settings, ends_alike, tally):
-    short = ["trainer.epochs=null", "trainer.steps=12", "optimizer.lr=1e-3"]
-    short += [] if arm == "adamw" else ["optimizer.interval.start=3" if arm == "adafrugal" else "optimizer.interval=3"]
-    ends_alike(lambda root: finetune_settings("rte", *short, f"optimizer={arm}", root))
+    ends_alike(lambda root: finetune_settings("rte", *SHORT[arm], f"optimizer={arm}", root))
     tally("arms: stopped between any two steps")
+
+
+@pytest.fixture
+def survives(forks, cache_root, tmp_path):
+    """A function that kills a run (SIGKILL) in its eighth step, two after a checkpoint: words -> None."""
+
+    def check(*words):
+        places = ["scale=smoke", "tracking=local", *words, "checkpoint.every=6", f"cache_root={cache_root}"]
+        assert forks(*places, f"run_root={tmp_path / 'whole'}").code == 0
+        eighth = {"call": "adafrugal.training.loop:Loop.advance", "n": 8}
+        assert forks(*places, f"run_root={tmp_path / 'parts'}", kill=eighth).code == -signal.SIGKILL
+        again = forks(*places, f"run_root={tmp_path / 'parts'}")
+        assert again.code == 0, again.err
+        assert re.search("continuing after step [456]", again.out), again.out  # the last one may not have been whole
+        assert end_of(tmp_path / "parts") == end_of(tmp_path / "whole")
+
+    return check
+
+
+@pytest.mark.parametrize("arm", KILLED)
+def test_pretraining_that_is_killed(arm, survives, tally):
+    if "8 bits" in arm and not find_spec("torchao"):
+        pytest.skip("torchao is an extra: pip install torchao")
+    survives(*EVERY, *ARMS[arm])
+    tally("arms: killed")
+
+
+@pytest.mark.parametrize("arm", list(SHORT)[:: 1 if LONG else 3])
+def test_fine_tuning_that_is_killed(arm, survives, finetune_words, tally):
+    survives(*finetune_words(), *SHORT[arm], f"optimizer={arm}")
+    tally("arms: killed")
 
 
 @pytest.fixture
@@ -111,6 +154,20 @@ def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poison
     record, outcome = run(*chosen)
     assert outcome == "finished"
     assert [event["step"] for event in record.events() if event["event"] == "refresh"] == [1, 5, 9, 12]
+
+
+def test_a_clock_that_jumps_changes_nothing_but_times(settings, tmp_path, monkeypatch, tally):
+    """Back and forth by years, as it may where a machine's clock is set while a run goes on."""
+    base = [*EVERY, *MOVING]
+    assert run(*settings(*base, f"run_root={tmp_path / 'whole'}"))[1] == "finished"
+    real, jumps = time.time, itertools.cycle([0, -1e8, 3e8])
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    monkeypatch.setattr(time, "strftime", lambda form, *_: f"{1970 + next(jumps) // 1e8:.0f}-01-01T00:00:00+0000")
+    record, outcome = run(*settings(*base, f"run_root={tmp_path / 'jumps'}"))
+    assert outcome == "finished"
+    assert end_of(tmp_path / "jumps") == end_of(tmp_path / "whole")
+    assert all(0 <= seconds < 600 for line in record.metrics() for seconds in line["seconds"].values())
+    tally("faults: a clock that jumps")
 
 
 def test_a_step_that_was_left_out(poisoned, settings, ends_alike):

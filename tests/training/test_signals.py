@@ -50,6 +50,28 @@ def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(settings, 
     assert status_after(set_up, KeyboardInterrupt, settings, monkeypatch) == "interrupted"
 
 
+@pytest.mark.parametrize(("error", "waits"), [(None, True), (ValueError, True), (KeyboardInterrupt, False)])
+def test_a_process_that_is_stopped_at_once_waits_for_nothing(error, waits):
+    waited = []
+    with contextlib.suppress(ValueError, KeyboardInterrupt), contextlib.ExitStack() as ends:
+        ends.push(session._unless_at_once(lambda: waited.append(True)))
+        if error:
+            raise error
+    assert bool(waited) is waits
+
+
+def test_how_it_ended_is_noted_before_anything_is_waited_for(settings, monkeypatch):
+    """A scheduler that asked may kill the process in the meantime."""
+    found = []
+
+    def set_up(self, display, ends):
+        ends.callback(lambda: found.append(self.record.status))
+        raise ImportError("missing")
+
+    assert status_after(set_up, ImportError, settings, monkeypatch) == "failed"
+    assert found == ["failed"]
+
+
 def test_an_error_without_an_interruption_is_a_failure(settings, monkeypatch):
     def set_up(self, display, ends):
         raise ImportError("missing")

@@ -7,17 +7,22 @@ import torch
 from adafrugal.config import Settings
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether an error is of memory that was refused, on a GPU or a CPU."""
+    # torch has no class for these
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    is_said = isinstance(error, RuntimeError) and any(words in _line(error) for words in said)
+    return is_said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 def reason(error: BaseException, settings: Settings) -> str | None:
-    """One line for an allocation that was refused, on a GPU or a CPU; None for any other error.
+    """One line for an allocation that was refused; None for any other error.
 
     Args:
         error: as torch or Python raised it.
         settings: of the run, whose values stand in the line.
     """
-    text = " ".join(str(error).split())
-    # torch has no class for these
-    said = any(words in text for words in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory"))
-    if not ((isinstance(error, RuntimeError) and said) or isinstance(error, MemoryError | torch.OutOfMemoryError)):
+    if not is_memory(error):
         return None
     t = settings.trainer
     lowers = [f"trainer.micro_batch_size (now {t.micro_batch_size or t.batch_size})"]
@@ -26,4 +31,9 @@ def reason(error: BaseException, settings: Settings) -> str | None:
         lowers.append(f"model.loss_chunk_rows ({settings.model.loss_chunk_rows or 'null'}; 1024 is a fair choice)")
     if hasattr(settings.optimizer, "density"):
         lowers.append("optimizer.density")
-    return f"memory was refused ({text or type(error).__name__}); what lowers it: {', '.join(lowers)}, a smaller model"
+    said = _line(error) or type(error).__name__
+    return f"memory was refused ({said}); what lowers it: {', '.join(lowers)}, a smaller model"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -28,6 +28,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from adafrugal.config import SettingError
+from adafrugal.tracking.credentials import hidden
 
 LINES = ("metrics.jsonl", "events.jsonl")
 STATUSES = ("created", "running", "interrupted", "failed", "finished")
@@ -67,6 +68,16 @@ class Record:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return self._lines("metrics.jsonl")
+
+    def metrics_from(self, place: int) -> tuple[list[dict[str, Any]], int]:
+        """The whole lines of metrics.jsonl from a place in it on (in bytes), and the place behind them."""
+        file = self.directory / "metrics.jsonl"
+        if not file.exists():
+            return [], place
+        with file.open("rb") as opened:
+            opened.seek(place)
+            whole, end, _torn = opened.read().rpartition(b"\n")
+        return [_read(file, line) for line in whole.splitlines()], place + len(whole + end)
 
     def events(self) -> list[dict[str, Any]]:
         """The lines of events.jsonl."""
@@ -230,11 +241,13 @@ def _json_of(value: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they are written as strings."""
+    """As JSON can have it: infinity and NaN are strings. What an error's text may quote, a key, is hidden."""
     if isinstance(value, Mapping):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, str):
+        return hidden(value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any
 
 from adafrugal.config import SettingError, WandbTracking, is_plain_name
 from adafrugal.tracking.record import Record
 
-SECONDS = 30  # that a run waits for W&B at its start, and at its end
+SECONDS = 30  # that a run waits for W&B, at its end
+_LOOKS_EVERY = 1.0  # seconds, for what is new in the record
+_NO_COPY = "W&B gets no copy of this run ({}); the record is complete without it"
 
 
 class WandbCopy:
-    """Sends what the record holds, and what is added to it.
+    """A process that reads the record as it grows and sends it to W&B: what W&B does, or does not, is no run's matter.
 
-    Every start of a process makes a run of its own that begins with a copy of all metrics so far: offline runs
-    cannot be continued at W&B, and two processes that write to one id overwrite each other.
+    Every start of a run makes a run at W&B of its own that begins with all metrics so far: offline runs cannot be
+    continued at W&B, and two processes that write to one id overwrite each other.
 
     Args:
         settings: mode, project and entity.
         record: what is copied; W&B's own files go into its directory.
         identity: the run's identity; with the number of the start it is the id at W&B.
         labels: task, data, model, arm, seed: what tables select by. They become the group, the name and the tags.
-        warn: told once, in a sentence, when the copy has failed.
+        warn: told once, in a sentence and from a thread, when the copy has failed.
     """
 
     def __init__(
@@ -34,60 +45,118 @@ class WandbCopy:
         labels: Mapping[str, Any],
         warn: Callable[[str], None],
     ) -> None:
-        self._run: Any = None
         self._warn = warn
-        self._attempt(lambda: self._start(settings, record, identity, labels))
-        for line in record.metrics():
-            self.add_metrics(line)
-
-    def _start(self, settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any]) -> None:
-        import wandb
-
-        if settings.mode == "online" and not wandb.login(prompt=False):
-            raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
-        starts = sum(event["event"] == "start" for event in record.events())
-        self._run = wandb.init(
-            project=settings.project,
-            entity=settings.entity,
-            mode=settings.mode,
-            dir=str(record.directory),
-            id=f"{identity}-{starts}",
-            group="-".join(str(labels[key]) for key in ("task", "data", "model")),
-            name=f"{labels['arm']}-seed{labels['seed']}",
-            tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
-            config=record.config() | {"environment": record.environment()},
-            reinit="create_new",
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                init_timeout=SECONDS,
-                finish_timeout=SECONDS,
-                finish_timeout_raises=True,
-            ),
-        )
-
-    def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, nested names joined by slashes."""
-        flat = _flat(line)
-        self._attempt(lambda: self._run and self._run.log(flat, step=flat["step"]))
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """The numbers of summary.json."""
-        self._attempt(lambda: self._run and self._run.summary.update(_flat(summary)))
+        self._pipe, theirs = Pipe()
+        code = "from adafrugal.tracking.wandb import main; main()"
+        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: modules of the user's are not ours
+        quiet = {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL}
+        self._process: Popen[bytes] | None = None
+        try:
+            with theirs:  # closed here, so that the pipe ends when the process does
+                self._process = Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **quiet)
+            self._pipe.send((asdict(settings), str(record.directory.absolute()), identity, dict(labels)))
+        except OSError as error:  # no memory for it, or it has ended already
+            warn(_NO_COPY.format(error.strerror))
+        self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B")
+        self._listener.start()
 
     def finish(self, exit_code: int) -> None:
-        """Close the copy; 0 for a run that finished."""
-        self._attempt(lambda: self._run and self._run.finish(exit_code=exit_code))
-        self._run = None
-
-    def _attempt(self, action: Callable[[], Any]) -> None:
+        """Let the process copy the rest and end, which it has `SECONDS` for; 0 for a run that finished."""
+        if self._process is None:
+            return
+        with suppress(OSError):  # it has ended already, and has told why
+            self._pipe.send(exit_code)
         try:
-            action()
-        except Exception as error:  # W&B raises all kinds; none of them may cost a run
-            self._run = None
-            reason = " ".join(str(error).split()) or type(error).__name__
-            self._warn(f"W&B gets no copy of this run ({reason}); the record is complete without it")
+            ended = self._process.wait(SECONDS)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            ended = f"it has not taken the rest within {SECONDS} seconds"
+        self._listener.join()
+        if ended != 0:
+            self._warn(_NO_COPY.format(ended if isinstance(ended, str) else f"its process ended with {ended}"))
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self._warn(self._pipe.recv())
+
+
+def main() -> None:
+    """The process; ends when it is told to, or nobody is left to tell it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # which Slurm sends to every process of a job's step
+        signal.signal(number, signal.SIG_IGN)
+    pipe = Connection(int(sys.argv[1]))
+    settings, directory, identity, labels = pipe.recv()
+    try:
+        copy(WandbTracking(**settings), Record(Path(directory)), identity, labels, lambda: _end(pipe))
+    except Exception as error:  # W&B raises all kinds
+        with suppress(OSError):
+            pipe.send(_NO_COPY.format(_sentence(error)))
+        os._exit(0)  # W&B would wait at the end for what has failed
+
+
+def _end(pipe: Connection) -> int | None:
+    """The run's exit code; None as long as it goes on."""
+    if not pipe.poll(_LOOKS_EVERY):
+        return None
+    signal.alarm(2 * SECONDS)  # ends this process even where the run, killed, cannot
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return 1
+
+
+def copy(
+    settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any], end: Callable[[], int | None]
+) -> None:
+    """Send what the record holds, and what is added to it, nested names joined by slashes.
+
+    All but one argument are those of `WandbCopy`; `end` gives the run's exit code, None as long as it goes on, and is
+    asked between two looks at the record.
+    """
+    run = _start(settings, record, identity, labels)
+    place, code = 0, None
+    while code is None:
+        code = end()
+        lines, place = record.metrics_from(place)
+        for line in lines:
+            run.log(_flat(line), step=line["step"])
+    run.summary.update(_flat(record.summary() or {}))
+    run.finish(exit_code=code)
+
+
+def _start(settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any]) -> Any:
+    import wandb
+
+    if settings.mode == "online" and not wandb.login(prompt=False):
+        raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
+    starts = sum(event["event"] == "start" for event in record.events())
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        mode=settings.mode,
+        dir=str(record.directory),
+        id=f"{identity}-{starts}",
+        group="-".join(str(labels[key]) for key in ("task", "data", "model")),
+        name=f"{labels['arm']}-seed{labels['seed']}",
+        tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
+        config=record.config() | {"environment": record.environment()},
+        reinit="create_new",
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            init_timeout=SECONDS,
+            finish_timeout=SECONDS,
+            finish_timeout_raises=True,
+            x_stats_pid=os.getppid(),  # whose memory and processor W&B's charts show: the training's
+        ),
+    )
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def fetch(project: str, directory: Path) -> list[Record]:
@@ -108,9 +177,8 @@ def fetch(project: str, directory: Path) -> list[Record]:
             run for run in runs if "environment" in run.config and "steps" in run.summary and run.state == "finished"
         ]
     except Exception as error:  # W&B raises all kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
         login = "log in with `wandb login`, and give entity/project as it stands in its address"
-        raise SettingError(f"W&B does not give the runs of {project}: {reason}; {login}") from error
+        raise SettingError(f"W&B does not give the runs of {project}: {_sentence(error)}; {login}") from error
     return [_fetched(run, directory) for run in ours]
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.config import TrainingError
+from adafrugal.memory import refused
 from adafrugal.tracking.record import to_disk
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def save(
 
     Raises:
         TrainingError: it cannot be written; nothing of it is left, and those before it stay.
+        RuntimeError, MemoryError: memory was refused for it; likewise.
     """
     final = root / f"step-{step:08d}"
     beside = root / f".{final.name}.new"
@@ -66,10 +68,12 @@ def save(
         to_disk(root)
     except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
         shutil.rmtree(beside, ignore_errors=True)
+        if refused.is_memory(error):
+            raise
         raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
     for old in _all(root)[:-keep]:
         if best is None or old.name != f"step-{best:08d}":
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # the run has what it needs; tried again with the next one
     return final
 
 

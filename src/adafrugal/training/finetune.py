@@ -81,6 +81,10 @@ class Finetune:
         places, size = self._order[step], self._micro_batch_size
         return [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
 
+    def rows(self, step: int) -> list[int]:
+        """The numbers of a step's examples in the training split, or in the part of it that is trained on."""
+        return self._order[step].tolist()
+
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss of a micro-batch: cross-entropy in nats, or the squared error of scores."""
         there = batch.to(self._place.device)

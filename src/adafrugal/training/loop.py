@@ -14,7 +14,6 @@ import torch
 from adafrugal.config import SettingError, Settings, TrainingError
 from adafrugal.optim import Frugal, Refresh, state_bytes
 from adafrugal.tracking.record import Record
-from adafrugal.tracking.wandb import WandbCopy
 from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.devices import Place
@@ -49,7 +48,6 @@ class Loop:
     ) -> None:
         self.settings, self.task, self.optimizer, self.scheduler = settings, task, optimizer, scheduler
         self.place, self.record, self.display = place, record, display
-        self.copy: WandbCopy | None = None  # of the record, at W&B
         self.known_as: Mapping[str, Any] = {}  # the settings by which a checkpoint is known as this run's
         self.account = Account()
         self.clock = PhaseClock(place.device)
@@ -97,7 +95,7 @@ class Loop:
     def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """See a checkpoint under way to its end when a run fails; a process that is stopped at once waits for none."""
         if kind is not None and issubclass(kind, Exception):
-            with suppress(TrainingError):  # the first error is the one to tell
+            with suppress(Exception):  # the first error is the one to tell
                 self._note(self._writer.wait())
 
     def _batch_comes(self, stop: Stop) -> bool:
@@ -158,8 +156,7 @@ class Loop:
 
     def _note_nonfinite(self, step: int, loss: float) -> None:
         """The batch can be looked at: it is a function of the seed and the step."""
-        rows = self.settings.trainer.batch_size
-        self.record.add_event("nonfinite", step=step, loss=loss, rows=[(step - 1) * rows, step * rows - 1])
+        self.record.add_event("nonfinite", step=step, loss=loss, rows=self.task.rows(step))
 
     def _step(self) -> None:
         """Step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
@@ -250,14 +247,13 @@ class Loop:
         self._fold()
         line = self.account.close_window(self.optimizer, self._lr, self.place.device, evaluated)
         self.record.add_metrics(line)
-        if self.copy is not None:
-            self.copy.add_metrics(line)
         self.display.metrics(line, self.task.headline)
 
     def _save(self) -> None:
         """Leave a checkpoint of this step, unless there is one."""
         if self._saved_step == self.account.step:
             return
+        begun = time.perf_counter()
         self._fold()
         with self.clock("checkpoint"):
             state = {
@@ -272,7 +268,7 @@ class Loop:
             }
             self.record.to_disk()  # what led to a checkpoint outlives a power cut with it
             best = self.account.best["step"] if self.account.best else None
-            self._note(self._writer.save(self.account.step, self.task.saved, state, best))
+            self._note(self._writer.save(self.account.step, self.task.saved, state, best, begun))
         self._saved_step = self.account.step
 
     def _note(self, written: Written | None) -> None:

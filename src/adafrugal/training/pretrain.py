@@ -33,7 +33,8 @@ class Pretrain:
         self._place = place
         self._chunk_rows = settings.model.loss_chunk_rows
         self._nats = torch.compile(token_nats) if settings.trainer.compile else token_nats
-        self._micro_batch_size = settings.trainer.micro_batch_size or settings.trainer.batch_size
+        self._batch_size = settings.trainer.batch_size
+        self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
         self._corpus = Corpus(settings, say, state)
         torch.manual_seed(settings.seed)
@@ -59,6 +60,10 @@ class Pretrain:
     def batch(self, step: int) -> list[Batch]:
         """The micro-batches of a step, on the CPU."""
         return list(self._corpus.batches(step).split(self._micro_batch_size))
+
+    def rows(self, step: int) -> list[int]:
+        """The numbers of a step's rows, in the order in which the run reads them."""
+        return list(range((step - 1) * self._batch_size, step * self._batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which the batch after the last one is read."""

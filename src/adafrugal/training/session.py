@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adafrugal.config import SettingError, Settings, TrainingError, settled
 from adafrugal.identity import Identity, differing, identify
 from adafrugal.possible import refuse_impossible
+from adafrugal.tracking.credentials import hidden
 from adafrugal.tracking.record import Record
 from adafrugal.training.signals import Stop
 
@@ -107,38 +108,45 @@ class Session:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 reason = "is being written by another process; wait for it or change arm"
                 raise SettingError(f"{directory} {reason}") from error
+            except OSError as error:
+                given = f"run_root is {self.settings.run_root}, whose file system has no locks ({error.strerror})"
+                raise SettingError(
+                    f"{given}; two processes could write one run there: choose a directory on another"
+                ) from error
             yield
 
     def _train(self, display: Display) -> Outcome:
-        """Train to the end, or until asked to stop; whatever happens, the record's status says it."""
-        try:
-            with ExitStack() as ends:
-                loop = self._set_up(display, ends)
-                ends.enter_context(self._copied(loop, display))
-                ends.push(loop.close)
-                self.stop.training = True
-                outcome: Outcome = "finished" if loop.fit(self.stop) else "interrupted"
-                if outcome == "finished":
-                    self._conclude(loop)
+        """Train to the end, or until asked to stop."""
+        with ExitStack() as ends, self._status():  # which is noted before anything is waited for
+            loop = self._set_up(display, ends)
+            ends.enter_context(self._copied(display))
+            ends.push(loop.close)
+            self.stop.training = True
+            outcome: Outcome = "finished" if loop.fit(self.stop) else "interrupted"
+            if outcome == "finished":
+                self.record.write_summary(loop.summary())
             self.record.set_status(outcome, step=loop.account.step)
-        except (KeyboardInterrupt, SystemExit):  # a second signal, or nobody left to print to
-            self.record.set_status("interrupted")
-            raise
-        except Exception as error:
-            if self.stop.was_lost:
-                self.record.set_status("interrupted")
-                raise
-            reason = _explained(error, self.settings, self.record)
-            named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # where nothing can be written any more, the error itself is what remains
-                self.record.set_status("failed", reason=named[:1000])
-            raise
         if outcome == "interrupted":
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
         return outcome
+
+    @contextmanager
+    def _status(self) -> Iterator[None]:
+        """Whatever ends the run, the record's status says it, unless nothing can be written any more."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(OSError):  # the error itself is what remains
+                if self.stop.was_lost or not isinstance(error, Exception):  # or nobody is left to print to
+                    self.record.set_status("interrupted")
+                else:
+                    reason = _explained(error, self.settings, self.record)
+                    named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
+                    self.record.set_status("failed", reason=named[:1000])
+            raise
 
     def _set_up(self, display: Display, ends: ExitStack) -> Loop:
         """Build everything, say what it is, and go to where the run stands; `ends` learns what to close."""
@@ -156,7 +164,7 @@ class Session:
             _refuse_another(state, known_as, record)
         place = devices.place(self.settings.trainer, state["precision"] if state else None)
         task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
-        ends.callback(task.close)
+        ends.push(_unless_at_once(task.close))
         settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
         refuse_impossible(settings)
         display.expect(settings.trainer.steps)
@@ -189,8 +197,8 @@ class Session:
         self.record.set_status("running")
 
     @contextmanager
-    def _copied(self, loop: Loop, display: Display) -> Iterator[None]:
-        """Give the loop a copy at W&B, if there is to be one; however the run ends, the copy is closed."""
+    def _copied(self, display: Display) -> Iterator[None]:
+        """Have a copy made at W&B, if there is to be one; however the run ends, the copy is closed."""
         if self.settings.tracking.kind != "wandb":
             yield
             return
@@ -199,26 +207,29 @@ class Session:
         def warn(text: str) -> None:
             self._warn(display, text)
 
-        loop.copy = WandbCopy(self.settings.tracking, self.record, self.identity.key, self.identity.labels, warn)
+        copy = WandbCopy(self.settings.tracking, self.record, self.identity.key, self.identity.labels, warn)
         try:
             yield
-        except KeyboardInterrupt:  # at once: W&B is not waited for
+        except Exception:  # a process that is stopped at once does not wait for W&B
+            copy.finish(1)
             raise
-        except BaseException:
-            loop.copy.finish(1)
-            raise
-        loop.copy.finish(0 if self.record.summary() else 1)
+        copy.finish(0 if self.record.summary() else 1)
 
     def _warn(self, display: Display, text: str) -> None:
-        """Put what went wrong and did not end the run into the record, and before a person."""
-        self.record.add_event("warning", text=text)
-        display.warn(text)
+        """Put what went wrong and did not end the run into the record, where there is room, and before a person."""
+        with suppress(OSError):
+            self.record.add_event("warning", text=text)
+        display.warn(hidden(text))
 
-    def _conclude(self, loop: Loop) -> None:
-        summary = loop.summary()
-        self.record.write_summary(summary)
-        if loop.copy is not None:
-            loop.copy.write_summary(summary)
+
+def _unless_at_once(end: Callable[[], None]) -> Callable[..., None]:
+    """What ends something, as an exit of a context; a process that is stopped at once waits for nothing."""
+
+    def close(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            end()
+
+    return close
 
 
 def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], record: Record) -> None:

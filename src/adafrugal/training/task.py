@@ -62,6 +62,10 @@ class Task(Protocol):
         """The micro-batches of a step, on the CPU: a pure function of seed and step."""
         ...
 
+    def rows(self, step: int) -> list[int]:
+        """The numbers of the rows or examples in a step's batch, for a person who looks for one."""
+        ...
+
     def loss(self, batch: Any) -> Tensor:
         """The summed loss of a micro-batch: a float32 scalar on the device."""
         ...

@@ -26,7 +26,7 @@ class Written:
     Args:
         step: of the run.
         name: of its directory.
-        held: seconds that the training stood still for it: for the one before it, and for the copy.
+        held: seconds that the training stood still for it: for the record, the one before it, and the copy.
         seconds: that writing took, beside the training.
     """
 
@@ -53,7 +53,12 @@ class Writer:
         self._writing: Future[Written] | None = None
 
     def save(
-        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None = None
+        self,
+        step: int,
+        parts: Mapping[str, Saved],
+        state: Mapping[str, Any],
+        best: int | None = None,
+        begun: float | None = None,
     ) -> Written | None:
         """Copy what a checkpoint needs, and begin to write the copy.
 
@@ -62,6 +67,7 @@ class Writer:
             parts: `model`, and `tokenizer` where there is one.
             state: tensors, numbers and strings, nested.
             best: the step of a checkpoint that stays although there are newer ones.
+            begun: `time.perf_counter()` when the training began to stand still for it; None: now.
 
         Returns:
             The one before, where it had not been taken yet.
@@ -69,7 +75,7 @@ class Writer:
         Raises:
             TrainingError: the one before could not be written.
         """
-        begun = time.perf_counter()
+        begun = begun or time.perf_counter()
         before = self.wait()
         weights, copied = self._staging.copy([parts["model"].state_dict(), state])
         held = time.perf_counter() - begun

@@ -1,0 +1,22 @@
+"""Somebody's keys, which programs are given as variables of the environment: no record, copy or log has them."""
+
+from __future__ import annotations
+
+import os
+
+_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
+_SHORTEST = 8  # characters; shorter values are switches and numbers
+
+
+def named() -> dict[str, str]:
+    """Each variable that is called a key, a token, a secret or a password -> its value; paths to files are none."""
+    called = {name: value for name, value in os.environ.items() if _WORDS & set(name.upper().split("_"))}
+    is_path = os.path.exists  # which answers for any text, as Path's own does not
+    return {name: value for name, value in called.items() if len(value) >= _SHORTEST and not is_path(value)}
+
+
+def hidden(text: str) -> str:
+    """The text with *** in the place of each such value."""
+    for value in named().values():
+        text = text.replace(value, "***")
+    return text
