@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from adafrugal import composition, config
+from adafrugal import composition, config, optimizers
 from adafrugal.optim import split_parameters
 from adafrugal.tracking.record import Record
-from adafrugal.training import optimizers
 from adafrugal.training.devices import place
 from adafrugal.training.display import Display
 from adafrugal.training.loop import Loop

@@ -1,20 +1,118 @@
-import torch
+"""What is foretold of a run, against the tensors and the allocations of a real one."""
 
-from adafrugal.memory import estimate
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from adafrugal import optimizers
+from adafrugal.config import SUBSPACES, settled
+from adafrugal.memory import __main__ as command
+from adafrugal.memory import report
+from adafrugal.memory.estimate import _densities, _stage, estimate
+from adafrugal.models import llama
+from adafrugal.models.loss import token_nats
 from adafrugal.optim import state_bytes
 
+ARMS = {
+    **{name: [f"optimizer={name}"] for name in (
+        "adamw", "adafactor", "muon", "lion", "signsgd", "galore", "frugal", "adafrugal", "adagalore",
+        "adafrugal_density", "adafrugal_interval",
+    )},
+    "badam": ["optimizer=badam", "optimizer.density=0.5"],
+    **{f"frugal, {s}": ["optimizer=frugal", f"optimizer.subspace={s}", "optimizer.density=0.3"] for s in SUBSPACES},
+    **{f"adafrugal, {s}": [f"optimizer.subspace={s}"] for s in SUBSPACES},
+    "state in bf16": ["optimizer=frugal", "optimizer.state_dtype=bfloat16", "optimizer.stochastic_rounding=true"],
+    "head split": ["optimizer=frugal", "optimizer.modules.head=split", "optimizer.subspace=columns"],
+}  # fmt: skip
 
-def test_adamws_state_is_what_adamw_keeps():
-    model = torch.nn.Linear(7, 5)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    optimizer.step()
-    assert estimate.adamw_state_bytes(model.parameters()) == state_bytes(optimizer).total
+
+def steps(settings, count):
+    """A real run's model and optimizer, that has made so many steps."""
+    settings = settled(settings, None, settings.model.hidden_size)
+    rows, length = settings.trainer.micro_batch_size or settings.trainer.batch_size, settings.trainer.sequence_length
+    tokens = torch.randint(0, 100, (rows, length))
+    model = llama.build(settings.model)
+    optimizer = optimizers.build(settings, optimizers.groups(settings, model))
+    half = torch.bfloat16
+    for _ in range(count):
+        for _ in range(min(2, settings.trainer.batch_size // rows)):
+            with torch.autocast("cpu", dtype=half, enabled=settings.trainer.precision == "bf16"):
+                loss = token_nats(model, tokens, tokens, settings.model.loss_chunk_rows)
+            loss.backward()
+        optimizer.step()
+        if count > 1:
+            optimizer.zero_grad(set_to_none=True)
+    return optimizer
 
 
-def test_what_is_frozen_counts_since_it_is_compared_with_training_everything():
-    model = torch.nn.Linear(7, 5)
-    whole = estimate.adamw_state_bytes(model.parameters())
-    model.bias.requires_grad_(False)
-    assert estimate.adamw_state_bytes(model.parameters()) == whole
+@pytest.mark.parametrize("arm", ARMS)
+def test_state_bytes_are_those_of_the_tensors(arm, settings):
+    """After the first step, and in the turn of each density that keeps most."""
+    chosen, _ = settings(*ARMS[arm])
+    foretold, optimizer = estimate(chosen), steps(chosen, 1)
+    assert foretold.first_state == state_bytes(optimizer).total
+    real = [_stage(optimizer, density, foretold.peak) for density in _densities(optimizer, chosen)]
+    assert [stage.state for stage in foretold.stages] == [stage.state for stage in real]
+    assert len(real) == (2 if chosen.optimizer.kind == "frugal" and chosen.optimizer.density["kind"] == "linear" else 1)
+
+
+def allocated_at_most(run):
+    """Bytes, by the allocator's own account as torch's profiler gives it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    events = profiler.profiler.kineto_results.events()
+    del kept
+    now = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+MEASURED = [
+    ["model=llama_9m", "optimizer=adafrugal"],
+    ["model=llama_9m", "optimizer=adamw", "trainer.precision=bf16", "trainer.micro_batch_size=4"],
+    ["model=llama_9m", "optimizer=galore", "model.loss_chunk_rows=128", "trainer.sequence_length=64"],
+]
+
+
+@pytest.mark.parametrize("words", MEASURED)
+def test_the_peak_is_within_a_twentieth_of_what_a_run_allocates(words, composed):
+    from adafrugal import checks
+
+    chosen = checks.check(*composed(*words, "trainer.sequence_length=64", "trainer.precision=fp32", *words))
+    foretold = estimate(chosen).peak.total
+    measured = allocated_at_most(lambda: steps(chosen, 2))
+    assert foretold == pytest.approx(measured, rel=0.05)
+
+
+def test_the_command_says_it_and_what_fits(capsys):
+    words = ["optimizer=adamw,adafrugal", "scale=smoke", "--fits", "0.02"]
+    assert command.main(words) == 0
+    out = capsys.readouterr().out
+    assert "adamw  adafrugal, ρ 0.24  adafrugal, ρ 0.05" in out, "ρ has begun to fall"
+    assert "adamw in 0.02 GiB:\n  the largest micro-batch is " in out
+    assert "  the largest ρ is " in out
+
+
+def test_what_fits_does_and_the_next_does_not(settings):
+    chosen, _ = settings("optimizer=frugal")
+    peaks = {rows: report._peak(chosen, micro_batch_size=rows) for rows in (1, 2, 4, 8)}
+    between = (peaks[2] + peaks[4]) / 2 / report.GIB
+    assert "the largest micro-batch is 2\n" in report.what_fits(chosen, between)
+    assert "not even a micro-batch of one row fits" in report.what_fits(chosen, peaks[1] / 2 / report.GIB)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["optimizer=adamm"], "optimizer: there is no 'adamm'"),
+        (["--fits", "-1", "scale=smoke"], "--fits is -1.0; allowed: a number of GiB above 0"),
+        (["experiments=glue/rte"], "task is finetune; allowed: pretrain"),
+    ],
+)
+def test_what_cannot_be_estimated_is_one_line(words, line, capsys):
+    assert command.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1

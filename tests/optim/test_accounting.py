@@ -8,6 +8,7 @@ from conftest import REPOSITORY
 from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, split_parameters, state_bytes
+from adafrugal.optim.accounting import adamw_state_bytes
 from adafrugal.optim.subspaces import subspace as as_subspace
 
 
@@ -163,3 +164,19 @@ def test_svd_adds_its_basis(groups, size):
             rank = svd.rank(p.shape, 0.25) if group["split"] else 0
             total += 8 * (svd.entries(p.shape, 0.25) if group["split"] else p.numel()) + 4 * rank * min(p.shape)
     assert total / 2**30 == pytest.approx(SVD[size], abs=0.0005)
+
+
+def test_adamws_state_is_what_adamw_keeps():
+    model = torch.nn.Linear(7, 5)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer.step()
+    assert adamw_state_bytes(model.parameters()) == state_bytes(optimizer).total
+
+
+def test_what_is_frozen_counts_since_it_is_compared_with_training_everything():
+    model = torch.nn.Linear(7, 5)
+    whole = adamw_state_bytes(model.parameters())
+    model.bias.requires_grad_(False)
+    assert adamw_state_bytes(model.parameters()) == whole

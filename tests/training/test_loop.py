@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
+from adafrugal import optimizers
 from adafrugal.config import SettingError, TrainingError
 from adafrugal.identity import identify
 from adafrugal.models import llama
 from adafrugal.tracking.record import Record
-from adafrugal.training import optimizers
 from adafrugal.training.devices import place
 from adafrugal.training.display import Display
 from adafrugal.training.loop import Loop

@@ -6,9 +6,9 @@ from torch.nn.functional import linear
 
 pytest.importorskip("peft", reason="peft is an extra: pip install peft")
 
+from adafrugal import optimizers
 from adafrugal.config import EncoderSettings, SettingError
 from adafrugal.models import encoder
-from adafrugal.training import optimizers
 
 
 @pytest.fixture

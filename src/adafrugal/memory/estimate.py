@@ -2,11 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
+from adafrugal import optimizers
+from adafrugal.config import SettingError, Settings, settled
+from adafrugal.memory.trace import Footprint, footprint, shadows
+from adafrugal.models import llama
+from adafrugal.models.loss import token_nats
+from adafrugal.optim import Constant, Frugal, state_bytes
 
-def adamw_state_bytes(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """What AdamW would keep if it trained all of these: two moments of each entry, and a four-byte counter each."""
-    return sum(2 * p.numel() * p.element_size() + 4 for p in parameters)
+
+@dataclass(frozen=True)
+class Stage:
+    """The run at one density.
+
+    Args:
+        density: ρ; None where the optimizer has none.
+        state: bytes by the tensors they are of (`split` or `state-full`) and what they are (`moments`, `indices`,
+            `basis`, `counters`), of the turn that keeps most.
+        peak: at that turn.
+    """
+
+    density: float | None
+    state: Mapping[tuple[str, str], int]
+    peak: Footprint
+
+    @property
+    def state_bytes(self) -> int:
+        """All of the state."""
+        return sum(self.state.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Args:
+        parameters: entries of the model.
+        first_state: bytes of the state after the first step.
+        stages: at the density it begins with, and at the one it ends with where that is another.
+    """
+
+    parameters: int
+    first_state: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def peak(self) -> Footprint:
+        """Of the whole run."""
+        return max((stage.peak for stage in self.stages), key=lambda peak: peak.total)
+
+
+def estimate(settings: Settings) -> Estimate:
+    """Trace the first steps of a run, and the turns that its subspaces take, without allocating its tensors.
+
+    Args:
+        settings: of a pre-training run.
+
+    Raises:
+        SettingError: the run is no pre-training, or its optimizer refuses the model.
+    """
+    if settings.task.kind != "pretrain":
+        raise SettingError(f"task is {settings.task.kind}; allowed: pretrain, since an encoder is read from its files")
+    settings = settled(settings, None, settings.model.hidden_size)
+    trainer = settings.trainer
+    rows = trainer.micro_batch_size or trainer.batch_size
+    half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16
+    with shadows():
+        model = llama.build(settings.model)
+        groups = optimizers.groups(settings, model)
+        optimizer = optimizers.build(settings, groups)
+        tokens = torch.zeros(rows, trainer.sequence_length, dtype=torch.int64)
+
+        def loss() -> torch.Tensor:
+            with torch.autocast("cpu", dtype=half, enabled=trainer.precision in ("bf16", "fp16")):
+                return token_nats(model, tokens, tokens, settings.model.loss_chunk_rows)
+
+        peak, first_state = footprint(model, optimizer, loss, trainer.batch_size // rows, trainer.clip_norm)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        stages = [_stage(optimizer, density, peak) for density in _densities(optimizer, settings)]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Estimate(parameters, first_state, tuple(stages))
+
+
+def _densities(optimizer: torch.optim.Optimizer, settings: Settings) -> list[float | None]:
+    """ρ at the first step and at the last one."""
+    if not isinstance(optimizer, Frugal):
+        return [None]
+    control = next(group["density"] for group in optimizer.param_groups if group["split"])
+    return list(dict.fromkeys(control.at(step) for step in (1, settings.trainer.steps)))
+
+
+def _stage(optimizer: torch.optim.Optimizer, density: float | None, peak: Footprint) -> Stage:
+    """Let the subspace take all of its turns at one density, and keep the one with the most state."""
+    most = _state(optimizer)
+    if density is not None:
+        split = [group for group in optimizer.param_groups if group["split"] and group["density"] != Constant(0)]
+        for group in split:
+            group["density"], group["interval"], group["stagger"] = Constant(density), Constant(1), 1
+        matrices = sum(len(group["params"]) for group in split)
+        turns = min(matrices, math.ceil(1 / density) if density else 1)
+        found = []
+        for _ in range(turns + 1):  # the first of which may go on from another density
+            optimizer.step()
+            found.append(_state(optimizer))
+        most = max(found, key=lambda state: sum(state.values()))
+    state = sum(most.values())
+    return Stage(density, most, replace(peak, state=state))
+
+
+def _state(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], int]:
+    split = {name for group in optimizer.param_groups if group.get("split") for name in group.get("param_names", ())}
+    found: Counter[tuple[str, str]] = Counter()
+    for name, roles in state_bytes(optimizer).items():
+        for role, size in roles.items():
+            found["split" if name in split else "state-full", role] += size
+    return dict(found)

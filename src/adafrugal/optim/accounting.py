@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
             if roles:
                 counted[name if name not in counted else f"{name} ({len(counted)})"] = dict(roles)
     return counted
+
+
+def adamw_state_bytes(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """What AdamW would keep if it trained all of these: two moments of each entry, and a four-byte counter each."""
+    return sum(2 * p.numel() * p.element_size() + 4 for p in parameters)
 
 
 def _bytes(tensor: Tensor) -> int:

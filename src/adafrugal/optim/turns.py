@@ -174,8 +174,10 @@ def _keep(param: Tensor, state: dict[str, Any], group: Group) -> None:
 
 def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
     """Units that stay selected keep moments and step count, all others begin anew."""
-    subspace = group["subspace"]
-    before, now = (subspace.positions(param.shape, chosen) for chosen in (old, selection(state, group)))
+    subspace, new = group["subspace"], selection(state, group)
+    if not any(isinstance(value, Tensor) for value in new.values()) and old == new:
+        return
+    before, now = (subspace.positions(param.shape, chosen) for chosen in (old, new))
     if torch.equal(before, now):
         return
     places = torch.isin(now, before).nonzero().squeeze(1)

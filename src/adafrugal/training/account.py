@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from adafrugal.memory import estimate, measure
+from adafrugal.memory import measure
 from adafrugal.optim import Frugal, state_bytes
+from adafrugal.optim.accounting import adamw_state_bytes
 
 TRAINING = ("data", "forward", "backward", "optimizer", "refresh")  # the phases that tokens per second count
 
@@ -149,7 +150,7 @@ class Account:
                 "peak": self.state_bytes_peak,
                 "end": counted.total,
                 "end_by_role": counted.by_role(),
-                "adamw": estimate.adamw_state_bytes(parameters),
+                "adamw": adamw_state_bytes(parameters),
             },
             "memory": line["memory"] | {"peak_of_the_run": self.memory_peak},
             "density": line["density"],

@@ -152,7 +152,8 @@ class Session:
         """Build everything, say what it is, and go to where the run stands; `ends` learns what to close."""
         import torch
 
-        from adafrugal.training import checkpoint, devices, optimizers
+        from adafrugal import optimizers
+        from adafrugal.training import checkpoint, devices
         from adafrugal.training.loop import Loop
         from adafrugal.training.schedule import factor
 

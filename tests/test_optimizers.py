@@ -8,11 +8,10 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from adafrugal import checks
+from adafrugal import checks, optimizers
 from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.optim import Frugal
-from adafrugal.training import optimizers
 
 FILES = sorted(file.stem for file in (REPOSITORY / "conf" / "optimizer").glob("*.yaml") if file.stem != "lora")
 TINY = LlamaSettings(
