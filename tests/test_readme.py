@@ -11,9 +11,10 @@ import tomllib
 import pytest
 from conftest import REPOSITORY
 
-from adafrugal import checks
+from adafrugal import checks, composition
 from adafrugal.config import CHOICES, SUBSPACES
 from adafrugal.identity import identify
+from adafrugal.memory import __main__ as memory
 from adafrugal.reports import summary, table
 
 README = (REPOSITORY / "README.md").read_text()
@@ -47,6 +48,8 @@ def test_every_other_command_is_there():
         "make train", "make test", "make tables", "make tables RUNS=runs",
         "python -m adafrugal.reports", "python -m adafrugal.reports --wandb team/project --pages tables",
         "python -m adafrugal.data data=c4 model=llama_60m",
+        "python -m adafrugal.memory model=llama_1b optimizer=adamw,frugal,adafrugal trainer.precision=bf16",
+        "python -m adafrugal.memory model=llama_1b optimizer=adafrugal --fits 16",
     }  # fmt: skip
     options = subprocess.run(
         [sys.executable, "-m", "adafrugal.reports", "--help"], capture_output=True, text=True, timeout=60
@@ -191,6 +194,20 @@ def test_the_tables_of_the_benchmark_are_those_of_its_results():
         assert benchmark.table(benchmark.Row(**row) for row in found["rows"]) in page, file
         assert found["machine"]["cpu"] in page
         assert found["machine"]["torch"] in page
+
+
+def test_the_page_on_memory_has_the_numbers_of_its_results():
+    page = (REPOSITORY / "docs" / "memory.md").read_text()
+    results = json.loads((REPOSITORY / "experiments" / "results" / "benchmarks" / "memory.json").read_text())
+    benchmark = script("memory")
+    assert benchmark.estimates_table(results["estimates"]) in page
+    assert benchmark.measured_table(results["measured"]) in page
+    assert all(abs(row["estimate"] / row["allocated"] - 1) < 0.05 for row in results["measured"])
+    commands = re.findall(r"```bash\n(.*?)```", page, re.S)[0].splitlines()
+    for command in (line.partition("#")[0].strip() for line in commands):
+        assert command.startswith("python -m adafrugal.memory ")
+        for words in memory._each(shlex.split(command.partition("--")[0])[3:]):
+            composition.settings(words)
 
 
 def test_the_page_on_faults_has_the_numbers_of_its_results():

@@ -19,6 +19,7 @@ def test_torchs_own_refusal_on_a_cpu_is_one(settings):
     line = refused.reason(caught.value, chosen)
     assert line.startswith("memory was refused (")
     assert "trainer.micro_batch_size (now 8), trainer.sequence_length" in line
+    assert line.endswith("a smaller model; `python -m adafrugal.memory` says what fits")
     assert "\n" not in line
 
 

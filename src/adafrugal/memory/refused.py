@@ -32,7 +32,8 @@ def reason(error: BaseException, settings: Settings) -> str | None:
     if hasattr(settings.optimizer, "density"):
         lowers.append("optimizer.density")
     said = _line(error) or type(error).__name__
-    return f"memory was refused ({said}); what lowers it: {', '.join(lowers)}, a smaller model"
+    ahead = "; `python -m adafrugal.memory` says what fits" if settings.task.kind == "pretrain" else ""
+    return f"memory was refused ({said}); what lowers it: {', '.join(lowers)}, a smaller model{ahead}"
 
 
 def _line(error: BaseException) -> str:
