@@ -9,6 +9,7 @@ import sys
 import tomllib
 
 import pytest
+import torture
 from conftest import REPOSITORY
 
 from adafrugal import checks, composition
@@ -216,6 +217,11 @@ def test_the_page_on_faults_has_the_numbers_of_its_results():
     measured = json.loads((results / "benchmarks" / "checkpoint.json").read_text())
     assert script("checkpoint").table(measured) in page
     assert f"imports {measured['imports']:.1f} s" in page
+    counts = json.loads((results / "faults.json").read_text())
+    assert torture.table(counts) in page
+    assert counts["losses"] == 0
+    assert sum(n for what, n in counts.items() if what.startswith("inputs: ")) >= 300
+    assert counts["instants: at random, from outside"] >= 30
 
 
 HAS_PEFT, HAS_TORCHAO = (importlib.util.find_spec(name) is not None for name in ("peft", "torchao"))

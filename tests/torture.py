@@ -43,7 +43,12 @@ def pytest_terminal_summary(terminalreporter):
     for what, n in found.items():
         terminalreporter.write_line(f"{n:6}  {what}")
     if is_whole:
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+        RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
+
+
+def table(found):
+    """The counts of the long form, in Markdown."""
+    return "\n".join(["| tried | times |", "| --- | ---: |", *(f"| {what} | {n} |" for what, n in found.items())])
 
 
 def record_under(root):
