@@ -260,6 +260,8 @@ WRONG = {
     "tracking.mode=onlin": ["tracking.mode", "did you mean online?"],
     "data.tokenizer.kind=none": ["data.tokenizer.kind", "train"],
     "seed=-1": ["seed is -1"],
+    "~seed": ["seed: no value is given", "~seed"],
+    "~trainer": ["trainer: no value is given", "~trainer"],
     "experiments=c4_130m/nothing": ["experiments", "'c4_130m/nothing'", "embedded/frugal"],
     "-m trainer.steps=10,x": ["trainer.steps", "'x'"],
     "-m trainer.batch_size=8,6 trainer.micro_batch_size=4": ["no job was started", "batch_size=6", "1, 2, 3, 6"],

@@ -50,7 +50,7 @@ def test_every_other_command_is_there():
         "python -m adafrugal.reports", "python -m adafrugal.reports --wandb team/project --pages tables",
         "python -m adafrugal.data data=c4 model=llama_60m",
         "python -m adafrugal.memory model=llama_1b optimizer=adamw,frugal,adafrugal trainer.precision=bf16",
-        "python -m adafrugal.memory model=llama_1b optimizer=adafrugal --fits 16",
+        "python -m adafrugal.memory model=llama_130m optimizer=adafrugal --fits 16",
     }  # fmt: skip
     options = subprocess.run(
         [sys.executable, "-m", "adafrugal.reports", "--help"], capture_output=True, text=True, timeout=60

@@ -480,8 +480,9 @@ def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path, tall
 def test_no_setting_holds_a_key(tmp_path, monkeypatch, tally):
     """Not by a name that reads the environment, and not typed: the record has every setting."""
     monkeypatch.setenv("MY_API_KEY", secret := "fake-secret-0123456789")
-    for typed in ("arm=${oc.env:MY_API_KEY}", f"data.source=https://me:{secret}@host/x.txt"):
-        words = [str(REPOSITORY / "train.py"), "data=text", typed, f"run_root={tmp_path / 'runs'}"]
+    typed_key = f"data.source=https://me:{secret}@host/x.txt"
+    for typed, more in (("arm=${oc.env:MY_API_KEY}", []), (typed_key, []), (typed_key, ["-m", "seed=0,1"])):
+        words = [str(REPOSITORY / "train.py"), "data=text", typed, f"run_root={tmp_path / 'runs'}", *more]
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {typed.split('=')[0]} holds the value of MY_API_KEY in the environment")

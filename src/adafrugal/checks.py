@@ -102,8 +102,14 @@ def _refuse_credentials(value: Any, name: str) -> None:
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_credentials(part, f"{name}.{key}".lstrip("."))
-    for variable, secret in credentials.named().items() if isinstance(value, str) else ():
-        if secret in value:
+    elif isinstance(value, str):
+        refuse_credential(value, name)
+
+
+def refuse_credential(text: str, name: str) -> None:
+    """Raise a SettingError where a text that would be recorded under a name holds somebody's key."""
+    for variable, secret in credentials.named().items():
+        if secret in text:
             raise SettingError(
                 f"{name} holds the value of {variable} in the environment, and every setting stands in the record; "
                 "allowed: settings without keys. What needs one reads the variable itself"
@@ -174,6 +180,9 @@ def _refuse_unknown_keys(node: DictConfig, path: str) -> None:
     if not is_dataclass(schema):
         return
     allowed = [f.name for f in fields(schema)]
+    for name in allowed:
+        if name not in node and not OmegaConf.is_missing(node, name):
+            raise SettingError(f"{path}{name}: no value is given, since ~{path}{name} takes it away; leave that out")
     for key in node:
         if key not in allowed:
             raise SettingError(_no_such(f"{path}{key}", path.rstrip("."), str(key), allowed))

@@ -25,6 +25,18 @@ class CheckedSweeperConf:
 class CheckedSweeper(BasicSweeper):
     """Refuses a sweep of which any job has a wrong setting, whichever launcher would run it."""
 
+    def sweep(self, arguments: list[str]) -> Any:
+        """Make the jobs.
+
+        Raises:
+            SettingError: a word holds somebody's key; Hydra would write it beside the runs before any job is checked.
+        """
+        from adafrugal.checks import refuse_credential
+
+        for word in arguments:
+            refuse_credential(word, word.partition("=")[0])
+        return super().sweep(arguments)
+
     def validate_batch_is_legal(self, batch: Any) -> None:
         """Compose and check every job.
 

@@ -5,6 +5,7 @@ import pytest
 
 from adafrugal.config import SettingError
 from adafrugal.tracking import environment
+from adafrugal.tracking.credentials import hidden
 from adafrugal.tracking.record import Record
 
 
@@ -150,6 +151,14 @@ def test_a_key_that_an_errors_text_quotes_is_hidden(tmp_path, monkeypatch):
     assert record.reason == f"401 for https://host/?key=***, see {path}"
     assert record.events()[-1]["text"] == "*** is true"
     assert not any(secret in file.read_text() for file in record.directory.iterdir())
+
+
+def test_of_two_keys_the_longer_is_hidden_whole_and_one_over_lines_too(monkeypatch):
+    monkeypatch.setenv("A_KEY", "abcdefgh12")
+    monkeypatch.setenv("B_TOKEN", "abcdefgh12-longer")
+    monkeypatch.setenv("PRIVATE_KEYS", "-----BEGIN\nabc def\n-----END")
+    monkeypatch.setenv("PGPASSWORD", "correct horse")
+    assert hidden("abcdefgh12-longer abcdefgh12 -----BEGIN abc def -----END correct horse") == "*** *** *** ***"
 
 
 def test_the_environment_holds_versions_and_no_variables(monkeypatch):

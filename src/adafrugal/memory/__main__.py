@@ -4,7 +4,8 @@
     python -m adafrugal.memory model=llama_1b optimizer=adamw,galore,frugal,adafrugal      several, side by side
     python -m adafrugal.memory model=llama_1b optimizer=adafrugal --fits 16                what fits in so many GiB
 
-The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size.
+The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size. What fits is found by
+a dozen estimates.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 from adafrugal import composition
 from adafrugal.config import SettingError
+from adafrugal.tracking.credentials import hidden
 
 DONE, WRONG = 0, 2
 
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--fits", type=float, metavar="GIB", help="say which micro-batch and which ρ fit")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         chosen = [composition.settings(words) for words in _each(given.settings)]
         from adafrugal.memory import report
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         for settings in chosen if given.fits is not None else ():
             sys.stdout.write(report.what_fits(settings, given.fits))
     except SettingError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {hidden(str(error))}\n")
         return WRONG
     return DONE
 

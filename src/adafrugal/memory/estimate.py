@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,7 +73,7 @@ def estimate(settings: Settings) -> Estimate:
     trainer = settings.trainer
     rows = trainer.micro_batch_size or trainer.batch_size
     half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16
-    with shadows():
+    with shadows(), _refusals():
         model = llama.build(settings.model)
         groups = optimizers.groups(settings, model)
         optimizer = optimizers.build(settings, groups)
@@ -83,10 +83,16 @@ def estimate(settings: Settings) -> Estimate:
             with torch.autocast("cpu", dtype=half, enabled=trainer.precision in ("bf16", "fp16")):
                 return token_nats(model, tokens, tokens, settings.model.loss_chunk_rows)
 
-        peak, first_state = footprint(model, optimizer, loss, trainer.batch_size // rows, trainer.clip_norm)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        stages = [_stage(optimizer, density, peak) for density in _densities(optimizer, settings)]
+        passes, clip = trainer.batch_size // rows, trainer.clip_norm
+        peak, first_state = footprint(model, optimizer, loss, passes, clip, steps=1)
+        stages = []
+        for density in _densities(optimizer, settings):
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            largest = _largest(optimizer, density)
+            optimizer.zero_grad(set_to_none=True)
+            peak, _ = footprint(model, optimizer, loss, passes, clip, steps=2)  # with a refresh each
+            stages.append(Stage(density, largest, replace(peak, state=sum(largest.values()))))
         parameters = sum(parameter.numel() for parameter in model.parameters())
     return Estimate(parameters, first_state, tuple(stages))
 
@@ -99,22 +105,30 @@ def _densities(optimizer: torch.optim.Optimizer, settings: Settings) -> list[flo
     return list(dict.fromkeys(control.at(step) for step in (1, settings.trainer.steps)))
 
 
-def _stage(optimizer: torch.optim.Optimizer, density: float | None, peak: Footprint) -> Stage:
-    """Let the subspace take all of its turns at one density, and keep the one with the most state."""
-    most = _state(optimizer)
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What only a step finds out, as that a subspace selects nothing."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingError(f"optimizer: {error}") from error
+
+
+def _largest(optimizer: torch.optim.Optimizer, density: float | None) -> dict[tuple[str, str], int]:
+    """Let the subspace take all of its turns at one density, each at one step; the state of the one that keeps most."""
+    found = [_state(optimizer)]
     if density is not None:
         split = [group for group in optimizer.param_groups if group["split"] and group["density"] != Constant(0)]
         for group in split:
             group["density"], group["interval"], group["stagger"] = Constant(density), Constant(1), 1
-        matrices = sum(len(group["params"]) for group in split)
-        turns = min(matrices, math.ceil(1 / density) if density else 1)
+        optimizer.step()
+        seen: set[tuple[int, ...]] = set()
         found = []
-        for _ in range(turns + 1):  # the first of which may go on from another density
+        while (turn := tuple(group["handed_out"] % len(group["params"]) for group in split)) not in seen:
+            seen.add(turn)
             optimizer.step()
             found.append(_state(optimizer))
-        most = max(found, key=lambda state: sum(state.values()))
-    state = sum(most.values())
-    return Stage(density, most, replace(peak, state=state))
+    return max(found, key=lambda state: sum(state.values()))
 
 
 def _state(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
     columns = [(s, stage) for s, e in found for stage in e.stages]
     lines = [
         f"{first.parameters:,} parameters; {rows} × {trainer.sequence_length} tokens in a micro-batch, "
-        f"{trainer.batch_size} rows in a step; precision {trainer.precision}",
+        f"{trainer.batch_size} rows in a step; precision {_precision(trainer.precision)}",
         "",
         *_aligned([["MiB", *(_named(s, stage) for s, stage in columns)], *_rows([stage for _, stage in columns])]),
         "",
@@ -33,6 +34,10 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
         "allocating them. What a GPU's allocator reserves beside it, its context, and libraries are not in it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _precision(given: str) -> str:
+    return "auto, taken as fp32: type trainer.precision=bf16 for what a GPU takes" if given == "auto" else given
 
 
 def _named(settings: Settings, stage: Stage) -> str:
@@ -73,12 +78,15 @@ def what_fits(settings: Settings, gib: float) -> str:
     if not gib > 0:
         raise SettingError(f"--fits is {gib}; allowed: a number of GiB above 0")
     lines = [f"{settings.arm} in {gib:g} GiB:"]
-    sizes = [n for n in range(1, settings.trainer.batch_size + 1) if settings.trainer.batch_size % n == 0]
+    size = settings.trainer.batch_size
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    sizes = sorted({*small, *(size // n for n in small)})
     rows = _largest(sizes, lambda n: _peak(settings, micro_batch_size=n) <= gib * GIB)
     lines.append(f"  the largest micro-batch is {rows}" if rows else "  not even a micro-batch of one row fits")
     if hasattr(settings.optimizer, "density"):
         shares = [n / 100 for n in range(101)]
-        share = _largest(shares, lambda density: _peak(settings, density=density) <= gib * GIB)
+        share = _largest(shares, lambda density: _fits(settings, density, gib, otherwise=True))
+        share = share if share is not None and _fits(settings, share, gib, otherwise=False) else None
         typed = settings.trainer.micro_batch_size or settings.trainer.batch_size
         held = f"with the micro-batch of {typed} that is set"
         lines.append(f"  no ρ fits {held}" if share is None else f"  the largest ρ is {share:g} {held}")
@@ -92,6 +100,14 @@ def _largest(candidates: Sequence[Candidate], fits: Callable[[Candidate], bool])
         middle = (low + high) // 2
         low, high = (middle + 1, high) if fits(candidates[middle]) else (low, middle)
     return candidates[low - 1] if low else None
+
+
+def _fits(settings: Settings, density: float, gib: float, otherwise: bool) -> bool:
+    """Whether it does; `otherwise` where a density is too small to select anything, as larger ones are not."""
+    try:
+        return _peak(settings, density=density) <= gib * GIB
+    except SettingError:
+        return otherwise
 
 
 def _peak(settings: Settings, micro_batch_size: int | None = None, density: float | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,24 +47,28 @@ class Footprint:
         return self.weights + self.gradients + self.state + self.activations + self.temporaries
 
 
+_SMALL = 2**20  # numbers; a permutation of so many is no memory to speak of
 _ANSWERS: dict[Callable[..., Any], Callable[[Tensor], Any]] = {
     Tensor.__bool__: lambda _: True,
     Tensor.__float__: lambda _: 1.0,
-    Tensor.item: lambda _: 1.0,
-    Tensor.__int__: lambda _: 0,  # where a slab begins
+    Tensor.item: lambda given: 1.0 if given.is_floating_point() else 0,
+    Tensor.__int__: lambda _: 0,
     Tensor.nonzero: lambda mask: torch.arange(mask.numel()).unsqueeze(1),
     torch.equal: lambda _: False,
 }
 
 
 class _Answers(TorchFunctionMode):
-    """A tensor without storage has no values: each is true, and 1; no two are equal; a chance is the first."""
+    """A tensor without storage has no values: each is true, and 1; no two are equal. What is drawn is drawn."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _ANSWERS:
+        if func in _ANSWERS and isinstance(args[0], FakeTensor):
             return _ANSWERS[func](args[0])
+        if func in _ANSWERS or (func in (torch.randperm, torch.randint) and args[0] < _SMALL):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -92,7 +96,11 @@ class _Live(TorchDispatchMode):
         self.now, self.phase, self.kept = 0, "", 0
         self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self.weights = sum(self._count(tensor) for tensor in (*model.parameters(), *model.buffers()))
-        self.peak = Footprint(self.weights, 0, 0, 0, 0, "")
+        for state in optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    self._count(value)
+        self.peak = Footprint(self.weights, 0, self.now - self.weights, 0, 0, "")
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -128,19 +136,25 @@ class _Live(TorchDispatchMode):
 
 
 def footprint(
-    model: torch.nn.Module, optimizer: Optimizer, loss: Callable[[], Tensor], passes: int, clip_norm: float | None
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    loss: Callable[[], Tensor],
+    passes: int,
+    clip_norm: float | None,
+    steps: int,
 ) -> tuple[Footprint, int]:
-    """Trace two steps, the first of which chooses subspaces and makes the state.
+    """Trace some steps. An optimizer's first one chooses subspaces and makes the state.
 
     Args:
         model: made within `shadows`, with its output layer as `lm_head`.
-        optimizer: of its parameters, that has made no step.
+        optimizer: of its parameters.
         loss: the forward pass over one micro-batch.
         passes: micro-batches in a step; more than two take no more than two.
         clip_norm: of the gradients; None where they are not clipped.
+        steps: that are made.
 
     Returns:
-        The step at its peak, and the bytes of the state after the first step.
+        The peak, and the bytes of the state after the first of the steps.
     """
     live, first_state = _Live(model, optimizer), 0
 
@@ -150,7 +164,7 @@ def footprint(
 
     seen = model.lm_head.register_forward_pre_hook(head_begins)
     with live:
-        for _ in range(2):
+        for _ in range(steps):
             for _ in range(min(passes, 2)):
                 live.phase = "forward"
                 value = loss()

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 
-_WORDS = {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS"}
+_CALLED = re.compile(
+    r"(^|_)(API|ACCESS|PRIVATE)?(KEY|TOKEN|SECRET|CREDENTIAL|PAT|PASS|PASSPHRASE)S?(_|$)|PASSWORD|PASSWD", re.IGNORECASE
+)
 _SHORTEST = 8  # characters; shorter values are switches and numbers
 
 
 def named() -> dict[str, str]:
     """Each variable that is called a key, a token, a secret or a password -> its value; paths to files are none."""
-    called = {name: value for name, value in os.environ.items() if _WORDS & set(name.upper().split("_"))}
+    called = {name: value for name, value in os.environ.items() if _CALLED.search(name)}
     is_path = os.path.exists  # which answers for any text, as Path's own does not
     return {name: value for name, value in called.items() if len(value) >= _SHORTEST and not is_path(value)}
 
 
 def hidden(text: str) -> str:
-    """The text with *** in the place of each such value."""
-    for value in named().values():
+    """The text with *** in the place of each such value, also of one over several lines that stand in one."""
+    values = {form for value in named().values() for form in (value, " ".join(value.split()))}
+    for value in sorted(values, key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, "***")
     return text

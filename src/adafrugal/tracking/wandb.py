@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,8 +20,8 @@ from adafrugal.config import SettingError, WandbTracking, is_plain_name
 from adafrugal.tracking.record import Record
 
 SECONDS = 30  # that a run waits for W&B, at its end
+ITS_OWN = SECONDS - 10  # of these, that W&B has for its start and for its end, before it says itself what is wrong
 _LOOKS_EVERY = 1.0  # seconds, for what is new in the record
-_NO_COPY = "W&B gets no copy of this run ({}); the record is complete without it"
 
 
 class WandbCopy:
@@ -45,8 +46,9 @@ class WandbCopy:
         labels: Mapping[str, Any],
         warn: Callable[[str], None],
     ) -> None:
-        self._warn = warn
+        self._warn, self._warned = warn, False
         self._pipe, theirs = Pipe()
+        starts = sum(event["event"] == "start" for event in record.events())
         code = "from adafrugal.tracking.wandb import main; main()"
         command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: modules of the user's are not ours
         quiet = {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL}
@@ -54,9 +56,10 @@ class WandbCopy:
         try:
             with theirs:  # closed here, so that the pipe ends when the process does
                 self._process = Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **quiet)
-            self._pipe.send((asdict(settings), str(record.directory.absolute()), identity, dict(labels)))
-        except OSError as error:  # no memory for it, or it has ended already
-            warn(_NO_COPY.format(error.strerror))
+        except OSError as error:  # no memory for another process
+            self._say(error.strerror)
+        with suppress(OSError):  # it has ended already; `finish` says so
+            self._pipe.send((asdict(settings), str(record.directory.absolute()), f"{identity}-{starts}", dict(labels)))
         self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B")
         self._listener.start()
 
@@ -72,14 +75,19 @@ class WandbCopy:
             self._process.kill()
             self._process.wait()
             ended = f"it has not taken the rest within {SECONDS} seconds"
-        self._listener.join()
+        self._listener.join(1)  # for what the process said last
         if ended != 0:
-            self._warn(_NO_COPY.format(ended if isinstance(ended, str) else f"its process ended with {ended}"))
+            self._say(ended if isinstance(ended, str) else f"its process ended with {ended}")
 
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._warn(self._pipe.recv())
+                self._say(self._pipe.recv())
+
+    def _say(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(f"W&B gets no copy of this run ({reason}); the record is complete without it")
 
 
 def main() -> None:
@@ -87,20 +95,28 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # which Slurm sends to every process of a job's step
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
+    threading.Thread(target=_watch, args=[os.getppid()], daemon=True, name="parent").start()
     settings, directory, identity, labels = pipe.recv()
     try:
         copy(WandbTracking(**settings), Record(Path(directory)), identity, labels, lambda: _end(pipe))
     except Exception as error:  # W&B raises all kinds
         with suppress(OSError):
-            pipe.send(_NO_COPY.format(_sentence(error)))
+            pipe.send(_sentence(error))
         os._exit(0)  # W&B would wait at the end for what has failed
+
+
+def _watch(parent: int) -> None:
+    """End this process some time after the one that started it, which cannot do so any more."""
+    while os.getppid() == parent:
+        time.sleep(_LOOKS_EVERY)
+    time.sleep(SECONDS)
+    os._exit(1)
 
 
 def _end(pipe: Connection) -> int | None:
     """The run's exit code; None as long as it goes on."""
     if not pipe.poll(_LOOKS_EVERY):
         return None
-    signal.alarm(2 * SECONDS)  # ends this process even where the run, killed, cannot
     try:
         return pipe.recv()
     except (EOFError, OSError):
@@ -112,8 +128,8 @@ def copy(
 ) -> None:
     """Send what the record holds, and what is added to it, nested names joined by slashes.
 
-    All but one argument are those of `WandbCopy`; `end` gives the run's exit code, None as long as it goes on, and is
-    asked between two looks at the record.
+    All but one argument are those of `WandbCopy`, `identity` with the number of the start; `end` gives the run's exit
+    code, None as long as it goes on, and is asked between two looks at the record.
     """
     run = _start(settings, record, identity, labels)
     place, code = 0, None
@@ -131,13 +147,12 @@ def _start(settings: WandbTracking, record: Record, identity: str, labels: Mappi
 
     if settings.mode == "online" and not wandb.login(prompt=False):
         raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
-    starts = sum(event["event"] == "start" for event in record.events())
     return wandb.init(
         project=settings.project,
         entity=settings.entity,
         mode=settings.mode,
         dir=str(record.directory),
-        id=f"{identity}-{starts}",
+        id=identity,
         group="-".join(str(labels[key]) for key in ("task", "data", "model")),
         name=f"{labels['arm']}-seed{labels['seed']}",
         tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
@@ -147,8 +162,8 @@ def _start(settings: WandbTracking, record: Record, identity: str, labels: Mappi
             silent=True,
             console="off",
             disable_git=True,
-            init_timeout=SECONDS,
-            finish_timeout=SECONDS,
+            init_timeout=ITS_OWN,
+            finish_timeout=ITS_OWN,
             finish_timeout_raises=True,
             x_stats_pid=os.getppid(),  # whose memory and processor W&B's charts show: the training's
         ),

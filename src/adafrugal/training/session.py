@@ -145,7 +145,7 @@ class Session:
                 else:
                     reason = _explained(error, self.settings, self.record)
                     named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
-                    self.record.set_status("failed", reason=named[:1000])
+                    self.record.set_status("failed", reason=hidden(named)[:1000])
             raise
 
     def _set_up(self, display: Display, ends: ExitStack) -> Loop:
