@@ -118,6 +118,9 @@ def refuse_credential(text: str, name: str) -> None:
 
 def _refuse_paths(choices: Mapping[str, str | None]) -> None:
     """Hydra takes a path to a file of a group, but a run's directory has its name and must not lie elsewhere."""
+    for group in ("trainer", "eval"):  # which without their files would have other defaults
+        if choices.get(group) is None:
+            raise SettingError(f"{group}: no value is given, since ~{group} takes it away; leave that out")
     for group in ("task", "data", "model", "optimizer"):
         if not is_plain_name(given := str(choices.get(group))):
             raise SettingError(f"{group} is {given!r}; allowed: the name of a file of conf/{group}, not a path to it")

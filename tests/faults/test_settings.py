@@ -107,7 +107,6 @@ optimizer.[lr]=1
 task=nothing
 task=../task/pretrain
 model=../model/llama_tiny
--m
 model=null
 optimizer@x=adamw
 schedule=linear,cosine
