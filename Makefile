@@ -27,7 +27,7 @@ train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded
 test: $(READY)  ## the whole test suite, on all cores (ARGS='tests/optim -x' for a part)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
-torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; twenty minutes
+torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; half an hour
 	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal tests/faults tests/test_train.py tests/tracking tests/training tests/memory
 
 extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)

@@ -66,6 +66,7 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
         settings: Settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise SettingError(explain(error)) from error
+    _refuse_removed_groups(choices)
     _refuse_paths(choices)
     _refuse_overruled_controls(choices)
     settings.arm = settings.arm or choices["optimizer"]
@@ -116,11 +117,15 @@ def refuse_credential(text: str, name: str) -> None:
             )
 
 
-def _refuse_paths(choices: Mapping[str, str | None]) -> None:
-    """Hydra takes a path to a file of a group, but a run's directory has its name and must not lie elsewhere."""
-    for group in ("trainer", "eval"):  # which without their files would have other defaults
+def _refuse_removed_groups(choices: Mapping[str, str | None]) -> None:
+    """Without their files these have defaults of the schema's, which nobody chose."""
+    for group in ("trainer", "eval"):
         if choices.get(group) is None:
             raise SettingError(f"{group}: no value is given, since ~{group} takes it away; leave that out")
+
+
+def _refuse_paths(choices: Mapping[str, str | None]) -> None:
+    """Hydra takes a path to a file of a group, but a run's directory has its name and must not lie elsewhere."""
     for group in ("task", "data", "model", "optimizer"):
         if not is_plain_name(given := str(choices.get(group))):
             raise SettingError(f"{group} is {given!r}; allowed: the name of a file of conf/{group}, not a path to it")

@@ -35,8 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         chosen = [composition.settings(words) for words in _each(given.settings)]
         from adafrugal.memory import report
+        from adafrugal.memory.estimate import estimate
 
-        sys.stdout.write(report.text([(settings, report.estimate(settings)) for settings in chosen]))
+        sys.stdout.write(report.text([(settings, estimate(settings)) for settings in chosen]))
         for settings in chosen if given.fits is not None else ():
             sys.stdout.write(report.what_fits(settings, given.fits))
     except SettingError as error:

@@ -84,7 +84,7 @@ def estimate(settings: Settings) -> Estimate:
                 return token_nats(model, tokens, tokens, settings.model.loss_chunk_rows)
 
         passes, clip = trainer.batch_size // rows, trainer.clip_norm
-        peak, first_state = footprint(model, optimizer, loss, passes, clip, steps=1)
+        _, first_state = footprint(model, optimizer, loss, passes, clip, steps=1)
         stages = []
         for density in _densities(optimizer, settings):
             for parameter in model.parameters():
