@@ -4,7 +4,10 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -148,13 +151,41 @@ def test_a_copy_that_stands_still_is_waited_for_so_long_and_no_longer(record, mo
     tally("faults: W&B stands still")
 
 
+A_RUN = """
+import sys, time
+from pathlib import Path
+from adafrugal.config import WandbTracking
+from adafrugal.tracking.record import Record
+from adafrugal.tracking.wandb import WandbCopy
+
+labels = {"task": "pretrain", "data": "embedded", "model": "llama_3m", "arm": "adafrugal", "seed": 3}
+made = WandbCopy(WandbTracking(), Record(Path(sys.argv[1])), "a-1", labels, print)
+print(made._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
 def test_a_copy_ends_by_itself_when_its_run_is_killed(record):
     record.add_metrics({"step": 1, "loss": 1.0})
-    made = WandbCopy(WandbTracking(), record, "a-1", LABELS, str)
-    made._pipe.close()
-    assert made._process.wait(60) == 0
+    # A run of its own, killed: a pipe that is closed here does not end while the listener's thread reads it.
+    run = subprocess.Popen([sys.executable, "-c", A_RUN, str(record.directory)], stdout=subprocess.PIPE, text=True)
+    copy = int(run.stdout.readline())
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 60
+    while is_alive(copy) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(copy)
     _, history, _ = read_back(record.directory)
     assert [line["_step"] for line in history] == [1]
+
+
+def is_alive(process):
+    """Whether it runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_signals_that_everybody_gets_do_not_end_it(record):
