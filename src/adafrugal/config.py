@@ -58,6 +58,7 @@ class LlamaSettings:
     max_position_embeddings: int = 1024
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    dtype: str = "float32"  # of the weights; or bfloat16
     loss_chunk_rows: int | None = None  # rows of logits held at once; null: all of a micro-batch
 
 
@@ -263,6 +264,8 @@ class TrainerSettings:
     precision: str = "auto"
     device: str = "auto"
     compile: bool = False
+    update_in_backward: bool = False  # each tensor as soon as its gradient is there, which is then let go of
+    activation_checkpointing: str = "none"  # layers: each is made again in the backward pass; selective: but products
     log_every: int = 10  # steps in one line of metrics.jsonl
     on_nonfinite: str = "error"  # where a step's loss is NaN or infinite; or skip: leave the step out
     max_skips: int = 10  # of a run; one more is an error

@@ -22,6 +22,8 @@ NOT_PART = (
     "trainer.micro_batch_size",
     "trainer.device",
     "trainer.parallel",
+    "trainer.update_in_backward",
+    "trainer.activation_checkpointing",
     "task.lr",  # counts where optimizer.lr refers to it
     "data.store",  # the same batches from the disk or not
     "data.store_limit_gib",

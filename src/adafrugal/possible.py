@@ -113,6 +113,38 @@ def _check_run(s: Settings) -> None:
     _need(is_plain_name(s.arm), "arm", repr(s.arm), "letters, digits and . _ - + =, since it names the run's directory")
 
 
+def _check_memory(s: Settings) -> None:
+    """What lowers memory, and what it does not go with."""
+    t = s.trainer
+    _one_of("trainer.activation_checkpointing", t.activation_checkpointing, ("none", "layers", "selective"))
+    if getattr(s.model, "dtype", "float32") == "bfloat16":
+        allowed = "bf16, since model.dtype is bfloat16"
+        _need(t.precision == "bf16", "trainer.precision", t.precision, allowed)
+    if t.update_in_backward:
+        _check_update_in_backward(s)
+
+
+def _check_update_in_backward(s: Settings) -> None:
+    t, o = s.trainer, s.optimizer
+    subspace = getattr(o, "subspace", None)
+    kind = subspace.get("kind") if isinstance(subspace, dict) else subspace
+    nonfinite, stagger = getattr(o, "nonfinite", None), getattr(o, "stagger", 1)
+    clashes = [  # whether it is so, what it is, and why the two do not go together
+        (t.micro_batch_size not in (None, t.batch_size), f"trainer.micro_batch_size={t.micro_batch_size}",
+         f"each backward pass is a step then; allowed with it: {t.batch_size}, or null"),
+        (t.clip_norm is not None, f"trainer.clip_norm={t.clip_norm}", "the norm is of all gradients at once"),
+        (t.precision == "fp16", "trainer.precision=fp16", "its gradients are scaled back all at once; bf16 needs none"),
+        (t.compile, "trainer.compile=true", "compiled code gives all gradients at once, and nothing would be saved"),
+        (nonfinite is not None, f"optimizer.nonfinite={nonfinite}",
+         "it looks at all gradients at once; trainer.on_nonfinite looks at the loss"),
+        (stagger > 1 and kind == "svd", f"optimizer.stagger={stagger} with svd",
+         "whose turn it is depends on which gradients are there"),
+    ]  # fmt: skip
+    for is_so, what, why in clashes:
+        if is_so:
+            raise SettingError(f"trainer.update_in_backward is true; allowed: false with {what}, since {why}")
+
+
 def _check_length(s: Settings) -> None:
     """How long the run is, and how often it evaluates; only labelled examples make epochs that are known."""
     t, has_epochs = s.trainer, s.task.kind == "finetune"
@@ -181,6 +213,7 @@ def _check_llama(s: Settings) -> None:
     longest = m.max_position_embeddings
     length = s.trainer.sequence_length
     _need(length <= longest, "trainer.sequence_length", length, f"up to model.max_position_embeddings ({longest})")
+    _one_of("model.dtype", m.dtype, ("float32", "bfloat16"))
     rows = m.loss_chunk_rows
     _need(rows is None or rows >= 1, "model.loss_chunk_rows", rows, "1 or more, or null for no chunks")
 
@@ -389,4 +422,5 @@ _CHECKS = (
     _check_schedule,
     _check_rates,
     _check_frugal,
+    _check_memory,
 )

@@ -35,6 +35,10 @@ RIGHT = {  # groups first: what is typed below must go with all of them, or be r
     "trainer.clip_norm": ["1", "1e-9", "null"],
     "trainer.precision": ["auto", "fp32", "bf16"],
     "trainer.on_nonfinite": ["error", "skip"],
+    "trainer.update_in_backward": ["true", "false"],
+    "trainer.activation_checkpointing": ["none", "layers", "selective"],
+    "model.dtype": ["float32", "bfloat16"],
+    "optimizer.stochastic_rounding": ["true", "false"],
     "trainer.log_every": ["1", "1000"],
     "checkpoint.every": ["1", "1000"],
     "checkpoint.keep": ["1", "3"],
@@ -54,19 +58,20 @@ PERHAPS_WRONG = ["-1", "nan", "inf", "1e400", "''", "null", "x", "[1,2]", "{a:1}
                  "{kind:linear,start:9,end:1}", "{_target_:os.system}"]  # fmt: skip
 NUMBERS = "optimizer.lr optimizer.weight_decay optimizer.split_lr_scale trainer.clip_norm"
 COUNTS = "trainer.log_every checkpoint.every checkpoint.keep eval.every model.loss_chunk_rows optimizer.interval"
+SWITCHES = "checkpoint.best trainer.update_in_backward optimizer.stochastic_rounding"
 # which of these are right, for which settings; all others are wrong. What is right may still not go with the rest
 TAKEN = {
     "[]": "optimizer/density optimizer/interval",
     "1.5": NUMBERS,
     "1_0": f"{NUMBERS} {COUNTS} schedule.warmup trainer.steps trainer.batch_size trainer.sequence_length "
-    "checkpoint.best model.num_hidden_layers seed",
-    "99999999999999999999": f"{NUMBERS} {COUNTS} checkpoint.best eval.tokens eval.last_tokens data.window_tokens",
+    f"{SWITCHES} model.num_hidden_layers seed",
+    "99999999999999999999": f"{NUMBERS} {COUNTS} {SWITCHES} eval.tokens eval.last_tokens data.window_tokens",
     "null": "optimizer.state_dtype optimizer.nonfinite schedule.warmup trainer.micro_batch_size trainer.clip_norm "
     "eval.last_tokens model.loss_chunk_rows",
     "inf": "trainer.clip_norm",
     "1e400": "trainer.clip_norm",
-    "-1": "checkpoint.best",
-    "true": "checkpoint.best",
+    "-1": SWITCHES,
+    "true": SWITCHES,
 }
 ARMS = (
     "1.5",
@@ -110,7 +115,7 @@ model=../model/llama_tiny
 model=null
 optimizer@x=adamw
 schedule=linear,cosine
-trainer={steps:3}
+trainer={stepz:3}
 optimizer.betas=[0.9]
 trainer.epochs=3
 model=roberta_base

@@ -353,6 +353,24 @@ def test_moments_are_stored_as_asked_and_the_update_is_made_in_float32(subspace,
     assert all(p.dtype == dtype and p.isfinite().all() for p in params)
 
 
+@pytest.mark.filterwarnings("ignore:weights in 16 bits", "ignore:moments in bfloat16")
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("settings", [{"subspace": "blocks"}, {"density": 0}, {"state_full": "lion"}], ids=str)
+def test_a_large_tensor_is_updated_in_slices_with_the_same_result(settings, state_dtype, monkeypatch):
+    found = []
+    for in_a_slice in (2**22, 24):  # all 96 entries of a tensor at once, and three of its rows
+        monkeypatch.setattr("adafrugal.optim.frugal._IN_A_SLICE", in_a_slice)
+        params, other = made(dtype=torch.bfloat16), nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
+        groups = [{"params": params, "split": True}, {"params": [other]}]
+        optimizer = Frugal(groups, lr=0.01, interval=3, state_dtype=state_dtype, **settings)
+        for step in range(7):
+            other.grad = torch.linspace(-1, 1, 40).bfloat16() + step / 10
+            stepped(optimizer, params, [step])
+        found.append([*params, other, *(v for p in (*params, other) for v in optimizer.state[p].values())])
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*found, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(params, made(dtype=torch.bfloat16), strict=True))
+
+
 def test_small_updates_of_bfloat16_weights_are_lost_unless_they_are_rounded_stochastically():
     def moved(stochastic, density):
         param = nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))

@@ -20,6 +20,20 @@ def test_phases_add_up_and_can_be_told_apart():
     assert set(clock.take().values()) == {0.0}, "what was taken is gone"
 
 
+def test_a_phase_within_another_is_counted_once():
+    clock = PhaseClock(torch.device("cpu"))
+    with clock("backward"):
+        with clock("optimizer"):
+            time.sleep(0.03)
+        with pytest.raises(KeyError), clock("optimizer"):
+            raise KeyError
+        with clock("optimizer"):
+            time.sleep(0.03)
+    seconds = clock.take()
+    assert 0.06 <= seconds["optimizer"] < 0.5
+    assert 0 <= seconds["backward"] < 0.03
+
+
 def test_a_phase_that_raises_is_still_an_exception():
     clock = PhaseClock(torch.device("cpu"))
     with pytest.raises(KeyError), clock("data"):
@@ -34,3 +48,9 @@ def test_on_a_gpu_phases_are_measured_there():
         for _ in range(50):
             a = a @ a
     assert clock.take()["forward"] > 0.001
+    with clock("backward"), clock("optimizer"):
+        for _ in range(50):
+            a = a @ a
+    seconds = clock.take()
+    assert seconds["optimizer"] > 0.001
+    assert seconds["backward"] < seconds["optimizer"] / 2

@@ -13,8 +13,9 @@ from adafrugal import optimizers
 from adafrugal.config import SettingError, Settings, settled
 from adafrugal.memory.trace import Footprint, footprint, shadows
 from adafrugal.models import llama
+from adafrugal.models.checkpointing import checkpoint_activations
 from adafrugal.models.loss import token_nats
-from adafrugal.optim import Constant, Frugal, state_bytes
+from adafrugal.optim import Constant, Frugal, UpdateInBackward, state_bytes
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def estimate(settings: Settings) -> Estimate:
         model = llama.build(settings.model)
         groups = optimizers.groups(settings, model)
         optimizer = optimizers.build(settings, groups)
+        checkpoint_activations(model, trainer.activation_checkpointing)
+        if trainer.update_in_backward:
+            UpdateInBackward(optimizer)
         tokens = torch.zeros(rows, trainer.sequence_length, dtype=torch.int64)
 
         def loss() -> torch.Tensor:
@@ -121,12 +125,12 @@ def _largest(optimizer: torch.optim.Optimizer, density: float | None) -> dict[tu
         split = [group for group in optimizer.param_groups if group["split"] and group["density"] != Constant(0)]
         for group in split:
             group["density"], group["interval"], group["stagger"] = Constant(density), Constant(1), 1
-        optimizer.step()
+        optimizer.rehearse()
         seen: set[tuple[int, ...]] = set()
         found = []
         while (turn := tuple(group["handed_out"] % len(group["params"]) for group in split)) not in seen:
             seen.add(turn)
-            optimizer.step()
+            optimizer.rehearse()
             found.append(_state(optimizer))
     return max(found, key=lambda state: sum(state.values()))
 

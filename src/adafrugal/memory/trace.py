@@ -5,6 +5,7 @@ The step is the run's own code, under torch's FakeTensorMode. The kernels are th
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -66,10 +67,15 @@ class _Answers(TorchFunctionMode):
     ) -> Any:
         if func in _ANSWERS and isinstance(args[0], FakeTensor):
             return _ANSWERS[func](args[0])
-        if func in _ANSWERS or (func in (torch.randperm, torch.randint) and args[0] < _SMALL):
+        if func in _ANSWERS or _draws_few(func, args):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _draws_few(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether something is chosen, and not noise of a weight's size made."""
+    return (func is torch.randperm and args[0] < _SMALL) or (func is torch.randint and math.prod(args[1]) == 1)
 
 
 @contextmanager

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 def build(settings: LlamaSettings) -> LlamaForCausalLM:
     """A LLaMA of the given shape: untied head, rotary positions, RMSNorm, SiLU, torch's fused attention.
 
-    Weights are float32, drawn from torch's global generator: seed it first.
+    Weights are of the type that the settings say, drawn from torch's global generator: seed it first.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # else every checkpoint draws one
-    return LlamaForCausalLM(
+    return AutoModelForCausalLM.from_config(
         LlamaConfig(
             vocab_size=settings.vocabulary_size,
             hidden_size=settings.hidden_size,
@@ -36,5 +37,6 @@ def build(settings: LlamaSettings) -> LlamaForCausalLM:
             pad_token_id=0,
             eos_token_id=1,
             bos_token_id=None,
-        )
+        ),
+        dtype=getattr(torch, settings.dtype),
     )

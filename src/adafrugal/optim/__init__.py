@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adafrugal.optim.controls import Constant, CosineDecay, LinearDecay, LossAware
     from adafrugal.optim.frugal import Frugal, Refresh
     from adafrugal.optim.groups import ParameterGroups, Rule, default_rules, split_parameters
+    from adafrugal.optim.in_backward import UpdateInBackward
     from adafrugal.optim.several import Several
     from adafrugal.optim.subspaces import SVD, Blocks, Columns, RandK, Random, RandPerm, Rows, Slab
 
@@ -36,6 +37,7 @@ _HOME = {
     "Several": "several",
     "Slab": "subspaces",
     "StateBytes": "accounting",
+    "UpdateInBackward": "in_backward",
     "default_rules": "groups",
     "split_parameters": "groups",
     "state_bytes": "accounting",
@@ -60,6 +62,7 @@ __all__ = [
     "Several",
     "Slab",
     "StateBytes",
+    "UpdateInBackward",
     "default_rules",
     "split_parameters",
     "state_bytes",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -30,6 +30,7 @@ _OF_SPLIT_GROUPS = (
     "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
     "on_refresh", "compile",
 )  # fmt: skip
+_IN_A_SLICE = 2**22  # entries that are copied at once to be updated in more bits than they are stored in
 _COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
 
 
@@ -134,6 +135,7 @@ class Frugal(torch.optim.Optimizer):
         if nonfinite not in (None, *get_args(options.Nonfinite)):
             raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(options.Nonfinite))} or None")
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
+        self._changes: dict[int, dict[str, Any]] | None = None
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -198,21 +200,73 @@ class Frugal(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._gradients_are_sound():
+        if self._changes is None:
+            if not self._gradients_are_sound():
+                for group in self.param_groups:
+                    group["skipped_steps"] += 1
+                return loss
+            self._begin_step()
+        try:
             for group in self.param_groups:
-                group["skipped_steps"] += 1
-            return loss
-        for group in self.param_groups:
-            group["steps"] += 1
-        changes = self._move_subspaces()
-        for group in self.param_groups:
-            self._update(group)
+                self._update(group)
+        finally:
+            changes, self._changes = self._changes, None
         if changes and self._refresh_hooks:
             after = self.state_bytes().total
-            for change in changes:
+            for change in changes.values():
                 for hook in self._refresh_hooks.values():
                     hook(Refresh(**change, bytes_after=after))
         return loss
+
+    @torch.no_grad()
+    def update_one(self, param: Tensor) -> None:
+        """Make this step for the tensors that have a gradient now, of which `param` is one; `step` ends it.
+
+        What `UpdateInBackward` calls, when `param` alone has one. A subspace that needs gradients is chosen here.
+        """
+        if self._changes is None:
+            self._begin_step()
+        index = next(i for i, group in enumerate(self.param_groups) if any(p is param for p in group["params"]))
+        group = self.param_groups[index]
+        if group["split"] and (due := turns.arrived(group)):
+            before = self.state_bytes().total if self._refresh_hooks and index not in self._changes else 0
+            change = self._carry_out(index, due, before)
+            self._changes.setdefault(index, change | {"seconds": 0.0})["seconds"] += change["seconds"]
+        self._update(group)
+
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Do all of a step but the updates: clocks and subspaces move, and moments begin as zeros."""
+        self._begin_step()
+        self._changes = None
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                if param.grad is None or (group["split"] and not state.get("entries")) or "step" in state:
+                    continue
+                self._regions(param, param.grad, state, group)
+                for name in rules.STATE_FULL[group["state_full"]].moments:
+                    state[name] = state[name].to(_state_dtype(param, group))
+
+    def refuse_single_updates(self) -> None:
+        """Refuse `update_one` where a step has to see all gradients first.
+
+        Raises:
+            ValueError: which setting does so, and what to set.
+        """
+        if self.defaults["nonfinite"] is not None:
+            given = f"nonfinite is {self.defaults['nonfinite']!r}"
+            raise ValueError(f"{given}, which looks at all gradients before the first update: set it to None")
+        for group in self._split_groups():
+            if group["stagger"] > 1 and group["subspace"].needs_gradient:
+                given = f"stagger is {group['stagger']} with {group['subspace'].kind}"
+                raise ValueError(f"{given}, whose turn depends on which gradients are there: set it to 1")
+
+    def _begin_step(self) -> None:
+        """Move the clocks by one step, and the subspaces as far as the gradients that are there allow."""
+        for group in self.param_groups:
+            group["steps"] += 1
+        self._changes = self._move_subspaces()
 
     def _gradients_are_sound(self) -> bool:
         """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
@@ -232,25 +286,29 @@ class Frugal(torch.optim.Optimizer):
             )
         return False
 
-    def _move_subspaces(self) -> list[dict[str, Any]]:
-        """Move every split group's clock by one step, and its subspace where that is due; tell what changed."""
+    def _move_subspaces(self) -> dict[int, dict[str, Any]]:
+        """Move every split group's clock by one step, and its subspace where that is due; what changed, by group."""
         self._split_groups()
         split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
         all_due = [(index, group, due) for index, group in split if (due := turns.advance(group, self.state))]
         before = self.state_bytes().total if all_due and self._refresh_hooks else 0
-        changes = []
+        changes: dict[int, dict[str, Any]] = {}
         for index, group, due in all_due:
-            started = time.perf_counter()
             if due.event == "refresh" and group["on_refresh"] == "reset_all":
                 for other in self.param_groups:
                     turns.forget_all(other, self.state)
-            turns.carry_out(due, group, self.state)
-            changes.append({
-                "event": due.event, "step": self.param_groups[0]["steps"], "group": index,
-                "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
-                "seconds": time.perf_counter() - started, "bytes_before": before,
-            })  # fmt: skip
+            changes[index] = self._carry_out(index, due, before)
         return changes
+
+    def _carry_out(self, index: int, due: turns.Due, before: int) -> dict[str, Any]:
+        """Do what is due in a group; the arguments of a `Refresh`, but what is known when the step ends."""
+        group, started = self.param_groups[index], time.perf_counter()
+        turns.carry_out(due, group, self.state)
+        return {
+            "event": due.event, "step": self.param_groups[0]["steps"], "group": index,
+            "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
+            "seconds": time.perf_counter() - started, "bytes_before": before,
+        }  # fmt: skip
 
     # -- updating -------------------------------------------------------------------------------------------------
 
@@ -301,14 +359,33 @@ class Frugal(torch.optim.Optimizer):
 
     def _update_wide(self, param: Tensor, state: dict[str, Any], group: Mapping[str, Any], place: int) -> None:
         """Update one tensor in float32, where it or its moments are stored in fewer bits."""
-        dtype, kept_in = _working_dtype(param), _state_dtype(param, group)
         rounding = Rounding(group["stochastic_rounding"], group["seed"], group["steps"], place)
+        if group["split"] and turns.selection(state, group):
+            self._update_copy(param, param.grad, state, group, rounding)
+            return
+        keeps = not group["split"] or state.get("entries")
+        if keeps:
+            _begin(state, param, group, _state_dtype(param, group))
+        moments = [name for name in rules.STATE_FULL[group["state_full"]].moments if name in state]
+        for rows in _slices(param):  # each entry's update is its own, so the copies need not be of the whole
+            part = {**state, **{name: state[name][rows] for name in moments}}
+            if keeps:
+                part["step"] = state["step"].clone()
+            self._update_copy(param[rows], param.grad[rows], part, group, rounding)
+        if keeps:
+            state["step"] = part["step"]
+
+    def _update_copy(
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], rounding: Rounding
+    ) -> None:
+        """Update float32 copies of a tensor and its moments, and store what comes of it."""
+        dtype, kept_in = _working_dtype(target), _state_dtype(target, group)
         moments = rules.STATE_FULL[group["state_full"]].moments
         stored = {name: state[name] for name in moments if name in state}
         state |= {name: value.to(dtype) for name, value in stored.items()}
-        wide = param.to(dtype, copy=True)
-        self._update_alone(wide, param.grad.to(dtype), state, group)
-        rounding.store(param, wide)
+        wide = target.to(dtype, copy=True)
+        self._update_alone(wide, grad.to(dtype), state, group)
+        rounding.store(target, wide)
         for name in moments if kept_in != dtype and moments[0] in state else ():
             result = state[name]
             state[name] = stored.get(name, torch.empty_like(result, dtype=kept_in))
@@ -368,6 +445,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # hooks do not travel with copies
+        self.__dict__.setdefault("_changes", None)
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -441,13 +519,23 @@ def _outline(groups: list[tuple[bool | None, list[list[int]] | None]]) -> str:
 # -- one tensor's state -----------------------------------------------------------------------------------------------
 
 
-def _begin(state: dict[str, Any], compact: Tensor, group: Mapping[str, Any]) -> None:
+def _begin(state: dict[str, Any], compact: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
     """Moments begin, as zeros of the compact size, with the first gradient."""
     if "step" in state:
         return
     state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(compact, group))
     for name in rules.STATE_FULL[group["state_full"]].moments:
-        state[name] = torch.zeros_like(compact, memory_format=torch.preserve_format)
+        state[name] = torch.zeros_like(compact, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _slices(param: Tensor) -> Iterator[Any]:
+    """Indices of parts that make up a tensor, of about `_IN_A_SLICE` entries each."""
+    if param.numel() <= _IN_A_SLICE:
+        yield ...
+        return
+    rows = max(1, _IN_A_SLICE * len(param) // param.numel())
+    for first in range(0, len(param), rows):
+        yield slice(first, first + rows)
 
 
 def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:

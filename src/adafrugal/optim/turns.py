@@ -61,6 +61,12 @@ def advance(group: Group, states: States) -> Due | None:
     return None
 
 
+def arrived(group: Group) -> Due | None:
+    """What is due in the middle of a step, when another gradient has come."""
+    places = _choosing(group) if group["waiting"] else []
+    return Due("continued", places) if places else None
+
+
 def carry_out(due: Due, group: Group, states: States) -> None:
     """Do what is due."""
     if due.event == "shrink":

@@ -12,26 +12,39 @@ PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "
 
 
 class PhaseClock:
-    """Adds up what each phase takes. On a GPU the phases are measured there, and waited for only in `take`."""
+    """Adds up what each phase takes. On a GPU the phases are measured there, and waited for only in `take`.
+
+    A phase within another is counted as its own and not as the other's.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._on_gpu = device.type == "cuda"
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: list[tuple[str, str | None, torch.cuda.Event, torch.cuda.Event]] = []
+        self._within: str | None = None
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Time the body of a `with` as part of a phase."""
-        if self._on_gpu:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._pending.append((phase, start, end))
-        else:
-            started = time.perf_counter()
-            yield
-            self._seconds[phase] += time.perf_counter() - started
+        outer, self._within = self._within, phase
+        try:
+            if self._on_gpu:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                yield
+                end.record()
+                self._pending.append((phase, outer, start, end))
+            else:
+                started = time.perf_counter()
+                yield
+                self._add(phase, outer, time.perf_counter() - started)
+        finally:
+            self._within = outer
+
+    def _add(self, phase: str, outer: str | None, seconds: float) -> None:
+        self._seconds[phase] += seconds
+        if outer is not None:
+            self._seconds[outer] -= seconds
 
     def move(self, seconds: float, source: str, target: str) -> None:
         """Count seconds that were timed as one phase as another."""
@@ -42,8 +55,8 @@ class PhaseClock:
         """Seconds of every phase since the last call."""
         if self._pending:
             torch.cuda.synchronize()
-            for phase, start, end in self._pending:
-                self._seconds[phase] += start.elapsed_time(end) / 1000
+            for phase, outer, start, end in self._pending:
+                self._add(phase, outer, start.elapsed_time(end) / 1000)
             self._pending.clear()
         taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return taken

@@ -14,6 +14,7 @@ from adafrugal.config import EncoderSettings, SettingError, Settings
 from adafrugal.data import faults
 from adafrugal.data.labelled import Batch, Labelled, TrainingOrder
 from adafrugal.models import encoder
+from adafrugal.models.checkpointing import checkpoint_activations
 from adafrugal.training.devices import Place
 from adafrugal.training.metrics import better, scores
 
@@ -50,6 +51,7 @@ class Finetune:
         self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
         self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
+        checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.saved = {"model": self.model, "tokenizer": tokenizer}
         self._forward = torch.compile(self.model, dynamic=True) if trainer.compile else self.model
         self._prefixes = ["validation"]  # of what an evaluation says of each validation set

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from adafrugal.config import SettingError, Settings, TrainingError
-from adafrugal.optim import Frugal, Refresh, state_bytes
+from adafrugal.optim import Frugal, Refresh, UpdateInBackward, state_bytes
 from adafrugal.tracking.record import Record
 from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
@@ -62,6 +62,8 @@ class Loop:
         self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
             optimizer.register_refresh_hook(self._refreshed)
+        if settings.trainer.update_in_backward:
+            UpdateInBackward(optimizer, around=lambda: self.clock("optimizer"))
 
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
@@ -117,9 +119,11 @@ class Loop:
         for batch in batches:
             with self.clock("forward"):
                 loss = self.task.loss(batch)
-            with self.clock("backward"):
-                self.scaler.scale(loss / max(1, count)).backward()
             summed += loss.detach()
+            if self._skips and not math.isfinite(summed.item()):  # before its gradients are anywhere
+                break
+            with self.clock("backward"), self._refusals():
+                self.scaler.scale(loss / max(1, count)).backward()
         # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
         self._lr = float(self.optimizer.param_groups[-1]["lr"])
         if self._skips and not math.isfinite(summed.item()):
@@ -161,15 +165,21 @@ class Loop:
     def _step(self) -> None:
         """Step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
         scale = self.scaler.get_scale()
-        try:
+        with self._refusals():
             self.scaler.step(self.optimizer)
-        except ValueError as error:  # of a control, or a subspace that selects nothing: what only a step finds out
-            raise TrainingError(f"the optimizer cannot make step {self.account.step + 1}: {error}") from error
         self.scaler.update()
         if self.scaler.get_scale() < scale:
             self.account.overflows += 1
         else:
             self.scheduler.step()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What only a step of the optimizer finds out: of a control, or a subspace that selects nothing."""
+        try:
+            yield
+        except ValueError as error:
+            raise TrainingError(f"the optimizer cannot make step {self.account.step + 1}: {error}") from error
 
     def _refreshed(self, change: Refresh) -> None:
         self.clock.move(change.seconds, "optimizer", "refresh")

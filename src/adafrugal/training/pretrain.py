@@ -13,6 +13,7 @@ from adafrugal.config import Settings
 from adafrugal.data.batches import Batch
 from adafrugal.data.corpus import Corpus
 from adafrugal.models import llama
+from adafrugal.models.checkpointing import checkpoint_activations
 from adafrugal.models.loss import token_nats
 from adafrugal.training.devices import Place
 
@@ -39,6 +40,7 @@ class Pretrain:
         self._corpus = Corpus(settings, say, state)
         torch.manual_seed(settings.seed)
         self.model = llama.build(settings.model).to(place.device)
+        checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
         self.saved = {"model": self.model}
 
     headline = ("validation_perplexity",)

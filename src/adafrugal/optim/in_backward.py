@@ -1,0 +1,74 @@
+"""Updates within the backward pass: a gradient is used, and let go of, as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from adafrugal.optim.frugal import Frugal
+
+
+class UpdateInBackward:
+    """From now on `backward()` updates each tensor as soon as its gradient is whole, and frees that gradient.
+
+    The rest of the loop stays as it is; `optimizer.step()` ends the step, and schedulers see nothing new:
+
+        UpdateInBackward(optimizer)
+        for batch in batches:
+            loss(batch).backward()
+            optimizer.step()
+            scheduler.step()
+
+    The gradients of a model are then never all there at once, which saves as many bytes as they have (LOMO, arXiv
+    2306.09782, does so for SGD). Each tensor gets the update that it gets without this, bit for bit. What must see all
+    gradients before the first update cannot go with it: several backward passes in one step, clipping by the norm of
+    all (`clip_grad_norm_` would find none and do nothing), `torch.amp.GradScaler`, `Frugal(nonfinite=…)`.
+
+    Args:
+        optimizer: `Frugal`, or any of torch's whose update of a tensor depends on no other tensor. It is stepped once
+            for each tensor, when that tensor alone has a gradient.
+        around: makes the context in which each update is made, to time it, say.
+
+    Raises:
+        ValueError: an optimizer whose settings do not go with it.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, around: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        if isinstance(optimizer, Frugal):
+            optimizer.refuse_single_updates()
+        self._optimizer, self._around = optimizer, around
+        self._updated: set[Tensor] = set()
+        self._updates = False
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        self._handles = [param.register_post_accumulate_grad_hook(self._update) for param in params]
+        self._handles.append(optimizer.register_step_post_hook(self._stepped))
+
+    def remove(self) -> None:
+        """Leave gradients to `optimizer.step()` again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _update(self, param: Tensor) -> None:
+        if param in self._updated:
+            raise RuntimeError(
+                "a second backward pass in one step: with UpdateInBackward each is a step of its own; call "
+                "optimizer.step() after each, or do without it"
+            )
+        with self._around():
+            if isinstance(self._optimizer, Frugal):
+                self._optimizer.update_one(param)
+            else:
+                self._updates = True
+                self._optimizer.step()
+                self._updates = False
+        param.grad = None
+        self._updated.add(param)
+
+    def _stepped(self, *_: object) -> None:
+        if not self._updates:
+            self._updated.clear()
