@@ -1,5 +1,6 @@
 """What all tests share: one cache of prepared text for the session, and the settings of a tiny run."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +16,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("the same examples each time", derandomize=True, database=None)
 hypothesis.settings.load_profile("the same examples each time")
+
+
+def script(name):
+    """A script of experiments/benchmarks as a module."""
+    path = REPOSITORY / "experiments" / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    benchmark = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(benchmark)
+    return benchmark
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ import tomllib
 
 import pytest
 import torture
-from conftest import REPOSITORY
+from conftest import REPOSITORY, script
 
 from adafrugal import checks, composition
 from adafrugal.config import CHOICES, SUBSPACES
@@ -149,15 +149,6 @@ def test_the_page_on_the_optimizer_names_every_choice():
     ]
     for name in names:
         assert f"`{name}`" in page, name
-
-
-def script(name):
-    """A script of experiments/benchmarks as a module."""
-    path = REPOSITORY / "experiments" / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    benchmark = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(benchmark)
-    return benchmark
 
 
 def test_the_data_page_has_the_tables_of_its_records_and_its_benchmark():

@@ -70,6 +70,7 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
     _refuse_paths(choices)
     _refuse_overruled_controls(choices)
     settings.arm = settings.arm or choices["optimizer"]
+    _take_budget(settings)
     refuse_impossible(settings)
     if to_run:
         refuse_uninstalled(settings)
@@ -201,6 +202,13 @@ def _refuse_unknown_keys(node: DictConfig, path: str) -> None:
             _refuse_unknown_keys(child, f"{path}{key}.")
         elif any(f.name == key and f.type == "Any" and path == "" for f in fields(schema)):
             raise SettingError(f"{key} is {node[key]!r}; name a file of conf/{key}, such as those in `--help`")
+
+
+def _take_budget(s: Settings) -> None:
+    """`optimizer.density.fit_gib` is another way to write `optimizer.fit_gib`; a control knows nothing of memory."""
+    density = getattr(s.optimizer, "density", None)
+    if isinstance(density, dict) and (given := density.pop("fit_gib", None)) is not None:
+        s.optimizer.fit_gib = given
 
 
 def _spell_one_way(s: Settings) -> None:

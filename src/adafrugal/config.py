@@ -162,6 +162,7 @@ class FrugalSettings(AdamWSettings):
 
     kind: str = "frugal"
     density: Any = 0.25
+    fit_gib: float | None = None  # of memory that the estimate has to stay under: ρ begins lower where it would not
     rank: Any = None  # instead of the density: a number of columns out of the model's hidden size
     interval: Any = 200
     subspace: Any = "blocks"

@@ -127,7 +127,7 @@ def _muon(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
 
 def _frugal(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
     given = asdict(settings.optimizer)
-    del given["kind"], given["modules"], given["rank"]  # which the density was made of
+    del given["kind"], given["modules"], given["rank"], given["fit_gib"]  # which the density was made of
     for name in ("density", "interval"):
         given[name] = with_run_length(given[name], settings.trainer.steps)
     return Frugal(groups, **given, seed=settings.seed)

@@ -120,6 +120,12 @@ def _check_memory(s: Settings) -> None:
     if getattr(s.model, "dtype", "float32") == "bfloat16":
         allowed = "bf16, since model.dtype is bfloat16"
         _need(t.precision == "bf16", "trainer.precision", t.precision, allowed)
+    budget = getattr(s.optimizer, "fit_gib", None)
+    if budget is not None:
+        is_size = isinstance(budget, int | float) and not isinstance(budget, bool) and 0 < budget < float("inf")
+        _need(is_size, "optimizer.density.fit_gib", budget, "GiB of memory, above 0; or null")
+        allowed = "null, since only what is trained from random weights is estimated"
+        _need(s.task.kind == "pretrain", "optimizer.density.fit_gib", budget, allowed)
     if t.update_in_backward:
         _check_update_in_backward(s)
 

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from conftest import script
 
-from adafrugal import optimizers
-from adafrugal.config import SUBSPACES, settled
+from adafrugal.config import SUBSPACES
 from adafrugal.memory import __main__ as command
-from adafrugal.memory import report
+from adafrugal.memory import fit, report
 from adafrugal.memory.estimate import estimate
-from adafrugal.models import llama
-from adafrugal.models.loss import token_nats
 from adafrugal.optim import Constant, state_bytes
 
 ARMS = {
@@ -27,23 +24,13 @@ ARMS = {
 }  # fmt: skip
 
 
-def steps(settings, count):
-    """A real run's model and optimizer, that has made so many steps."""
-    settings = settled(settings, None, settings.model.hidden_size)
-    rows, length = settings.trainer.micro_batch_size or settings.trainer.batch_size, settings.trainer.sequence_length
-    tokens = torch.randint(0, 100, (rows, length))
-    model = llama.build(settings.model)
-    optimizer = optimizers.build(settings, optimizers.groups(settings, model))
-    half = torch.bfloat16
-    for _ in range(count):
-        for _ in range(min(2, settings.trainer.batch_size // rows)):
-            with torch.autocast("cpu", dtype=half, enabled=settings.trainer.precision == "bf16"):
-                loss = token_nats(model, tokens, tokens, settings.model.loss_chunk_rows)
-            loss.backward()
-        optimizer.step()
-        if count > 1:
-            optimizer.zero_grad(set_to_none=True)
-    return optimizer
+def after_a_step(settings):
+    """The optimizer of a real run that has made its first step, with gradients for more."""
+    real = script("memory").Real(settings)
+    real.step()
+    for param in real.model.parameters():
+        param.grad = torch.zeros_like(param)
+    return real.optimizer
 
 
 def largest(optimizer, density):
@@ -62,7 +49,7 @@ def largest(optimizer, density):
 def test_state_bytes_are_those_of_the_tensors(arm, settings):
     """After the first step, and in the turn of each density that keeps most."""
     chosen, _ = settings(*ARMS[arm])
-    foretold, optimizer = estimate(chosen), steps(chosen, 1)
+    foretold, optimizer = estimate(chosen), after_a_step(chosen)
     assert foretold.first_state == state_bytes(optimizer).total
     assert len(foretold.stages) == (2 if "linear" in str(getattr(chosen.optimizer, "density", "")) else 1)
     for stage in foretold.stages:
@@ -72,20 +59,7 @@ def test_state_bytes_are_those_of_the_tensors(arm, settings):
 @pytest.mark.parametrize("match", ["count", "elements"])
 def test_blocks_in_a_random_order_are_drawn_as_they_are_in_a_run(match, settings):
     chosen, _ = settings("optimizer=frugal", f"optimizer.subspace={{kind:blocks,order:random,match:{match}}}")
-    assert estimate(chosen).first_state == state_bytes(steps(chosen, 1)).total
-
-
-def allocated_at_most(run):
-    """Bytes, by the allocator's own account as torch's profiler gives it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = run()
-    events = profiler.profiler.kineto_results.events()
-    del kept
-    now = most = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+    assert estimate(chosen).first_state == state_bytes(after_a_step(chosen)).total
 
 
 MEASURED = [
@@ -107,7 +81,7 @@ def test_the_peak_is_within_a_twentieth_of_what_a_run_allocates(words, composed)
 
     chosen = checks.check(*composed("trainer.sequence_length=64", "trainer.precision=fp32", *words))
     foretold = estimate(chosen).peak.total
-    measured = allocated_at_most(lambda: steps(chosen, 2))
+    measured = script("memory").allocated_at_most(chosen)
     assert foretold == pytest.approx(measured, rel=0.05)
 
 
@@ -122,10 +96,10 @@ def test_the_command_says_it_and_what_fits(capsys):
 
 def test_what_fits_does_and_the_next_does_not(settings):
     chosen, _ = settings("optimizer=frugal")
-    peaks = {rows: report._peak(chosen, micro_batch_size=rows) for rows in (1, 2, 4, 8)}
-    between = (peaks[2] + peaks[4]) / 2 / report.GIB
+    peaks = {rows: fit._peak(chosen, micro_batch_size=rows).total for rows in (1, 2, 4, 8)}
+    between = (peaks[2] + peaks[4]) / 2 / fit.GIB
     assert "the largest micro-batch is 2\n" in report.what_fits(chosen, between)
-    assert "not even a micro-batch of one row fits" in report.what_fits(chosen, peaks[1] / 2 / report.GIB)
+    assert "not even a micro-batch of one row fits" in report.what_fits(chosen, peaks[1] / 2 / fit.GIB)
 
 
 def test_a_density_that_selects_nothing_is_no_answer(settings):

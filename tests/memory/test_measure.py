@@ -17,6 +17,11 @@ def test_a_cpu_tells_what_the_process_holds():
     kept.close()
 
 
+def test_an_estimate_stands_beside_what_has_grown():
+    assert measure.beside(110, 300, 200) == {"estimate": 110, "grown": 100, "estimate_error": pytest.approx(0.1)}
+    assert measure.in_use(torch.device("cpu")) > 2**20
+
+
 @pytest.mark.gpu
 def test_a_gpu_tells_the_peak_of_each_window():
     device = torch.device("cuda")

@@ -19,7 +19,8 @@ def test_torchs_own_refusal_on_a_cpu_is_one(settings):
     line = refused.reason(caught.value, chosen)
     assert line.startswith("memory was refused (")
     assert "trainer.micro_batch_size (now 8), trainer.sequence_length" in line
-    assert line.endswith("a smaller model; `python -m adafrugal.memory` says what fits")
+    assert "trainer.activation_checkpointing=layers, trainer.update_in_backward=true, optimizer.density" in line
+    assert "a smaller model; the estimate of the peak is 0.01 GiB, in the backward phase; `python -m" in line
     assert "\n" not in line
 
 
@@ -55,6 +56,7 @@ def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path,
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: memory was refused (")
+    assert "; the estimate of the peak is " in line
     assert "trainer.micro_batch_size (now 128), trainer.sequence_length (64), model.loss_chunk_rows (null" in line
     (status,) = tmp_path.glob("*/*/status.json")
     record = Record(status.parent)

@@ -84,6 +84,23 @@ def test_a_summary_tells_padding_and_how_much_of_the_text_was_read_where_they_ar
     assert "1,000 tokens in 20 steps (25.0% padding)\n" in summary.text(record)
 
 
+def with_memory(record, **memory):
+    record.write_summary(record.summary() | {"memory": memory})
+    return record
+
+
+def test_the_estimate_of_the_memory_stands_beside_what_was_measured(tmp_path):
+    ours = with_memory(made(tmp_path, "adafrugal"), estimate=99 * 2**20, grown=100 * 2**20, estimate_error=-0.01)
+    assert "memory           99.00 MiB at most by the estimate (-1.0% of 100.00 MiB by which the process grew)\n" in (
+        summary.text(ours)
+    )
+    assert "peak memory" in table.markdown([ours])
+    assert "| 99 / 100 MiB (-1.0%) |\n" in table.markdown([ours])
+    with_memory(ours, estimate=2**20, grown=2**20, estimate_error=0.0, allocated=5)
+    assert "(+0.0% of 1.00 MiB allocated)" in summary.text(ours)
+    assert "peak memory" not in table.markdown([ours, made(tmp_path, "adamw")]), "an older record has none"
+
+
 def test_what_is_not_finished_is_named_and_not_counted(tmp_path):
     made(tmp_path, "adamw")
     failed = made(tmp_path, "frugal", status="failed")

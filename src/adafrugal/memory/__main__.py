@@ -34,9 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     try:
         chosen = [composition.settings(words) for words in _each(given.settings)]
-        from adafrugal.memory import report
+        from adafrugal.memory import fit, report
         from adafrugal.memory.estimate import estimate
 
+        for place, settings in enumerate(chosen):
+            if getattr(settings.optimizer, "fit_gib", None) is not None:
+                found = fit.fitted(settings)
+                chosen[place] = fit.beginning_with(settings, found.density)
+                sys.stdout.write(report.chosen(settings, found) + "\n")
         sys.stdout.write(report.text([(settings, estimate(settings)) for settings in chosen]))
         for settings in chosen if given.fits is not None else ():
             sys.stdout.write(report.what_fits(settings, given.fits))

@@ -78,6 +78,9 @@ def estimate(settings: Settings) -> Estimate:
         model = llama.build(settings.model)
         groups = optimizers.groups(settings, model)
         optimizer = optimizers.build(settings, groups)
+        for group in optimizer.param_groups:
+            if group.get("split") and "compile" in group:
+                group["compile"] = False  # what is compiled is kept for the process's real runs
         checkpoint_activations(model, trainer.activation_checkpointing)
         if trainer.update_in_backward:
             UpdateInBackward(optimizer)

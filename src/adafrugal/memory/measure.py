@@ -34,3 +34,21 @@ def read(device: torch.device) -> dict[str, int]:
 def peak(found: dict[str, int]) -> int:
     """The largest of what `read` found: the window's peak on CUDA, the process's on a CPU."""
     return found.get("peak", found.get("peak_resident", 0))
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use now: by tensors on CUDA, by the process on a CPU."""
+    found = read(device)
+    return found.get("allocated", found.get("resident", 0))
+
+
+def beside(estimate: int, peak: int, before: int) -> dict[str, float]:
+    """An estimate of a run's peak, with its relative error against what was measured.
+
+    Args:
+        estimate: bytes of tensors.
+        peak: the largest that was in use: on a CPU with all else that the process holds.
+        before: what was in use before the model was made.
+    """
+    grown = peak - before
+    return {"estimate": estimate, "grown": grown, "estimate_error": estimate / grown - 1 if grown > 0 else 0.0}

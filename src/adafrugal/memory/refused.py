@@ -25,15 +25,33 @@ def reason(error: BaseException, settings: Settings) -> str | None:
     if not is_memory(error):
         return None
     t = settings.trainer
+    o = settings.optimizer
     lowers = [f"trainer.micro_batch_size (now {t.micro_batch_size or t.batch_size})"]
     lowers.append(f"trainer.sequence_length ({t.sequence_length})")
     if hasattr(settings.model, "loss_chunk_rows"):
         lowers.append(f"model.loss_chunk_rows ({settings.model.loss_chunk_rows or 'null'}; 1024 is a fair choice)")
-    if hasattr(settings.optimizer, "density"):
+    if t.activation_checkpointing == "none":
+        lowers.append("trainer.activation_checkpointing=layers")
+    if not t.update_in_backward:
+        lowers.append("trainer.update_in_backward=true")
+    if hasattr(o, "density"):
         lowers.append("optimizer.density")
     said = _line(error) or type(error).__name__
-    ahead = "; `python -m adafrugal.memory` says what fits" if settings.task.kind == "pretrain" else ""
-    return f"memory was refused ({said}); what lowers it: {', '.join(lowers)}, a smaller model{ahead}"
+    return f"memory was refused ({said}); what lowers it: {', '.join(lowers)}, a smaller model{_foretold(settings)}"
+
+
+def _foretold(settings: Settings) -> str:
+    """The estimate of the peak, for a task that has one."""
+    if settings.task.kind != "pretrain":
+        return ""
+    from adafrugal.memory.estimate import estimate
+
+    ahead = "; `python -m adafrugal.memory` says what fits"
+    try:
+        peak = estimate(settings).peak
+    except Exception:  # there may be no memory left for it, either
+        return ahead
+    return f"; the estimate of the peak is {peak.total / 2**30:.2f} GiB, in the {peak.phase} phase{ahead}"
 
 
 def _line(error: BaseException) -> str:

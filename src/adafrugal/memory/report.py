@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from adafrugal.config import SettingError, Settings
-from adafrugal.memory.estimate import Estimate, Stage, estimate
-from adafrugal.optim import controls
+from adafrugal.memory import fit
+from adafrugal.memory.estimate import Estimate, Stage
 
-MIB, GIB = 2**20, 2**30
-Candidate = TypeVar("Candidate", int, float)
+MIB = 2**20
 ROLES = (  # of the state, in the order in which they are listed
     ("state-full", "moments"), ("split", "moments"), ("split", "indices"), ("split", "basis"),
 )  # fmt: skip
@@ -34,6 +30,14 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
         "allocating them. What a GPU's allocator reserves beside it, its context, and libraries are not in it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def chosen(settings: Settings, found: fit.Fitted) -> str:
+    """What `optimizer.fit_gib` has led to, in a line."""
+    gib = settings.optimizer.fit_gib
+    return (
+        f"ρ begins at {found.density:g}: {found.peak / fit.GIB:.2f} GiB by the estimate, of {gib:g} (optimizer.fit_gib)"
+    )
 
 
 def _precision(given: str) -> str:
@@ -78,42 +82,11 @@ def what_fits(settings: Settings, gib: float) -> str:
     if not gib > 0:
         raise SettingError(f"--fits is {gib}; allowed: a number of GiB above 0")
     lines = [f"{settings.arm} in {gib:g} GiB:"]
-    size = settings.trainer.batch_size
-    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
-    sizes = sorted({*small, *(size // n for n in small)})
-    rows = _largest(sizes, lambda n: _peak(settings, micro_batch_size=n) <= gib * GIB)
+    rows = fit.largest_micro_batch(settings, gib)
     lines.append(f"  the largest micro-batch is {rows}" if rows else "  not even a micro-batch of one row fits")
     if hasattr(settings.optimizer, "density"):
-        shares = [n / 100 for n in range(101)]
-        share = _largest(shares, lambda density: _fits(settings, density, gib, otherwise=True))
-        share = share if share is not None and _fits(settings, share, gib, otherwise=False) else None
+        share = fit.largest_density(settings, gib, [n / 100 for n in range(101)])
         typed = settings.trainer.micro_batch_size or settings.trainer.batch_size
         held = f"with the micro-batch of {typed} that is set"
         lines.append(f"  no ρ fits {held}" if share is None else f"  the largest ρ is {share:g} {held}")
     return "\n".join(lines) + "\n"
-
-
-def _largest(candidates: Sequence[Candidate], fits: Callable[[Candidate], bool]) -> Candidate | None:
-    """The last of the ascending candidates that fits; what is larger than one that does not fit does not, either."""
-    low, high = 0, len(candidates)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if fits(candidates[middle]) else (low, middle)
-    return candidates[low - 1] if low else None
-
-
-def _fits(settings: Settings, density: float, gib: float, otherwise: bool) -> bool:
-    """Whether it does; `otherwise` where a density is too small to select anything, as larger ones are not."""
-    try:
-        return _peak(settings, density=density) <= gib * GIB
-    except SettingError:
-        return otherwise
-
-
-def _peak(settings: Settings, micro_batch_size: int | None = None, density: float | None = None) -> int:
-    changed = copy.deepcopy(settings)
-    if micro_batch_size is not None:
-        changed.trainer.micro_batch_size = micro_batch_size
-    if density is not None:
-        changed.optimizer.density, changed.optimizer.rank = {"kind": controls.Constant.kind, "value": density}, None
-    return estimate(changed).peak.total

@@ -15,6 +15,7 @@ def text(record: Record) -> str:
         *(_scores(found) if "metrics" in found else _language(found)),
         ("trained on", _trained_on(found)),
         ("optimizer state", f"{start} at the start, {end} at the end; AdamW keeps {mib(memory['adamw'])}"),
+        *_memory(found.get("memory", {})),
         ("seconds", "  ".join(f"{name} {s:.1f}" for name, s in phases.items()) + f"  all {seconds['wall']:.1f}"),
         ("optimizer", f"{found['optimizer_share']:.1%} of the time of forward and backward"),
         ("record", str(record.directory)),
@@ -39,6 +40,16 @@ def _scores(found: dict) -> list[tuple[str, str]]:
     return [
         (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}, the best by {by}")
         for name in ("validation_loss", *found["metrics"])
+    ]
+
+
+def _memory(found: dict) -> list[tuple[str, str]]:
+    """The estimate of the peak beside what was measured: on a CPU the libraries' memory is in that, too."""
+    if "estimate" not in found:
+        return []
+    measured = f"{mib(found['grown'])} {'allocated' if 'allocated' in found else 'by which the process grew'}"
+    return [
+        ("memory", f"{mib(found['estimate'])} at most by the estimate ({found['estimate_error']:+.1%} of {measured})")
     ]
 
 

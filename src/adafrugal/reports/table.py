@@ -5,6 +5,7 @@ Fine-tuning runs of one model share a table over all data sets.
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ COLUMNS = {  # of the summary: key, form, factor
     "bits per byte": ("validation_bits_per_byte", ".3f", 1),
     "optimizer ÷ forward and backward": ("optimizer_share", ".1f", 100),
 }
+
+
+MEMORY = "peak memory, estimate / measured"
 
 
 def find(places: Iterable[Path]) -> list[Record]:
@@ -54,10 +58,20 @@ def markdown(records: list[Record]) -> str:
 
 def _table(records: list[Record]) -> str:
     rows = []
+    foretold = [MEMORY] if all("estimate" in record.summary().get("memory", {}) for record in records) else []
     for name, runs in rows_of(records):
         summaries = [run.summary() for run in runs]
-        rows.append([name, str(len(runs)), f"{summaries[0]['steps']:,}", *measured(summaries), state(summaries)])
-    return Grid(["arm", "n", "steps", *COLUMNS, STATE], rows).markdown()
+        memory = [_beside(summaries)] if foretold else []
+        rows.append(
+            [name, str(len(runs)), f"{summaries[0]['steps']:,}", *measured(summaries), state(summaries), *memory]
+        )
+    return Grid(["arm", "n", "steps", *COLUMNS, STATE, *foretold], rows).markdown()
+
+
+def _beside(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The estimate of the peak, what was measured, and the relative error."""
+    estimate, grown = (statistics.mean(s["memory"][key] for s in summaries) for key in ("estimate", "grown"))
+    return f"{estimate / 2**20:,.0f} / {grown / 2**20:,.0f} MiB ({estimate / grown - 1:+.1%})"
 
 
 def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:

@@ -8,7 +8,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from adafrugal.config import SettingError, Settings, TrainingError, settled
@@ -77,6 +77,7 @@ class Session:
 
     def __init__(self, settings: Settings, identity: Identity, record: Record, stop: Stop) -> None:
         self.settings, self.identity, self.record, self.stop = settings, identity, record, stop
+        self._memory_before = 0
 
     def make(self) -> Outcome:
         """Begin or continue the run, as the only process that writes it."""
@@ -127,11 +128,27 @@ class Session:
             self.stop.training = True
             outcome: Outcome = "finished" if loop.fit(self.stop) else "interrupted"
             if outcome == "finished":
-                self.record.write_summary(loop.summary())
+                self.record.write_summary(self._with_estimate(loop.summary(), loop, display))
             self.record.set_status(outcome, step=loop.account.step)
         if outcome == "interrupted":
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
         return outcome
+
+    def _with_estimate(self, summary: dict[str, Any], loop: Loop, display: Display) -> dict[str, Any]:
+        """The summary with what `python -m adafrugal.memory` would have said, beside what was measured."""
+        if self.settings.task.kind != "pretrain":
+            return summary
+        from adafrugal.memory import measure
+        from adafrugal.memory.estimate import estimate
+
+        try:
+            foretold = estimate(_in_precision(loop.settings, loop.place)).peak
+        except Exception as error:  # of whatever kind: a run that is made does not fail for what was to be said of it
+            self._warn(display, f"there is no estimate of the memory in the summary: {error}")
+            return summary
+        summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
+        summary["memory"]["estimate_phase"] = foretold.phase
+        return summary
 
     @contextmanager
     def _status(self) -> Iterator[None]:
@@ -153,6 +170,7 @@ class Session:
         import torch
 
         from adafrugal import optimizers
+        from adafrugal.memory import measure
         from adafrugal.training import checkpoint, devices
         from adafrugal.training.loop import Loop
         from adafrugal.training.schedule import factor
@@ -164,10 +182,12 @@ class Session:
         if state is not None:
             _refuse_another(state, known_as, record)
         place = devices.place(self.settings.trainer, state["precision"] if state else None)
+        self._memory_before = measure.in_use(place.device)
         task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
         ends.push(_unless_at_once(task.close))
         settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
         refuse_impossible(settings)
+        settings = self._within_budget(settings, place, display)
         display.expect(settings.trainer.steps)
         optimizers.adapt(settings, task.model)
         groups = optimizers.groups(settings, task.model)
@@ -183,6 +203,20 @@ class Session:
         record.go_back_to(loop.account.step)
         self._describe(place, task, loop.account.step)
         return loop
+
+    def _within_budget(self, settings: Settings, place: Place, display: Display) -> Settings:
+        """The settings with the density that `optimizer.fit_gib` leaves, chosen when the run first began."""
+        if getattr(settings.optimizer, "fit_gib", None) is None:
+            return settings
+        from adafrugal.memory import fit, report
+
+        before = next((event for event in self.record.events() if event["event"] == "fitted"), None)
+        if before is None:
+            found = fit.fitted(_in_precision(settings, place))
+            self.record.add_event("fitted", step=0, **asdict(found))
+            display.say(report.chosen(settings, found))
+            before = asdict(found)
+        return fit.beginning_with(settings, before["density"])
 
     def _describe(self, place: Place, task: Task, step: int) -> None:
         """Note what this start of the run runs on, and that it runs."""
@@ -231,6 +265,10 @@ def _unless_at_once(end: Callable[[], None]) -> Callable[..., None]:
             end()
 
     return close
+
+
+def _in_precision(settings: Settings, place: Place) -> Settings:
+    return replace(settings, trainer=replace(settings.trainer, precision=place.precision))
 
 
 def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], record: Record) -> None:

@@ -1,0 +1,80 @@
+"""A density that is chosen so that the run fits."""
+
+import pytest
+
+from adafrugal.config import SettingError
+from adafrugal.memory import fit
+from adafrugal.memory.estimate import estimate
+from adafrugal.training.session import run
+
+GIB = 2**30
+SMALL = ["trainer.batch_size=1", "trainer.sequence_length=8", "model.hidden_size=64", "model.intermediate_size=176"]
+
+
+def peak(settings, density):
+    chosen, _ = settings(*SMALL, "optimizer=frugal", f"optimizer.density={density}")
+    return estimate(chosen).peak.total
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_the_largest_density_that_fits_is_taken(kind, settings):
+    """The estimate with it stays under the budget, and with a hundredth more it would not."""
+    budget = (peak(settings, 0.3) + peak(settings, 0.4)) / 2
+    ceiling = "value=0.9" if kind == "constant" else "start=0.9"
+    words = ["optimizer.subspace=columns", f"optimizer/density={kind}", f"optimizer.density.{ceiling}"]
+    chosen, _ = settings(*SMALL, "optimizer=adafrugal", *words, f"optimizer.density.fit_gib={budget / GIB}")
+    found = fit.fitted(chosen)
+    assert 0.05 < found.density < 0.9
+    assert found.peak <= budget
+
+    def columns(density):
+        return estimate(fit.beginning_with(settings(*SMALL, "optimizer=frugal", words[0])[0], density)).peak.total
+
+    assert columns(found.density) == found.peak
+    assert columns(found.density + 0.01) > budget
+
+
+def test_what_is_set_is_not_exceeded(settings):
+    chosen, _ = settings("optimizer=adafrugal", "optimizer.fit_gib=100")
+    assert fit.fitted(chosen).density == 0.25
+
+
+def test_a_budget_under_which_nothing_fits_is_refused_with_what_would(settings):
+    chosen, _ = settings("optimizer=adafrugal", "optimizer.density.fit_gib=0.001")
+    with pytest.raises(SettingError, match=r"optimizer.fit_gib is 0.001; allowed: 0.01 or more, the estimate with ρ"):
+        fit.fitted(chosen)
+
+
+def test_a_run_chooses_once_and_its_record_says_what(settings, monkeypatch):
+    budget = (peak(settings, 0.1) + peak(settings, 0.2)) / 2 / GIB
+    chosen, choices = settings(*SMALL, "optimizer.subspace=columns", f"optimizer.density.fit_gib={budget}")
+    record, outcome = run(chosen, choices)
+    assert outcome == "finished"
+    (event,) = [event for event in record.events() if event["event"] == "fitted"]
+    first = record.metrics()[0]["density"]
+    assert 0.05 < first < event["density"] < 0.25
+    assert record.config()["optimizer"]["fit_gib"] == budget
+    record.set_status("interrupted")
+    monkeypatch.setattr(fit, "fitted", None)  # which a run that goes on does not ask again
+    record, outcome = run(chosen, choices)
+    assert outcome == "finished"
+
+
+def test_a_summary_has_the_estimate_beside_what_was_measured(settings):
+    chosen, choices = settings()
+    record, _ = run(chosen, choices)
+    memory = record.summary()["memory"]
+    assert memory["estimate"] == estimate(chosen).peak.total
+    assert memory["estimate_error"] == pytest.approx(memory["estimate"] / memory["grown"] - 1)
+    assert memory["estimate_phase"] == "backward"
+
+
+def test_a_run_does_not_fail_for_want_of_an_estimate(settings, monkeypatch):
+    def fails(_):
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setattr("adafrugal.memory.estimate.estimate", fails)
+    record, outcome = run(*settings())
+    assert outcome == "finished"
+    assert "estimate" not in record.summary()["memory"]
+    assert any("no such luck" in event.get("text", "") for event in record.events())
