@@ -32,6 +32,8 @@ def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None
             "interval": 25 * number if is_frugal else None,
         }
         line["state_bytes"] = (state[0] + (state[1] - state[0]) * share_done) * MIB
+        line["state_bytes_by_role"] = {"moments": line["state_bytes"] - MIB / 4, "counters": MIB / 4}
+        line["memory"] = {"resident": (500 + number) * MIB, "peak_resident": 600 * MIB}
         line["validation_loss"] = (early or loss + 0.5) if number == 1 else loss + 1 - share_done
         record.add_metrics(line)
     record.write_summary({
@@ -39,7 +41,9 @@ def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None
         "validation_bits_per_byte": loss / 2, "optimizer_share": share,
         "seconds": {"data": 0.1, "forward": 1.0, "backward": 2.0, "optimizer": 3 * share, "evaluation": evaluation,
                     "wall": 4},
-        "state_bytes": {"start": state[0] * MIB, "peak": state[0] * MIB, "end": state[1] * MIB, "adamw": 4 * MIB},
+        "state_bytes": {"start": state[0] * MIB, "peak": state[0] * MIB, "end": state[1] * MIB, "adamw": 4 * MIB,
+                        "end_by_role": {"moments": (state[1] - 0.25) * MIB, "counters": MIB / 4}},
+        **({"split_moments": {"bytes": (state[1] - 0.25) * MIB / 3, "selected_entries": 1}} if is_frugal else {}),
     })  # fmt: skip
     record.set_status("finished")
     return record

@@ -23,7 +23,7 @@ def axes(tmp_path):
     (page,) = plan.filled([plan.Page("page", plan.PageFile(), [section])], table.find([tmp_path]))
 
     def draw(name):
-        panels = 2 if name == "controls" else 1
+        panels = 2 if name in ("controls", "roles") else 1
         _, found = pyplot.subplots(panels)
         pictures._DRAWN[name](found, list(page.sections[0].jobs))
         return found
@@ -86,3 +86,21 @@ def test_time_is_a_share_of_forward_and_backward(axes):
     ends = [max(bar.get_x() + bar.get_width() for bars in panel.containers for bar in [bars[row]]) for row in (0, 1)]
     assert ends == pytest.approx([3.6 / 3 + 0.2, 3.6 / 3 + 0.1])
     assert [label.get_text() for label in panel.get_yticklabels()] == ["adamw", "adafrugal"]
+
+
+def test_the_state_is_stacked_by_what_it_is_of(axes):
+    """AdamW's four MiB are all of tensors that are always state-full; of AdaFRUGAL's half a MiB is, and stays."""
+    heights = []
+    for panel in axes("roles"):
+        edges = [layer.get_paths()[0].vertices for layer in panel.collections]  # of each layer, there and back
+        heights.append([sorted({round(y, 3) for x, y in edge if x == 100}) for edge in edges])
+    adamw, adafrugal = heights
+    assert adamw == [[0.0, 3.75], [3.75], [3.75, 4.0]]
+    assert adafrugal == [[0.0, 0.5], [0.5, 2.25], [2.25, 2.5]]
+
+
+def test_the_memory_is_what_the_process_holds_or_a_gpus_peak(axes):
+    found = curves(axes("memory"))
+    assert found["adafrugal"] == ([100, 200, 300, 400], [501, 502, 503, 504])
+    assert pictures._in_use({"peak": 2**20, "resident": 5}) == 1
+    assert pictures._in_use({}) is None

@@ -15,6 +15,7 @@ from adafrugal.tracking.record import Record
 
 FAR = 1.2  # times the best perplexity
 MARKERS = "osDv^<>P"
+ROLES = ("moments of what is always state-full", "moments of the subspace", "where the subspace lies, counters")
 PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint")
 
 
@@ -24,23 +25,23 @@ def draw(section: Section, directory: Path) -> list[Path]:
     files = []
     for name in section.pictures if jobs else ():
         file = directory / f"{section.name}-{name}.svg"
-        with _figure(file, name) as axes:
+        with _figure(file, {"controls": 2, "roles": len(jobs)}.get(name, 1), sharey=name == "roles") as axes:
             _DRAWN[name](axes, jobs)
         files.append(file)
     return files
 
 
 @contextmanager
-def _figure(file: Path, name: str) -> Iterator[Any]:
+def _figure(file: Path, panels: int, sharey: bool) -> Iterator[Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = 2 if name == "controls" else 1
     # words as words: smaller files, and nothing in them that depends on a font's outlines
     with matplotlib.rc_context({"svg.hashsalt": "adafrugal", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(panels, sharex=True, figsize=(7, 2 + 2 * panels), layout="constrained")
+        size = (7, 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels)
+        figure, axes = pyplot.subplots(panels, sharex=True, sharey=sharey, figsize=size, layout="constrained")
         yield axes
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
@@ -121,6 +122,42 @@ def _state(axes: Any, jobs: Sequence[Job]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def _roles(axes: Any, jobs: Sequence[Job]) -> None:
+    """One panel an arm. What is always state-full keeps its size; the rest of the moments is the subspace's."""
+    panels = [axes] if len(jobs) == 1 else axes
+    for panel, job in zip(panels, jobs, strict=True):
+        always = statistics.mean(_always_state_full(run) for run in job.runs.values())
+        steps, moments = _mean_curve(job, lambda line: line["state_bytes_by_role"].get("moments", 0))
+        _, others = _mean_curve(job, lambda line: line["state_bytes"] - line["state_bytes_by_role"].get("moments", 0))
+        stacked = ([always] * len(steps), [size - always for size in moments], others)
+        panel.stackplot(steps, *([size / 2**20 for size in sizes] for sizes in stacked), labels=ROLES)
+        panel.set_title(job.name, fontsize=9, loc="left")
+    panels[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.2))
+    panels[len(jobs) // 2].set_ylabel("optimizer state (MiB)")
+    panels[-1].set_xlabel("step")
+
+
+def _always_state_full(run: Record) -> float:
+    """Bytes of the moments of embeddings, norms and head; of all tensors where an optimizer splits nothing."""
+    summary = run.summary()
+    return summary["state_bytes"]["end_by_role"].get("moments", 0) - summary.get("split_moments", {"bytes": 0})["bytes"]
+
+
+def _memory(axes: Any, jobs: Sequence[Job]) -> None:
+    for place, job in enumerate(jobs):
+        steps, sizes = _mean_curve(job, lambda line: _in_use(line.get("memory", {})))
+        axes.plot(steps, sizes, color=_color(place), label=job.name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("MiB: a GPU's peak since the last point,\nor what the process holds on a CPU")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _in_use(memory: dict[str, float]) -> float | None:
+    found = memory.get("peak", memory.get("resident"))
+    return None if found is None else found / 2**20
+
+
 def _time(axes: Any, jobs: Sequence[Job]) -> None:
     """Of each run as shares of its own forward and backward: seconds of different runs do not compare."""
     left = [0.0] * len(jobs)
@@ -139,11 +176,16 @@ def _phase_share(run: Record, phase: str) -> float:
     return seconds.get(phase, 0.0) / (seconds["forward"] + seconds["backward"])
 
 
-_DRAWN = {"loss": _loss, "tradeoff": _tradeoff, "controls": _controls, "state": _state, "time": _time}
+_DRAWN = {
+    "loss": _loss, "tradeoff": _tradeoff, "controls": _controls, "state": _state, "roles": _roles, "memory": _memory,
+    "time": _time,
+}  # fmt: skip
 TITLES = {
     "loss": "Training loss",
     "tradeoff": "Perplexity against optimizer state",
     "controls": "Density and interval over the run",
     "state": "Optimizer state over the run",
+    "roles": "What the optimizer state is of",
+    "memory": "Memory over the run",
     "time": "Time by phase",
 }
