@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import script
 
+from adafrugal import checks
 from adafrugal.config import SUBSPACES
 from adafrugal.memory import __main__ as command
 from adafrugal.memory import fit, report
@@ -77,12 +78,68 @@ MEASURED = [
 
 @pytest.mark.parametrize("words", MEASURED)
 def test_the_peak_is_within_a_twentieth_of_what_a_run_allocates(words, composed):
-    from adafrugal import checks
-
     chosen = checks.check(*composed("trainer.sequence_length=64", "trainer.precision=fp32", *words))
     foretold = estimate(chosen).peak.total
     measured = script("memory").allocated_at_most(chosen)
     assert foretold == pytest.approx(measured, rel=0.05)
+
+
+ALL_CUTS = [
+    "model.dtype=bfloat16", "trainer.precision=bf16", "optimizer.state_dtype=bfloat16",
+    "optimizer.stochastic_rounding=true", "trainer.update_in_backward=true",
+    "trainer.activation_checkpointing=layers", "model.loss_chunk_rows=128",
+]  # fmt: skip
+FEW = ["trainer.batch_size=1", "trainer.sequence_length=8"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optimizer=adafrugal", *FEW, "trainer.update_in_backward=true"],
+        ["optimizer=adamw", *FEW, "trainer.update_in_backward=true"],
+        ["optimizer=galore", *FEW, "trainer.update_in_backward=true"],
+        ["optimizer=adafrugal", "trainer.activation_checkpointing=layers"],
+        ["optimizer=adafrugal", "trainer.activation_checkpointing=selective", "trainer.precision=bf16"],
+        ["optimizer=adafrugal", *FEW, *ALL_CUTS[:4]],
+        ["optimizer=adafrugal", *ALL_CUTS],
+    ],
+    ids=" ".join,
+)
+def test_so_it_is_with_what_lowers_it(words, composed):
+    chosen = checks.check(*composed("model=llama_9m", "trainer.sequence_length=64", *words))
+    assert estimate(chosen).peak.total == pytest.approx(script("memory").allocated_at_most(chosen), rel=0.05)
+
+
+@pytest.mark.parametrize("arm", ["adafrugal", "frugal", "galore"])
+def test_updates_in_the_backward_pass_save_the_gradients_where_the_optimizer_sets_the_peak(arm, settings):
+    """All but the one at hand, and what the backward pass has beside it."""
+    words = [f"optimizer={arm}", "model.hidden_size=256", "model.intermediate_size=688", "model.num_hidden_layers=8"]
+    plain = estimate(settings(*words, *FEW)[0]).peak
+    cut = estimate(settings(*words, *FEW, "trainer.update_in_backward=true")[0]).peak
+    assert plain.phase == "optimizer"
+    assert 0.92 * plain.gradients < plain.total - cut.total <= plain.gradients
+
+
+def test_activations_that_are_made_again_are_not_kept(settings):
+    kept = [
+        estimate(settings(f"trainer.activation_checkpointing={which}", "model.num_hidden_layers=6")[0]).peak.activations
+        for which in ("none", "selective", "layers")
+    ]
+    assert kept[0] > 1.3 * kept[1] > 1.3 * kept[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("words", [*MEASURED[1:3], ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS]], ids=" ".join)
+def test_on_a_gpu_the_peak_is_near_too(words, composed):
+    """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
+    chosen = checks.check(*composed("trainer.sequence_length=256", "trainer.precision=bf16", *words))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    real = script("memory").Real(chosen, "cuda")
+    for _ in range(2):
+        real.step()
+    measured = torch.cuda.max_memory_allocated() - before
+    assert estimate(chosen).peak.total == pytest.approx(measured, rel=0.05)
 
 
 def test_the_command_says_it_and_what_fits(capsys):

@@ -11,7 +11,7 @@ import torch
 
 from adafrugal import optimizers
 from adafrugal.config import SettingError, Settings, settled
-from adafrugal.memory.trace import Footprint, footprint, shadows
+from adafrugal.memory.trace import Answers, Footprint, footprint, shadows
 from adafrugal.models import llama
 from adafrugal.models.checkpointing import checkpoint_activations
 from adafrugal.models.loss import token_nats
@@ -83,7 +83,7 @@ def estimate(settings: Settings) -> Estimate:
                 group["compile"] = False  # what is compiled is kept for the process's real runs
         checkpoint_activations(model, trainer.activation_checkpointing)
         if trainer.update_in_backward:
-            UpdateInBackward(optimizer)
+            UpdateInBackward(optimizer, around=Answers)
         tokens = torch.zeros(rows, trainer.sequence_length, dtype=torch.int64)
 
         def loss() -> torch.Tensor:

@@ -59,8 +59,11 @@ _ANSWERS: dict[Callable[..., Any], Callable[[Tensor], Any]] = {
 }
 
 
-class _Answers(TorchFunctionMode):
-    """A tensor without storage has no values: each is true, and 1; no two are equal. What is drawn is drawn."""
+class Answers(TorchFunctionMode):
+    """A tensor without storage has no values: each is true, and 1; no two are equal. What is drawn is drawn.
+
+    A part of `shadows`; hooks of the backward pass, where torch leaves such modes, enter it themselves.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -81,7 +84,7 @@ def _draws_few(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
 @contextmanager
 def shadows() -> Iterator[None]:
     """Within it, tensors that are made have shapes and no storage; what is to be warned of, the run itself will say."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), _Answers():
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers():
         warnings.simplefilter("ignore")
         yield
 
