@@ -153,6 +153,8 @@ def _refuse_overruled_controls(choices: Mapping[str, str | None]) -> None:
 
 
 def _no_such(key: str, path: str, last: str, allowed: Iterable[str]) -> str:
+    if key == "optimizer.density.fit_gib":
+        return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
     what = f"{path} has no {last!r}" if path else "there is no such setting"
     return f"{key}: {what}; {nearest(last, allowed)}"
 
@@ -208,6 +210,9 @@ def _take_budget(s: Settings) -> None:
     """`optimizer.density.fit_gib` is another way to write `optimizer.fit_gib`; a control knows nothing of memory."""
     density = getattr(s.optimizer, "density", None)
     if isinstance(density, dict) and (given := density.pop("fit_gib", None)) is not None:
+        if s.optimizer.fit_gib not in (None, given):
+            twice = f"optimizer.fit_gib is {s.optimizer.fit_gib} and optimizer.density.fit_gib is {given}"
+            raise SettingError(f"{twice}, which are two names of one setting; give one of them")
         s.optimizer.fit_gib = given
 
 

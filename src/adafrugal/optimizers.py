@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -74,9 +75,13 @@ def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
         SettingError: the optimizer refuses these groups.
     """
     try:
-        return _BUILDERS[settings.optimizer.kind](settings, groups)
+        optimizer = _BUILDERS[settings.optimizer.kind](settings, groups)
     except ValueError as error:
         raise SettingError(f"optimizer: {error}") from error
+    if not isinstance(optimizer, Frugal) and getattr(settings.model, "dtype", None) == "bfloat16":
+        what = f"optimizer.kind={settings.optimizer.kind} rounds weights and moments in bfloat16 to the nearest, which"
+        warnings.warn(f"{what} loses every update under about 1/512 of a weight; Frugal can do better", stacklevel=2)
+    return optimizer
 
 
 def _adam_rates(settings: Settings) -> dict[str, Any]:

@@ -123,18 +123,15 @@ def _check_memory(s: Settings) -> None:
     budget = getattr(s.optimizer, "fit_gib", None)
     if budget is not None:
         is_size = isinstance(budget, int | float) and not isinstance(budget, bool) and 0 < budget < float("inf")
-        _need(is_size, "optimizer.density.fit_gib", budget, "GiB of memory, above 0; or null")
+        _need(is_size, "optimizer.fit_gib", budget, "GiB of memory, above 0; or null")
         allowed = "null, since only what is trained from random weights is estimated"
-        _need(s.task.kind == "pretrain", "optimizer.density.fit_gib", budget, allowed)
+        _need(s.task.kind == "pretrain", "optimizer.fit_gib", budget, allowed)
     if t.update_in_backward:
         _check_update_in_backward(s)
 
 
 def _check_update_in_backward(s: Settings) -> None:
-    t, o = s.trainer, s.optimizer
-    subspace = getattr(o, "subspace", None)
-    kind = subspace.get("kind") if isinstance(subspace, dict) else subspace
-    nonfinite, stagger = getattr(o, "nonfinite", None), getattr(o, "stagger", 1)
+    t, nonfinite = s.trainer, getattr(s.optimizer, "nonfinite", None)
     clashes = [  # whether it is so, what it is, and why the two do not go together
         (t.micro_batch_size not in (None, t.batch_size), f"trainer.micro_batch_size={t.micro_batch_size}",
          f"each backward pass is a step then; allowed with it: {t.batch_size}, or null"),
@@ -143,8 +140,6 @@ def _check_update_in_backward(s: Settings) -> None:
         (t.compile, "trainer.compile=true", "compiled code gives all gradients at once, and nothing would be saved"),
         (nonfinite is not None, f"optimizer.nonfinite={nonfinite}",
          "it looks at all gradients at once; trainer.on_nonfinite looks at the loss"),
-        (stagger > 1 and kind == "svd", f"optimizer.stagger={stagger} with svd",
-         "whose turn it is depends on which gradients are there"),
     ]  # fmt: skip
     for is_so, what, why in clashes:
         if is_so:

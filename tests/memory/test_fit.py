@@ -1,10 +1,14 @@
 """A density that is chosen so that the run fits."""
 
+from dataclasses import replace
+
 import pytest
 
 from adafrugal.config import SettingError
+from adafrugal.memory import __main__ as command
 from adafrugal.memory import fit
 from adafrugal.memory.estimate import estimate
+from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
 GIB = 2**30
@@ -45,19 +49,58 @@ def test_a_budget_under_which_nothing_fits_is_refused_with_what_would(settings):
         fit.fitted(chosen)
 
 
-def test_a_run_chooses_once_and_its_record_says_what(settings, monkeypatch):
-    budget = (peak(settings, 0.1) + peak(settings, 0.2)) / 2 / GIB
-    chosen, choices = settings(*SMALL, "optimizer.subspace=columns", f"optimizer.density.fit_gib={budget}")
-    record, outcome = run(chosen, choices)
+def columns_between(settings, low, high):
+    """Settings of a run whose ρ begins between two densities, since its budget lies between their peaks."""
+    words = [*SMALL, "optimizer.subspace=columns", "trainer.log_every=1", "checkpoint.every=5"]
+    peaks = []
+    for density in (low, high):
+        chosen, _ = settings(*words, "optimizer=frugal", f"optimizer.density={density}")
+        peaks.append(estimate(chosen).peak.total)
+    return settings(*words, f"optimizer.density.fit_gib={sum(peaks) / 2 / GIB}")
+
+
+def test_a_run_chooses_once_and_its_record_says_what(settings, monkeypatch, tmp_path):
+    chosen, choices = columns_between(settings, 0.1, 0.2)
+    whole, outcome = run(chosen, choices)
     assert outcome == "finished"
-    (event,) = [event for event in record.events() if event["event"] == "fitted"]
-    first = record.metrics()[0]["density"]
-    assert 0.05 < first < event["density"] < 0.25
-    assert record.config()["optimizer"]["fit_gib"] == budget
-    record.set_status("interrupted")
+    (event,) = [event for event in whole.events() if event["event"] == "fitted"]
+    assert 0.1 <= event["density"] <= 0.2
+    first = whole.metrics()[0]["density"]
+    assert 0.9 * event["density"] < first <= event["density"]
+    with monkeypatch.context() as patched:
+        steps, train_step = [], Loop._train_step
+
+        def fails_at_nine(self):
+            steps.append(len(steps) + 1)
+            if steps[-1] == 9:
+                raise ZeroDivisionError
+            train_step(self)
+
+        patched.setattr(Loop, "_train_step", fails_at_nine)
+        with pytest.raises(ZeroDivisionError):
+            run(replace(chosen, run_root=str(tmp_path / "other")), choices)
     monkeypatch.setattr(fit, "fitted", None)  # which a run that goes on does not ask again
-    record, outcome = run(chosen, choices)
+    again, outcome = run(replace(chosen, run_root=str(tmp_path / "other")), choices)
     assert outcome == "finished"
+    assert [line["density"] for line in again.metrics()] == [line["density"] for line in whole.metrics()]
+    assert [event["density"] for event in again.events() if event["event"] == "fitted"] == [event["density"]]
+
+
+def test_what_has_no_residual_is_not_fitted_to_nothing(settings):
+    chosen, _ = settings("optimizer=badam", "optimizer.density=0.9", "optimizer.fit_gib=0.001")
+    with pytest.raises(SettingError, match=r"allowed: 0.01 or more, the estimate with ρ 0.5 "):
+        fit.fitted(chosen)
+
+
+def test_a_rank_is_fitted_as_a_density(settings, capsys):
+    words = ["optimizer=frugal", "optimizer.subspace=columns", "optimizer.density=null", "optimizer.rank=16"]
+    assert command.main(["scale=smoke", *words, "optimizer.fit_gib=1"]) == 0
+    assert "ρ begins at 0.5: 0.01 GiB by the estimate, of 1 (optimizer.fit_gib)" in capsys.readouterr().out
+
+
+def test_with_updates_in_the_backward_pass_it_is_the_batch_that_fits(settings, capsys):
+    assert command.main(["scale=smoke", "trainer.update_in_backward=true", "--fits", "1"]) == 0
+    assert "the largest batch is 8\n" in capsys.readouterr().out
 
 
 def test_a_summary_has_the_estimate_beside_what_was_measured(settings):

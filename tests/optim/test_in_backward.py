@@ -1,6 +1,8 @@
 """Updates within the backward pass, against the ordinary step."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -134,23 +136,86 @@ def test_a_second_backward_pass_is_refused_and_a_step_makes_room():
     UpdateInBackward(optimizer)
     tokens = torch.arange(30)
     model(tokens).backward()
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match="a second backward pass in one step"):
         model(tokens).backward()
     optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model(tokens).backward()
 
 
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"nonfinite": "skip"}, "nonfinite is 'skip', which looks at all gradients"),
-        ({"subspace": "svd", "stagger": 2}, "stagger is 2 with svd, whose turn depends on which gradients are there"),
-    ],
-)
-def test_what_needs_all_gradients_is_refused(settings, line):
-    optimizer = Frugal(Model().groups(), **settings)
-    with pytest.raises(ValueError, match=line):
+def test_what_looks_at_all_gradients_is_refused():
+    optimizer = Frugal(Model().groups(), nonfinite="skip")
+    with pytest.raises(ValueError, match="nonfinite is 'skip', which looks at all gradients"):
         UpdateInBackward(optimizer)
+
+
+@pytest.mark.parametrize("make", [lambda params: torch.optim.AdamW(params), lambda params: Frugal([*params])])
+@pytest.mark.filterwarnings("ignore:no group says split")
+def test_a_gradient_of_another_tensor_is_refused_and_not_used_twice(make):
+    first, second, later = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer = make([first, second])
+    UpdateInBackward(optimizer)
+    optimizer.add_param_group({"params": [later]})
+    later.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="another tensor has a gradient, too"):
+        (first + second).sum().backward()
+    assert torch.equal(later, torch.ones(3))
+
+
+def test_a_sparse_gradient_is_refused_in_frugals_own_words():
+    embedding = nn.Embedding(10, 4, sparse=True)
+    UpdateInBackward(Frugal([{"params": [embedding.weight], "split": True}]))
+    with pytest.raises(ValueError, match="Frugal takes no sparse gradients"):
+        embedding(torch.arange(3)).sum().backward()
+
+
+def test_what_is_frozen_stays_so():
+    frozen, param = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(2))
+    UpdateInBackward(torch.optim.SGD([frozen, param], lr=1.0))
+    (frozen * param).sum().backward()
+    assert (frozen.tolist(), param.tolist()) == ([1, 1], [0, 0])
+
+
+@pytest.mark.parametrize("is_frugal", [True, False])
+def test_model_and_optimizer_go_when_nobody_holds_them(is_frugal):
+    model = Model()
+    optimizer = Frugal(model.groups()) if is_frugal else torch.optim.AdamW(model.parameters())
+    UpdateInBackward(optimizer)
+    model(torch.arange(30)).backward()
+    optimizer.step()
+    left = [weakref.ref(optimizer), weakref.ref(model.up.weight)]
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in left] == [None, None]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("on_refresh", ["reset", "keep"])
+@pytest.mark.parametrize("stagger", [1, 2])
+def test_a_gradient_that_comes_late_changes_no_bit(late, on_refresh, stagger):
+    """svd chooses by the gradient; meanwhile ρ falls, and what is not chosen yet must not hold that up."""
+    found = []
+    for in_backward in (False, True):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(16, 16)) for _ in range(2)]
+        optimizer, events = Frugal(
+            [{"params": params, "split": True}], subspace="svd", density=LinearDecay(0.8, 0.1, steps=6), interval=4,
+            stagger=stagger, on_refresh=on_refresh,
+        ), []  # fmt: skip
+        optimizer.register_refresh_hook(lambda c, events=events: events.append((c.event, c.step, c.density)))
+        if in_backward:
+            UpdateInBackward(optimizer)
+        for step in range(9):
+            used = params if step >= 2 else [params[1 - late]]
+            sum((param * torch.randn(16, 16)).sum() for param in used).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append((events, [p.detach() for p in params]))
+    (events, weights), (others, same) = found
+    assert events == others
+    assert ("continued", 3) in [event[:2] for event in events]
+    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
 
 
 def test_removed_it_leaves_gradients_to_the_step():

@@ -8,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torture import end_of
 
+from adafrugal import optimizers
 from adafrugal.config import TrainingError
+from adafrugal.models import llama
+from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
 CUTS = ["trainer.update_in_backward=true", "trainer.activation_checkpointing=layers"]
@@ -91,3 +94,31 @@ def test_weights_in_bfloat16_are_stored_so_and_learn(settings, tmp_path):
     lines = record.metrics()
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["state_bytes"] < record.summary()["state_bytes"]["adamw"]
+
+
+@pytest.mark.parametrize("begun", [[], CUTS])
+def test_a_run_goes_on_with_less_or_more_memory(begun, settings, monkeypatch, tmp_path):
+    """It is the same run: refused memory, it is continued with what lowers it, and ends as it would have."""
+    base, choices = settings("checkpoint.every=5")
+    _, plain = ended(base, choices, tmp_path / "plain")
+    first, _ = settings("checkpoint.every=5", *begun)
+    second, _ = settings("checkpoint.every=5", *([] if begun else CUTS))
+    train_step = Loop._train_step
+
+    def refused(self):
+        if self.account.step == 8:
+            raise MemoryError
+        train_step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_train_step", refused)
+        with pytest.raises(TrainingError, match="memory was refused"):
+            run(replace(first, run_root=str(tmp_path / "cut")), choices)
+    assert ended(second, choices, tmp_path / "cut")[1] == plain
+
+
+def test_what_rounds_to_the_nearest_warns(settings):
+    chosen, _ = settings("optimizer=adamw", "model.dtype=bfloat16", "trainer.precision=bf16")
+    model = llama.build(chosen.model)
+    with pytest.warns(UserWarning, match="rounds weights and moments in bfloat16 to the nearest"):
+        optimizers.build(chosen, optimizers.groups(chosen, model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from adafrugal.config import SettingError, Settings, settled
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.trace import Footprint
 from adafrugal.optim import controls
+from adafrugal.possible import refuse_impossible
 
 GIB = 2**30
 Candidate = TypeVar("Candidate", int, float)
@@ -31,7 +33,10 @@ class Fitted:
 
 
 def largest_micro_batch(settings: Settings, gib: float) -> int | None:
-    """The largest divisor of the batch whose estimate stays under so many GiB; None where not even 1 does."""
+    """The largest divisor of the batch whose estimate stays under so many GiB; None where not even 1 does.
+
+    With `trainer.update_in_backward` a batch is not divided, and it is the largest batch.
+    """
     size = settings.trainer.batch_size
     small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
     sizes = sorted({*small, *(size // n for n in small)})
@@ -50,30 +55,40 @@ def fitted(settings: Settings) -> Fitted:
     It is the one that is set, or the largest below it in steps of 0.01 whose estimate fits.
 
     Raises:
-        SettingError: none does, not even the one that the run would end with.
+        SettingError: none does, not even the smallest.
     """
     settings = settled(settings, None, settings.model.hidden_size)
     gib, density = settings.optimizer.fit_gib, settings.optimizer.density
     highest, lowest = (density["start"], density["end"]) if "start" in density else (density["value"], 0.0)
     if (peak := _peak(settings, density=highest).total) <= gib * GIB:
         return Fitted(highest, peak)
-    steps = range(math.ceil(lowest * 100), math.ceil(highest * 100))
-    found = largest_density(settings, gib, sorted({lowest, *(n / 100 for n in steps)}))
+    trains_all = settings.optimizer.state_free != "none"
+    steps = (n / 100 for n in range(math.ceil(lowest * 100), math.ceil(highest * 100)))
+    candidates = sorted(share for share in {lowest, *steps} if share or trains_all)
+    found = largest_density(settings, gib, candidates)
     if found is None:
-        least = _peak(settings, density=lowest)
+        share, least = _smallest(settings, [*candidates, highest])
         raise SettingError(
             f"optimizer.fit_gib is {gib:g}; allowed: {math.ceil(least.total / GIB * 100) / 100:.2f} or more, the "
-            f"estimate with ρ {lowest:g} (its peak is in the {least.phase} phase); docs/memory.md has what lowers it"
+            f"estimate with ρ {share:g} (its peak is in the {least.phase} phase); docs/memory.md has what lowers it"
         )
     return Fitted(found, _peak(settings, density=found).total)
 
 
 def beginning_with(settings: Settings, density: float) -> Settings:
     """The same settings with another density at the start of the run."""
-    changed = copy.deepcopy(settings)
+    changed = settled(settings, None, settings.model.hidden_size)
     control = changed.optimizer.density
     control["start" if "start" in control else "value"] = density
     return changed
+
+
+def _smallest(settings: Settings, candidates: Sequence[float]) -> tuple[float, Footprint]:
+    """The first of ascending densities that selects something, and its peak."""
+    for density in candidates:
+        with suppress(SettingError):
+            return density, _peak(settings, density=density)
+    raise SettingError(f"optimizer.density: none up to {candidates[-1]:g} selects anything; raise it")
 
 
 def _last(candidates: Sequence[Candidate], fits: Callable[[Candidate], bool]) -> Candidate | None:
@@ -97,6 +112,9 @@ def _peak(settings: Settings, micro_batch_size: int | None = None, density: floa
     changed = copy.deepcopy(settings)
     if micro_batch_size is not None:
         changed.trainer.micro_batch_size = micro_batch_size
+        if changed.trainer.update_in_backward:
+            changed.trainer.batch_size = micro_batch_size
     if density is not None:
         changed.optimizer.density, changed.optimizer.rank = {"kind": controls.Constant.kind, "value": density}, None
+    refuse_impossible(changed)
     return estimate(changed).peak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ def read(device: torch.device) -> dict[str, int]:
     """Bytes in use now, and the largest since the call before this one.
 
     On CUDA: `allocated` and `peak` are what tensors take, `reserved` is what the allocator holds and does not give
-    back. On a CPU: `resident` is the process's memory, `peak_resident` its largest since the process began.
+    back. On a CPU: `resident` is the process's memory, `peak_resident` its largest since `begin`.
     """
     if device.type == "cuda":
         found = {
@@ -24,11 +25,12 @@ def read(device: torch.device) -> dict[str, int]:
         torch.cuda.reset_peak_memory_stats(device)
         return found
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return {"peak_resident": peak}
-    return {"resident": int(statm.read_text().split()[1]) * resource.getpagesize(), "peak_resident": peak}
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return {"peak_resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, most = (int(lines[name].split()[0]) * unit for name in ("VmRSS", "VmHWM"))
+    return {"resident": now, "peak_resident": most}
 
 
 def peak(found: dict[str, int]) -> int:
@@ -36,8 +38,11 @@ def peak(found: dict[str, int]) -> int:
     return found.get("peak", found.get("peak_resident", 0))
 
 
-def in_use(device: torch.device) -> int:
-    """Bytes in use now: by tensors on CUDA, by the process on a CPU."""
+def begin(device: torch.device) -> int:
+    """Let peaks count from here, in a process that may have made other runs; the bytes in use now, to subtract."""
+    if device.type == "cpu":
+        with suppress(OSError):  # a system that has no such mark, or does not let it be set
+            Path("/proc/self/clear_refs").write_text("5")
     found = read(device)
     return found.get("allocated", found.get("resident", 0))
 

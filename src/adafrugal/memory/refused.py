@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from adafrugal.config import Settings
+from adafrugal.config import SettingError, Settings
+from adafrugal.possible import refuse_impossible
 
 
 def is_memory(error: BaseException) -> bool:
@@ -32,12 +35,20 @@ def reason(error: BaseException, settings: Settings) -> str | None:
         lowers.append(f"model.loss_chunk_rows ({settings.model.loss_chunk_rows or 'null'}; 1024 is a fair choice)")
     if t.activation_checkpointing == "none":
         lowers.append("trainer.activation_checkpointing=layers")
-    if not t.update_in_backward:
+    if not t.update_in_backward and _is_possible(replace(settings, trainer=replace(t, update_in_backward=True))):
         lowers.append("trainer.update_in_backward=true")
     if hasattr(o, "density"):
         lowers.append("optimizer.density")
     said = _line(error) or type(error).__name__
     return f"memory was refused ({said}); what lowers it: {', '.join(lowers)}, a smaller model{_foretold(settings)}"
+
+
+def _is_possible(settings: Settings) -> bool:
+    try:
+        refuse_impossible(settings)
+    except SettingError:
+        return False
+    return True
 
 
 def _foretold(settings: Settings) -> str:

@@ -83,7 +83,8 @@ def what_fits(settings: Settings, gib: float) -> str:
         raise SettingError(f"--fits is {gib}; allowed: a number of GiB above 0")
     lines = [f"{settings.arm} in {gib:g} GiB:"]
     rows = fit.largest_micro_batch(settings, gib)
-    lines.append(f"  the largest micro-batch is {rows}" if rows else "  not even a micro-batch of one row fits")
+    what = "batch" if settings.trainer.update_in_backward else "micro-batch"
+    lines.append(f"  the largest {what} is {rows}" if rows else f"  not even a {what} of one row fits")
     if hasattr(settings.optimizer, "density"):
         share = fit.largest_density(settings, gib, [n / 100 for n in range(101)])
         typed = settings.trainer.micro_batch_size or settings.trainer.batch_size

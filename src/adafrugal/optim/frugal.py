@@ -135,7 +135,8 @@ class Frugal(torch.optim.Optimizer):
         if nonfinite not in (None, *get_args(options.Nonfinite)):
             raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(options.Nonfinite))} or None")
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
-        self._changes: dict[int, dict[str, Any]] | None = None
+        self._changes: dict[tuple[int, str], dict[str, Any]] | None = None  # of the step that is under way
+        self._bytes_before: int | None = None
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -224,14 +225,13 @@ class Frugal(torch.optim.Optimizer):
 
         What `UpdateInBackward` calls, when `param` alone has one. A subspace that needs gradients is chosen here.
         """
+        _refuse_sparse([param.grad])
         if self._changes is None:
             self._begin_step()
         index = next(i for i, group in enumerate(self.param_groups) if any(p is param for p in group["params"]))
         group = self.param_groups[index]
-        if group["split"] and (due := turns.arrived(group)):
-            before = self.state_bytes().total if self._refresh_hooks and index not in self._changes else 0
-            change = self._carry_out(index, due, before)
-            self._changes.setdefault(index, change | {"seconds": 0.0})["seconds"] += change["seconds"]
+        for due in turns.arrived(group) if group["split"] else ():
+            self._carry_out(index, due)
         self._update(group)
 
     @torch.no_grad()
@@ -257,23 +257,23 @@ class Frugal(torch.optim.Optimizer):
         if self.defaults["nonfinite"] is not None:
             given = f"nonfinite is {self.defaults['nonfinite']!r}"
             raise ValueError(f"{given}, which looks at all gradients before the first update: set it to None")
-        for group in self._split_groups():
-            if group["stagger"] > 1 and group["subspace"].needs_gradient:
-                given = f"stagger is {group['stagger']} with {group['subspace'].kind}"
-                raise ValueError(f"{given}, whose turn depends on which gradients are there: set it to 1")
 
     def _begin_step(self) -> None:
         """Move the clocks by one step, and the subspaces as far as the gradients that are there allow."""
         for group in self.param_groups:
             group["steps"] += 1
-        self._changes = self._move_subspaces()
+        self._changes, self._bytes_before = {}, None
+        try:
+            self._move_subspaces()
+        except ValueError:  # of a control or a subspace; the step has not begun
+            self._changes = None
+            raise
 
     def _gradients_are_sound(self) -> bool:
         """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
         params = (param for group in self.param_groups for param in group["params"])
         grads = [param.grad for param in params if param.grad is not None and param.grad.numel()]
-        if any(grad.layout != torch.strided for grad in grads):
-            raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
+        _refuse_sparse(grads)
         if self.defaults["nonfinite"] is None or not grads:
             return True
         if bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite()):
@@ -286,29 +286,29 @@ class Frugal(torch.optim.Optimizer):
             )
         return False
 
-    def _move_subspaces(self) -> dict[int, dict[str, Any]]:
-        """Move every split group's clock by one step, and its subspace where that is due; what changed, by group."""
+    def _move_subspaces(self) -> None:
+        """Move every split group's clock by one step, and its subspace where that is due."""
         self._split_groups()
         split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
-        all_due = [(index, group, due) for index, group in split if (due := turns.advance(group, self.state))]
-        before = self.state_bytes().total if all_due and self._refresh_hooks else 0
-        changes: dict[int, dict[str, Any]] = {}
-        for index, group, due in all_due:
-            if due.event == "refresh" and group["on_refresh"] == "reset_all":
+        for index, due in [(index, due) for index, group in split for due in turns.advance(group, self.state)]:
+            if due.event == "refresh" and self.param_groups[index]["on_refresh"] == "reset_all":
                 for other in self.param_groups:
                     turns.forget_all(other, self.state)
-            changes[index] = self._carry_out(index, due, before)
-        return changes
+            self._carry_out(index, due)
 
-    def _carry_out(self, index: int, due: turns.Due, before: int) -> dict[str, Any]:
-        """Do what is due in a group; the arguments of a `Refresh`, but what is known when the step ends."""
+    def _carry_out(self, index: int, due: turns.Due) -> None:
+        """Do what is due in a group, and note it; what a refresh chooses late is a part of it."""
+        if self._bytes_before is None and self._refresh_hooks:
+            self._bytes_before = self.state_bytes().total
         group, started = self.param_groups[index], time.perf_counter()
         turns.carry_out(due, group, self.state)
-        return {
+        key = (index, "refresh" if (index, "refresh") in self._changes else due.event)
+        known = self._changes.setdefault(key, {
             "event": due.event, "step": self.param_groups[0]["steps"], "group": index,
             "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
-            "seconds": time.perf_counter() - started, "bytes_before": before,
-        }  # fmt: skip
+            "seconds": 0.0, "bytes_before": self._bytes_before or 0,
+        })  # fmt: skip
+        known["seconds"] += time.perf_counter() - started
 
     # -- updating -------------------------------------------------------------------------------------------------
 
@@ -445,7 +445,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # hooks do not travel with copies
-        self.__dict__.setdefault("_changes", None)
+        self._changes, self._bytes_before = None, None
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -559,6 +559,11 @@ def _in_fewer_bits(param: Tensor, group: Mapping[str, Any], state: Mapping[str, 
     keeps_moments = not group["split"] or state.get("entries")
     working = _working_dtype(param)
     return param.dtype != working or bool(keeps_moments and _state_dtype(param, group) != working)
+
+
+def _refuse_sparse(grads: Iterable[Tensor]) -> None:
+    if any(grad.layout != torch.strided for grad in grads):
+        raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
 
 
 def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -29,7 +30,7 @@ class UpdateInBackward:
 
     Args:
         optimizer: `Frugal`, or any of torch's whose update of a tensor depends on no other tensor. It is stepped once
-            for each tensor, when that tensor alone has a gradient.
+            for each tensor, when that tensor alone has a gradient. All of its groups are there already.
         around: makes the context in which each update is made, to time it, say.
 
     Raises:
@@ -44,9 +45,11 @@ class UpdateInBackward:
         self._optimizer, self._around = optimizer, around
         self._updated: set[Tensor] = set()
         self._updates = False
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        self._handles = [param.register_post_accumulate_grad_hook(self._update) for param in params]
-        self._handles.append(optimizer.register_step_post_hook(self._stepped))
+        self._params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+        update = weakref.WeakMethod(self._update)  # what a tensor's hook holds is out of the garbage collector's sight
+        hook = lambda param: update()(param)  # noqa: E731
+        self._handles = [param.register_post_accumulate_grad_hook(hook) for param in self._params]
+        self._handles.append(optimizer.register_step_post_hook(self._stepped))  # by which the optimizer keeps this
 
     def remove(self) -> None:
         """Leave gradients to `optimizer.step()` again."""
@@ -55,19 +58,31 @@ class UpdateInBackward:
 
     def _update(self, param: Tensor) -> None:
         if param in self._updated:
+            param.grad = None
             raise RuntimeError(
                 "a second backward pass in one step: with UpdateInBackward each is a step of its own; call "
                 "optimizer.step() after each, or do without it"
+            )
+        others = (p for group in self._optimizer.param_groups for p in group["params"] if p is not param)
+        if any(other.grad is not None for other in others):
+            raise RuntimeError(
+                "another tensor has a gradient, too, and would be updated with this one: call optimizer.zero_grad() "
+                "before, and make UpdateInBackward when all groups are there"
             )
         with self._around():
             if isinstance(self._optimizer, Frugal):
                 self._optimizer.update_one(param)
             else:
-                self._updates = True
-                self._optimizer.step()
-                self._updates = False
+                self._step_alone()
         param.grad = None
         self._updated.add(param)
+
+    def _step_alone(self) -> None:
+        self._updates = True
+        try:
+            self._optimizer.step()
+        finally:
+            self._updates = False
 
     def _stepped(self, *_: object) -> None:
         if not self._updates:

@@ -39,32 +39,34 @@ class Due(NamedTuple):
     places: list[int]
 
 
-def advance(group: Group, states: States) -> Due | None:
-    """Move a group's clock by one step and read ρ where it counts now; tell what is due."""
+def advance(group: Group, states: States) -> list[Due]:
+    """Move a group's clock by one step and read ρ where it counts now; tell what is due, in order.
+
+    Which gradients are there decides what is chosen and nothing else, since they may still come (`arrived`).
+    """
     group["since_refresh"] += 1
     if group["refreshes"] == 0 and group["density"] == controls.Constant(0):
-        return None  # permanently state-free
+        return []  # permanently state-free
     density = group["density"].at(group["steps"])
     if not 0 <= density <= 1:
         raise ValueError(f"the density is {density} at step {group['steps']}; it is a share of the entries, 0 to 1")
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
         group["density_read"] = density
         _begin_turn(group, states)
-        return Due("refresh", _choosing(group))
-    if group["waiting"] and (places := _choosing(group)):
-        return Due("continued", places)
+        return [Due("refresh", _choosing(group))]
+    due = []
     if group["shrink"] == "immediately" and density < group["density_read"] * (1 - group["subspace"].grain):
         group["density_read"] = density
         shares = enumerate(_shares(group))
         if places := [i for i, (p, share) in shares if _entries(p, share, group) < states[p].get("entries", 0)]:
-            return Due("shrink", places)
-    return None
+            due.append(Due("shrink", places))
+    return due + arrived(group)
 
 
-def arrived(group: Group) -> Due | None:
-    """What is due in the middle of a step, when another gradient has come."""
+def arrived(group: Group) -> list[Due]:
+    """What is due for matrices that wait and whose gradients are there now, perhaps since the middle of a step."""
     places = _choosing(group) if group["waiting"] else []
-    return Due("continued", places) if places else None
+    return [Due("continued", places)] if places else []
 
 
 def carry_out(due: Due, group: Group, states: States) -> None:

@@ -47,6 +47,7 @@ class Account:
     memory_peak: int = 0
     window: Window = field(default_factory=Window)
     unobserved: Window = field(default_factory=Window)  # the steps since a control last observed the training loss
+    fitted_density: float | None = None  # that the run began with, where `optimizer.fit_gib` decides it
     last_line: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] | None = None  # the line of the best evaluation so far, of those that `eval.every` asks for
 

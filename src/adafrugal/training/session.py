@@ -19,6 +19,7 @@ from adafrugal.tracking.record import Record
 from adafrugal.training.signals import Stop
 
 if TYPE_CHECKING:
+    from adafrugal.memory.fit import Fitted
     from adafrugal.training.devices import Place
     from adafrugal.training.display import Display
     from adafrugal.training.loop import Loop
@@ -77,6 +78,7 @@ class Session:
 
     def __init__(self, settings: Settings, identity: Identity, record: Record, stop: Stop) -> None:
         self.settings, self.identity, self.record, self.stop = settings, identity, record, stop
+        self._made = settings  # what data, model and device have decided filled in
         self._memory_before = 0
 
     def make(self) -> Outcome:
@@ -142,7 +144,7 @@ class Session:
         from adafrugal.memory.estimate import estimate
 
         try:
-            foretold = estimate(_in_precision(loop.settings, loop.place)).peak
+            foretold = estimate(self._made).peak
         except Exception as error:  # of whatever kind: a run that is made does not fail for what was to be said of it
             self._warn(display, f"there is no estimate of the memory in the summary: {error}")
             return summary
@@ -156,14 +158,17 @@ class Session:
         try:
             yield
         except BaseException as error:
-            with suppress(OSError):  # the error itself is what remains
-                if self.stop.was_lost or not isinstance(error, Exception):  # or nobody is left to print to
+            if self.stop.was_lost or not isinstance(error, Exception):  # or nobody is left to print to
+                with suppress(OSError):  # the error itself is what remains
                     self.record.set_status("interrupted")
-                else:
-                    reason = _explained(error, self.settings, self.record)
-                    named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
-                    self.record.set_status("failed", reason=hidden(named)[:1000])
-            raise
+                raise
+            reason = _explained(error, self._made, self.record)
+            named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
+            with suppress(OSError):
+                self.record.set_status("failed", reason=hidden(named)[:1000])
+            if reason is None:
+                raise
+            raise TrainingError(reason) from error
 
     def _set_up(self, display: Display, ends: ExitStack) -> Loop:
         """Build everything, say what it is, and go to where the run stands; `ends` learns what to close."""
@@ -182,12 +187,13 @@ class Session:
         if state is not None:
             _refuse_another(state, known_as, record)
         place = devices.place(self.settings.trainer, state["precision"] if state else None)
-        self._memory_before = measure.in_use(place.device)
+        self._memory_before = measure.begin(place.device)
         task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
         ends.push(_unless_at_once(task.close))
         settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
         refuse_impossible(settings)
-        settings = self._within_budget(settings, place, display)
+        settings, fitted = self._within_budget(settings, place, display, state)
+        self._made = _in_precision(settings, place)
         display.expect(settings.trainer.steps)
         optimizers.adapt(settings, task.model)
         groups = optimizers.groups(settings, task.model)
@@ -195,28 +201,32 @@ class Session:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         loop = Loop(settings, task, optimizer, scheduler, place, record, display)
         loop.known_as = known_as
+        loop.account.fitted_density = fitted.density if fitted else None
         display.say(f"{self.identity.key} → {record.directory}\n\n{groups}\n")
         if saved is not None:
             loop.resume(state)
             checkpoint.load_model(saved, task.model)
             display.say(f"continuing after step {loop.account.step}")
         record.go_back_to(loop.account.step)
+        if fitted is not None and state is None:
+            record.add_event("fitted", step=1, **asdict(fitted))  # a run that begins anew tells it anew
         self._describe(place, task, loop.account.step)
         return loop
 
-    def _within_budget(self, settings: Settings, place: Place, display: Display) -> Settings:
+    def _within_budget(
+        self, settings: Settings, place: Place, display: Display, state: Mapping[str, Any] | None
+    ) -> tuple[Settings, Fitted | None]:
         """The settings with the density that `optimizer.fit_gib` leaves, chosen when the run first began."""
         if getattr(settings.optimizer, "fit_gib", None) is None:
-            return settings
+            return settings, None
         from adafrugal.memory import fit, report
 
-        before = next((event for event in self.record.events() if event["event"] == "fitted"), None)
-        if before is None:
+        if state is not None:
+            found = fit.Fitted(state["account"]["fitted_density"], 0)
+        else:
             found = fit.fitted(_in_precision(settings, place))
-            self.record.add_event("fitted", step=0, **asdict(found))
             display.say(report.chosen(settings, found))
-            before = asdict(found)
-        return fit.beginning_with(settings, before["density"])
+        return fit.beginning_with(settings, found.density), found
 
     def _describe(self, place: Place, task: Task, step: int) -> None:
         """Note what this start of the run runs on, and that it runs."""
