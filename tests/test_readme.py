@@ -194,8 +194,14 @@ def test_the_page_on_memory_has_the_numbers_of_its_results():
     benchmark = script("memory")
     assert benchmark.estimates_table(results["estimates"]) in page
     assert benchmark.measured_table(results["measured"]) in page
-    assert all(abs(row["estimate"] / row["allocated"] - 1) < 0.05 for row in results["measured"])
-    commands = re.findall(r"```bash\n(.*?)```", page, re.S)[0].splitlines()
+    assert benchmark.cuts_table(results["cuts"]) in page
+    assert benchmark.small_table(results["small"]) in page
+    cuts = [row[tokens] for row in results["cuts"] for tokens in ("many", "few")]
+    assert all(abs(row["estimate"] / row["allocated"] - 1) < 0.05 for row in results["measured"] + cuts)
+    fits = [row for row in results["small"] if any("fit_gib" in word for word in row["words"])]
+    assert all(row["total"] < 16 * 2**30 for row in fits)
+    assert len(fits) == 1
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
     for command in (line.partition("#")[0].strip() for line in commands):
         assert command.startswith("python -m adafrugal.memory ")
         for words in memory._each(shlex.split(command.partition("--")[0])[3:]):

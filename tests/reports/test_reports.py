@@ -91,13 +91,13 @@ def with_memory(record, **memory):
 
 def test_the_estimate_of_the_memory_stands_beside_what_was_measured(tmp_path):
     ours = with_memory(made(tmp_path, "adafrugal"), estimate=99 * 2**20, grown=100 * 2**20, estimate_error=-0.01)
-    assert "memory           99.00 MiB at most by the estimate (-1.0% of 100.00 MiB by which the process grew)\n" in (
-        summary.text(ours)
+    assert "memory           99.00 MiB at most by the estimate; the process grew by 100.00 MiB, with" in summary.text(
+        ours
     )
     assert "peak memory" in table.markdown([ours])
     assert "| 99 / 100 MiB (-1.0%) |\n" in table.markdown([ours])
     with_memory(ours, estimate=2**20, grown=2**20, estimate_error=0.0, allocated=5)
-    assert "(+0.0% of 1.00 MiB allocated)" in summary.text(ours)
+    assert "by the estimate; 1.00 MiB allocated, to which the estimate is +0.0%\n" in summary.text(ours)
     assert "peak memory" not in table.markdown([ours, made(tmp_path, "adamw")]), "an older record has none"
 
 
