@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, kernels, options, rules, turns
+from adafrugal.optim import controls, kernels, options, rules, shards, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
+from adafrugal.optim.shards import local
 from adafrugal.optim.subspaces import Free, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
@@ -244,7 +245,7 @@ class Frugal(torch.optim.Optimizer):
                 state = self.state[param]
                 if param.grad is None or (group["split"] and not state.get("entries")) or "step" in state:
                     continue
-                self._regions(param, param.grad, state, group)
+                self._regions(local(param), local(param.grad), state, group)
                 for name in rules.STATE_FULL[group["state_full"]].moments:
                     state[name] = state[name].to(_state_dtype(param, group))
 
@@ -320,13 +321,13 @@ class Frugal(torch.optim.Optimizer):
         for place, param in enumerate(group["params"]):
             if param.grad is None:
                 continue
-            state = self.state[param]
-            if _in_fewer_bits(param, group, state):
-                self._update_wide(param, state, group, group["first"] + place)
+            state, target, grad = self.state[param], local(param), local(param.grad)
+            if _in_fewer_bits(target, group, state):
+                self._update_wide(target, grad, state, group, group["first"] + place)
             elif not together and state.get("entries"):
-                self._update_alone(param, param.grad, state, group)
+                self._update_alone(target, grad, state, group)
             else:
-                whole, parts = self._regions(param, param.grad, state, group)
+                whole, parts = self._regions(target, grad, state, group)
                 full += whole
                 for which, part in enumerate(parts):
                     free[which].append(part)
@@ -357,21 +358,23 @@ class Frugal(torch.optim.Optimizer):
         if full and group["split"]:
             group["subspace"].close(target, full[0].target, turns.selection(state, group))
 
-    def _update_wide(self, param: Tensor, state: dict[str, Any], group: Mapping[str, Any], place: int) -> None:
+    def _update_wide(
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], place: int
+    ) -> None:
         """Update one tensor in float32, where it or its moments are stored in fewer bits."""
         rounding = Rounding(group["stochastic_rounding"], group["seed"], group["steps"], place)
         if group["split"] and turns.selection(state, group):
-            self._update_copy(param, param.grad, state, group, rounding)
+            self._update_copy(target, grad, state, group, rounding)
             return
         keeps = not group["split"] or state.get("entries")
         if keeps:
-            _begin(state, param, group, _state_dtype(param, group))
+            _begin(state, target, group, _state_dtype(target, group))
         moments = [name for name in rules.STATE_FULL[group["state_full"]].moments if name in state]
-        for rows in _slices(param):  # each entry's update is its own, so the copies need not be of the whole
+        for rows in _slices(target):  # each entry's update is its own, so the copies need not be of the whole
             part = {**state, **{name: state[name][rows] for name in moments}}
             if keeps:
                 part["step"] = state["step"].clone()
-            self._update_copy(param[rows], param.grad[rows], part, group, rounding)
+            self._update_copy(target[rows], grad[rows], part, group, rounding)
         if keeps:
             state["step"] = part["step"]
 
@@ -450,7 +453,10 @@ class Frugal(torch.optim.Optimizer):
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with controls and subspaces as plain numbers and strings; `weights_only=True` loads it."""
+        """As torch's, with controls and subspaces as plain numbers and strings; `weights_only=True` loads it.
+
+        What is kept of a sharded parameter is in it as a DTensor, sharded likewise.
+        """
         self._split_groups()
         saved = super().state_dict()
         for group in saved["param_groups"]:
@@ -458,6 +464,12 @@ class Frugal(torch.optim.Optimizer):
                 group["density"] = group["density"].state_dict()
                 group["interval"] = group["interval"].state_dict()
                 group["subspace"] = group["subspace"].settings()
+        params = (param for group in self.param_groups for param in group["params"])
+        numbers = (number for group in saved["param_groups"] for number in group["params"])
+        for param, number in zip(params, numbers, strict=True):
+            if shards.is_sharded(param) and number in saved["state"]:
+                kept = saved["state"][number].items()
+                saved["state"][number] = {key: shards.shared(value, param) for key, value in kept}
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -489,6 +501,7 @@ class Frugal(torch.optim.Optimizer):
             for param in group["params"]:
                 for key, value in final["state"].get(next(numbers), {}).items():
                     if isinstance(value, Tensor):
+                        value = local(value) if shards.is_sharded(param) else shards.whole(value)
                         counter = key == "step" and value.ndim == 0
                         device = _step_device(param, group) if counter else param.device
                         value = torch.empty_like(value, device=device).copy_(value)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
-from adafrugal.optim import controls, rules
-from adafrugal.optim.subspaces import Blocks, Subspace
+from adafrugal.optim import controls, rules, shards
+from adafrugal.optim.subspaces import SUBSPACES, Blocks, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
 Shrink = Literal["immediately", "at_refresh"]
@@ -62,11 +63,23 @@ def check_parts(group: Mapping[str, Any]) -> None:
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     for name, param in zip(names(group), group["params"], strict=True):
+        if shards.is_sharded(param) and not is_free:
+            _check_sharded(name, param, subspace)
         if param.ndim != 2 and not (subspace.any_shape or is_free):
             raise ValueError(
                 f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
                 "matrices: put it into a group without split=True"
             )
+
+
+def _check_sharded(name: str, param: Tensor, subspace: Subspace) -> None:
+    if not subspace.on_shards:
+        able = ", ".join(kind for kind, each in SUBSPACES.items() if each.on_shards)
+        raise ValueError(
+            f"parameter {name} is sharded over processes, and {subspace.kind} needs the whole of it; allowed: {able}"
+        )
+    if not shards.is_split_by_rows(param):
+        raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: along its first axis")
 
 
 def lost_in_rounding(group: Mapping[str, Any]) -> Iterable[str]:

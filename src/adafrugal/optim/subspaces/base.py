@@ -83,6 +83,7 @@ class Subspace:
         in_place: whether `regions` answers with views of the matrix, which need no `close`.
         any_shape: whether vectors can be split too.
         policies: what can become of the moments at a refresh.
+        on_shards: whether processes that each hold some rows of a matrix can do all of this on their own part.
         grain: the least relative fall of ρ that is worth a `shrink` between refreshes.
     """
 
@@ -91,6 +92,7 @@ class Subspace:
     needs_gradient: ClassVar[bool] = False
     in_place: ClassVar[bool] = False
     any_shape: ClassVar[bool] = False
+    on_shards: ClassVar[bool] = False
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep", "keep_overlap")
     grain: ClassVar[float] = 0.0
 

@@ -33,6 +33,7 @@ class Blocks(Subspace):
     kind: ClassVar[str] = "blocks"
     in_place: ClassVar[bool] = True
     any_shape: ClassVar[bool] = True
+    on_shards: ClassVar[bool] = True
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep_overlap")
     order: Order = "descending"
     unit: Unit = "matrix"

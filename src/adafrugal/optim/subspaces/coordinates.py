@@ -73,6 +73,7 @@ class Columns(_Lines):
     """`int(ρ·n_in)` input columns of each matrix (FRUGAL, arXiv 2411.07837)."""
 
     kind: ClassVar[str] = "columns"
+    on_shards: ClassVar[bool] = True
 
     def axis(self, shape: torch.Size) -> int:
         """Columns lie along the second axis."""

@@ -1,0 +1,81 @@
+"""Parameters that `fully_shard` divides over two real processes, against one process with the whole of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ARMS = (
+    "blocks", "blocks, by elements", "columns", "columns, overlap kept", "columns, state in bfloat16", "lion and sgd",
+    "signsgd", "columns, in the backward pass",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """What each of two processes found."""
+    script = Path(__file__).with_name("on_shards.py")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        "cpu",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == 2
+    return sorted(found, key=lambda rank: rank["rank"])
+
+
+@pytest.mark.parametrize("arm", ["adamw", *ARMS])
+def test_losses_of_thirty_steps_are_those_of_one_process(ranks, arm):
+    rounds = "bfloat16" in arm  # sums in another order differ in their last bit, by which a moment rounds up or down
+    assert ranks[0][arm]["error"] < (1e-4 if rounds else 1e-5)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_all_choose_alike_and_as_one_process_does(ranks, arm):
+    one, other = ranks
+    assert one[arm]["choices"] == other[arm]["choices"] == one[arm]["as one process"]
+    assert one[arm]["interval"] > 3, "T has moved"
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_step_says_nothing_to_the_other_process(ranks, arm):
+    """Refreshes included: what is chosen is drawn and not agreed upon."""
+    assert all(rank[arm]["silent"] for rank in ranks)
+    assert all(rank["heard"] == 1 for rank in ranks), "what listens would have heard a word"
+
+
+@pytest.mark.parametrize("arm", ["adamw", "blocks", "columns"])
+def test_each_keeps_about_half_of_the_state(ranks, arm):
+    """The first has a row more of 13 and 21, and all of the head; lists of columns both have."""
+    one, other = (rank[arm] for rank in ranks)
+    assert one["bytes"] + other["bytes"] == pytest.approx(one["of"], rel=0.1)
+    assert other["bytes"] < 0.5 * one["of"]
+    assert one["bytes"] < 0.57 * one["of"]
+
+
+@pytest.mark.parametrize("arm", ["blocks", "columns", "signsgd"])
+def test_the_state_that_is_saved_is_the_whole_one(ranks, arm):
+    assert all(rank[arm]["moments"] < 1e-5 for rank in ranks)
+
+
+@pytest.mark.parametrize("arm", ["blocks", "columns"])
+def test_training_goes_on_from_it_bit_for_bit(ranks, arm):
+    assert [rank["resumed"][arm] for rank in ranks] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["rows", "slab", "randk", "randperm", "svd", "random"])
+def test_what_needs_whole_matrices_is_refused_by_name(ranks, kind):
+    line = f"is sharded over processes, and {kind} needs the whole of it; allowed: blocks, columns"
+    assert all(line in rank["refused"][kind] for rank in ranks)
