@@ -145,7 +145,7 @@ class _Stopped(Exception):
 
 def main() -> None:
     """The process: the validation part, then the training part; ends when the other end of its pipe does."""
-    shards.leave_interruptions_to_the_parent()
+    shards.work_for_the_parent()
     pipe = Connection(int(sys.argv[1]))
     plan, begin = pipe.recv()
     stopped = threading.Event()

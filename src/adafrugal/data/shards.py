@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from adafrugal import interruptions
 from adafrugal.config import SettingError
 from adafrugal.data import documents, sources, tokenizer
 from adafrugal.data.sources import Bundle, Part, Position, Source
@@ -222,7 +222,7 @@ def _pool(tokenizer_at: Path, processes: int) -> ProcessPoolExecutor:
 
 
 def _begin_worker(tokenizer_at: Path) -> None:
-    leave_interruptions_to_the_parent()
+    work_for_the_parent()
     parent = parent_process()
 
     def watch() -> None:
@@ -245,9 +245,8 @@ def _cut(pieces: list[Any], rules: documents.Rules, count_bytes: bool) -> Cut:
 _tokenizer: Tokenizer  # of this process
 
 
-def leave_interruptions_to_the_parent() -> None:
+def work_for_the_parent() -> None:
     """In a process that works for another: be ended by it alone, and let it have the processor first."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # which Slurm sends to every process of a job's step
-        signal.signal(number, signal.SIG_IGN)
+    interruptions.leave_to_the_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.nice(5)

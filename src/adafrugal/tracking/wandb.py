@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any
 
 from adafrugal.config import SettingError, WandbTracking, is_plain_name
+from adafrugal.interruptions import leave_to_the_parent
 from adafrugal.tracking.record import Record
 
 SECONDS = 30  # that a run waits for W&B, at its end
@@ -92,8 +92,7 @@ class WandbCopy:
 
 def main() -> None:
     """The process; ends when it is told to, or nobody is left to tell it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # which Slurm sends to every process of a job's step
-        signal.signal(number, signal.SIG_IGN)
+    leave_to_the_parent()
     pipe = Connection(int(sys.argv[1]))
     threading.Thread(target=_watch, args=[os.getppid()], daemon=True, name="parent").start()
     settings, directory, identity, labels = pipe.recv()

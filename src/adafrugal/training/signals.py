@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends ahead of a time limit
+from adafrugal.interruptions import ASKED_BY
 
 
 class Stop:
