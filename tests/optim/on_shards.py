@@ -1,4 +1,4 @@
-"""What the processes of tests/optim/test_shards.py run: the same training on whole tensors and on shards of them.
+"""What the processes of tests/optim/test_sharded.py run: the same training on whole tensors and on shards of them.
 
 Each prints one line of JSON. Losses are of 30 steps through refreshes, with a falling ρ and a moving T.
 """

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, kernels, options, rules, shards, turns
+from adafrugal.optim import controls, kernels, options, rules, sharded, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
-from adafrugal.optim.shards import local
+from adafrugal.optim.sharded import local
 from adafrugal.optim.subspaces import Free, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
@@ -467,9 +467,9 @@ class Frugal(torch.optim.Optimizer):
         params = (param for group in self.param_groups for param in group["params"])
         numbers = (number for group in saved["param_groups"] for number in group["params"])
         for param, number in zip(params, numbers, strict=True):
-            if shards.is_sharded(param) and number in saved["state"]:
+            if sharded.is_sharded(param) and number in saved["state"]:
                 kept = saved["state"][number].items()
-                saved["state"][number] = {key: shards.shared(value, param) for key, value in kept}
+                saved["state"][number] = {key: sharded.shared(value, param) for key, value in kept}
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -501,7 +501,7 @@ class Frugal(torch.optim.Optimizer):
             for param in group["params"]:
                 for key, value in final["state"].get(next(numbers), {}).items():
                     if isinstance(value, Tensor):
-                        value = local(value) if shards.is_sharded(param) else shards.whole(value)
+                        value = local(value) if sharded.is_sharded(param) else sharded.whole(value)
                         counter = key == "step" and value.ndim == 0
                         device = _step_device(param, group) if counter else param.device
                         value = torch.empty_like(value, device=device).copy_(value)

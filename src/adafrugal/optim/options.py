@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from adafrugal.optim import controls, rules, shards
+from adafrugal.optim import controls, rules, sharded
 from adafrugal.optim.subspaces import SUBSPACES, Blocks, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
@@ -63,7 +63,7 @@ def check_parts(group: Mapping[str, Any]) -> None:
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     for name, param in zip(names(group), group["params"], strict=True):
-        if shards.is_sharded(param) and not is_free:
+        if sharded.is_sharded(param) and not is_free:
             _check_sharded(name, param, subspace)
         if param.ndim != 2 and not (subspace.any_shape or is_free):
             raise ValueError(
@@ -78,7 +78,7 @@ def _check_sharded(name: str, param: Tensor, subspace: Subspace) -> None:
         raise ValueError(
             f"parameter {name} is sharded over processes, and {subspace.kind} needs the whole of it; allowed: {able}"
         )
-    if not shards.is_split_by_rows(param):
+    if not sharded.is_split_by_rows(param):
         raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: along its first axis")
 
 
