@@ -68,7 +68,8 @@ class Training:
 
     def go(self, steps):
         for step in steps:
-            batch = torch.randn(8, 13, generator=torch.Generator().manual_seed(step))
+            batch = torch.randn(8, 13, generator=torch.Generator().manual_seed(step), device="cpu")
+            batch = batch.to(self.model.head.weight.device)
             mine = batch.chunk(self.mesh.size())[self.mesh.get_rank()] if self.mesh else batch
             loss = (self.model(mine) - mine.sum(1, keepdim=True)).square().mean()
             loss.backward()
@@ -153,6 +154,9 @@ def refusal(kind, mesh):
 
 def main():
     device = sys.argv[1]
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.set_default_device(device)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     mesh = init_device_mesh(device, (int(os.environ["WORLD_SIZE"]),))
     found = {"rank": dist.get_rank()}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ARMS = (
     "blocks", "blocks, by elements", "columns", "columns, overlap kept", "columns, state in bfloat16", "lion and sgd",
@@ -17,19 +18,14 @@ ARMS = (
 @pytest.fixture(scope="module")
 def ranks():
     """What each of two processes found."""
+    return found_on("cpu")
+
+
+def found_on(device):
     script = Path(__file__).with_name("on_shards.py")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-        "cpu",
-    ]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run([*run, str(script), device], capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == 2
@@ -79,3 +75,14 @@ def test_training_goes_on_from_it_bit_for_bit(ranks, arm):
 def test_what_needs_whole_matrices_is_refused_by_name(ranks, kind):
     line = f"is sharded over processes, and {kind} needs the whole of it; allowed: blocks, columns"
     assert all(line in rank["refused"][kind] for rank in ranks)
+
+
+@pytest.mark.gpu
+def test_so_it_is_on_two_gpus():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    one, other = found_on("cuda")
+    for arm in ARMS:
+        assert one[arm]["error"] < 1e-3
+        assert one[arm]["choices"] == other[arm]["choices"]
+        assert one[arm]["silent"]
