@@ -221,7 +221,8 @@ def test_the_page_on_faults_has_the_numbers_of_its_results():
     assert f"imports {measured['imports']:.1f} s" in page
     counts = json.loads((results / "faults.json").read_text())
     assert torture.table(counts) in page
-    assert sum(n for what, n in counts.items() if what.startswith("inputs: ")) + counts["losses"] >= 300
+    assert sum(n for what, n in counts.items() if what.startswith("inputs: ")) >= 300
+    assert counts["losses"] == 0
     assert counts["instants: at random, from outside"] >= 30
 
 

@@ -1,0 +1,13 @@
+"""The signals by which a run is asked to stop, and processes that leave them to the one they work for."""
+
+from __future__ import annotations
+
+import signal
+
+ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends ahead of a time limit
+
+
+def leave_to_the_parent() -> None:
+    """In a process that works for another: be ended by it alone, though Slurm sends signals to all of a job's step."""
+    for number in ASKED_BY:
+        signal.signal(number, signal.SIG_IGN)
