@@ -359,7 +359,7 @@ def test_moments_are_stored_as_asked_and_the_update_is_made_in_float32(subspace,
 def test_a_large_tensor_is_updated_in_slices_with_the_same_result(settings, state_dtype, monkeypatch):
     found = []
     for in_a_slice in (2**22, 24):  # all 96 entries of a tensor at once, and three of its rows
-        monkeypatch.setattr("adafrugal.optim.frugal._IN_A_SLICE", in_a_slice)
+        monkeypatch.setattr("adafrugal.optim.tensor_state._IN_A_SLICE", in_a_slice)
         params, other = made(dtype=torch.bfloat16), nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
         groups = [{"params": params, "split": True}, {"params": [other]}]
         optimizer = Frugal(groups, lr=0.01, interval=3, state_dtype=state_dtype, **settings)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adafrugal.optim.accounting import StateBytes, state_bytes
     from adafrugal.optim.controls import Constant, CosineDecay, LinearDecay, LossAware
-    from adafrugal.optim.frugal import Frugal, Refresh
+    from adafrugal.optim.frugal import Frugal
     from adafrugal.optim.groups import ParameterGroups, Rule, default_rules, split_parameters
     from adafrugal.optim.in_backward import UpdateInBackward
     from adafrugal.optim.several import Several
     from adafrugal.optim.subspaces import SVD, Blocks, Columns, RandK, Random, RandPerm, Rows, Slab
+    from adafrugal.optim.turns import Refresh
 
 _HOME = {
     "Blocks": "subspaces",
@@ -30,7 +31,7 @@ _HOME = {
     "RandK": "subspaces",
     "RandPerm": "subspaces",
     "Random": "subspaces",
-    "Refresh": "frugal",
+    "Refresh": "turns",
     "Rows": "subspaces",
     "Rule": "groups",
     "SVD": "subspaces",

@@ -1,7 +1,8 @@
 """FRUGAL and AdaFRUGAL as one composed optimizer.
 
 Which entries keep state is the subspace's answer, how many the density's (ρ), for how long the interval's (T); what
-updates them are the rules. This file composes the four; `turns` minds when and how a subspace moves.
+updates them are the rules. This file composes the four; `turns` minds when and how a subspace moves,
+`tensor_state` what is kept of one tensor.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, kernels, options, rules, sharded, turns
+from adafrugal.optim import controls, kernels, options, restoring, rules, sharded, tensor_state, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
@@ -25,39 +25,11 @@ from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
 from adafrugal.optim.sharded import local
 from adafrugal.optim.subspaces import Free, Subspace
-from adafrugal.optim.subspaces import subspace as as_subspace
 
 _OF_SPLIT_GROUPS = (
     "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
     "on_refresh", "compile",
 )  # fmt: skip
-_IN_A_SLICE = 2**22  # entries that are copied at once to be updated in more bits than they are stored in
-_COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
-
-
-@dataclass(frozen=True)
-class Refresh:
-    """A new choice of the subspace, or its shrinking between two choices.
-
-    Args:
-        event: "refresh"; "continued" where matrices chose later than others of their turn (`stagger`, or gradients
-            that came late); or "shrink" where ρ fell between refreshes and part of the subspace was given up.
-        step: the optimizer step at which it happened; the first is 1.
-        group: the index of the parameter group.
-        density, interval: ρ and T as read at this step.
-        seconds: host time of the choice itself. Work that a GPU is still doing is not in it.
-        bytes_before: all of the optimizer's state before the step.
-        bytes_after: the same after the step.
-    """
-
-    event: turns.Event
-    step: int
-    group: int
-    density: float
-    interval: int
-    seconds: float
-    bytes_before: int
-    bytes_after: int
 
 
 class Frugal(torch.optim.Optimizer):
@@ -135,7 +107,7 @@ class Frugal(torch.optim.Optimizer):
     ) -> None:
         if nonfinite not in (None, *get_args(options.Nonfinite)):
             raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(options.Nonfinite))} or None")
-        self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
+        self._refresh_hooks: OrderedDict[int, Callable[[turns.Refresh], None]] = OrderedDict()
         self._changes: dict[tuple[int, str], dict[str, Any]] | None = None  # of the step that is under way
         self._bytes_before: int | None = None
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
@@ -217,7 +189,7 @@ class Frugal(torch.optim.Optimizer):
             after = self.state_bytes().total
             for change in changes.values():
                 for hook in self._refresh_hooks.values():
-                    hook(Refresh(**change, bytes_after=after))
+                    hook(turns.Refresh(**change, bytes_after=after))
         return loss
 
     @torch.no_grad()
@@ -247,7 +219,7 @@ class Frugal(torch.optim.Optimizer):
                     continue
                 self._regions(local(param), local(param.grad), state, group)
                 for name in rules.STATE_FULL[group["state_full"]].moments:
-                    state[name] = state[name].to(_state_dtype(param, group))
+                    state[name] = state[name].to(tensor_state.state_dtype(param, group))
 
     def refuse_single_updates(self) -> None:
         """Refuse `update_one` where a step has to see all gradients first.
@@ -322,7 +294,7 @@ class Frugal(torch.optim.Optimizer):
             if param.grad is None:
                 continue
             state, target, grad = self.state[param], local(param), local(param.grad)
-            if _in_fewer_bits(target, group, state):
+            if tensor_state.in_fewer_bits(target, group, state):
                 self._update_wide(target, grad, state, group, group["first"] + place)
             elif not together and state.get("entries"):
                 self._update_alone(target, grad, state, group)
@@ -333,20 +305,20 @@ class Frugal(torch.optim.Optimizer):
                     free[which].append(part)
         kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
         for parts in free if group["split"] else ():
-            kernels.state_free(group["state_free"], parts, Rates.state_free(group), compiled=_compiles(group))
+            kernels.state_free(group["state_free"], parts, Rates.state_free(group), compiled=kernels.compiles(group))
 
     def _regions(
         self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
     ) -> tuple[list[Full], tuple[Free, ...]]:
         """What of one tensor the state-full rule updates, with its moments, and what the state-free rule does."""
         if not group["split"]:
-            _begin(state, grad, group)
+            tensor_state.begin(state, grad, group)
             return [Full(target, grad, state)], ()
         if not state.get("entries"):
             return [], (Free(target, grad),)
         residual = group["state_free"] != "none"
         regions = group["subspace"].regions(target, grad, turns.selection(state, group), residual)
-        _begin(state, regions.full[1], group)
+        tensor_state.begin(state, regions.full[1], group)
         return [Full(*regions.full, state)], regions.free
 
     def _update_alone(self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
@@ -354,7 +326,7 @@ class Frugal(torch.optim.Optimizer):
         full, free = self._regions(target, grad, state, group)
         kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
         if group["split"]:
-            kernels.state_free(group["state_free"], free, Rates.state_free(group), compiled=_compiles(group))
+            kernels.state_free(group["state_free"], free, Rates.state_free(group), compiled=kernels.compiles(group))
         if full and group["split"]:
             group["subspace"].close(target, full[0].target, turns.selection(state, group))
 
@@ -368,9 +340,9 @@ class Frugal(torch.optim.Optimizer):
             return
         keeps = not group["split"] or state.get("entries")
         if keeps:
-            _begin(state, target, group, _state_dtype(target, group))
+            tensor_state.begin(state, target, group, tensor_state.state_dtype(target, group))
         moments = [name for name in rules.STATE_FULL[group["state_full"]].moments if name in state]
-        for rows in _slices(target):  # each entry's update is its own, so the copies need not be of the whole
+        for rows in tensor_state.slices(target):  # each entry's update is its own: no need to copy the whole
             part = {**state, **{name: state[name][rows] for name in moments}}
             if keeps:
                 part["step"] = state["step"].clone()
@@ -382,7 +354,7 @@ class Frugal(torch.optim.Optimizer):
         self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], rounding: Rounding
     ) -> None:
         """Update float32 copies of a tensor and its moments, and store what comes of it."""
-        dtype, kept_in = _working_dtype(target), _state_dtype(target, group)
+        dtype, kept_in = tensor_state.working_dtype(target), tensor_state.state_dtype(target, group)
         moments = rules.STATE_FULL[group["state_full"]].moments
         stored = {name: state[name] for name in moments if name in state}
         state |= {name: value.to(dtype) for name, value in stored.items()}
@@ -439,7 +411,7 @@ class Frugal(torch.optim.Optimizer):
         """Bytes of state by parameter and role, counted from the tensors."""
         return state_bytes(self)
 
-    def register_refresh_hook(self, hook: Callable[[Refresh], None]) -> RemovableHandle:
+    def register_refresh_hook(self, hook: Callable[[turns.Refresh], None]) -> RemovableHandle:
         """Call `hook(event)` after each step in which a subspace was chosen anew or shrunk; `.remove()` ends that."""
         handle = RemovableHandle(self._refresh_hooks)
         self._refresh_hooks[handle.id] = hook
@@ -481,7 +453,7 @@ class Frugal(torch.optim.Optimizer):
         Raises:
             ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
         """
-        _refuse_other(state_dict, self.param_groups)
+        restoring.refuse_other(state_dict, self.param_groups)
         before = self.param_groups
         final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
@@ -495,7 +467,7 @@ class Frugal(torch.optim.Optimizer):
             if group["split"]:
                 group["density"] = controls.restored(group["density"], old["density"])
                 group["interval"] = controls.restored(group["interval"], old["interval"])
-                group["subspace"] = _restored_subspace(group["subspace"], old["subspace"])
+                group["subspace"] = restoring.restored_subspace(group["subspace"], old["subspace"])
         numbers = iter(n for group in final["param_groups"] for n in group["params"])
         for group in self.param_groups:
             for param in group["params"]:
@@ -503,75 +475,9 @@ class Frugal(torch.optim.Optimizer):
                     if isinstance(value, Tensor):
                         value = local(value) if sharded.is_sharded(param) else sharded.whole(value)
                         counter = key == "step" and value.ndim == 0
-                        device = _step_device(param, group) if counter else param.device
+                        device = tensor_state.step_device(param, group) if counter else param.device
                         value = torch.empty_like(value, device=device).copy_(value)
                     self.state[param][key] = value
-
-
-def _restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
-    """The subspace of these settings: of the class of the one it replaces, which may be anybody's own, or ours."""
-    if settings["kind"] != old.kind:
-        return as_subspace(settings)
-    return type(old)(**{key: value for key, value in settings.items() if key != "kind"})
-
-
-def _refuse_other(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    saved = [(group.get("split"), group.get("shapes")) for group in state_dict["param_groups"]]
-    ours = [(group["split"], group["shapes"]) for group in groups]
-    if saved != ours:
-        raise ValueError(
-            f"the saved state is not this optimizer's: its groups are {_outline(saved)}, ours {_outline(ours)}; "
-            "make the optimizer over the same model's groups before loading"
-        )
-
-
-def _outline(groups: list[tuple[bool | None, list[list[int]] | None]]) -> str:
-    return "; ".join(f"{'split' if split else 'not split'}, shapes {shapes}" for split, shapes in groups)
-
-
-# -- one tensor's state -----------------------------------------------------------------------------------------------
-
-
-def _begin(state: dict[str, Any], compact: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Moments begin, as zeros of the compact size, with the first gradient."""
-    if "step" in state:
-        return
-    state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(compact, group))
-    for name in rules.STATE_FULL[group["state_full"]].moments:
-        state[name] = torch.zeros_like(compact, dtype=dtype, memory_format=torch.preserve_format)
-
-
-def _slices(param: Tensor) -> Iterator[Any]:
-    """Indices of parts that make up a tensor, of about `_IN_A_SLICE` entries each."""
-    if param.numel() <= _IN_A_SLICE:
-        yield ...
-        return
-    rows = max(1, _IN_A_SLICE * len(param) // param.numel())
-    for first in range(0, len(param), rows):
-        yield slice(first, first + rows)
-
-
-def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
-    """Step counts are read on the host, except by torch's fused kernel on a GPU."""
-    fused = group["fused"] and group["state_full"] == "adamw"
-    return param.device if fused and param.is_cuda else torch.device("cpu")
-
-
-def _working_dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)
-
-
-def _state_dtype(param: Tensor, group: Mapping[str, Any]) -> torch.dtype:
-    return getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(param)
-
-
-def _in_fewer_bits(param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    """Whether a tensor, or the moments it has, are stored in another dtype than the update is made in."""
-    if param.dtype == torch.float32 and group["state_dtype"] is None:  # nearly always
-        return False
-    keeps_moments = not group["split"] or state.get("entries")
-    working = _working_dtype(param)
-    return param.dtype != working or bool(keeps_moments and _state_dtype(param, group) != working)
 
 
 def _refuse_sparse(grads: Iterable[Tensor]) -> None:
@@ -583,9 +489,3 @@ def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:
     for name, param in zip(options.names(group), group["params"], strict=True):
         if param.grad is not None and not bool(param.grad.isfinite().all()):
             yield name
-
-
-def _compiles(group: Mapping[str, Any]) -> bool:
-    if group["compile"] is None:
-        return sum(param.numel() for param in group["params"]) >= _COMPILED_FROM
-    return group["compile"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from adafrugal.optim import rules
 from adafrugal.optim.rules import Rates
 from adafrugal.optim.subspaces import Free
 
+_COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
 _TOGETHER = 16  # flattened tensors in one compiled call
 _LEAST, _MOST = 1024, 2**31  # entries; what is smaller is not worth it, what is larger needs other indices
 
@@ -89,6 +90,13 @@ def _alike(works: Sequence[Full]) -> Iterable[list[Full]]:
     for work in works:
         found.setdefault((work.target.device, work.target.dtype), []).append(work)
     return found.values()
+
+
+def compiles(group: Mapping[str, Any]) -> bool:
+    """Whether a group's state-free update is compiled: as it says, or where it is large."""
+    if group["compile"] is None:
+        return sum(param.numel() for param in group["params"]) >= _COMPILED_FROM
+    return group["compile"]
 
 
 def state_free(rule: str, frees: Sequence[Free], rates: Rates, *, compiled: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -20,6 +21,31 @@ from adafrugal.optim.subspaces import Matrix, Selection, Turn
 Group: TypeAlias = dict[str, Any]
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
 Event = Literal["refresh", "continued", "shrink"]
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """A new choice of the subspace, or its shrinking between two choices.
+
+    Args:
+        event: "refresh"; "continued" where matrices chose later than others of their turn (`stagger`, or gradients
+            that came late); or "shrink" where ρ fell between refreshes and part of the subspace was given up.
+        step: the optimizer step at which it happened; the first is 1.
+        group: the index of the parameter group.
+        density, interval: ρ and T as read at this step.
+        seconds: host time of the choice itself. Work that a GPU is still doing is not in it.
+        bytes_before: all of the optimizer's state before the step.
+        bytes_after: the same after the step.
+    """
+
+    event: Event
+    step: int
+    group: int
+    density: float
+    interval: int
+    seconds: float
+    bytes_before: int
+    bytes_after: int
 
 
 def new_clocks() -> dict[str, Any]:

@@ -130,13 +130,13 @@ class Session:
             self.stop.training = True
             outcome: Outcome = "finished" if loop.fit(self.stop) else "interrupted"
             if outcome == "finished":
-                self.record.write_summary(self._with_estimate(loop.summary(), loop, display))
+                self.record.write_summary(self._with_estimate(loop.summary(), display))
             self.record.set_status(outcome, step=loop.account.step)
         if outcome == "interrupted":
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
         return outcome
 
-    def _with_estimate(self, summary: dict[str, Any], loop: Loop, display: Display) -> dict[str, Any]:
+    def _with_estimate(self, summary: dict[str, Any], display: Display) -> dict[str, Any]:
         """The summary with what `python -m adafrugal.memory` would have said, beside what was measured."""
         if self.settings.task.kind != "pretrain":
             return summary
@@ -201,14 +201,14 @@ class Session:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         loop = Loop(settings, task, optimizer, scheduler, place, record, display)
         loop.known_as = known_as
-        loop.account.fitted_density = fitted.density if fitted else None
+        loop.account.fitted_density = fitted.density if fitted else None  # or what the checkpoint has, below
         display.say(f"{self.identity.key} → {record.directory}\n\n{groups}\n")
         if saved is not None:
             loop.resume(state)
             checkpoint.load_model(saved, task.model)
             display.say(f"continuing after step {loop.account.step}")
         record.go_back_to(loop.account.step)
-        if fitted is not None and state is None:
+        if fitted is not None:
             record.add_event("fitted", step=1, **asdict(fitted))  # a run that begins anew tells it anew
         self._describe(place, task, loop.account.step)
         return loop
@@ -216,16 +216,15 @@ class Session:
     def _within_budget(
         self, settings: Settings, place: Place, display: Display, state: Mapping[str, Any] | None
     ) -> tuple[Settings, Fitted | None]:
-        """The settings with the density that `optimizer.fit_gib` leaves, chosen when the run first began."""
+        """The settings with the density that `optimizer.fit_gib` leaves, and the choice where this start makes it."""
         if getattr(settings.optimizer, "fit_gib", None) is None:
             return settings, None
         from adafrugal.memory import fit, report
 
         if state is not None:
-            found = fit.Fitted(state["account"]["fitted_density"], 0)
-        else:
-            found = fit.fitted(_in_precision(settings, place))
-            display.say(report.chosen(settings, found))
+            return fit.beginning_with(settings, state["account"]["fitted_density"]), None
+        found = fit.fitted(_in_precision(settings, place))
+        display.say(report.chosen(settings, found))
         return fit.beginning_with(settings, found.density), found
 
     def _describe(self, place: Place, task: Task, step: int) -> None:
