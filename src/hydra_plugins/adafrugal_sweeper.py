@@ -10,7 +10,8 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from omegaconf import open_dict, read_write
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict, read_write
 
 
 @dataclass
@@ -23,7 +24,15 @@ class CheckedSweeperConf:
 
 
 class CheckedSweeper(BasicSweeper):
-    """Refuses a sweep of which any job has a wrong setting, whichever launcher would run it."""
+    """Refuses a sweep of which any job has a wrong setting, and collects how its jobs ended, whichever the launcher.
+
+    Its task function is an `adafrugal.jobs.Jobs`.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what the jobs' ends go to."""
+        self._jobs = task_function
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Make the jobs.
@@ -35,7 +44,9 @@ class CheckedSweeper(BasicSweeper):
 
         for word in arguments:
             refuse_credential(word, word.partition("=")[0])
-        return super().sweep(arguments)
+        batches = super().sweep(arguments)
+        self._jobs.ends.update(enumerate(job.return_value for batch in batches for job in batch))
+        return batches
 
     def validate_batch_is_legal(self, batch: Any) -> None:
         """Compose and check every job.
