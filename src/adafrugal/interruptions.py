@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends ahead of a time limit
+# the last two are what Slurm sends ahead of a time limit: as a user's script asks for it, and as submitit does
+ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def leave_to_the_parent() -> None:

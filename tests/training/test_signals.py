@@ -10,7 +10,7 @@ from adafrugal.training import session
 from adafrugal.training.signals import Stop
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_before_training_a_signal_stops_at_once_and_is_remembered(number):
     with Stop() as stop:
         with pytest.raises(KeyboardInterrupt):
@@ -18,7 +18,7 @@ def test_before_training_a_signal_stops_at_once_and_is_remembered(number):
         assert stop.requested
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_in_training_the_first_signal_asks_and_the_second_insists(number):
     before = signal.getsignal(number)
     with Stop() as stop:
