@@ -11,7 +11,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 
 @dataclass
@@ -26,7 +26,7 @@ class CheckedSweeperConf:
 class CheckedSweeper(BasicSweeper):
     """Refuses a sweep of which any job has a wrong setting, and collects how its jobs ended, whichever the launcher.
 
-    Its task function is an `adafrugal.jobs.Jobs`.
+    Its task function is an `adafrugal.jobs.Jobs`. A launcher may have `processes`: how many make one job.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -64,8 +64,16 @@ class CheckedSweeper(BasicSweeper):
                 del composed["hydra"]
             try:
                 check(composed, choices)
+                self._refuse_processes_without_a_plan(composed)
             except SettingError as error:
                 raise SettingError(f"no job was started, since {' '.join(overrides)} cannot run: {error}") from error
+
+    def _refuse_processes_without_a_plan(self, composed: DictConfig) -> None:
+        from adafrugal.config import SettingError
+
+        several = getattr(self.launcher, "processes", 1)
+        if several > 1 and OmegaConf.select(composed, "trainer.parallel", default="none") == "none":
+            raise SettingError(f"trainer.parallel is none, and {several} processes make each job; allowed: ddp, fsdp")
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="adafrugal", node=CheckedSweeperConf, provider="adafrugal")

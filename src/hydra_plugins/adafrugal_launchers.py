@@ -1,0 +1,225 @@
+"""Where the jobs of a sweep run: on the GPUs of this machine, or through submitit as jobs of a scheduler.
+
+Files of conf/hydra/launcher choose one. Each job is sent as the words that compose it, so that it is made of what
+stands on the disk when it begins, and tells how it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+    from adafrugal.jobs import End
+
+
+class _Elsewhere(Launcher):
+    """A launcher of jobs that are not run in this process.
+
+    Attributes:
+        processes: how many make one job.
+        package: what has to be installed.
+    """
+
+    processes: int
+    package: str
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra has: `task_function` is an `adafrugal.jobs.Jobs`.
+
+        Raises:
+            SettingError: a package is missing, or a setting that counts something is no number.
+        """
+        from adafrugal.config import SettingError
+
+        self._name = config.hydra.runtime.choices["hydra/launcher"]
+        self._stop = task_function.stop
+        self._always = [word for word in config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+        if find_spec(self.package) is None:
+            given = f"hydra/launcher is {self._name}, which needs {self.package}"
+            raise SettingError(f"{given}; pip install {self.package}, or leave it out")
+        for setting, number in self._counts().items():
+            if not isinstance(number, int) or number < 1:
+                raise SettingError(f"hydra.launcher.{setting} is {number}; allowed: a whole number from 1 on")
+
+    def _counts(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @contextmanager
+    def _first_signal_asks(self) -> Iterator[None]:
+        """The first one is passed on, and the jobs end in order; a second one raises KeyboardInterrupt."""
+        self._stop.training = True
+        try:
+            yield
+        finally:
+            self._stop.training = False
+
+
+class GpusLauncher(_Elsewhere):
+    """Runs jobs side by side, each on GPUs of its own.
+
+    Args:
+        gpus_per_job: and as many processes; on a machine without GPUs the processes alone.
+        n_jobs: at a time. None: as many as there are GPUs for.
+    """
+
+    package = "joblib"
+
+    def __init__(self, gpus_per_job: int, n_jobs: int | None) -> None:
+        self.processes, self._n_jobs = gpus_per_job, n_jobs
+
+    def _counts(self) -> dict[str, Any]:
+        return {"gpus_per_job": self.processes, "n_jobs": 1 if self._n_jobs is None else self._n_jobs}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Run the jobs; each has a thread here that waits for it."""
+        from joblib import Parallel, delayed
+
+        from adafrugal.processes import SideBySide
+
+        slots = self._slots()[: len(job_overrides)]
+        jobs = SideBySide(slots, self.processes, self._stop)
+        calls = (delayed(jobs.run)(initial_job_idx + n, [*o, *self._always]) for n, o in enumerate(job_overrides))
+        with self._first_signal_asks():
+            try:
+                ends = Parallel(len(slots), backend="threading")(calls)
+            except KeyboardInterrupt:
+                jobs.stop_at_once()
+                raise
+        return [_returned(end) for end in ends]
+
+    def _slots(self) -> list[str | None]:
+        """The GPUs of each job that runs at the same time. More jobs than there are GPUs for share them evenly."""
+        from adafrugal.config import SettingError
+        from adafrugal.processes import gpus
+
+        found, each = gpus(), self.processes
+        if found and len(found) < each:
+            raise SettingError(f"hydra.launcher.gpus_per_job is {each}; allowed: up to {len(found)}, which are here")
+        if not found and self._n_jobs is None:
+            _print_line("no GPU is found, so jobs run one by one; hydra.launcher.n_jobs=2: two at a time, on the CPU")
+        groups = [",".join(found[first : first + each]) for first in range(0, len(found) - each + 1, each)] or [None]
+        return [groups[n % len(groups)] for n in range(self._n_jobs or len(groups))]
+
+
+class SubmititLauncher(_Elsewhere):
+    """Has submitit start the jobs: as one array on Slurm, or for trying it all at once on this machine.
+
+    Args:
+        cluster: slurm or local.
+        submitit_folder: where submitit keeps what it needs for a job, and what the job prints.
+        parameters: of submitit's executor, by the names that it has for them.
+    """
+
+    package = "submitit"
+
+    def __init__(self, cluster: str, submitit_folder: str, **parameters: Any) -> None:
+        self._cluster, self._folder, self._parameters = cluster, submitit_folder, parameters
+
+    @property
+    def processes(self) -> int:
+        """How many make one job."""
+        return self._parameters["nodes"] * self._parameters["tasks_per_node"]
+
+    def _counts(self) -> dict[str, Any]:
+        return {name: self._parameters[name] for name in ("nodes", "tasks_per_node", "timeout_min")}
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Submit the jobs, and wait for them."""
+        from adafrugal.jobs import tell
+
+        jobs = self._submit([[*overrides, *self._always] for overrides in job_overrides])
+        for number, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True), initial_job_idx + 1):
+            _print_line(f"── job {number}: {' '.join(overrides)} → {job.paths.stdout}")
+        if self._cluster == "slurm":
+            try:
+                return self._ends(jobs, job_overrides)
+            except KeyboardInterrupt:
+                tell(f"the jobs stay with Slurm; `scancel {jobs[0].job_id.partition('_')[0]}` ends them\n")
+                raise
+        with self._first_signal_asks():
+            return self._ends(jobs, job_overrides)
+
+    def _submit(self, jobs: list[list[str]]) -> Sequence[Job[End]]:
+        import submitit
+
+        from adafrugal import cluster
+        from adafrugal.config import SettingError
+
+        try:
+            executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
+            given = {name: value for name, value in self._parameters.items() if value is not None}
+            executor.update_parameters(**{f"{self._cluster}_{name}": value for name, value in given.items()})
+            with _without_interrupts():  # on this machine Ctrl-C would reach submitit's processes, which end their jobs
+                return executor.map_array(cluster.run, jobs)
+        except (RuntimeError, ValueError, NameError, TypeError) as error:  # submitit's, and what Slurm refuses
+            raise SettingError(f"hydra/launcher is {self._name}: {' '.join(str(error).split())}") from error
+
+    def _ends(self, jobs: Sequence[Job[End]], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+        """Wait for all jobs. On this machine they are asked to stop when this process is, and again when it is."""
+        ends: dict[int, End] = {}
+        asked = 0
+        while len(ends) < len(jobs):
+            try:
+                for number, job in enumerate(jobs):
+                    if number not in ends and job.done():
+                        ends[number] = _end(job, job_overrides[number])
+                if self._stop.requested and not asked:
+                    asked = _terminate(jobs)
+                time.sleep(0.5)
+            except KeyboardInterrupt:
+                if self._cluster == "local":
+                    _terminate(jobs)
+                raise
+        return [_returned(ends[number]) for number in range(len(jobs))]
+
+
+def _terminate(jobs: Sequence[Job[End]]) -> int:
+    """Pass a signal on, through submitit's processes on this machine, which are known by their ids."""
+    for job in jobs:
+        if not job.done():
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)
+    return len(jobs)
+
+
+def _end(job: Job[End], overrides: Sequence[str]) -> End:
+    """How a job ended: what its first process returned, if it lived to return."""
+    from adafrugal.jobs import FAILED, End
+
+    try:
+        return job.results()[0]
+    except RuntimeError:  # submitit's
+        return End(" ".join(overrides), FAILED, f"left no result ({job.state}); see {job.paths.stderr}")
+
+
+def _returned(end: End) -> JobReturn:
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=end)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started in the meantime never get SIGINT."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _print_line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
