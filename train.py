@@ -24,8 +24,10 @@ def _tell(text: str) -> None:
 
 
 try:
+    from adafrugal.training import ranks
     from adafrugal.training.signals import Stop
 
+    ranks.silence_others()
     stop = Stop()
     with stop:  # an interruption in the middle of an import may end in an error of another kind, or in none
         import hydra

@@ -329,16 +329,18 @@ def test_several_processes_are_refused_in_one_line(train):
     assert done.returncode == 2
     assert not train.root.exists()
     assert done.stderr == (
-        "error: WORLD_SIZE is 2; allowed: 1, one process on one device. Start train.py without torchrun "
-        "(training on several devices is not there yet)\n"
+        "error: WORLD_SIZE is 2 and trainer.parallel is none; allowed with several processes: trainer.parallel=ddp or "
+        "fsdp; or start train.py without torchrun\n"
     )
 
 
-@pytest.mark.parametrize("number", ["abc", "", "4"])
-def test_any_other_world_size_is_refused_too(train, number):
-    done = train(env={"WORLD_SIZE": number})
+@pytest.mark.parametrize(("number", "allowed"), [
+    ("abc", "a number"), ("", "a number"), ("0", "a divisor of trainer.batch_size"), ("3", "a divisor"),
+])  # fmt: skip
+def test_any_other_number_of_processes_is_refused_too(train, number, allowed):
+    done = train("trainer.parallel=ddp", env={"WORLD_SIZE": number, "RANK": "0"})
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: WORLD_SIZE is {number}; allowed: 1")
+    assert done.stderr.startswith(f"error: WORLD_SIZE is {number or 'not set'}; allowed: {allowed}")
 
 
 def test_a_refusal_that_needs_no_torch_does_not_wait_for_it(tmp_path):

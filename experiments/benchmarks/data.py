@@ -132,7 +132,7 @@ def step_and_batch(source: str, tokenizer_name: str, cache: Path) -> dict[str, f
     optimizer = torch.optim.AdamW(task.model.parameters(), fused=True)
     steps, batches = [], []
     for step in range(1, 21):
-        (batch,) = task.batch(step)
+        (batch,) = task.work(step).batches
         started = time.perf_counter()
         (task.nats(batch) / batch.count()).backward()
         optimizer.step()

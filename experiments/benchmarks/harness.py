@@ -41,7 +41,7 @@ def harness(run: config.Settings, directory: Path) -> Callable[[int], None]:
     record = Record(directory)
     record.begin({})
     loop = Loop(run, task, optimizer, scheduler, place(run.trainer), record, Display())
-    return lambda step: loop.advance()
+    return lambda step: loop.advance(loop.task.work(step))
 
 
 def bare(run: config.Settings) -> Callable[[int], None]:
@@ -50,7 +50,7 @@ def bare(run: config.Settings) -> Callable[[int], None]:
     model = task.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.optimizer.lr, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
-    batches = [task.batch(step)[0] for step in range(1, run.trainer.steps + 1)]
+    batches = [task.work(step).batches[0] for step in range(1, run.trainer.steps + 1)]
 
     def step(number: int) -> None:
         batch = batches[number - 1]

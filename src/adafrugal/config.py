@@ -265,6 +265,10 @@ class TrainerSettings:
     precision: str = "auto"
     device: str = "auto"
     compile: bool = False
+    parallel: str = "none"  # of several processes: ddp (each has the whole model) or fsdp (each a part of it)
+    replicas: int = 1  # with fsdp: so many groups of processes that each have the whole model between them
+    offload: bool = False  # with fsdp: weights, gradients and state wait in the CPU's memory
+    timeout: float = 600.0  # seconds that a process waits for the others in training
     update_in_backward: bool = False  # each tensor as soon as its gradient is there, which is then let go of
     activation_checkpointing: str = "none"  # layers: each is made again in the backward pass; selective: but products
     log_every: int = 10  # steps in one line of metrics.jsonl

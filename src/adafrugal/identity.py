@@ -22,6 +22,9 @@ NOT_PART = (
     "trainer.micro_batch_size",
     "trainer.device",
     "trainer.parallel",
+    "trainer.replicas",
+    "trainer.offload",
+    "trainer.timeout",
     "trainer.update_in_backward",
     "trainer.activation_checkpointing",
     "task.lr",  # counts where optimizer.lr refers to it

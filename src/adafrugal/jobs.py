@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adafrugal import checks, config
 from adafrugal.tracking.credentials import hidden
+from adafrugal.training import ranks
 from adafrugal.training.signals import Stop
 
 if TYPE_CHECKING:
@@ -95,13 +96,17 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> tuple[i
     """
     try:
         settings = checks.check(composed, choices)
-
+    except config.SettingError as error:
+        return ended(error) if ranks.is_first() else (WRONG, hidden(str(error)))  # all see the same settings
+    try:
         # imported late: a wrong setting needs none of it
         from adafrugal.training.session import run as make
 
         record, outcome = make(settings, choices, stop)
         if outcome == "interrupted":
             return INTERRUPTED, ""
+        if not ranks.is_first():
+            return DONE, ""
         if outcome == "finished before":
             sys.stdout.write("this run was finished before: nothing is done; remove its directory to make it anew\n")
         _show(record)
@@ -116,6 +121,8 @@ def ended(error: Exception) -> tuple[int, str]:
     """Say why a job ended; its exit code and the reason."""
     if isinstance(error, config.SettingError):
         return refused(error), hidden(str(error))
+    if isinstance(error, ranks.LostError) and error.is_told:
+        return FAILED, hidden(str(error))
     if isinstance(error, config.TrainingError):
         tell(f"error: {hidden(str(error))}\n")
         return FAILED, hidden(str(error))

@@ -130,6 +130,33 @@ def _check_memory(s: Settings) -> None:
         _check_update_in_backward(s)
 
 
+def _check_parallel(s: Settings) -> None:
+    """Several processes, and what does not go with them."""
+    t, o = s.trainer, s.optimizer
+    _one_of("trainer.parallel", t.parallel, ("none", "ddp", "fsdp"))
+    _need(0 < t.timeout < float("inf"), "trainer.timeout", t.timeout, "seconds, above 0")
+    _need(t.replicas >= 1, "trainer.replicas", t.replicas, "1 or more")
+    if t.parallel != "fsdp":
+        only = "with trainer.parallel=fsdp"
+        _need(t.replicas == 1, "trainer.replicas", t.replicas, f"1, or more {only}")
+        _need(not t.offload, "trainer.offload", t.offload, f"false, or true {only}")
+    if t.parallel == "none":
+        return
+    alone = "none, since dropout draws on several processes what it does not draw on one"
+    _need(s.task.kind == "pretrain", "trainer.parallel", t.parallel, alone)
+    if t.parallel == "ddp":
+        whole = "false with trainer.parallel=ddp, whose gradients are summed in buckets; or trainer.parallel=fsdp"
+        _need(not t.update_in_backward, "trainer.update_in_backward", t.update_in_backward, whole)
+        return
+    _need(t.precision != "fp16", "trainer.precision", t.precision, "fp32, bf16 or auto with trainer.parallel=fsdp")
+    budget = getattr(o, "fit_gib", None)
+    none = "null with trainer.parallel=fsdp, whose shards are not estimated"
+    _need(budget is None, "optimizer.fit_gib", budget, none)
+    able = "adamw, or one of FRUGAL's family, with trainer.parallel=fsdp: others need whole matrices; ddp takes all"
+    _need(o.kind in ("adamw", "frugal"), "optimizer.kind", o.kind, able)
+
+
+
 def _check_update_in_backward(s: Settings) -> None:
     t, nonfinite = s.trainer, getattr(s.optimizer, "nonfinite", None)
     clashes = [  # whether it is so, what it is, and why the two do not go together
@@ -424,4 +451,5 @@ _CHECKS = (
     _check_rates,
     _check_frugal,
     _check_memory,
+    _check_parallel,
 )

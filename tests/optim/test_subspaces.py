@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Turn, subspace
+from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Slab, Turn, subspace
 
 
 def shapes(n):
@@ -357,3 +357,21 @@ def test_indices_are_sorted_and_none_comes_twice(kind):
             indices = chosen(kind, torch.zeros(shape), share)["indices"]
             assert torch.equal(indices, indices.unique())
             assert indices.dtype == (torch.int32 if kind == "randk" else torch.int64)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.25, 0.5])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_slabs_begin_at_such_places_that_processes_have_alike_to_do(density, processes):
+    """Twelve layers of a LLaMA, whose rows are divided over processes: all through a cycle."""
+    slab, shapes = Slab(), [torch.Size(shape) for _ in range(12) for shape in [(768, 768)] * 4 + [(2048, 768)] * 3]
+    chosen = [{} for _ in shapes]
+    for turn in range(1, 9):
+        found = [0] * processes
+        for place, shape in enumerate(shapes):
+            matrix = torch.empty(shape, device="meta")
+            chosen[place] = slab.select(matrix, None, density, Turn(0, turn).generator(place), chosen[place], place)
+            each = shape[0] // processes
+            for rank in range(processes):
+                rows = slab.compact_rows(chosen[place], range(rank * each, (rank + 1) * each))
+                found[rank] += len(rows)
+        assert max(found) < 1.25 * sum(found) / processes

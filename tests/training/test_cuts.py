@@ -65,8 +65,8 @@ def test_so_it_is_in_fine_tuning(finetune_settings, tmp_path):
 def test_a_step_is_left_out_before_its_gradients_are_anywhere(settings, monkeypatch, tmp_path):
     from adafrugal.training.pretrain import Pretrain
 
-    loss, batch, current = Pretrain.loss, Pretrain.batch, []
-    monkeypatch.setattr(Pretrain, "batch", lambda self, step: current.append(step) or batch(self, step))
+    loss, work, current = Pretrain.loss, Pretrain.work, []
+    monkeypatch.setattr(Pretrain, "work", lambda self, step: current.append(step) or work(self, step))
     spoilt = {3, 4}
 
     def spoiling(self, given):

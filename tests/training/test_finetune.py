@@ -31,7 +31,7 @@ def task(finetune_settings):
 def test_the_loss_is_transformers_own(name, task):
     built = task(name)
     built.model.eval()
-    (batch,) = built.batch(1)
+    (batch,) = built.work(1).batches
     expected = built.model(
         input_ids=batch.tokens, attention_mask=batch.mask, token_type_ids=batch.types, labels=batch.labels
     ).loss
@@ -43,7 +43,7 @@ def test_micro_batches_make_the_same_gradients(task):
     for size in ("null", "2", "1"):
         built = task("rte", f"trainer.micro_batch_size={size}")
         built.model.eval()  # dropout draws anew for each
-        batches = built.batch(1)
+        batches = built.work(1).batches
         assert len(batches) == {"null": 1, "2": 4, "1": 8}[size]
         for batch in batches:
             (built.loss(batch) / sum(b.count() for b in batches)).backward()
@@ -65,13 +65,13 @@ def test_the_examples_of_a_loss_that_is_no_number_are_named(finetune_settings, m
     (event,) = [event for event in record.events() if event["event"] == "nonfinite"]
     built = Finetune(chosen, place(chosen.trainer), str)
     assert len(event["rows"]) == 8
-    assert torch.equal(built._labelled.train.batch(event["rows"]).tokens, built.batch(3)[0].tokens)
+    assert torch.equal(built._labelled.train.batch(event["rows"]).tokens, built.work(3).batches[0].tokens)
 
 
 def test_an_epoch_is_every_example_once(task):
     built = task()
     assert built.epoch == 4  # 26 examples by 8
-    assert sum(batch.count() for step in range(1, 5) for batch in built.batch(step)) == 26
+    assert sum(batch.count() for step in range(1, 5) for batch in built.work(step).batches) == 26
     assert built.epochs(6) == 1.5
 
 
@@ -187,7 +187,7 @@ def test_a_name_that_is_a_path_to_nothing_is_refused(task):
 
 def test_a_model_without_token_types_gets_none(task, tmp_path):
     built = task("rte", f"model.name={write_encoder(tmp_path / 'mpnet', 'mpnet')}")
-    (batch,) = built.batch(1)
+    (batch,) = built.work(1).batches
     assert batch.types is None
     assert built.loss(batch).isfinite()
 

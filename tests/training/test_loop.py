@@ -62,7 +62,7 @@ def test_losses_are_those_of_a_loop_written_by_hand(settings):
         assert line["lr"] == pytest.approx(lr, rel=1e-9)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        (batch,) = found.batch(step)
+        (batch,) = found.work(step).batches
         loss = cross_entropy(model(input_ids=batch.tokens).logits.flatten(0, 1), batch.targets.flatten())
         assert line["loss"] == pytest.approx(loss.item(), rel=1e-5)
         optimizer.zero_grad()
@@ -79,7 +79,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
         built.optimizer.register_step_pre_hook(
             lambda *_, grads=grads, named=named: grads.update({name: p.grad.clone() for name, p in named})
         )
-        built.advance()
+        built.advance(built.task.work(built.account.step + 1))
         assert all(p.grad is None for p in built.task.model.parameters())
         seen.append(grads)
     norm = torch.sqrt(sum(g.square().sum() for g in seen[0].values()))
@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
     built, _ = loop("optimizer=adamw", "optimizer.lr=1e30", "schedule.warmup=0", "checkpoint.every=1")
     with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d+: lower optimizer.lr \(1e\+30\) or set"):
         for _ in range(10):
-            built.advance()
+            built.advance(built.task.work(built.account.step + 1))
     built.close(TrainingError, None, None)
     steps = [int(d.name.split("-")[1]) for d in (built.record.directory / "checkpoints").glob("step-*")]
     assert steps == [1], "the last one with a loss"
@@ -158,7 +158,7 @@ def test_a_control_can_observe_the_mean_training_loss(loop):
     built.task.loss = watched
     control = built.optimizer.param_groups[0]["interval"]
     for _ in range(7):
-        built.advance()
+        built.advance(built.task.work(built.account.step + 1))
     assert control.last_loss == pytest.approx(sum(losses[3:6]) / 3, rel=1e-5)
     assert control.value == 3, "two observations that are near each other: round(1.5 · 2)"
     assert not any("validation_loss" in line for line in built.record.metrics()), "no evaluation for its sake"
@@ -195,9 +195,9 @@ def test_only_evaluations_of_eval_every_can_be_the_best(settings):
 
 def _poisoned(monkeypatch, steps, kind=math.nan):
     """The loss of these steps is no number, whatever the weights are."""
-    batch, loss = Pretrain.batch, Pretrain.loss
+    work, loss = Pretrain.work, Pretrain.loss
     current = []
-    monkeypatch.setattr(Pretrain, "batch", lambda self, step: current.append(step) or batch(self, step))
+    monkeypatch.setattr(Pretrain, "work", lambda self, step: current.append(step) or work(self, step))
     monkeypatch.setattr(
         Pretrain,
         "loss",

@@ -65,14 +65,14 @@ def ends_alike(tmp_path, monkeypatch):
 
     def check(settings):
         assert run(*settings(f"run_root={tmp_path / 'whole'}"))[1] == "finished"
-        left, comes = set(STOPS), Loop._batch_comes
+        left, comes = set(STOPS), Loop._next_work
 
         def stopped(loop, stop):
             step = loop.account.step
-            return False if step in left and not left.remove(step) else comes(loop, stop)
+            return None if step in left and not left.remove(step) else comes(loop, stop)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Loop, "_batch_comes", stopped)
+            patched.setattr(Loop, "_next_work", stopped)
             chosen = settings(f"run_root={tmp_path / 'parts'}")
             outcomes = [run(*chosen)[1] for _ in range(len(STOPS) + 1)]
         assert outcomes == ["interrupted"] * len(STOPS) + ["finished"]
@@ -131,8 +131,8 @@ def poisoned(monkeypatch):
     """Steps 2 and 8 have a loss that is no number."""
     from adafrugal.training.pretrain import Pretrain
 
-    batch, loss, step = Pretrain.batch, Pretrain.loss, []
-    monkeypatch.setattr(Pretrain, "batch", lambda self, number: step.append(number) or batch(self, number))
+    work, loss, step = Pretrain.work, Pretrain.loss, []
+    monkeypatch.setattr(Pretrain, "work", lambda self, number: step.append(number) or work(self, number))
     poisoned = lambda self, given: loss(self, given) * (float("nan") if step[-1] in (2, 8) else 1)  # noqa: E731
     monkeypatch.setattr(Pretrain, "loss", lambda self, given: (poisoned if self.model.training else loss)(self, given))
 
@@ -143,10 +143,10 @@ def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poison
                       "checkpoint.every=4", f"run_root={tmp_path / 'runs'}")  # fmt: skip
     advance = Loop.advance
 
-    def killed(self):
+    def killed(self, work):
         if self.account.step == 5:
             raise RuntimeError("killed")
-        advance(self)
+        advance(self, work)
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
         patched.setattr(Loop, "advance", killed)

@@ -51,6 +51,22 @@ class Batch:
         for begin in range(0, len(self.tokens), rows):
             yield Batch(*(None if t is None else t[begin : begin + rows] for t in self._tensors()))
 
+    def share(self, rank: int, size: int) -> Batch:
+        """The rows that one of `size` processes takes: neighbours, as many as any other takes.
+
+        Where they do not come out even, the first row fills a place, and none of its targets counts.
+        """
+        if size == 1:
+            return self
+        each = -(-len(self.tokens) // size)
+        places = torch.arange(rank * each, (rank + 1) * each)
+        fills = places >= len(self.tokens)
+        tokens, targets, real, positions = (
+            None if t is None else t[places.masked_fill(fills, 0)] for t in self._tensors()
+        )
+        targets[fills], real[fills] = IGNORED, 0
+        return Batch(tokens, targets, real, positions)
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory without waiting where that is a GPU."""
         if device.type != "cuda":

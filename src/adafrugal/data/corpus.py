@@ -110,12 +110,15 @@ class Corpus:
         settings: of the run.
         say: told what takes long, in a sentence.
         state: where the training goes on, as `state_dict` gave it.
+        processes: that share the rows of an evaluation's batch.
 
     Raises:
         SettingError: a missing or broken input; the message is one line.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None = None, processes: int = 1
+    ) -> None:
         data, trainer = settings.data, settings.trainer
         self.tokens = tokens = locate(settings, say)
         plan, layout = tokens.plan, tokens.layout
@@ -132,9 +135,10 @@ class Corpus:
                 self._windows, layout, settings.seed, trainer.batch_size, trainer.steps, data.repeat,
                 None if data.store else go_on,
             )  # fmt: skip
+            rows = trainer.micro_batch_size or -(-trainer.batch_size // processes)
             sizes = settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens
             self.validation, self.last_validation = (
-                self._rows(layout, tokens, trainer.micro_batch_size or trainer.batch_size) for tokens in sizes
+                self._rows(layout, tokens, rows * processes) for tokens in sizes
             )
             self.unigram_loss: float = (state or {}).get("unigram_loss") or self._unigram_loss()
         except BaseException:

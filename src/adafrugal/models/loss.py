@@ -38,5 +38,22 @@ def token_nats(
     return total
 
 
+class TokenNats(nn.Module):
+    """`token_nats` of one model, as a module: what DDP and `fully_shard` wrap, since its call is a whole forward pass.
+
+    Args:
+        model: a transformers decoder.
+        chunk_rows: of `token_nats`.
+    """
+
+    def __init__(self, model: nn.Module, chunk_rows: int | None = None) -> None:
+        super().__init__()
+        self.model, self._chunk_rows = model, chunk_rows
+
+    def forward(self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The summed cross-entropy of a batch in nats, a float32 scalar."""
+        return token_nats(self.model, tokens, targets, self._chunk_rows, positions)
+
+
 def _nats(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(hidden).float(), targets, reduction="sum")

@@ -7,6 +7,7 @@ updates them are the rules. This file composes the four; `turns` minds when and 
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from adafrugal.optim.kernels import Full
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
 from adafrugal.optim.sharded import local
-from adafrugal.optim.subspaces import Free, Subspace
+from adafrugal.optim.subspaces import Free, Selection, Subspace
 
 _OF_SPLIT_GROUPS = (
     "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
@@ -217,7 +218,8 @@ class Frugal(torch.optim.Optimizer):
                 state = self.state[param]
                 if param.grad is None or (group["split"] and not state.get("entries")) or "step" in state:
                     continue
-                self._regions(local(param), local(param.grad), state, group)
+                chosen = turns.selection_here(param, state, group) if group["split"] else {}
+                self._regions(local(param), local(param.grad), state, group, chosen)
                 for name in rules.STATE_FULL[group["state_full"]].moments:
                     state[name] = state[name].to(tensor_state.state_dtype(param, group))
 
@@ -249,7 +251,9 @@ class Frugal(torch.optim.Optimizer):
         _refuse_sparse(grads)
         if self.defaults["nonfinite"] is None or not grads:
             return True
-        if bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite()):
+        here = [part for part in map(local, grads) if part.numel()]
+        is_finite = not here or bool(torch.nn.utils.get_total_norm(here, float("inf")).isfinite())
+        if sharded.agreed(is_finite, next(filter(sharded.is_sharded, grads), grads[0])):
             return True
         if self.defaults["nonfinite"] == "error":
             names = (name for group in self.param_groups for name in _nonfinite_gradients(group))
@@ -294,12 +298,15 @@ class Frugal(torch.optim.Optimizer):
             if param.grad is None:
                 continue
             state, target, grad = self.state[param], local(param), local(param.grad)
+            chosen = turns.selection_here(param, state, group) if group["split"] else {}
             if tensor_state.in_fewer_bits(target, group, state):
-                self._update_wide(target, grad, state, group, group["first"] + place)
+                rounding = Rounding(group["stochastic_rounding"], group["seed"], group["steps"],
+                                    group["first"] + place, sharded.rows(param).start)  # fmt: skip
+                self._update_wide(target, grad, state, group, chosen, rounding)
             elif not together and state.get("entries"):
-                self._update_alone(target, grad, state, group)
+                self._update_alone(target, grad, state, group, chosen)
             else:
-                whole, parts = self._regions(target, grad, state, group)
+                whole, parts = self._regions(target, grad, state, group, chosen)
                 full += whole
                 for which, part in enumerate(parts):
                     free[which].append(part)
@@ -308,7 +315,7 @@ class Frugal(torch.optim.Optimizer):
             kernels.state_free(group["state_free"], parts, Rates.state_free(group), compiled=kernels.compiles(group))
 
     def _regions(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection
     ) -> tuple[list[Full], tuple[Free, ...]]:
         """What of one tensor the state-full rule updates, with its moments, and what the state-free rule does."""
         if not group["split"]:
@@ -317,26 +324,33 @@ class Frugal(torch.optim.Optimizer):
         if not state.get("entries"):
             return [], (Free(target, grad),)
         residual = group["state_free"] != "none"
-        regions = group["subspace"].regions(target, grad, turns.selection(state, group), residual)
+        regions = group["subspace"].regions(target, grad, chosen, residual)
         tensor_state.begin(state, regions.full[1], group)
         return [Full(*regions.full, state)], regions.free
 
-    def _update_alone(self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+    def _update_alone(
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection
+    ) -> None:
         """Update one tensor, and let go of all copies that took."""
-        full, free = self._regions(target, grad, state, group)
+        full, free = self._regions(target, grad, state, group, chosen)
         kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
         if group["split"]:
             kernels.state_free(group["state_free"], free, Rates.state_free(group), compiled=kernels.compiles(group))
         if full and group["split"]:
-            group["subspace"].close(target, full[0].target, turns.selection(state, group))
+            group["subspace"].close(target, full[0].target, chosen)
 
     def _update_wide(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], place: int
+        self,
+        target: Tensor,
+        grad: Tensor,
+        state: dict[str, Any],
+        group: Mapping[str, Any],
+        chosen: Selection,
+        rounding: Rounding,
     ) -> None:
         """Update one tensor in float32, where it or its moments are stored in fewer bits."""
-        rounding = Rounding(group["stochastic_rounding"], group["seed"], group["steps"], place)
-        if group["split"] and turns.selection(state, group):
-            self._update_copy(target, grad, state, group, rounding)
+        if chosen:
+            self._update_copy(target, grad, state, group, chosen, rounding)
             return
         keeps = not group["split"] or state.get("entries")
         if keeps:
@@ -346,12 +360,18 @@ class Frugal(torch.optim.Optimizer):
             part = {**state, **{name: state[name][rows] for name in moments}}
             if keeps:
                 part["step"] = state["step"].clone()
-            self._update_copy(target[rows], grad[rows], part, group, rounding)
+            self._update_copy(target[rows], grad[rows], part, group, chosen, rounding)
         if keeps:
             state["step"] = part["step"]
 
     def _update_copy(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], rounding: Rounding
+        self,
+        target: Tensor,
+        grad: Tensor,
+        state: dict[str, Any],
+        group: Mapping[str, Any],
+        chosen: Selection,
+        rounding: Rounding,
     ) -> None:
         """Update float32 copies of a tensor and its moments, and store what comes of it."""
         dtype, kept_in = tensor_state.working_dtype(target), tensor_state.state_dtype(target, group)
@@ -359,7 +379,7 @@ class Frugal(torch.optim.Optimizer):
         stored = {name: state[name] for name in moments if name in state}
         state |= {name: value.to(dtype) for name, value in stored.items()}
         wide = target.to(dtype, copy=True)
-        self._update_alone(wide, grad.to(dtype), state, group)
+        self._update_alone(wide, grad.to(dtype), state, group, chosen)
         rounding.store(target, wide)
         for name in moments if kept_in != dtype and moments[0] in state else ():
             result = state[name]
@@ -407,6 +427,16 @@ class Frugal(torch.optim.Optimizer):
         """
         return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
 
+    def checksum(self) -> str:
+        """Of ρ, T, the clocks and all that is selected: what processes that train one model together must agree on.
+
+        Where nothing is projected, it is also that of a single process that makes the same run.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for group in self._split_groups():
+            digest.update(turns.checksum(group, self.state))
+        return digest.hexdigest()
+
     def state_bytes(self) -> StateBytes:
         """Bytes of state by parameter and role, counted from the tensors."""
         return state_bytes(self)
@@ -436,12 +466,10 @@ class Frugal(torch.optim.Optimizer):
                 group["density"] = group["density"].state_dict()
                 group["interval"] = group["interval"].state_dict()
                 group["subspace"] = group["subspace"].settings()
-        params = (param for group in self.param_groups for param in group["params"])
-        numbers = (number for group in saved["param_groups"] for number in group["params"])
-        for param, number in zip(params, numbers, strict=True):
-            if sharded.is_sharded(param) and number in saved["state"]:
-                kept = saved["state"][number].items()
-                saved["state"][number] = {key: sharded.shared(value, param) for key, value in kept}
+        for group, written in zip(self.param_groups, saved["param_groups"], strict=True):
+            for param, number in zip(group["params"], written["params"], strict=True):
+                if sharded.is_sharded(param) and number in saved["state"]:
+                    saved["state"][number] = tensor_state.joined(saved["state"][number], param, group)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -471,9 +499,9 @@ class Frugal(torch.optim.Optimizer):
         numbers = iter(n for group in final["param_groups"] for n in group["params"])
         for group in self.param_groups:
             for param in group["params"]:
-                for key, value in final["state"].get(next(numbers), {}).items():
+                kept = final["state"].get(next(numbers), {})
+                for key, value in tensor_state.divided(kept, param, group).items():
                     if isinstance(value, Tensor):
-                        value = local(value) if sharded.is_sharded(param) else sharded.whole(value)
                         counter = key == "step" and value.ndim == 0
                         device = tensor_state.step_device(param, group) if counter else param.device
                         value = torch.empty_like(value, device=device).copy_(value)
@@ -487,5 +515,5 @@ def _refuse_sparse(grads: Iterable[Tensor]) -> None:
 
 def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:
     for name, param in zip(options.names(group), group["params"], strict=True):
-        if param.grad is not None and not bool(param.grad.isfinite().all()):
+        if param.grad is not None and not sharded.agreed(bool(local(param.grad).isfinite().all()), param.grad):
             yield name

@@ -1,15 +1,20 @@
 """Parameters that several processes hold parts of: torch's DTensors, as `fully_shard` makes them.
 
-Each process updates its own part, without a word to the others; what is chosen is the same everywhere, since it is
-drawn from the optimizer's seed and the whole matrix's shape. State is kept as plain tensors of the local part, and
-becomes a DTensor, sharded as its parameter is, in `state_dict`.
+Each process updates its own rows, without a word to the others; what is chosen is the same everywhere, since it is
+drawn from the optimizer's seed and the whole matrix's shape, or computed by one process for all (`owners`). State is
+kept as plain tensors of the local rows, and becomes a DTensor of the whole in `state_dict`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -32,21 +37,82 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def shared(value: Any, like: Tensor) -> Any:
-    """A moment of a parameter's local part as a part of the whole; counters, and what is whole anyway, as they are.
+def rows(tensor: Tensor) -> range:
+    """The numbers of the rows that are here: all those of a plain tensor, perhaps none of a sharded one."""
+    if not is_sharded(tensor):
+        return range(tensor.shape[0] if tensor.ndim else 1)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return range(offset[0], offset[0] + shape[0])
+
+
+def group(tensor: Tensor) -> ProcessGroup:
+    """The processes that have the parts of a sharded tensor between them."""
+    axis = next(i for i, placement in enumerate(tensor.placements) if placement.is_shard())
+    return tensor.device_mesh.get_group(axis)
+
+
+def agreed(flag: bool, like: Tensor) -> bool:
+    """Whether a flag is set on all processes that have a part of a tensor; the flag, where the tensor is plain."""
+    if not is_sharded(like):
+        return flag
+    import torch.distributed as dist
+
+    found = torch.tensor(int(flag), device=local(like).device)
+    dist.all_reduce(found, dist.ReduceOp.MIN, group=group(like))
+    return bool(found)
+
+
+def as_sharded(value: Tensor, like: Tensor) -> DTensor:
+    """A whole plain tensor, which every process has, divided as `like` is; nothing is sent.
 
     Args:
-        value: what is kept of `like`.
-        like: the parameter.
+        value: with as many axes as `like`.
+        like: a tensor that is sharded along its first axis.
     """
-    if not (is_sharded(like) and isinstance(value, Tensor) and value.ndim == like.ndim and value.ndim):
-        return value
+    from torch.distributed.tensor import empty
+
+    divided = empty(*value.shape, dtype=value.dtype, device_mesh=like.device_mesh, placements=like.placements)
+    here = rows(divided)
+    # in storage of its own: torch cannot copy a DTensor of a view
+    part = torch.empty_like(value[here.start : here.stop], device=local(like).device)
+    return shared(part.copy_(value[here.start : here.stop]), like, value.shape[0])
+
+
+def shared(part: Tensor, like: Tensor, count: int) -> DTensor:
+    """A tensor of which the processes have rows as they have `like`'s, from the rows that are here.
+
+    Args:
+        part: the rows here.
+        like: a parameter.
+        count: of all rows.
+    """
     from torch.distributed.tensor import DTensor
 
-    shape = (like.shape[0], *value.shape[1:])
+    shape = (count, *part.shape[1:])
     strides = [1] * len(shape)
     for axis in reversed(range(len(shape) - 1)):
         strides[axis] = strides[axis + 1] * shape[axis + 1]
     return DTensor.from_local(
-        value, like.device_mesh, like.placements, run_check=False, shape=shape, stride=tuple(strides)
+        part, like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape), stride=tuple(strides)
     )
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor:
+    """All rows of a tensor of which each process has some, in order of the processes; every one has them then.
+
+    Args:
+        part: the rows here, any number of them.
+        like: the parameter that they belong to.
+    """
+    import torch.distributed as dist
+
+    among = group(like)
+    counts = [torch.zeros((), dtype=torch.int64, device=part.device) for _ in range(among.size())]
+    dist.all_gather(counts, torch.tensor(len(part), device=part.device), group=among)
+    padded = part.new_zeros(int(max(counts)), *part.shape[1:])
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=among)
+    return torch.cat([each[: int(count)] for each, count in zip(parts, counts, strict=True)])

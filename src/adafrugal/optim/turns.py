@@ -7,6 +7,7 @@ gradient, and there is none, or one that is not finite) waits, and keeps what it
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from adafrugal.optim import controls, rules
+from adafrugal.optim import controls, owners, rules, sharded
 from adafrugal.optim.subspaces import Matrix, Selection, Turn
+from adafrugal.optim.subspaces.projections import Projection
 
 Group: TypeAlias = dict[str, Any]
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
@@ -58,6 +60,17 @@ def selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, A
     return {name: state[name] for name in group["subspace"].remembers if name in state}
 
 
+def selection_here(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Selection:
+    """The same as it looks in the rows of the matrix that are here."""
+    return _here(param, selection(state, group), group)
+
+
+def _here(param: Tensor, chosen: Selection, group: Mapping[str, Any]) -> Selection:
+    if chosen and group["subspace"].selects_rows and sharded.is_sharded(param):
+        return group["subspace"].within(chosen, sharded.rows(param))
+    return chosen
+
+
 class Due(NamedTuple):
     """What has to be done at this step, and for which of the group's matrices, by their places."""
 
@@ -93,6 +106,22 @@ def arrived(group: Group) -> list[Due]:
     """What is due for matrices that wait and whose gradients are there now, perhaps since the middle of a step."""
     places = _choosing(group) if group["waiting"] else []
     return [Due("continued", places)] if places else []
+
+
+def checksum(group: Group, states: States) -> bytes:
+    """Of all that processes which share a group's tensors must agree on: clocks, ρ, T and what is selected."""
+    clocks = {name: group[name] for name in new_clocks()} | {"steps": group["steps"]}
+    digest = hashlib.blake2b(repr((clocks, group["interval"].at(group["steps"]))).encode(), digest_size=8)
+    for param in group["params"]:
+        digest.update(repr([states[param].get(name) for name in ("entries", "turn")]).encode())
+        for name, value in selection(states[param], group).items():
+            digest.update(name.encode())
+            digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
+    return digest.digest()
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes()
 
 
 def carry_out(due: Due, group: Group, states: States) -> None:
@@ -135,7 +164,7 @@ def _has_sound_gradient(group: Group, place: int) -> bool:
     grad = group["params"][place].grad
     if grad is None:
         return False
-    if bool(torch.isfinite(grad).all()):
+    if sharded.agreed(bool(torch.isfinite(sharded.local(grad)).all()), grad):
         return True
     if not group["bases_kept"]:
         what = "a gradient is not finite: its matrix keeps its basis, and tries again at the next step"
@@ -150,17 +179,32 @@ def _choose(places: list[int], group: Group, states: States) -> None:
     if group["on_refresh"] in ("reset", "reset_all"):
         for place in places:
             _release(states[group["params"][place]])
+    computed = _computed(places, shares, turn, group)
     for place in places:
         param, share = shares[place]
         state, entries = states[param], _entries(param, share, group)
         if not entries:
             state.clear()
         else:
-            _select(param, share, turn.generator(place), state, group)
+            _select(place, share, turn, state, group, computed.get(place))
             state["turn"] = turn.number
         state["entries"] = entries
     group["waiting"] = [place for place in group["waiting"] if place not in places]
     _say_if_nothing_is_selected(group, states)
+
+
+def _computed(
+    places: list[int], shares: list[tuple[Tensor, float]], turn: Turn, group: Group
+) -> dict[int, dict[str, Any]]:
+    """The bases of sharded matrices, each of which one process computes for all; nothing for other subspaces."""
+    asked = {
+        place: owners.Asked(shares[place][0], shares[place][1], turn.generator(place))
+        for place in places
+        if isinstance(group["subspace"], Projection)
+        and sharded.is_sharded(shares[place][0])
+        and _entries(*shares[place], group)
+    }
+    return dict(zip(asked, owners.selections(group["subspace"], list(asked.values())), strict=True))
 
 
 def _release(state: dict[str, Any]) -> None:
@@ -169,14 +213,17 @@ def _release(state: dict[str, Any]) -> None:
         del state[name]
 
 
-def _select(param: Tensor, share: float, generator: torch.Generator, state: dict[str, Any], group: Group) -> None:
+def _select(
+    place: int, share: float, turn: Turn, state: dict[str, Any], group: Group, computed: dict[str, Any] | None
+) -> None:
     """Select in one matrix; its moments, where it still has any, are treated as on_refresh says."""
-    subspace, old = group["subspace"], selection(state, group)
+    param, subspace, old = group["params"][place], group["subspace"], selection(state, group)
     for name in old:
         del state[name]
     if group["on_refresh"] != "keep_overlap":  # then nothing is compared, and a basis need not outlast the next one
         old = {name: value for name, value in old.items() if not isinstance(value, Tensor)}
-    state |= subspace.select(param, param.grad, share, generator, old)
+    generator, number = turn.generator(place), group["first"] + place
+    state |= computed or subspace.select(param, param.grad, share, generator, old, number)
     if "step" in state and group["on_refresh"] == "keep":
         _keep(param, state, group)
     elif "step" in state and group["on_refresh"] == "keep_overlap":
@@ -197,7 +244,7 @@ def _say_if_nothing_is_selected(group: Group, states: States) -> None:
 def _keep(param: Tensor, state: dict[str, Any], group: Group) -> None:
     """Moments stay, entry for entry in order; cut to size where there are fewer entries, begun anew where more."""
     axis = group["subspace"].axis(param.shape)
-    count = len(group["subspace"].positions(param.shape, selection(state, group)))
+    count = len(group["subspace"].positions(param.shape, selection_here(param, state, group)))
     for name in _remembered(state, group):
         if state[name].shape[axis] < count:
             _forget(state, group)
@@ -214,10 +261,11 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
     before, now = (subspace.positions(param.shape, chosen) for chosen in (old, new))
     if torch.equal(before, now):
         return
-    places = torch.isin(now, before).nonzero().squeeze(1)
-    if not len(places):
+    if not torch.isin(now, before).any():  # in none of the rows, wherever they are
         _forget(state, group)
         return
+    before, now = (subspace.positions(param.shape, _here(param, chosen, group)) for chosen in (old, new))
+    places = torch.isin(now, before).nonzero().squeeze(1)
     axis, sources = subspace.axis(param.shape), torch.searchsorted(before, now[places])
     if state["step"].ndim == 0:  # from here on units count their own steps
         like = state[rules.STATE_FULL[group["state_full"]].moments[0]]
@@ -238,8 +286,9 @@ def _shrink(places: list[int], group: Group, states: States) -> None:
         if entries:
             old = selection(state, group)
             new = subspace.shrink(param.shape, share, _turn(group, state["turn"]).generator(place), old)
+            before, now = (_here(param, chosen, group) for chosen in (old, new))
             for name in _remembered(state, group):
-                state[name] = subspace.narrow(state.pop(name), param.shape, old, new)
+                state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
             state |= new
         else:
             state.clear()

@@ -210,6 +210,28 @@ class Record:
             raise
 
 
+class Unwritten(Record):
+    """A run's record for those of its processes that leave the writing to another."""
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Leave the directory as it is."""
+
+    def set_status(self, status: str, **more: Any) -> None:
+        """Note nothing."""
+
+    def to_disk(self) -> None:
+        """Nothing is written that could be lost."""
+
+    def go_back_to(self, step: int) -> None:
+        """Leave the lines as they are."""
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Append nothing."""
+
+    def _write(self, name: str, text: str) -> None:
+        """Write nothing."""
+
+
 def to_disk(path: Path) -> None:
     """Wait until a file's content, or a directory's names, would survive a power cut."""
     number = os.open(path, os.O_RDONLY)

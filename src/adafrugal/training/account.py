@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from adafrugal.memory import measure
-from adafrugal.optim import Frugal, state_bytes
-from adafrugal.optim.accounting import adamw_state_bytes
+from adafrugal.optim import Frugal
+from adafrugal.optim.accounting import StateBytes, adamw_state_bytes
 
 TRAINING = ("data", "forward", "backward", "optimizer", "refresh")  # the phases that tokens per second count
 
@@ -85,17 +85,23 @@ class Account:
         return loss
 
     def close_window(
-        self, optimizer: torch.optim.Optimizer, lr: float, device: torch.device, evaluated: Mapping[str, float]
+        self,
+        optimizer: torch.optim.Optimizer,
+        counted: StateBytes,
+        lr: float,
+        device: torch.device,
+        evaluated: Mapping[str, float],
     ) -> dict[str, Any]:
         """The line of metrics for the steps since the last one; the next window begins.
 
         Args:
-            optimizer: its ρ, T and state are read.
+            optimizer: its ρ and T are read.
+            counted: its state, over all processes that share it.
             lr: the rate that the last step applied.
             device: whose memory is read.
             evaluated: what the evaluation after the last step found, if there was one.
         """
-        counted, memory, window = state_bytes(optimizer), measure.read(device), self.window
+        memory, window = measure.read(device), self.window
         self.state_bytes_peak = max(self.state_bytes_peak, counted.total)
         self.memory_peak = max(self.memory_peak, measure.peak(memory))
         is_frugal = isinstance(optimizer, Frugal)
@@ -121,17 +127,19 @@ class Account:
     def summary(
         self,
         optimizer: torch.optim.Optimizer,
+        counted: StateBytes,
         model: torch.nn.Module,
         conclusion: Mapping[str, Any],
     ) -> dict[str, Any]:
         """The end of the run in numbers.
 
         Args:
-            optimizer: its state is counted.
+            optimizer: of the run.
+            counted: its state, over all processes that share it.
             model: its parameters are.
             conclusion: what the task says of it.
         """
-        line, counted = self.last_line, state_bytes(optimizer)
+        line = self.last_line
         parameters = [p for name, p in model.named_parameters() if ".lora_" not in name]  # adapters are peft's, no part
         passes = self.seconds["forward"] + self.seconds["backward"]
         found: dict[str, Any] = {

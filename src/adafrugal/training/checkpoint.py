@@ -5,6 +5,9 @@ model.safetensors, config.json   for `from_pretrained`, and a tokenizer's files 
                                  those of peft's `inject_adapter_in_model`
 state.pt                         optimizer, schedule, random state, progress; loads with weights_only=True
 checksums.json                   SHA-256 of each of these files, by which a damaged one is found out
+
+Of a run whose processes each have a part of the model, the tensors stand in shard-*.safetensors instead, a file a
+process (`shards`), and `python -m adafrugal.training` makes the form above of it.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -59,35 +63,88 @@ def save(
     """
     final = root / f"step-{step:08d}"
     beside = root / f".{final.name}.new"
-    try:
-        for stale in root.glob(".step-*.new"):  # of a process that was killed
-            shutil.rmtree(stale)
-        beside.mkdir(parents=True)
-        _write(beside, parts, weights, state)
-        beside.rename(final)
-        to_disk(root)
-    except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
-        shutil.rmtree(beside, ignore_errors=True)
-        if refused.is_memory(error):
-            raise
-        raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
-    for old in _all(root)[:-keep]:
-        if best is None or old.name != f"step-{best:08d}":
-            shutil.rmtree(old, ignore_errors=True)  # the run has what it needs; tried again with the next one
+    with _whole_or_not(root, step, beside):
+        begin(root, step)
+        for name, part in parts.items():
+            part.save_pretrained(beside, **({"state_dict": dict(weights)} if name == "model" else {}))
+        _finish(beside, state, final)
+    _drop(root, keep, best)
     return final
 
 
-def _write(
-    directory: Path, parts: Mapping[str, Saved], weights: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
-    for name, part in parts.items():
-        part.save_pretrained(directory, **({"state_dict": dict(weights)} if name == "model" else {}))
+def begin(root: Path, step: int) -> Path:
+    """A new directory beside the place of a checkpoint; what a process that was killed has left there is removed."""
+    for stale in root.glob(".step-*.new"):
+        shutil.rmtree(stale)
+    beside = root / f".step-{step:08d}.new"
+    beside.mkdir(parents=True)
+    return beside
+
+
+def complete(
+    root: Path,
+    step: int,
+    written: Future[Any],
+    model: PreTrainedModel,
+    state: Mapping[str, Any],
+    keep: int,
+    best: int | None = None,
+) -> Path:
+    """Make a checkpoint of the shards that all processes are writing, as one of them: as `save` does, else.
+
+    Args:
+        root: where checkpoints are.
+        step: of this one.
+        written: ends when all shards are on the disk.
+        model: whose settings stand beside them.
+        state: all that is not in the shards.
+        keep: so many of the newest stay.
+        best: the step of one that stays, too.
+    """
+    final = root / f"step-{step:08d}"
+    beside = root / f".{final.name}.new"
+    with _whole_or_not(root, step, beside):
+        written.result()
+        model.config.save_pretrained(beside)
+        _finish(beside, state, final)
+    _drop(root, keep, best)
+    return final
+
+
+def wait_for(written: Future[Any], root: Path, step: int) -> None:
+    """Wait for the shards, as one of the processes that leave the rest to another."""
+    with _whole_or_not(root, step, None):
+        written.result()
+
+
+@contextmanager
+def _whole_or_not(root: Path, step: int, beside: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+        if refused.is_memory(error):
+            raise
+        raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
+
+
+def _drop(root: Path, keep: int, best: int | None) -> None:
+    for old in _all(root)[:-keep]:
+        if best is None or old.name != f"step-{best:08d}":
+            shutil.rmtree(old, ignore_errors=True)  # the run has what it needs; tried again with the next one
+
+
+def _finish(directory: Path, state: Mapping[str, Any], final: Path) -> None:
+    """Add what is not there yet, see that all of it would survive a power cut, and move it to its place."""
     with (directory / "state.pt").open("wb") as file:  # a file of ours, whose errors are the system's
         torch.save(dict(state), file)
     checksums = {file.name: _digest(file) for file in sorted(directory.iterdir())}
     (directory / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
     for file in (*directory.iterdir(), directory):
         to_disk(file)
+    directory.rename(final)
+    to_disk(final.parent)
 
 
 def _reason(error: Exception) -> str:
@@ -133,7 +190,8 @@ def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are as they were written."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
-        if not {"model.safetensors", "state.pt"} <= checksums.keys():
+        has_weights = any(name.endswith(".safetensors") for name in checksums)
+        if not (has_weights and "state.pt" in checksums):
             return f"{CHECKSUMS} is not whole"
         for name, digest in checksums.items():
             if _digest(directory / name) != digest:
@@ -165,10 +223,33 @@ def load_state(directory: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_model(directory: Path, model: PreTrainedModel) -> None:
-    """Put a checkpoint's weights into `model`; an error where they do not fit."""
-    safetensors.torch.load_model(model, directory / "model.safetensors", strict=True)
-
-
 def _all(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
+
+
+def gather(source: Path, target: Path) -> None:
+    """Make of a checkpoint in shards one with whole tensors.
+
+    Raises:
+        TrainingError: it is damaged, or cannot be written.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from adafrugal.training import shards
+
+    logging.disable_progress_bar()
+    if damage := _damage(source):
+        raise TrainingError(f"the checkpoint {source} is damaged ({damage})")
+    config = AutoConfig.from_pretrained(source)
+    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    shards.read_model(source, model)
+    state = shards.whole(load_state(source), source)
+    beside = target.with_name(f".{target.name}.new")
+    try:
+        beside.mkdir(parents=True)
+        model.save_pretrained(beside)
+        _finish(beside, state, target)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise TrainingError(f"{target} cannot be written: {_reason(error)}") from error

@@ -38,13 +38,14 @@ class Place:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
 
-def place(settings: TrainerSettings, begun_in: str | None = None) -> Place:
+def place(settings: TrainerSettings, begun_in: str | None = None, number: int = 0) -> Place:
     """The device and precision that are asked for, or the best there are.
 
     Args:
         settings: `auto` is the GPU where there is one, and bf16 on a GPU that has it.
         begun_in: the precision that the run began in; `auto` keeps to it, so that a run has one precision wherever
             it goes on.
+        number: of the GPU among those of the machine, where several processes have one each.
 
     Raises:
         SettingError: no such device.
@@ -52,7 +53,11 @@ def place(settings: TrainerSettings, begun_in: str | None = None) -> Place:
     has_gpu = torch.cuda.is_available()
     if settings.device == "cuda" and not has_gpu:
         raise SettingError("trainer.device is cuda, but torch finds no GPU; allowed here: auto, cpu")
-    device = torch.device("cuda" if has_gpu and settings.device != "cpu" else "cpu")
+    there = torch.cuda.device_count()
+    if has_gpu and settings.device != "cpu" and number >= there:
+        allowed = "as many processes on a machine as it has (torchrun --nproc_per_node), or trainer.device=cpu"
+        raise SettingError(f"LOCAL_RANK is {number}, and torch finds GPUs 0 to {there - 1}; allowed: {allowed}")
+    device = torch.device("cuda", number) if has_gpu and settings.device != "cpu" else torch.device("cpu")
     precision = settings.precision
     if precision == "auto":
         best = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

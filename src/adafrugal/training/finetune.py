@@ -17,6 +17,8 @@ from adafrugal.models import encoder
 from adafrugal.models.checkpointing import checkpoint_activations
 from adafrugal.training.devices import Place
 from adafrugal.training.metrics import better, scores
+from adafrugal.training.ranks import Ranks
+from adafrugal.training.task import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,10 +32,16 @@ class Finetune:
         place: device and precision.
         say: told what takes long, in a sentence.
         state: of the run that goes on, as `state_dict` gave it.
+        ranks: of one process; settings refuse more, since dropout would not draw on several what it draws on one.
     """
 
     def __init__(
-        self, settings: Settings, place: Place, say: Callable[[str], None], state: dict[str, Any] | None = None
+        self,
+        settings: Settings,
+        place: Place,
+        say: Callable[[str], None],
+        state: dict[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         data, trainer = settings.data, settings.trainer
         self._place, self._metrics, self._is_score = place, list(data.metrics), data.classes is None
@@ -52,6 +60,7 @@ class Finetune:
         self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
         checkpoint_activations(self.model, trainer.activation_checkpointing)
+        self.module = self.model
         self.saved = {"model": self.model, "tokenizer": tokenizer}
         self._forward = torch.compile(self.model, dynamic=True) if trainer.compile else self.model
         self._prefixes = ["validation"]  # of what an evaluation says of each validation set
@@ -78,10 +87,12 @@ class Finetune:
         """Always: the examples are in memory."""
         return True
 
-    def batch(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, on the CPU; each is padded to its own longest example."""
+    def work(self, step: int) -> Work:
+        """A step's examples, in micro-batches that are padded each to its own longest one."""
         places, size = self._order[step], self._micro_batch_size
-        return [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
+        batches = [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
+        sums = zip(*((b.count(), b.tokens.numel(), b.real_tokens()) for b in batches), strict=True)
+        return Work(batches, *(sum(numbers) for numbers in sums))
 
     def rows(self, step: int) -> list[int]:
         """The numbers of a step's examples in the training split, or in the part of it that is trained on."""

@@ -7,19 +7,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from adafrugal.config import SettingError, Settings, TrainingError
-from adafrugal.optim import Frugal, Refresh, UpdateInBackward, state_bytes
+from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
 from adafrugal.tracking.record import Record
+from adafrugal.training import parallel, shards
 from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
+from adafrugal.training.ranks import Ranks
 from adafrugal.training.signals import Stop
-from adafrugal.training.task import Task
+from adafrugal.training.task import Task, Work
 from adafrugal.training.writer import Writer, Written
 
 
@@ -34,6 +37,7 @@ class Loop:
         place: device and precision.
         record: what is written.
         display: what a person sees.
+        ranks: the processes that make this run; all of them go through the same steps.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class Loop:
         place: Place,
         record: Record,
         display: Display,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.settings, self.task, self.optimizer, self.scheduler = settings, task, optimizer, scheduler
         self.place, self.record, self.display = place, record, display
         self.known_as: Mapping[str, Any] = {}  # the settings by which a checkpoint is known as this run's
@@ -57,7 +63,9 @@ class Loop:
         self._skips = settings.trainer.on_nonfinite == "skip"
         self._lr = 0.0
         self._saved_step = 0
-        self._writer = Writer(record.directory / "checkpoints", settings.checkpoint.keep)
+        self._is_sharded = self.ranks.size > 1 and settings.trainer.parallel == "fsdp"
+        root, keep = record.directory / "checkpoints", settings.checkpoint.keep
+        self._writer = Writer(root, keep, self.ranks, self._is_sharded)
         self._refreshed_at = 0
         self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
@@ -68,21 +76,22 @@ class Loop:
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
         while self.account.step < self.settings.trainer.steps:
-            if not self._batch_comes(stop):
-                break
             try:
-                self.advance()
+                work = self._next_work(stop)
             except SettingError:  # of the data: nothing of this step is done yet
                 self._save()
                 raise
+            if work is None:
+                break
+            self.advance(work)
         self._save()
         with self.clock("checkpoint"):
             self._note(self._writer.wait())
         return self.account.step == self.settings.trainer.steps
 
-    def advance(self) -> None:
+    def advance(self, work: Work) -> None:
         """One step, and what is due after it: evaluation, a line of the record, a checkpoint."""
-        self._train_step()
+        self._train_step(work)
         step = self.account.step
         evaluated = self._evaluate() if self._evaluation_is_due() else {}
         if self._observes and step % self._observes == 0:
@@ -100,43 +109,66 @@ class Loop:
             with suppress(Exception):  # the first error is the one to tell
                 self._note(self._writer.wait())
 
-    def _batch_comes(self, stop: Stop) -> bool:
-        """Wait for the next batch, or until asked to stop: tokens that are not prepared yet may take long."""
+    def _next_work(self, stop: Stop) -> Work | None:
+        """Wait for the next step's batch, or until one of the processes is asked to stop, which all do then.
+
+        Tokens that are not prepared yet may take long.
+
+        Raises:
+            SettingError: the data cannot give it; all processes leave together.
+        """
+        step = self.account.step + 1
+        self.ranks.arrive(f"step {step}")
         with self.clock("data"):
-            while not stop.requested:
-                if self.task.is_ready(self.account.step + 1, timeout=0.5):
-                    return True
-        return False
+            while True:
+                work, error = self._work(step) if not stop.requested else (None, None)
+                waits = work is None and error is None
+                one_waits, one_stops, one_fails = self.ranks.any([waits, stop.requested, error is not None])
+                if one_fails:
+                    raise error or SettingError("another process has no batch")
+                if one_stops:
+                    return None
+                if not one_waits:
+                    return work
+
+    def _work(self, step: int) -> tuple[Work | None, SettingError | None]:
+        """A step's batch, or why there is none; neither while it is not ready."""
+        try:
+            return (self.task.work(step) if self.task.is_ready(step, timeout=0.5) else None), None
+        except SettingError as error:
+            return None, error
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def _train_step(self) -> None:
-        """One optimizer step over a whole batch, whatever the number of micro-batches it comes in."""
-        with self.clock("data"):
-            batches = self.task.batch(self.account.step + 1)
-        count = sum(batch.count() for batch in batches)
+    def _train_step(self, work: Work) -> None:
+        """One optimizer step over a whole batch, whatever the number of micro-batches and processes it comes in."""
         summed = torch.zeros((), dtype=torch.float64, device=self.place.device)
-        for batch in batches:
-            with self.clock("forward"):
-                loss = self.task.loss(batch)
-            summed += loss.detach()
-            if self._skips and not math.isfinite(summed.item()):  # before its gradients are anywhere
-                break
-            with self.clock("backward"), self._refusals():
-                self.scaler.scale(loss / max(1, count)).backward()
+        share = max(1, work.count) / self.ranks.size  # gradients are averaged over processes
+        for place, batch in enumerate(work.batches, 1):
+            with parallel.accumulating(self.task.module, is_last=place == len(work.batches)):
+                with self.clock("forward"):
+                    loss = self.task.loss(batch)
+                summed += loss.detach()
+                if not self._is_sound(summed):  # before its gradients are anywhere
+                    break
+                with self.clock("backward"), self._refusals():
+                    self.scaler.scale(loss / share).backward()
         # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
         self._lr = float(self.optimizer.param_groups[-1]["lr"])
-        if self._skips and not math.isfinite(summed.item()):
-            self._skip(summed.item())
-            count = 0
-        else:
+        is_sound = self._is_sound(summed)
+        if is_sound:
             self._update()
             self._losses.append((self.account.step + 1, summed))
+        else:
+            self._skip(*self.ranks.sum([summed.item()]))
         self.optimizer.zero_grad(set_to_none=True)
-        real = sum(batch.real_tokens() for batch in batches)
-        self.account.add_step(sum(batch.tokens.numel() for batch in batches), real, count)
+        self.account.add_step(work.tokens, work.real_tokens, work.count if is_sound else 0)
         if not self.account.state_bytes_start:  # a first step that overflows leaves no state
-            self.account.state_bytes_start = state_bytes(self.optimizer).total
+            self.account.state_bytes_start = self._state_bytes().total
+
+    def _is_sound(self, summed: torch.Tensor) -> bool:
+        """Whether a loss is a number on all processes, where somebody wants steps left out that have another."""
+        return not (self._skips and self.ranks.any([not math.isfinite(summed.item())])[0])
 
     def _update(self) -> None:
         """Clip, and step the optimizer with the gradients that are there."""
@@ -186,7 +218,10 @@ class Loop:
         if change.event == "refresh" and change.step != self._refreshed_at:  # several groups may, at one step
             self.account.refreshes += 1
             self._refreshed_at = change.step
-        self.account.state_bytes_peak = max(self.account.state_bytes_peak, change.bytes_after)
+        if change.event != "shrink":  # which says nothing to other processes, and lets go of bytes
+            self.account.state_bytes_peak = max(self.account.state_bytes_peak, self._state_bytes().total)
+            if self.ranks.size > 1:
+                self.ranks.insist_alike(self.optimizer.checksum(), "the checksum of ρ, T and what is selected")
         # a step that was left out is none of the optimizer's, and the record counts those of the run
         self.record.add_event(**asdict(change) | {"step": self.account.step + 1})
 
@@ -245,7 +280,7 @@ class Loop:
 
     def _fold(self) -> None:
         """Bring what is summed outside the account into it: the loss on the device, and the time."""
-        losses = torch.stack([loss for _, loss in self._losses]).tolist() if self._losses else []
+        losses = self.ranks.sum(torch.stack([loss for _, loss in self._losses]).tolist() if self._losses else [])
         for (step, _), loss in zip(self._losses, losses, strict=True):
             self._insist_on_a_number("loss", loss, step)
         self._losses.clear()
@@ -255,7 +290,8 @@ class Loop:
 
     def _log(self, evaluated: dict[str, float]) -> None:
         self._fold()
-        line = self.account.close_window(self.optimizer, self._lr, self.place.device, evaluated)
+        counted = self._state_bytes()
+        line = self.account.close_window(self.optimizer, counted, self._lr, self.place.device, evaluated)
         self.record.add_metrics(line)
         self.display.metrics(line, self.task.headline)
 
@@ -265,6 +301,9 @@ class Loop:
             return
         begun = time.perf_counter()
         self._fold()
+        self._saved_step = self.account.step
+        if not (self.ranks.first or self._is_sharded):
+            return
         with self.clock("checkpoint"):
             state = {
                 "account": self.account.state_dict(),
@@ -279,43 +318,65 @@ class Loop:
             self.record.to_disk()  # what led to a checkpoint outlives a power cut with it
             best = self.account.best["step"] if self.account.best else None
             self._note(self._writer.save(self.account.step, self.task.saved, state, best, begun))
-        self._saved_step = self.account.step
 
     def _note(self, written: Written | None) -> None:
         if written is not None:
             self.record.add_event("checkpoint", **asdict(written))
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Continue from what `_save` wrote; the model's weights are loaded already.
+    def resume(self, state: dict[str, Any], directory: Path) -> None:
+        """Continue from what `_save` wrote.
+
+        Args:
+            state: of the checkpoint, less what is in its other files.
+            directory: of the checkpoint.
 
         Raises:
             TrainingError: it was written by a version of this code that kept other things.
         """
         try:
-            self._go_on(state)
+            self._go_on(state, directory)
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint was written by another version of this code ({error}): continue with that version, or "
                 "remove the run's directory to begin anew"
             ) from error
 
-    def _go_on(self, state: dict[str, Any]) -> None:
+    def _go_on(self, state: dict[str, Any], directory: Path) -> None:
+        group = self.ranks.writing
+        shards.read_model(directory, self.task.model, group)
         self.account = Account.from_state(state["account"])
         self._saved_step = self.account.step
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(shards.read_optimizer(state["optimizer"], directory, self.optimizer, group))
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.place.set_random_state(state["random"])
 
+    def _state_bytes(self) -> StateBytes:
+        """The optimizer's state; where each process has a part of the moments, with those of all."""
+        counted = state_bytes(self.optimizer)
+        if not self._is_sharded:
+            return counted
+        sums = self.ranks.sum([roles.get("moments", 0) for roles in counted.values()])
+        for roles, total in zip(counted.values(), sums, strict=True):
+            roles["moments"] = int(total) // self.settings.trainer.replicas
+        return counted
+
     def summary(self) -> dict[str, Any]:
-        """The end of the run in numbers, for summary.json."""
-        self._fold()
+        """The end of the run in numbers, for summary.json; of the process that writes it alone."""
+        counted = self._state_bytes()
+        own, peaks = zip(
+            *self.ranks.gather((state_bytes(self.optimizer).total, self.account.memory_peak)), strict=True
+        )
+        if not self.ranks.first:
+            return {}
         every, last = self.settings.eval.every, self.settings.trainer.steps
         # those that a control asked for do not count: other arms have fewer, and the best of more is better
         scheduled = [line for line in self.record.metrics() if line["step"] % every == 0 or line["step"] == last]
         evaluations = [line for line in scheduled if "validation_loss" in line]
-        found = self.account.summary(self.optimizer, self.task.model, self.task.conclude(evaluations))
+        found = self.account.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
+        if self.ranks.size > 1:
+            here["processes"] = {"parallel": self.settings.trainer.parallel, "state_bytes": own, "memory_peak": peaks}
         return found | {"epochs": self.task.epochs(self.account.step)} | here
 
 

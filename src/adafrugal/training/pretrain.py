@@ -14,8 +14,11 @@ from adafrugal.data.batches import Batch
 from adafrugal.data.corpus import Corpus
 from adafrugal.models import llama
 from adafrugal.models.checkpointing import checkpoint_activations
-from adafrugal.models.loss import token_nats
+from adafrugal.models.loss import TokenNats
+from adafrugal.training import parallel
 from adafrugal.training.devices import Place
+from adafrugal.training.ranks import Ranks
+from adafrugal.training.task import Work
 
 
 class Pretrain:
@@ -26,21 +29,29 @@ class Pretrain:
         place: device and precision.
         say: told what takes long, in a sentence.
         state: where the data go on, as `state_dict` gave it.
+        ranks: the processes that share the work.
     """
 
     def __init__(
-        self, settings: Settings, place: Place, say: Callable[[str], None], state: dict[str, Any] | None = None
+        self,
+        settings: Settings,
+        place: Place,
+        say: Callable[[str], None],
+        state: dict[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._place = place
-        self._chunk_rows = settings.model.loss_chunk_rows
-        self._nats = torch.compile(token_nats) if settings.trainer.compile else token_nats
+        self._place, self._ranks = place, ranks or Ranks()
         self._batch_size = settings.trainer.batch_size
         self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
-        self._corpus = Corpus(settings, say, state)
+        with self._ranks.first_goes_first():  # a tokenizer is trained once, and tokens are prepared by one
+            self._corpus = Corpus(settings, say, state, self._ranks.size)
         torch.manual_seed(settings.seed)
         self.model = llama.build(settings.model).to(place.device)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
+        nats = TokenNats(self.model, settings.model.loss_chunk_rows)
+        self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
+        self._nats = torch.compile(self.module) if settings.trainer.compile else self.module
         self.saved = {"model": self.model}
 
     headline = ("validation_perplexity",)
@@ -56,12 +67,16 @@ class Pretrain:
         return self._corpus.epochs(steps)
 
     def is_ready(self, step: int, timeout: float) -> bool:
-        """Whether `batch` would answer at once, after at most `timeout` seconds of waiting for it."""
+        """Whether `work` would answer at once, after at most `timeout` seconds of waiting for it."""
         return self._corpus.batches.is_ready(step, timeout)
 
-    def batch(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, on the CPU."""
-        return list(self._corpus.batches(step).split(self._micro_batch_size))
+    def work(self, step: int) -> Work:
+        """The rows that this process takes of a step's batch: neighbours in it."""
+        whole = self._corpus.batches(step)
+        mine = whole.share(self._ranks.rank, self._ranks.size)
+        return Work(
+            list(mine.split(self._micro_batch_size)), whole.count(), whole.tokens.numel(), whole.real_tokens()
+        )
 
     def rows(self, step: int) -> list[int]:
         """The numbers of a step's rows, in the order in which the run reads them."""
@@ -79,7 +94,7 @@ class Pretrain:
         """The summed loss of a micro-batch, in nats: a float32 scalar on the device."""
         there = batch.to(self._place.device)
         with self._place.autocast():
-            return self._nats(self.model, there.tokens, there.targets, self._chunk_rows, there.positions)
+            return self._nats(there.tokens, there.targets, there.positions)
 
     @torch.no_grad()
     def evaluate(self, last: bool) -> dict[str, float]:
@@ -90,7 +105,8 @@ class Pretrain:
         was_training = self.model.training
         self.model.eval()
         held_out = self._corpus.last_validation if last else self._corpus.validation
-        nats = torch.stack([self.loss(batch).double() for batch in held_out.batches]).sum().item()
+        shares = (batch.share(self._ranks.rank, self._ranks.size) for batch in held_out.batches)
+        (nats,) = self._ranks.sum([torch.stack([self.loss(batch).double() for batch in shares]).sum().item()])
         self.model.train(was_training)
         loss = nats / held_out.tokens
         return {

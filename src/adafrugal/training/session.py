@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adafrugal.config import SettingError, Settings, TrainingError, settled
 from adafrugal.identity import Identity, differing, identify
 from adafrugal.possible import refuse_impossible
 from adafrugal.tracking.credentials import hidden
-from adafrugal.tracking.record import Record
+from adafrugal.tracking.record import Record, Unwritten
+from adafrugal.training import ranks
+from adafrugal.training.ranks import LostError, Ranks
 from adafrugal.training.signals import Stop
 
 if TYPE_CHECKING:
@@ -47,13 +49,14 @@ def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None
         TrainingError: the run failed.
     """
     identity = identify(settings, choices)
-    record = Record(identity.directory)
-    if record.status == "finished":
+    record = Record(identity.directory) if ranks.is_first() else Unwritten(identity.directory)
+    if record.status == "finished":  # which all of its processes see alike
         return record, "finished before"
     # from here on, since an interruption in the middle of somebody's import can get lost
     with Stop() if stop is None else nullcontext(stop) as stop:
         try:
-            return record, Session(settings, identity, record, stop).make()
+            with ranks.joined(settings.trainer) as processes:
+                return record, Session(settings, identity, record, stop, processes).make()
         except Exception as error:
             if stop.was_lost:  # and what was imported by half has failed since
                 raise KeyboardInterrupt from error
@@ -74,23 +77,27 @@ class Session:
         identity: its place and name.
         record: its directory.
         stop: whether somebody wants it to end.
+        processes: of the run; this is one of them.
     """
 
-    def __init__(self, settings: Settings, identity: Identity, record: Record, stop: Stop) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, record: Record, stop: Stop, processes: Ranks
+    ) -> None:
         self.settings, self.identity, self.record, self.stop = settings, identity, record, stop
+        self.ranks = processes
         self._made = settings  # what data, model and device have decided filled in
         self._memory_before = 0
 
     def make(self) -> Outcome:
-        """Begin or continue the run, as the only process that writes it."""
-        _refuse_several_processes()
-        with self._alone():  # what can be refused without torch is refused before its import
+        """Begin or continue the run, whose first process is the only one that writes it."""
+        # what can be refused without torch is refused before its import
+        with self._alone() if self.ranks.first else nullcontext():
             from adafrugal.training import devices
             from adafrugal.training.display import Display
 
-            if self.record.status == "finished":  # by a process that held the directory until now
+            if self.ranks.tell(self.record.status) == "finished":  # by a process that held the directory until now
                 return "finished before"
-            devices.place(self.settings.trainer)  # refuses before the record is touched
+            devices.place(self.settings.trainer, number=self.ranks.local)  # refuses before the record is touched
             self.record.begin(self._config())
             with Display() as display:
                 return self._train(display)
@@ -130,7 +137,9 @@ class Session:
             self.stop.training = True
             outcome: Outcome = "finished" if loop.fit(self.stop) else "interrupted"
             if outcome == "finished":
-                self.record.write_summary(self._with_estimate(loop.summary(), display))
+                summary = loop.summary()
+                if self.ranks.first:
+                    self.record.write_summary(self._with_estimate(summary, display))
             self.record.set_status(outcome, step=loop.account.step)
         if outcome == "interrupted":
             display.say(f"interrupted after step {loop.account.step}; the same command continues the run")
@@ -138,7 +147,7 @@ class Session:
 
     def _with_estimate(self, summary: dict[str, Any], display: Display) -> dict[str, Any]:
         """The summary with what `python -m adafrugal.memory` would have said, beside what was measured."""
-        if self.settings.task.kind != "pretrain":
+        if self.settings.task.kind != "pretrain" or self.ranks.size > 1:
             return summary
         from adafrugal.memory import measure
         from adafrugal.memory.estimate import estimate
@@ -157,11 +166,16 @@ class Session:
         """Whatever ends the run, the record's status says it, unless nothing can be written any more."""
         try:
             yield
-        except BaseException as error:
+        except BaseException as caught:
+            error = self.ranks.lost(caught) or caught
             if self.stop.was_lost or not isinstance(error, Exception):  # or nobody is left to print to
                 with suppress(OSError):  # the error itself is what remains
                     self.record.set_status("interrupted")
                 raise
+            if isinstance(error, LostError):
+                with suppress(OSError):
+                    self.record.set_status("failed", reason=hidden(str(error))[:1000])
+                raise error from caught
             reason = _explained(error, self._made, self.record)
             named = f"TrainingError: {reason}" if reason else f"{type(error).__name__}: {error}"
             with suppress(OSError):
@@ -181,14 +195,15 @@ class Session:
         from adafrugal.training.schedule import factor
 
         record = self.record
-        saved = checkpoint.latest(record.directory / "checkpoints", lambda text: self._warn(display, text))
+        saved = self._latest_checkpoint(display)
         state = checkpoint.load_state(saved) if saved else None
         known_as = differing(self.settings)
         if state is not None:
             _refuse_another(state, known_as, record)
-        place = devices.place(self.settings.trainer, state["precision"] if state else None)
+        place = devices.place(self.settings.trainer, state["precision"] if state else None, self.ranks.local)
         self._memory_before = measure.begin(place.device)
-        task = _task_class(self.settings)(self.settings, place, display.say, state["task"] if state else None)
+        task_class, begins_at = _task_class(self.settings), state["task"] if state else None
+        task = task_class(self.settings, place, display.say, begins_at, self.ranks)
         ends.push(_unless_at_once(task.close))
         settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
         refuse_impossible(settings)
@@ -199,19 +214,28 @@ class Session:
         groups = optimizers.groups(settings, task.model)
         optimizer = optimizers.build(settings, groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
-        loop = Loop(settings, task, optimizer, scheduler, place, record, display)
+        loop = Loop(settings, task, optimizer, scheduler, place, record, display, self.ranks)
         loop.known_as = known_as
         loop.account.fitted_density = fitted.density if fitted else None  # or what the checkpoint has, below
         display.say(f"{self.identity.key} → {record.directory}\n\n{groups}\n")
         if saved is not None:
-            loop.resume(state)
-            checkpoint.load_model(saved, task.model)
+            loop.resume(state, saved)
             display.say(f"continuing after step {loop.account.step}")
         record.go_back_to(loop.account.step)
         if fitted is not None:
             record.add_event("fitted", step=1, **asdict(fitted))  # a run that begins anew tells it anew
         self._describe(place, task, loop.account.step)
         return loop
+
+    def _latest_checkpoint(self, display: Display) -> Path | None:
+        """Where the run goes on: the first process looks, and puts damaged ones aside."""
+        from adafrugal.training import checkpoint
+
+        found = None
+        if self.ranks.first:
+            found = checkpoint.latest(self.record.directory / "checkpoints", lambda text: self._warn(display, text))
+        told = self.ranks.tell(found and str(found))
+        return Path(told) if told else None
 
     def _within_budget(
         self, settings: Settings, place: Place, display: Display, state: Mapping[str, Any] | None
@@ -232,6 +256,8 @@ class Session:
         from adafrugal.tracking import environment
 
         here = {"device": place.name(), "precision": place.precision}
+        if self.ranks.size > 1:
+            here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
         found = environment.describe() | here | {"data": task.data}
         found["identity"] = asdict(self.identity) | {"differs": differing(self.settings)}
         del found["identity"]["directory"]
@@ -243,7 +269,7 @@ class Session:
     @contextmanager
     def _copied(self, display: Display) -> Iterator[None]:
         """Have a copy made at W&B, if there is to be one; however the run ends, the copy is closed."""
-        if self.settings.tracking.kind != "wandb":
+        if self.settings.tracking.kind != "wandb" or not self.ranks.first:
             yield
             return
         from adafrugal.tracking.wandb import WandbCopy
@@ -318,10 +344,3 @@ def _task_class(settings: Settings) -> Callable[..., Task]:
 
     return Finetune
 
-
-def _refuse_several_processes() -> None:
-    if (given := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise SettingError(
-            f"WORLD_SIZE is {given}; allowed: 1, one process on one device. Start train.py without torchrun "
-            "(training on several devices is not there yet)"
-        )

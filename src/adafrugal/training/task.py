@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,17 +25,35 @@ class Batch(Protocol):
         ...
 
 
+class Work(NamedTuple):
+    """What this process does of a step.
+
+    Args:
+        batches: its micro-batches, on the CPU; as many as every other process has.
+        count: what the loss is averaged over: targets or examples of the whole step, over all processes.
+        tokens: of the whole step.
+        real_tokens: of these, without padding.
+    """
+
+    batches: Sequence[Any]
+    count: int
+    tokens: int
+    real_tokens: int
+
+
 class Task(Protocol):
     """Model, batches, loss and evaluation.
 
     Attributes:
         model: on the run's device, with float32 weights.
+        module: what `loss` calls; copies and shards of it hold the model's weights.
         saved: what a checkpoint has in transformers' own format: `model`, and `tokenizer` where it came with one.
         last_is_alike: whether the evaluation that ends the run compares with those before it.
         headline: which of the evaluation's numbers, beside the loss, a person sees while the run goes on.
     """
 
     model: PreTrainedModel
+    module: nn.Module
     saved: dict[str, Any]
     last_is_alike: bool
     headline: tuple[str, ...]
@@ -55,11 +73,11 @@ class Task(Protocol):
         ...
 
     def is_ready(self, step: int, timeout: float) -> bool:
-        """Whether `batch` would answer at once, after at most `timeout` seconds of waiting for it."""
+        """Whether `work` would answer at once, after at most `timeout` seconds of waiting for it."""
         ...
 
-    def batch(self, step: int) -> Sequence[Any]:
-        """The micro-batches of a step, on the CPU: a pure function of seed and step."""
+    def work(self, step: int) -> Work:
+        """What this process does of a step: a pure function of seed, step, and which of the processes it is."""
         ...
 
     def rows(self, step: int) -> list[int]:

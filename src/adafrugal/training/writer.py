@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from adafrugal.training import checkpoint
+from adafrugal.training import checkpoint, shards
+from adafrugal.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from adafrugal.training.checkpoint import Saved
@@ -37,7 +38,7 @@ class Written:
 
 
 class Writer:
-    """Writes one checkpoint at a time, in a thread.
+    """Writes one checkpoint at a time, in a thread. Of several processes the first does, with the others' shards.
 
     The thread is no reason for a process to live: one that is stopped at once leaves a checkpoint half-written,
     under a name that nobody reads.
@@ -45,10 +46,12 @@ class Writer:
     Args:
         root: where checkpoints are.
         keep: so many of the newest stay.
+        ranks: the processes of the run.
+        is_sharded: whether each of them has a part of the tensors; else the first has all that is written.
     """
 
-    def __init__(self, root: Path, keep: int) -> None:
-        self._root, self._keep = root, keep
+    def __init__(self, root: Path, keep: int, ranks: Ranks | None = None, is_sharded: bool = False) -> None:
+        self._root, self._keep, self._ranks, self._is_sharded = root, keep, ranks or Ranks(), is_sharded
         self._staging = Staging()
         self._writing: Future[Written] | None = None
 
@@ -77,21 +80,40 @@ class Writer:
         """
         begun = begun or time.perf_counter()
         before = self.wait()
-        weights, copied = self._staging.copy([parts["model"].state_dict(), state])
+        make = (self._with_shards if self._is_sharded else self._alone)(step, parts, state, best)
         held = time.perf_counter() - begun
         writing: Future[Written] = Future()
 
         def write() -> None:
             started = time.perf_counter()
             try:
-                final = checkpoint.save(self._root, step, parts, weights, copied, self._keep, best)
-                writing.set_result(Written(step, final.name, held, time.perf_counter() - started))
+                make()
+                writing.set_result(Written(step, f"step-{step:08d}", held, time.perf_counter() - started))
             except BaseException as error:  # is raised where somebody asks
                 writing.set_exception(error)
 
         threading.Thread(target=write, name=f"checkpoint of step {step}", daemon=True).start()
         self._writing = writing
         return before
+
+    def _alone(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None
+    ) -> Callable[[], Any]:
+        """Copy everything; what then remains to be done."""
+        weights, copied = self._staging.copy([parts["model"].state_dict(), state])
+        return lambda: checkpoint.save(self._root, step, parts, weights, copied, self._keep, best)
+
+    def _with_shards(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None
+    ) -> Callable[[], Any]:
+        """Copy this process's parts, and the rest of the state where it is written; what then remains to be done."""
+        tensors, rest = shards.taken_apart(state)
+        place = checkpoint.begin(self._root, step) if self._ranks.first else self._root / f".step-{step:08d}.new"
+        written = shards.write(place, {**parts["model"].state_dict(), **tensors}, self._ranks.writing)
+        if not self._ranks.first:
+            return lambda: checkpoint.wait_for(written, self._root, step)
+        copied = self._staging.copy(rest)
+        return lambda: checkpoint.complete(self._root, step, written, parts["model"], copied, self._keep, best)
 
     def done(self) -> Written | None:
         """The checkpoint that has become whole since the last call, if there is one.

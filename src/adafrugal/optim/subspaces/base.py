@@ -83,7 +83,7 @@ class Subspace:
         in_place: whether `regions` answers with views of the matrix, which need no `close`.
         any_shape: whether vectors can be split too.
         policies: what can become of the moments at a refresh.
-        on_shards: whether processes that each hold some rows of a matrix can do all of this on their own part.
+        selects_rows: whether compact tensors have some rows of the matrix only; else they have all.
         grain: the least relative fall of ρ that is worth a `shrink` between refreshes.
     """
 
@@ -92,7 +92,7 @@ class Subspace:
     needs_gradient: ClassVar[bool] = False
     in_place: ClassVar[bool] = False
     any_shape: ClassVar[bool] = False
-    on_shards: ClassVar[bool] = False
+    selects_rows: ClassVar[bool] = False
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep", "keep_overlap")
     grain: ClassVar[float] = 0.0
 
@@ -123,8 +123,27 @@ class Subspace:
         """How many entries of a matrix of this shape keep state: the exact count of this subspace."""
         raise NotImplementedError
 
+    @property
+    def on_shards(self) -> bool:
+        """Whether processes that each hold some rows of a matrix can update these on their own."""
+        return False
+
+    def compact_rows(self, selection: Selection, rows: range) -> range:
+        """Which rows of compact tensors belong to these rows of the matrix; asked where `on_shards` is true."""
+        return rows
+
+    def within(self, selection: Selection, rows: range) -> Selection:
+        """A selection as it looks to a process that has only these rows; asked where `on_shards` is true."""
+        return selection
+
     def select(
-        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+        old: Selection,
+        place: int = 0,
     ) -> Selection:
         """A new selection in one matrix, on its device. Called only where `entries` is not 0.
 
@@ -135,6 +154,7 @@ class Subspace:
             share: of this matrix.
             generator: the only source of chance.
             old: the selection so far, without its tensors unless on_refresh is `keep_overlap`; empty at first.
+            place: of the matrix among all parameters.
         """
         raise NotImplementedError
 

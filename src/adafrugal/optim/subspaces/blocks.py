@@ -33,11 +33,15 @@ class Blocks(Subspace):
     kind: ClassVar[str] = "blocks"
     in_place: ClassVar[bool] = True
     any_shape: ClassVar[bool] = True
-    on_shards: ClassVar[bool] = True
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep_overlap")
     order: Order = "descending"
     unit: Unit = "matrix"
     match: Match = "count"
+
+    @property
+    def on_shards(self) -> bool:
+        """All have the rows of an active matrix that they have."""
+        return True
 
     def shares(self, matrices: Sequence[Matrix], density: float, turn: Turn) -> list[float]:
         """1.0 for the active matrices, 0.0 for the others."""
@@ -86,7 +90,13 @@ class Blocks(Subspace):
         return shape.numel() if share else 0
 
     def select(
-        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+        old: Selection,
+        place: int = 0,
     ) -> Selection:
         """Nothing to remember: an active matrix is selected whole."""
         return {}

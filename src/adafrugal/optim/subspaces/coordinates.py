@@ -10,6 +10,8 @@ from torch import Tensor
 
 from adafrugal.optim.subspaces.base import Free, Regions, Selection, Subspace
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class _Lines(Subspace):
@@ -30,7 +32,13 @@ class _Lines(Subspace):
         return self.lines(shape, share) * shape[1 - self.axis(shape)]
 
     def select(
-        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+        old: Selection,
+        place: int = 0,
     ) -> Selection:
         """The first of a random order of the lines, sorted."""
         return {"indices": self._first(param.shape, share, generator).to(param.device)}
@@ -73,7 +81,11 @@ class Columns(_Lines):
     """`int(ρ·n_in)` input columns of each matrix (FRUGAL, arXiv 2411.07837)."""
 
     kind: ClassVar[str] = "columns"
-    on_shards: ClassVar[bool] = True
+
+    @property
+    def on_shards(self) -> bool:
+        """A row has its own part of each column."""
+        return True
 
     def axis(self, shape: torch.Size) -> int:
         """Columns lie along the second axis."""
@@ -126,7 +138,13 @@ class RandK(Subspace):
         return int(share * shape.numel())
 
     def select(
-        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+        old: Selection,
+        place: int = 0,
     ) -> Selection:
         """The first of a random order of the entries, sorted."""
         first = torch.randperm(param.numel(), generator=generator)[: self.entries(param.shape, share)]
@@ -158,8 +176,8 @@ class Slab(Subspace):
     """`int(ρ·n_out)` neighbouring rows of each matrix, which move through it from turn to turn. Ours, in no paper.
 
     A run of rows is a view, so that nothing is gathered or scattered and fused kernels update it where it lies. Each
-    turn goes on where the last one ended, the last of a cycle ends at the last row; the first begins at random, so
-    that matrices move out of step.
+    turn goes on where the last one ended, the last of a cycle ends at the last row. The first begins elsewhere in each
+    matrix, spread evenly (by multiples of the golden ratio): processes that share the rows have alike to do.
 
     The selection is `start` and `rows`, two numbers. Compact tensors are [rows, n_in].
     """
@@ -167,17 +185,40 @@ class Slab(Subspace):
     kind: ClassVar[str] = "slab"
     remembers: ClassVar[tuple[str, ...]] = ("start", "rows")
     in_place: ClassVar[bool] = True
+    selects_rows: ClassVar[bool] = True
+
+    @property
+    def on_shards(self) -> bool:
+        """A process has the slab's rows that are among its own, perhaps none."""
+        return True
+
+    def compact_rows(self, selection: Selection, rows: range) -> range:
+        """Those of the slab that are among them."""
+        first, count = selection["start"], selection["rows"]
+        begin, end = (min(max(row - first, 0), count) for row in (rows.start, rows.stop))
+        return range(begin, end)
+
+    def within(self, selection: Selection, rows: range) -> Selection:
+        """The slab's rows that are among these, counted from the first of these."""
+        return {"start": min(max(selection["start"] - rows.start, 0), len(rows)),
+                "rows": len(self.compact_rows(selection, rows))}  # fmt: skip
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """`int(ρ·n_out)·n_in`."""
         return int(share * shape[0]) * shape[1]
 
     def select(
-        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+        old: Selection,
+        place: int = 0,
     ) -> Selection:
         """The next rows."""
         n, rows = param.shape[0], int(share * param.shape[0])
-        start = old["start"] + old["rows"] if old else rows * int(torch.randint(n // rows, (), generator=generator))
+        start = old["start"] + old["rows"] if old else rows * int(place * _GOLDEN % 1 * (n // rows))
         start = 0 if start >= n else min(start, n - rows)
         return {"start": start, "rows": rows}
 

@@ -15,7 +15,7 @@ Method = Literal["exact", "randomized"]
 
 
 @dataclass(frozen=True)
-class _Projection(Subspace):
+class Projection(Subspace):
     """A basis P with orthonormal columns, [d, r], of one side of each matrix [n_out, n_in].
 
     On the left d = n_out, compact tensors are `R = PᵀG`, [r, n_in], an update U of them moves the matrix by `PU`, and
@@ -29,6 +29,11 @@ class _Projection(Subspace):
     remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep")
     side: Side = "smaller"
+
+    @property
+    def on_shards(self) -> bool:
+        """From the right each row is projected by itself; from the left every step would sum over all rows."""
+        return self.side == "right"
 
     def axis(self, shape: torch.Size) -> int:
         """The axis of compact tensors that counts directions: 0 on the left, 1 on the right."""
@@ -45,7 +50,13 @@ class _Projection(Subspace):
         return self.rank(shape, share) * shape[1 - self.axis(shape)]
 
     def select(
-        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection
+        self,
+        param: Tensor,
+        grad: Tensor | None,
+        share: float,
+        generator: torch.Generator,
+        old: Selection,
+        place: int = 0,
     ) -> Selection:
         """A new basis."""
         axis = self.axis(param.shape)
@@ -86,7 +97,7 @@ class _Projection(Subspace):
 
 
 @dataclass(frozen=True)
-class SVD(_Projection):
+class SVD(Projection):
     """The leading singular vectors of the gradient at the refresh (GaLore, arXiv 2403.03507; FRUGAL).
 
     Args:
@@ -118,7 +129,7 @@ class SVD(_Projection):
 
 
 @dataclass(frozen=True)
-class Random(_Projection):
+class Random(Projection):
     """A random basis with orthonormal columns, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
 
     Args:

@@ -1,0 +1,68 @@
+"""A run's module over several processes, by torch: copies that sum their gradients (DDP), or shards of one (FSDP2)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adafrugal.config import TrainerSettings
+from adafrugal.training.devices import Place
+from adafrugal.training.ranks import Ranks
+
+
+def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:
+    """What to call instead of `module`, whose forward pass gives a loss, on each of the processes.
+
+    Gradients are means over the processes: a loss that is to be summed is multiplied by their number.
+
+    Args:
+        module: the same on all processes.
+        settings: which way, and with which choices.
+        place: device and precision.
+        ranks: the processes.
+    """
+    if ranks.size == 1:
+        return module
+    if settings.parallel == "ddp":
+        return DistributedDataParallel(
+            module,
+            device_ids=[place.device] if place.device.type == "cuda" else None,
+            forward_sync_buffers=False,  # positions' frequencies, the same everywhere
+            gradient_as_bucket_view=True,  # else gradients are there twice
+        )
+    _shard(module, settings, place, ranks)
+    return module
+
+
+def _shard(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> None:
+    """Divide each block's weights along their first axis, then those outside the blocks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+    copies = settings.replicas
+    shape, names = ((ranks.size,), ("shard",)) if copies == 1 else ((copies, ranks.size // copies), ("copy", "shard"))
+    options: dict[str, Any] = {"mesh": init_device_mesh(place.device.type, shape, mesh_dim_names=names)}
+    if settings.offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=place.device.type == "cuda")
+    # the blocks' weights travel in the type that autocast would make of them; what lies outside stays as it is, and
+    # with it the sums that run through the blocks, as on one device
+    halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    precision = {"mp_policy": halved} if place.precision == "bf16" else {}
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for block in (block for blocks in lists for block in blocks):
+        fully_shard(block, **options, **precision)
+    fully_shard(module, **options)
+
+
+def accumulating(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """The context of a micro-batch's passes: copies sum their gradients once a step, after the last of its batches.
+
+    Shards do after each, since a gradient that waited for the last would be whole on every process.
+    """
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        return module.no_sync()
+    return nullcontext()

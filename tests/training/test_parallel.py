@@ -1,0 +1,232 @@
+"""The same settings on one process, on two with copies of the model (DDP), and on two with shards of it (FSDP2)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from adafrugal.tracking.record import Record
+
+STEPS = 30
+# rows that two processes cannot halve; T moves, ρ falls, several refreshes
+SAME = [
+    "scale=smoke", "tracking=local", f"trainer.steps={STEPS}", "trainer.log_every=1", "checkpoint.every=100",
+    "trainer.timeout=60",
+    "eval.every=10", "eval.tokens=1000", "model.vocabulary_size=511", "model.intermediate_size=85",
+]  # fmt: skip
+MOVING = ["optimizer=adafrugal", "optimizer.interval.every=2", "optimizer.interval.start=3", "optimizer.interval.max=9",
+          "optimizer.interval.gate=99", "optimizer.interval.threshold=0.9", "optimizer.density.start=0.6"]  # fmt: skip
+RIGHT = "{{kind:{},side:right}}".format
+ARMS = {
+    "adamw": ["optimizer=adamw", "trainer.clip_norm=0.5"],
+    "blocks": MOVING,
+    "columns": [*MOVING, "optimizer.subspace=columns", "trainer.micro_batch_size=2", "model.loss_chunk_rows=50"],
+    "slab": [*MOVING, "optimizer.subspace=slab", "trainer.activation_checkpointing=layers"],
+    # few directions: the last of many are those of rounding
+    "svd": [*MOVING, f"optimizer.subspace={RIGHT('svd')}", "optimizer.density.start=0.13", "optimizer.on_refresh=keep"],
+    "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"],
+}
+
+
+def on(processes, jobs, cache_root, timeout=300):
+    """Run jobs on so many processes; what was seen of each."""
+    script = str(Path(__file__).with_name("on_ranks.py"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words = [{**job, "words": [*SAME, f"cache_root={cache_root}", *job["words"]]} for job in jobs]
+    command = [sys.executable, *(torchrun if processes > 1 else ()), script, json.dumps(words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def one(root, cache_root):
+    jobs = [{"words": [*words, f"run_root={root / 'one' / arm}"]} for arm, words in ARMS.items()]
+    return dict(zip(ARMS, on(1, jobs, cache_root), strict=True))
+
+
+@pytest.fixture(scope="module")
+def ddp(root, cache_root):
+    extra = {"columns": {"listen": [3, 6]}}  # the second step is when DDP arranges its buckets
+    jobs = [
+        {"words": [*words, "trainer.parallel=ddp", f"run_root={root / 'ddp' / arm}"], **extra.get(arm, {})}
+        for arm, words in ARMS.items()
+    ]
+    poisoned = [*ARMS["blocks"], "trainer.parallel=ddp", "trainer.on_nonfinite=skip", f"run_root={root / 'left out'}"]
+    jobs.append({"words": poisoned, "poison": [1, 5]})
+    return dict(zip([*ARMS, "left out"], on(2, jobs, cache_root), strict=True))
+
+
+@pytest.fixture(scope="module")
+def fsdp(root, cache_root):
+    jobs = [
+        {
+            "words": [*words, "trainer.parallel=fsdp", f"run_root={root / 'fsdp' / arm}"],
+            "listen to the optimizer": 2,  # a step without a refresh
+        }
+        for arm, words in ARMS.items()
+    ]
+    jobs.append({"words": [*ARMS["blocks"], "trainer.parallel=fsdp", "trainer.on_nonfinite=skip",
+                           f"run_root={root / 'left out of shards'}"], "poison": [1, 5]})  # fmt: skip
+    jobs += [{"words": [*ARMS[arm], "trainer.parallel=fsdp", f"run_root={root / 'left' / arm}"], "stop": 14}
+             for arm in LEFT]  # fmt: skip
+    names = [*ARMS, "left out", *(f"{arm}, left" for arm in LEFT)]
+    return dict(zip(names, on(2, jobs, cache_root), strict=True))
+
+
+LEFT = ("adamw", "columns", "slab")
+
+
+def losses(run):
+    """Training losses by step and validation losses."""
+    lines = Record(Path(run["directory"])).metrics()
+    return [line["loss"] for line in lines], [line["validation_loss"] for line in lines if "validation_loss" in line]
+
+
+def events(run, *kinds):
+    return [
+        {key: event[key] for key in ("event", "step", "density", "interval", "before", "after") if key in event}
+        for event in Record(Path(run["directory"])).events()
+        if event["event"] in kinds
+    ]
+
+
+def assert_alike(run, other):
+    assert run["outcome"] == other["outcome"] == "finished"
+    for ours, theirs in zip(losses(run), losses(other), strict=True):
+        assert len(ours) == len(theirs)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert Path(run["directory"]).name == Path(other["directory"]).name, "one run has one identity"
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_losses_are_those_of_one_process(one, arm, way, request):
+    run = request.getfixturevalue(way)[arm]
+    assert_alike(run, one[arm])
+    assert len(losses(run)[0]) == STEPS
+    kinds = "refresh", "shrink", "interval"
+    assert events(run, *kinds) == events(one[arm], *kinds)
+    assert arm == "adamw" or len(events(run, "refresh")) > 3
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_the_record_counts_what_one_process_would(one, arm, way, request):
+    """Tokens of all processes, and state over all of them, whose parts are each process's own."""
+    ours, theirs = (Record(Path(run["directory"])).summary() for run in (request.getfixturevalue(way)[arm], one[arm]))
+    for name in ("tokens", "real_tokens", "parameters", "state_bytes", "refreshes", "interval", "density"):
+        assert ours[name] == theirs[name], name
+    parts = ours["processes"]["state_bytes"]
+    if way == "ddp":
+        assert parts == [theirs["state_bytes"]["end"]] * 2
+    elif arm in ("adamw", "blocks", "columns"):
+        assert parts == pytest.approx([theirs["state_bytes"]["end"] / 2] * 2, rel=0.05)
+
+
+def test_copies_sum_their_gradients_once_a_step(ddp):
+    """Two micro-batches on each process: one all-reduce for the only bucket, and no other word."""
+    for step in (3, 6):
+        assert ddp["columns"][f"step {step}"] == {"c10d::allreduce_": 1}
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "adamw"])
+def test_the_optimizers_step_says_nothing_between_refreshes(fsdp, arm):
+    assert fsdp[arm]["optimizer"] == {}
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(way, request):
+    run = request.getfixturevalue(way)["left out"]
+    assert run["outcome"] == "finished"
+    record = Record(Path(run["directory"]))
+    assert record.summary()["skips"] == 1
+    assert [event["step"] for event in record.events() if event["event"] == "nonfinite"] == [5]
+
+
+@pytest.fixture(scope="module")
+def continued(fsdp, root, cache_root):
+    """Runs that two processes left after step 14, continued by one, by two with copies, and by four."""
+    import shutil
+
+    found = {}
+    for processes, way in ((1, "none"), (2, "ddp"), (4, "fsdp")):
+        jobs = []
+        for arm in LEFT:
+            there = root / f"on {processes}" / arm
+            shutil.copytree(root / "left" / arm, there)
+            jobs.append({"words": [*ARMS[arm], f"trainer.parallel={way}", f"run_root={there}"]})
+        found |= {(processes, arm): run for arm, run in zip(LEFT, on(processes, jobs, cache_root), strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("arm", LEFT)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_two_processes_run_is_continued_by_another_number(continued, one, fsdp, processes, arm):
+    assert fsdp[f"{arm}, left"]["outcome"] == "interrupted"
+    assert_alike(continued[processes, arm], one[arm])
+    events = Record(Path(continued[processes, arm]["directory"])).events()
+    assert [event["step"] for event in events if event["event"] == "start"] == [0, 14]
+
+
+@pytest.fixture(scope="module")
+def whole(fsdp, root):
+    """The last checkpoint of a run in shards, made whole by the command."""
+    (source,) = Path(fsdp["slab"]["directory"]).glob("checkpoints/step-*")
+    target = root / "whole"
+    command = [sys.executable, "-m", "adafrugal.training", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return source, target, subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_checkpoint_in_shards_becomes_one_that_transformers_reads(whole):
+    from transformers import AutoModelForCausalLM
+
+    source, target, _ = whole
+    found = AutoModelForCausalLM.from_pretrained(target).state_dict()
+    files = [safetensors.torch.load_file(file) for file in sorted(source.glob("shard-*.safetensors"))]
+    assert len(files) == 2
+    for name, tensor in found.items():
+        assert torch.equal(tensor, torch.cat([file[name] for file in files if name in file])), name
+
+
+def test_and_its_state_is_that_of_one_process(whole, one):
+    _, target, _ = whole
+    (reference,) = Path(one["slab"]["directory"]).glob("checkpoints/step-*")
+    ours, theirs = (torch.load(place / "state.pt", weights_only=True)["optimizer"] for place in (target, reference))
+    for own, reference in zip(ours["param_groups"], theirs["param_groups"], strict=True):
+        assert {**own, "interval": None} == {**reference, "interval": None}, "it holds losses"
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, kept in theirs["state"].items():
+        assert kept.keys() == ours["state"][number].keys()
+        for name, value in kept.items():
+            found = ours["state"][number][name]
+            if isinstance(value, torch.Tensor):
+                assert found.shape == value.shape
+                assert (found - value).norm() <= 1e-3 * value.norm(), (number, name)
+            else:
+                assert found == value
+
+
+def test_what_cannot_be_converted_is_refused_in_a_line(whole, tmp_path):
+    _, target, again = whole
+    assert again.returncode == 2
+    assert again.stderr == f"error: {target} exists; name a directory that is to be made\n"
+    for place, said in ((target, "is in the form already"), (tmp_path, "is no checkpoint; allowed:")):
+        command = [sys.executable, "-m", "adafrugal.training", str(place), str(tmp_path / "new")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
