@@ -63,7 +63,7 @@ def main() -> int:
             jobs.tell("interrupted; the same command continues\n")
             os._exit(jobs.INTERRUPTED)  # at once: Python would wait for threads, or end them in a checkpoint's middle
         if isinstance(error, HydraException | OmegaConfBaseException | ValueError):  # composition's own
-            return jobs.refused(error)
+            return jobs.refused(error) if ranks.is_first() else jobs.WRONG  # all processes see the same settings
         if isinstance(error, OSError):  # Hydra makes the directories of a sweep
             reason = f"{error.filename}: {error.strerror}"
             return jobs.refused(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
@@ -73,4 +73,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:
+        ranks.let_all_speak()
+    sys.exit(code)

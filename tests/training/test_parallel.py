@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torture import LONG
 
 from adafrugal.tracking.record import Record
 
@@ -27,10 +29,17 @@ ARMS = {
     "blocks": MOVING,
     "columns": [*MOVING, "optimizer.subspace=columns", "trainer.micro_batch_size=2", "model.loss_chunk_rows=50"],
     "slab": [*MOVING, "optimizer.subspace=slab", "trainer.activation_checkpointing=layers"],
-    # few directions: the last of many are those of rounding
-    "svd": [*MOVING, f"optimizer.subspace={RIGHT('svd')}", "optimizer.density.start=0.13", "optimizer.on_refresh=keep"],
-    "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"],
 }
+
+if LONG:
+    ARMS |= {
+        # few directions: the last of many are those of rounding
+        "svd": [*MOVING, f"optimizer.subspace={RIGHT('svd')}", "optimizer.density.start=0.13",
+                "optimizer.on_refresh=keep"],
+        "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"],
+    }
+LEFT = ("adamw", "columns", "slab") if LONG else ("adamw", "slab")
+NUMBERS = {1: "none", 2: "ddp", 4: "fsdp"} if LONG else {1: "none", 4: "fsdp"}
 
 
 def on(processes, jobs, cache_root, timeout=300):
@@ -83,9 +92,6 @@ def fsdp(root, cache_root):
              for arm in LEFT]  # fmt: skip
     names = [*ARMS, "left out", *(f"{arm}, left" for arm in LEFT)]
     return dict(zip(names, on(2, jobs, cache_root), strict=True))
-
-
-LEFT = ("adamw", "columns", "slab")
 
 
 def losses(run):
@@ -158,10 +164,8 @@ def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(way, request):
 @pytest.fixture(scope="module")
 def continued(fsdp, root, cache_root):
     """Runs that two processes left after step 14, continued by one, by two with copies, and by four."""
-    import shutil
-
     found = {}
-    for processes, way in ((1, "none"), (2, "ddp"), (4, "fsdp")):
+    for processes, way in NUMBERS.items():
         jobs = []
         for arm in LEFT:
             there = root / f"on {processes}" / arm
@@ -172,7 +176,7 @@ def continued(fsdp, root, cache_root):
 
 
 @pytest.mark.parametrize("arm", LEFT)
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", NUMBERS)
 def test_two_processes_run_is_continued_by_another_number(continued, one, fsdp, processes, arm):
     assert fsdp[f"{arm}, left"]["outcome"] == "interrupted"
     assert_alike(continued[processes, arm], one[arm])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LOOKS_EVERY = 0.1  # seconds between two looks at what another process has told
 _TELLS_WITHIN = 2.0  # seconds that a process which fails has for telling why, after others have noticed
 _SAME_WITHIN = 1.0  # seconds in which all have found out what is wrong for all, and the first has told it
-_ENDS_WITHIN = 3.0  # seconds that it has for ending before the others do
+_SPEAKS_WITHIN = 2.0  # seconds that each has for telling its error before one of them has ended
 _RUNS = count()  # of this process: each has its own part of the store
 
 
@@ -235,7 +235,7 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     import torch.distributed as dist
 
     found = Ranks(_number("RANK"), size, _number("LOCAL_RANK"), settings.timeout)
-    patience, longer = timedelta(seconds=settings.timeout), timedelta(seconds=settings.timeout + 60)
+    patience = timedelta(seconds=settings.timeout)
     on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(found.local)
@@ -243,7 +243,8 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     groups = dist.PrefixStore("groups", found._store)
     # NCCL ends a process that waits too long; the talk on the CPU, which says who is missing, gives up before it
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=groups, rank=found.rank, world_size=size, timeout=longer
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=groups, rank=found.rank, world_size=size,
+        timeout=patience + timedelta(seconds=60 if on_gpu else 0),
     )
     try:
         found._talking, found.writing = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
@@ -251,8 +252,6 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     except BaseException as error:
         if found.announce(error):
             raise LostError(_line(error), is_told=True) from error
-        if isinstance(error, LostError) and error.is_told:
-            time.sleep(_ENDS_WITHIN)  # torchrun ends all when the first of them has ended, and that one is to be heard
         raise
     finally:
         with suppress(Exception):  # of processes that are gone
@@ -290,6 +289,12 @@ def _environments_store() -> Store:
 
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
     return store
+
+
+def let_all_speak() -> None:
+    """Wait before a process ends in an error: torchrun ends all as soon as one has ended, and each is to be heard."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        time.sleep(_SPEAKS_WITHIN)
 
 
 def _line(error: BaseException) -> str:
