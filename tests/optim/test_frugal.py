@@ -554,6 +554,43 @@ def test_another_optimizers_state_is_refused_and_changes_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:no group says split")
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_a_part_of_a_moment_is_refused_and_changes_nothing(subspace):
+    params = matrices()
+    optimizer = Frugal(split(params), subspace=subspace, density=0.5)
+    run(optimizer, params, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(state)
+    part = next(entry for entry in state["state"].values() if "exp_avg" in entry)
+    part["exp_avg"] = part["exp_avg"][..., :-1]
+    before = str(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"the saved exp_avg of parameter number \d has shape \[.*its whole has \["):
+        optimizer.load_state_dict(state)
+    assert str(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_a_checksum_tells_of_choices_and_clocks_and_of_no_weight_or_moment(subspace):
+    one, other = matrices(), matrices()
+    optimizers = [Frugal(split(params), subspace=subspace, density=0.5, interval=3) for params in (one, other)]
+    seen = []
+    for step in range(5):
+        for optimizer, params in zip(optimizers, (one, other), strict=True):
+            run(optimizer, params, [step])
+        seen.append(optimizers[0].checksum())
+        assert optimizers[1].checksum() == seen[-1]
+        with torch.no_grad():
+            other[0].add_(1.0)
+    assert len(set(seen)) == 5, "each step counts"
+    resumed = Frugal(split(matrices()), subspace=subspace, density=0.5, interval=3)
+    resumed.load_state_dict(optimizers[0].state_dict())
+    assert resumed.checksum() == seen[-1]
+    key = {"blocks": "entries", "slab": "start", "svd": "basis", "random": "basis"}.get(subspace, "indices")
+    state = next(state for state in resumed.state.values() if state.get("entries"))
+    state[key] = state[key] + 1
+    assert resumed.checksum() != seen[-1]
+
+
 def test_state_of_tensors_of_another_size_is_refused_in_groups_that_are_not_split_too():
     small, large = (Frugal([nn.Parameter(torch.zeros(n))]) for n in (3, 5000))
     with pytest.raises(ValueError, match=r"not split, shapes \[\[3\]\], ours not split, shapes \[\[5000\]\]"):

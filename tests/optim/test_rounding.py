@@ -38,3 +38,14 @@ def test_draws_follow_seed_and_step_alone():
     torch.manual_seed(2)
     assert torch.equal(stored(0.1), first)
     assert not torch.equal(stored(0.1, step=2), first)
+
+
+def test_parts_of_a_matrix_draw_each_their_own_and_the_first_what_the_whole_does():
+    def drawn(*first_row):
+        target = torch.zeros(1000, dtype=torch.bfloat16)
+        Rounding(True, 0, 1, 0, *first_row).store(target, torch.full((1000,), 0.1))
+        return target
+
+    assert torch.equal(drawn(0), drawn())
+    assert not torch.equal(drawn(8), drawn())
+    assert torch.equal(drawn(8), drawn(8)), "as replicas of the same rows do"

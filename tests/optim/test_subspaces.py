@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Slab, Turn, subspace
+from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Turn, subspace
 
 
 def shapes(n):
@@ -16,7 +16,7 @@ def shapes(n):
 def draw(share, matrix=None, place=0):
     """Columns of a matrix at a share, always of the same turn."""
     matrix = torch.zeros(4, 20) if matrix is None else matrix
-    return Columns().select(matrix, None, share, Turn(3, 5).generator(place), {})
+    return Columns().select(matrix, None, share, Turn(3, 5).generator(place), {}, place)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.25, 1 / 3, 0.5, 0.9, 1.0])
@@ -153,9 +153,9 @@ WITH_DIRECTIONS = [*EVERYWHERE, "svd", "random", {"kind": "svd", "svd_method": "
                    {"kind": "random", "side": "left"}, {"kind": "svd", "side": "right"}]  # fmt: skip
 
 
-def chosen(kind, matrix, share, number=1, old=None):
+def chosen(kind, matrix, share, number=1, old=None, place=0):
     grad = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(number))
-    return subspace(kind).select(matrix, grad, share, Turn(3, number).generator(0), old or {})
+    return subspace(kind).select(matrix, grad, share, Turn(3, number).generator(0), old or {}, place)
 
 
 @pytest.mark.parametrize("kind", WITH_DIRECTIONS, ids=str)
@@ -248,16 +248,36 @@ def test_over_any_cycle_blocks_have_their_turns_alike(n, density, start, order):
         assert sum(shares) == round(density * n)
 
 
-@given(st.integers(1, 30), st.integers(1, 30))
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 20))
 @settings(max_examples=100, deadline=None)
-def test_a_slab_goes_over_every_row_in_a_cycle(n, rows):
+def test_a_slab_goes_over_every_row_in_a_cycle(n, rows, place):
     rows, matrix, old, covered = min(rows, n), torch.zeros(n, 2), {}, []
     share = rows / n if int(rows / n * n) == rows else (rows + 0.5) / n
     for number in range(2 * -(-n // rows)):  # it may begin in the middle
-        old = chosen("slab", matrix, share, number + 1, old)
+        old = chosen("slab", matrix, share, number + 1, old, place)
         assert 0 <= old["start"] <= n - rows
         covered += range(old["start"], old["start"] + old["rows"])
     assert set(covered) == set(range(n))
+
+
+@pytest.mark.parametrize(("share", "above"), [(0.25, 0.02), (0.05, 0.09), (0.1, 0.14), (0.3, 0.12)])
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("hidden", "between", "layers"), [(512, 1376, 8), (768, 2048, 12), (2048, 5461, 24)])
+def test_parts_of_the_rows_have_about_as_many_entries_of_slabs(hidden, between, layers, ranks, share, above):
+    """Of LLaMA's matrices divided by rows, over twelve turns: the most that one part has above the mean."""
+    of_a_layer = [(hidden, hidden)] * 4 + [(between, hidden)] * 2 + [(hidden, between)]
+    matrices = [torch.empty(shape, device="meta") for shape in of_a_layer * layers]
+    numbers = [sum(other.shape == m.shape for other in matrices[:i]) for i, m in enumerate(matrices)]
+    olds = [{} for _ in matrices]
+    for _ in range(12):
+        parts = [0] * ranks
+        for i, matrix in enumerate(matrices):
+            olds[i] = subspace("slab").select(matrix, None, share, torch.Generator(), olds[i], numbers[i])
+            first, end = olds[i]["start"], olds[i]["start"] + olds[i]["rows"]
+            for rank in range(ranks):
+                lowest, highest = (edge * -(-len(matrix) // ranks) for edge in (rank, rank + 1))
+                parts[rank] += max(0, min(end, highest) - max(first, lowest)) * matrix.shape[1]
+        assert max(parts) <= (1 + above) * sum(parts) / ranks
 
 
 # -- blocks -----------------------------------------------------------------------------------------------------------
@@ -335,7 +355,7 @@ def test_svd_finds_the_leading_directions(method, shape):
     grad = (signal + 0.01 * torch.randn(shape)).bfloat16()
     state = torch.get_rng_state()
     space = subspace({"kind": "svd", "svd_method": method})
-    selection = space.select(grad, grad, 0.1, Turn(0, 1).generator(0), {})
+    selection = space.select(grad, grad, 0.1, Turn(0, 1).generator(0), {}, 0)
     assert torch.equal(torch.get_rng_state(), state), "torch's own generator is left alone"
     (_, compact), ((_, residual, _),) = space.regions(grad.float(), grad.float(), selection)
     assert compact.norm() > 0.999 * grad.float().norm()
@@ -357,21 +377,3 @@ def test_indices_are_sorted_and_none_comes_twice(kind):
             indices = chosen(kind, torch.zeros(shape), share)["indices"]
             assert torch.equal(indices, indices.unique())
             assert indices.dtype == (torch.int32 if kind == "randk" else torch.int64)
-
-
-@pytest.mark.parametrize("density", [0.05, 0.25, 0.5])
-@pytest.mark.parametrize("processes", [2, 4])
-def test_slabs_begin_at_such_places_that_processes_have_alike_to_do(density, processes):
-    """Twelve layers of a LLaMA, whose rows are divided over processes: all through a cycle."""
-    slab, shapes = Slab(), [torch.Size(shape) for _ in range(12) for shape in [(768, 768)] * 4 + [(2048, 768)] * 3]
-    chosen = [{} for _ in shapes]
-    for turn in range(1, 9):
-        found = [0] * processes
-        for place, shape in enumerate(shapes):
-            matrix = torch.empty(shape, device="meta")
-            chosen[place] = slab.select(matrix, None, density, Turn(0, turn).generator(place), chosen[place], place)
-            each = shape[0] // processes
-            for rank in range(processes):
-                rows = slab.compact_rows(chosen[place], range(rank * each, (rank + 1) * each))
-                found[rank] += len(rows)
-        assert max(found) < 1.25 * sum(found) / processes

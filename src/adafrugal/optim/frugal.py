@@ -71,7 +71,7 @@ class Frugal(torch.optim.Optimizer):
         stochastic_rounding: of what is stored in bfloat16, weights and moments.
         nonfinite: what to do about a gradient that is not finite: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None, not to look: looking reads all gradients once more and, on a GPU,
-            waits for them.
+            waits for them; processes that share parameters then tell each other at every step.
         fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
             tensor after the other, and agrees with torch's own plain AdamW bit for bit.
         compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more.
@@ -218,7 +218,7 @@ class Frugal(torch.optim.Optimizer):
                 state = self.state[param]
                 if param.grad is None or (group["split"] and not state.get("entries")) or "step" in state:
                     continue
-                chosen = turns.selection_here(param, state, group) if group["split"] else {}
+                chosen = turns.selection_here(param, state, group)
                 self._regions(local(param), local(param.grad), state, group, chosen)
                 for name in rules.STATE_FULL[group["state_full"]].moments:
                     state[name] = state[name].to(tensor_state.state_dtype(param, group))
@@ -246,22 +246,30 @@ class Frugal(torch.optim.Optimizer):
 
     def _gradients_are_sound(self) -> bool:
         """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
-        params = (param for group in self.param_groups for param in group["params"])
-        grads = [param.grad for param in params if param.grad is not None and param.grad.numel()]
-        _refuse_sparse(grads)
-        if self.defaults["nonfinite"] is None or not grads:
+        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
+        _refuse_sparse(param.grad for param in params)
+        if self.defaults["nonfinite"] is None:
             return True
-        here = [part for part in map(local, grads) if part.numel()]
-        is_finite = not here or bool(torch.nn.utils.get_total_norm(here, float("inf")).isfinite())
-        if sharded.agreed(is_finite, next(filter(sharded.is_sharded, grads), grads[0])):
+        grads = [grad for param in params if (grad := local(param.grad)).numel()]
+        finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
+        if all(sharded.agreed([finite] * len(params), params)):
             return True
         if self.defaults["nonfinite"] == "error":
-            names = (name for group in self.param_groups for name in _nonfinite_gradients(group))
+            step = self.param_groups[0]["steps"] + 1
             raise FloatingPointError(
-                f"the gradient of parameter {next(names)} is not finite at step {self.param_groups[0]['steps'] + 1}; "
+                f"the gradient of parameter {self._first_nonfinite()} is not finite at step {step}; "
                 "nothing was changed (nonfinite='skip' would go on without this step)"
             )
         return False
+
+    def _first_nonfinite(self) -> str:
+        """The name of the first parameter whose gradient is not finite on some process."""
+        named = [pair for g in self.param_groups for pair in zip(options.names(g), g["params"], strict=True)]
+        named = [(name, param) for name, param in named if param.grad is not None]
+        finite = sharded.agreed(
+            [bool(local(param.grad).isfinite().all()) for _, param in named], [param for _, param in named]
+        )
+        return next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
 
     def _move_subspaces(self) -> None:
         """Move every split group's clock by one step, and its subspace where that is due."""
@@ -298,11 +306,10 @@ class Frugal(torch.optim.Optimizer):
             if param.grad is None:
                 continue
             state, target, grad = self.state[param], local(param), local(param.grad)
-            chosen = turns.selection_here(param, state, group) if group["split"] else {}
+            chosen = turns.selection_here(param, state, group)
             if tensor_state.in_fewer_bits(target, group, state):
-                rounding = Rounding(group["stochastic_rounding"], group["seed"], group["steps"],
-                                    group["first"] + place, sharded.rows(param).start)  # fmt: skip
-                self._update_wide(target, grad, state, group, chosen, rounding)
+                noise = group["seed"], group["steps"], group["first"] + place, sharded.here(param).first
+                self._update_wide(target, grad, state, group, chosen, Rounding(group["stochastic_rounding"], *noise))
             elif not together and state.get("entries"):
                 self._update_alone(target, grad, state, group, chosen)
             else:
@@ -340,14 +347,9 @@ class Frugal(torch.optim.Optimizer):
             group["subspace"].close(target, full[0].target, chosen)
 
     def _update_wide(
-        self,
-        target: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        group: Mapping[str, Any],
-        chosen: Selection,
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection,
         rounding: Rounding,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Update one tensor in float32, where it or its moments are stored in fewer bits."""
         if chosen:
             self._update_copy(target, grad, state, group, chosen, rounding)
@@ -365,14 +367,9 @@ class Frugal(torch.optim.Optimizer):
             state["step"] = part["step"]
 
     def _update_copy(
-        self,
-        target: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        group: Mapping[str, Any],
-        chosen: Selection,
+        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection,
         rounding: Rounding,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Update float32 copies of a tensor and its moments, and store what comes of it."""
         dtype, kept_in = tensor_state.working_dtype(target), tensor_state.state_dtype(target, group)
         moments = rules.STATE_FULL[group["state_full"]].moments
@@ -427,19 +424,24 @@ class Frugal(torch.optim.Optimizer):
         """
         return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
 
-    def checksum(self) -> str:
-        """Of ρ, T, the clocks and all that is selected: what processes that train one model together must agree on.
-
-        Where nothing is projected, it is also that of a single process that makes the same run.
-        """
-        digest = hashlib.blake2b(digest_size=8)
-        for group in self._split_groups():
-            digest.update(turns.checksum(group, self.state))
-        return digest.hexdigest()
-
     def state_bytes(self) -> StateBytes:
         """Bytes of state by parameter and role, counted from the tensors."""
         return state_bytes(self)
+
+    def checksum(self) -> str:
+        """A short digest of what every process must agree on, to be compared now and then.
+
+        That is, of each split group, ρ as read, T, the numbers of steps and refreshes, and where each matrix's
+        subspace lies: whether it is active, indices, first row and number of rows, the bytes of a basis. Weights and
+        moments are not in it. It is the same on every process; and the same as of one process with whole tensors,
+        but for svd and random, whose bases may differ in their last bits. Nothing is exchanged, but indices and bases
+        are copied to the host.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for group in self._split_groups():
+            for value in turns.outline(group, self.state):
+                digest.update(value if isinstance(value, bytes) else f"{value!r};".encode())
+        return digest.hexdigest()
 
     def register_refresh_hook(self, hook: Callable[[turns.Refresh], None]) -> RemovableHandle:
         """Call `hook(event)` after each step in which a subspace was chosen anew or shrunk; `.remove()` ends that."""
@@ -457,7 +459,9 @@ class Frugal(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with controls and subspaces as plain numbers and strings; `weights_only=True` loads it.
 
-        What is kept of a sharded parameter is in it as a DTensor, sharded likewise.
+        Moments of a sharded parameter are in it as DTensors of the whole, evenly divided by rows over the processes
+        that share the parameter. For a slab those rows have to move, one matrix at a time: every process calls this,
+        and `load_state_dict`.
         """
         self._split_groups()
         saved = super().state_dict()
@@ -466,10 +470,11 @@ class Frugal(torch.optim.Optimizer):
                 group["density"] = group["density"].state_dict()
                 group["interval"] = group["interval"].state_dict()
                 group["subspace"] = group["subspace"].settings()
-        for group, written in zip(self.param_groups, saved["param_groups"], strict=True):
-            for param, number in zip(group["params"], written["params"], strict=True):
-                if sharded.is_sharded(param) and number in saved["state"]:
-                    saved["state"][number] = tensor_state.joined(saved["state"][number], param, group)
+        params = ((param, group) for group in self.param_groups for param in group["params"])
+        numbers = (number for group in saved["param_groups"] for number in group["params"])
+        for (param, group), number in zip(params, numbers, strict=True):
+            if sharded.is_sharded(param) and number in saved["state"]:
+                saved["state"][number] = restoring.shared(saved["state"][number], param, group)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -477,6 +482,9 @@ class Frugal(torch.optim.Optimizer):
 
         Values and dtypes come back as they were saved. (torch's own loading casts every state tensor to its
         parameter's dtype, which turns indices into floats and float32 moments into bfloat16.)
+
+        Moments are whole: plain tensors, as one process saves them, or DTensors, as several do; whichever they are,
+        this process takes what it keeps of them.
 
         Raises:
             ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
@@ -499,9 +507,10 @@ class Frugal(torch.optim.Optimizer):
         numbers = iter(n for group in final["param_groups"] for n in group["params"])
         for group in self.param_groups:
             for param in group["params"]:
-                kept = final["state"].get(next(numbers), {})
-                for key, value in tensor_state.divided(kept, param, group).items():
+                saved = final["state"].get(next(numbers), {})
+                for key, value in saved.items():
                     if isinstance(value, Tensor):
+                        value = restoring.own_part(key, value, param, saved, group)
                         counter = key == "step" and value.ndim == 0
                         device = tensor_state.step_device(param, group) if counter else param.device
                         value = torch.empty_like(value, device=device).copy_(value)
@@ -511,9 +520,3 @@ class Frugal(torch.optim.Optimizer):
 def _refuse_sparse(grads: Iterable[Tensor]) -> None:
     if any(grad.layout != torch.strided for grad in grads):
         raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
-
-
-def _nonfinite_gradients(group: Mapping[str, Any]) -> Iterable[str]:
-    for name, param in zip(options.names(group), group["params"], strict=True):
-        if param.grad is not None and not sharded.agreed(bool(local(param.grad).isfinite().all()), param.grad):
-            yield name

@@ -16,6 +16,7 @@ Shrink = Literal["immediately", "at_refresh"]
 Nonfinite = Literal["error", "skip"]
 StateDtype = Literal["float32", "bfloat16"]
 ON_REFRESH = Subspace.policies
+_ON_SHARDS = 'allowed: blocks, columns, slab, {"kind": "svd", "side": "right"}, {"kind": "random", "side": "right"}'
 
 
 def names(group: Mapping[str, Any]) -> list[str]:
@@ -64,7 +65,7 @@ def check_parts(group: Mapping[str, Any]) -> None:
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     for name, param in zip(names(group), group["params"], strict=True):
         if sharded.is_sharded(param) and not is_free:
-            _check_sharded(name, param, subspace, group["on_refresh"])
+            _check_sharded(name, param, subspace)
         if param.ndim != 2 and not (subspace.any_shape or is_free):
             raise ValueError(
                 f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
@@ -72,25 +73,12 @@ def check_parts(group: Mapping[str, Any]) -> None:
             )
 
 
-def _check_sharded(name: str, param: Tensor, subspace: Subspace, on_refresh: str) -> None:
-    if not subspace.on_shards:
-        able = "blocks, columns, slab, and with side='right' svd and random"
-        raise ValueError(
-            f"parameter {name} is sharded over processes, and {_said(subspace)} needs the whole of it at every step; "
-            f"allowed: {able}"
-        )
-    if subspace.selects_rows and on_refresh == "keep":
-        raise ValueError(
-            f"on_refresh is 'keep' and the matrices are sharded, so that a {subspace.kind}'s moments would move to "
-            "other processes; allowed: reset, reset_all, keep_overlap"
-        )
+def _check_sharded(name: str, param: Tensor, subspace: Subspace) -> None:
+    if reason := subspace.why_whole():
+        raise ValueError(f"parameter {name} is sharded over processes, and {subspace.kind} {reason}; {_ON_SHARDS}")
     if not sharded.is_split_by_rows(param):
-        raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: along its first axis")
-
-
-def _said(subspace: Subspace) -> str:
-    side = getattr(subspace, "side", None)
-    return f"{subspace.kind} with side={side!r}" if side else subspace.kind
+        allowed = "along its first axis, over one dimension of the mesh"
+        raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: {allowed}")
 
 
 def lost_in_rounding(group: Mapping[str, Any]) -> Iterable[str]:

@@ -1,89 +1,78 @@
-"""Selections that one process computes for all that have parts of a matrix: bases of its whole gradient.
+"""Choices that one process makes for all that share a matrix: those that cost much, or look at the whole gradient.
 
-Matrices are taken in rounds, one for each process: their gradients are gathered, each to its owner, the owners work at
-the same time, and what they have found is sent to all. No process holds more than one whole gradient.
+Matrices are taken in rounds of as many as there are processes, the costliest first: each is one process's, all choose
+at the same time, and each tells the others. In a round every process gathers one gradient at most.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from adafrugal.optim import sharded
-from adafrugal.optim.subspaces.projections import Projection
+from adafrugal.optim.subspaces import Selection, Subspace
 
 
-class Asked(NamedTuple):
-    """A matrix whose basis is wanted.
-
-    Args:
-        param: sharded along its rows.
-        share: of it that is selected.
-        generator: the only source of chance.
-    """
+class Ask(NamedTuple):
+    """What a choice in one matrix depends on: see `Subspace.select`."""
 
     param: Tensor
     share: float
     generator: torch.Generator
+    old: Selection
+    place: int
 
 
-def selections(subspace: Projection, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-    """What a subspace selects in each of some matrices; every process that has parts of them asks for the same.
+def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
+    """The numbers of the matrices that are chosen in at the same time; one after the other where each can alone."""
+    if not subspace.chosen_by_one:
+        return [[i] for i in range(len(params))]
+    found = [[i] for i, param in enumerate(params) if not sharded.is_sharded(param)]
+    for numbers in sharded.sharing(params):
+        numbers.sort(key=lambda i: -params[i].numel() * min(params[i].shape))  # an SVD's cost, about
+        size = sharded.size_of(params[numbers[0]])
+        found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    return found
+
+
+def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selection]:
+    """The selections of one round, the same on every process that shares its matrices; they all call this.
 
     Args:
-        subspace: one that projects from the right.
-        asked: matrices with a gradient, where the subspace needs one.
+        asks: one for each matrix.
+        subspace: chooses.
+        first: any number, the same on all processes, by which the owners of short rounds take turns.
     """
-    if not asked:
-        return []
-    among, found = sharded.group(asked[0].param), {}
-    # the dear ones together, so that no owner waits for a round's longest
-    order = sorted(range(len(asked)), key=lambda i: -_cost(asked[i].param.shape))
-    for first in range(0, len(order), among.size()):
-        places = order[first : first + among.size()]
-        found |= zip(places, _round(subspace, [asked[i] for i in places], among), strict=True)
-    return [found[i] for i in range(len(asked))]
+    if not (subspace.chosen_by_one and sharded.is_sharded(asks[0].param)):
+        return [subspace.select(ask.param, ask.param.grad, *ask[1:]) for ask in asks]
+    like = asks[0].param
+    owners = [(first + i) % sharded.size_of(like) for i in range(len(asks))]
+    grads: list[Tensor | None] = [None] * len(asks)
+    if subspace.needs_gradient:  # one of them is whole here, at most
+        grads = [_gathered(ask.param.grad, owner) for ask, owner in zip(asks, owners, strict=True)]
+    chosen = [subspace.blank(ask.param, ask.share) for ask in asks]
+    if (rank := sharded.rank_in(like)) in owners:
+        mine = owners.index(rank)
+        chosen[mine] = subspace.select(asks[mine].param, grads[mine], *asks[mine][1:])
+    del grads
+    for selection, owner in zip(chosen, owners, strict=True):
+        for value in selection.values():
+            if isinstance(value, Tensor):
+                torch.distributed.broadcast(value, group=sharded.group_of(like), group_src=owner)
+    return chosen
 
 
-def _cost(shape: torch.Size) -> int:
-    return shape.numel() * min(shape)
-
-
-def _round(subspace: Projection, asked: Sequence[Asked], among: dist.ProcessGroup) -> list[dict[str, Any]]:
-    """The selections of as many matrices as there are processes, or fewer."""
-    own: dict[str, Any] = {}
-    grads = [_at_owner(each.param, owner, among) if subspace.needs_gradient else None
-             for owner, each in enumerate(asked)]  # fmt: skip
-    if among.rank() < len(asked):
-        mine = asked[among.rank()]
-        own = dict(subspace.select(mine.param, grads[among.rank()], mine.share, mine.generator, {}))
-    return [_told(subspace, each, own, owner, among) for owner, each in enumerate(asked)]
-
-
-def _at_owner(param: Tensor, owner: int, among: dist.ProcessGroup) -> Tensor | None:
-    """A matrix's whole gradient, on one of the processes."""
-    part = sharded.local(param.grad)
-    most = math.ceil(param.shape[0] / among.size())  # as many rows as any process has
-    padded = part.new_zeros(most, param.shape[1])
-    padded[: len(part)] = part
-    parts = [torch.empty_like(padded) for _ in range(among.size())] if among.rank() == owner else None
-    dist.gather(padded, parts, group=among, group_dst=owner)
-    return torch.cat(parts)[: param.shape[0]] if parts else None
-
-
-def _told(
-    subspace: Projection, each: Asked, own: dict[str, Any], owner: int, among: dist.ProcessGroup
-) -> dict[str, Any]:
-    """One matrix's selection, from its owner."""
-    if among.rank() == owner:
-        basis = own["basis"]
-    else:
-        shape = each.param.shape[1], subspace.rank(each.param.shape, each.share)
-        basis = torch.empty(shape, dtype=torch.float32, device=sharded.local(each.param).device)
-    dist.broadcast(basis, group=among, group_src=owner)
-    return {"basis": basis, "side": "right"}
+def _gathered(tensor: Tensor, owner: int) -> Tensor | None:
+    """The whole of a sharded matrix on the process that owns it, None on the others."""
+    size, is_owner = sharded.size_of(tensor), sharded.rank_in(tensor) == owner
+    rows = sharded.runs(tensor.shape[0], size)
+    own = sharded.local(tensor)
+    padded = own.new_zeros(rows[0].count, tensor.shape[1])  # all give alike
+    padded[: len(own)] = own
+    result = own.new_empty(size * rows[0].count, tensor.shape[1]) if is_owner else None
+    pieces = list(result.chunk(size)) if is_owner else None
+    torch.distributed.gather(padded, pieces, group=sharded.group_of(tensor), group_dst=owner)
+    return result[: tensor.shape[0]] if is_owner else None

@@ -17,14 +17,14 @@ class Rounding:
 
     Args:
         stochastic: for bfloat16; all other types are rounded to the nearest.
-        seed, step, place: of the optimizer, of this step, and of the tensor among all; what is drawn depends on
-            nothing else, so that a resumed run and every replica round alike.
-        first_row: of the tensor that is here; shards draw each their own.
+        seed, step, place: of the optimizer, of this step, and of the tensor among all.
+        first_row: of a tensor that is divided over processes, the first row here. What is drawn depends on nothing
+            else, so that a resumed run and every replica round alike, and no two parts of a matrix do.
     """
 
     def __init__(self, stochastic: bool, seed: int, step: int, place: int, first_row: int = 0) -> None:
         self.stochastic = stochastic
-        where = f"{place}/{first_row}" if first_row else place
+        where = f"{place}/{first_row}" if first_row else f"{place}"
         digest = hashlib.blake2b(f"{seed}/rounding/{step}/{where}".encode(), digest_size=7).digest()
         self._seed = int.from_bytes(digest, "big")
         self._generators: dict[torch.device, torch.Generator] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafrugal.optim import rules, sharded
+from adafrugal.optim import rules
 
 _IN_A_SLICE = 2**22  # entries that are copied at once to be updated in more bits than they are stored in
 
@@ -55,40 +55,3 @@ def in_fewer_bits(param: Tensor, group: Mapping[str, Any], state: Mapping[str, A
     keeps_moments = not group["split"] or state.get("entries")
     working = working_dtype(param)
     return param.dtype != working or bool(keeps_moments and state_dtype(param, group) != working)
-
-
-def joined(state: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a sharded parameter's rows here, with its moments as DTensors of the whole compact size.
-
-    They are divided over the processes as the parameter is. Where a selection is some of the rows, they are divided
-    anew for that, one after the other, in which all processes take part.
-    """
-    kept = dict(state)
-    for name in _by_rows(state, group):
-        if group["split"] and group["subspace"].selects_rows:
-            kept[name] = sharded.as_sharded(sharded.gathered(state[name], param), param)
-        else:
-            kept[name] = sharded.shared(state[name], param, param.shape[0])
-    return kept
-
-
-def divided(state: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """What `joined` gave, or a process that has whole tensors saved, as it is kept of the rows here."""
-    if not sharded.is_sharded(param):
-        return {name: sharded.whole(value) if isinstance(value, Tensor) else value for name, value in state.items()}
-    kept, rows = dict(state), sharded.rows(param)
-    selects_rows = group["split"] and group["subspace"].selects_rows
-    here = group["subspace"].compact_rows(state, rows) if selects_rows and state.get("entries") else rows
-    for name in _by_rows(state, group):
-        if sharded.is_sharded(state[name]) and not selects_rows:
-            kept[name] = sharded.local(state[name])
-        else:
-            kept[name] = sharded.whole(state[name])[here.start : here.stop]
-    return kept
-
-
-def _by_rows(state: Mapping[str, Any], group: Mapping[str, Any]) -> list[str]:
-    """The names of tensors that have a row for each row that is selected."""
-    moments = [name for name in rules.STATE_FULL[group["state_full"]].moments if name in state]
-    own_steps = group["split"] and group["subspace"].selects_rows and "step" in state and state["step"].ndim
-    return moments + (["step"] if own_steps else [])

@@ -7,9 +7,9 @@ gradient, and there is none, or one that is not finite) waits, and keeps what it
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from adafrugal.optim import controls, owners, rules, sharded
 from adafrugal.optim.subspaces import Matrix, Selection, Turn
-from adafrugal.optim.subspaces.projections import Projection
 
 Group: TypeAlias = dict[str, Any]
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
@@ -61,14 +60,27 @@ def selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, A
 
 
 def selection_here(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Selection:
-    """The same as it looks in the rows of the matrix that are here."""
-    return _here(param, selection(state, group), group)
+    """The same as seen from the rows that this process has; nothing of a tensor that is not split."""
+    return _seen(param, selection(state, group), group) if group["split"] else {}
 
 
-def _here(param: Tensor, chosen: Selection, group: Mapping[str, Any]) -> Selection:
-    if chosen and group["subspace"].selects_rows and sharded.is_sharded(param):
-        return group["subspace"].within(chosen, sharded.rows(param))
-    return chosen
+def _seen(param: Tensor, chosen: Selection, group: Mapping[str, Any]) -> Selection:
+    return group["subspace"].within(chosen, sharded.here(param)) if chosen and sharded.is_sharded(param) else chosen
+
+
+def outline(group: Group, states: States) -> Iterator[Any]:
+    """All that processes must agree on, in plain values and bytes: ρ, T, the clocks, and what each matrix selects."""
+    yield group["density_read"], group["interval"].at(group["steps"])
+    yield [group[name] for name in ("steps", "skipped_steps", *new_clocks()) if name != "density_read"]
+    for param in group["params"]:
+        state = states.get(param, {})
+        yield state.get("entries", 0), state.get("turn", 0)
+        for value in selection(state, group).values():
+            if isinstance(value, Tensor):
+                yield list(value.shape)
+                yield value.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            else:
+                yield value
 
 
 class Due(NamedTuple):
@@ -108,22 +120,6 @@ def arrived(group: Group) -> list[Due]:
     return [Due("continued", places)] if places else []
 
 
-def checksum(group: Group, states: States) -> bytes:
-    """Of all that processes which share a group's tensors must agree on: clocks, ρ, T and what is selected."""
-    clocks = {name: group[name] for name in new_clocks()} | {"steps": group["steps"]}
-    digest = hashlib.blake2b(repr((clocks, group["interval"].at(group["steps"]))).encode(), digest_size=8)
-    for param in group["params"]:
-        digest.update(repr([states[param].get(name) for name in ("entries", "turn")]).encode())
-        for name, value in selection(states[param], group).items():
-            digest.update(name.encode())
-            digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
-    return digest.digest()
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes()
-
-
 def carry_out(due: Due, group: Group, states: States) -> None:
     """Do what is due."""
     if due.event == "shrink":
@@ -156,55 +152,39 @@ def _choosing(group: Group) -> list[int]:
     spread = min(group["stagger"], group["interval"].at(group["steps"]))
     if group["refreshes"] == 1:  # at first all choose at once
         spread = 1
-    come = (i for i in group["waiting"] if i * spread // n < group["since_refresh"])
-    return [i for i in come if not group["subspace"].needs_gradient or _has_sound_gradient(group, i)]
+    come = [i for i in group["waiting"] if i * spread // n < group["since_refresh"]]
+    return _with_sound_gradients(come, group) if group["subspace"].needs_gradient else come
 
 
-def _has_sound_gradient(group: Group, place: int) -> bool:
-    grad = group["params"][place].grad
-    if grad is None:
-        return False
-    if sharded.agreed(bool(torch.isfinite(sharded.local(grad)).all()), grad):
-        return True
-    if not group["bases_kept"]:
+def _with_sound_gradients(places: list[int], group: Group) -> list[int]:
+    """Those whose gradients are there and finite, on every process that has a part of them."""
+    params = {i: group["params"][i] for i in places if group["params"][i].grad is not None}
+    finite = [bool(torch.isfinite(sharded.local(param.grad)).all()) for param in params.values()]
+    finite = sharded.agreed(finite, list(params.values()))
+    if not all(finite) and not group["bases_kept"]:
         what = "a gradient is not finite: its matrix keeps its basis, and tries again at the next step"
         warnings.warn(what, stacklevel=2)
-    group["bases_kept"] += 1
-    return False
+    group["bases_kept"] += finite.count(False)
+    return [i for i, sound in zip(params, finite, strict=True) if sound]
 
 
 def _choose(places: list[int], group: Group, states: States) -> None:
     """Choose the subspace of some matrices anew. What is let go of all of them is let go before anything is taken."""
-    turn, shares = _turn(group), _shares(group)
-    if group["on_refresh"] in ("reset", "reset_all"):
-        for place in places:
-            _release(states[group["params"][place]])
-    computed = _computed(places, shares, turn, group)
+    shares, numbers = _shares(group), _numbers(group)
+    entries = {place: _entries(*shares[place], group) for place in places}
     for place in places:
-        param, share = shares[place]
-        state, entries = states[param], _entries(param, share, group)
-        if not entries:
+        state = states[group["params"][place]]
+        if not entries[place]:
             state.clear()
-        else:
-            _select(place, share, turn, state, group, computed.get(place))
-            state["turn"] = turn.number
-        state["entries"] = entries
+        elif group["on_refresh"] in ("reset", "reset_all"):
+            _release(state)
+    live = [place for place in places if entries[place]]
+    for some in owners.rounds([shares[place][0] for place in live], group["subspace"]):
+        _select([live[i] for i in some], shares, numbers, group, states)
+    for place in places:
+        states[group["params"][place]]["entries"] = entries[place]
     group["waiting"] = [place for place in group["waiting"] if place not in places]
     _say_if_nothing_is_selected(group, states)
-
-
-def _computed(
-    places: list[int], shares: list[tuple[Tensor, float]], turn: Turn, group: Group
-) -> dict[int, dict[str, Any]]:
-    """The bases of sharded matrices, each of which one process computes for all; nothing for other subspaces."""
-    asked = {
-        place: owners.Asked(shares[place][0], shares[place][1], turn.generator(place))
-        for place in places
-        if isinstance(group["subspace"], Projection)
-        and sharded.is_sharded(shares[place][0])
-        and _entries(*shares[place], group)
-    }
-    return dict(zip(asked, owners.selections(group["subspace"], list(asked.values())), strict=True))
 
 
 def _release(state: dict[str, Any]) -> None:
@@ -214,20 +194,34 @@ def _release(state: dict[str, Any]) -> None:
 
 
 def _select(
-    place: int, share: float, turn: Turn, state: dict[str, Any], group: Group, computed: dict[str, Any] | None
+    places: list[int], shares: list[tuple[Tensor, float]], numbers: list[int], group: Group, states: States
 ) -> None:
-    """Select in one matrix; its moments, where it still has any, are treated as on_refresh says."""
-    param, subspace, old = group["params"][place], group["subspace"], selection(state, group)
+    """Select in matrices that choose at the same time; their moments are treated as on_refresh says."""
+    turn = _turn(group)
+    olds = [_let_go(states[shares[place][0]], group) for place in places]
+    asks = [
+        owners.Ask(*shares[place], turn.generator(place), old, numbers[place])
+        for place, old in zip(places, olds, strict=True)
+    ]
+    chosen = owners.select(asks, group["subspace"], first=group["first"] + places[0])
+    for ask, new in zip(asks, chosen, strict=True):
+        state = states[ask.param]
+        state |= {**new, "turn": turn.number}
+        if "step" in state and group["on_refresh"] == "keep":
+            _keep(ask.param, state, group, ask.old)
+        elif "step" in state and group["on_refresh"] == "keep_overlap":
+            _keep_overlap(ask.param, state, group, ask.old)
+
+
+def _let_go(state: dict[str, Any], group: Group) -> Selection:
+    """Let go of a selection; what the next one may look at is returned."""
+    old = selection(state, group)
     for name in old:
         del state[name]
-    if group["on_refresh"] != "keep_overlap":  # then nothing is compared, and a basis need not outlast the next one
-        old = {name: value for name, value in old.items() if not isinstance(value, Tensor)}
-    generator, number = turn.generator(place), group["first"] + place
-    state |= computed or subspace.select(param, param.grad, share, generator, old, number)
-    if "step" in state and group["on_refresh"] == "keep":
-        _keep(param, state, group)
-    elif "step" in state and group["on_refresh"] == "keep_overlap":
-        _keep_overlap(param, state, group, old)
+    if group["on_refresh"] == "keep_overlap":
+        return old
+    # nothing is compared then, and a basis need not outlast the next one
+    return {name: value for name, value in old.items() if not isinstance(value, Tensor)}
 
 
 def _say_if_nothing_is_selected(group: Group, states: States) -> None:
@@ -241,8 +235,11 @@ def _say_if_nothing_is_selected(group: Group, states: States) -> None:
         warnings.warn(what, stacklevel=2)
 
 
-def _keep(param: Tensor, state: dict[str, Any], group: Group) -> None:
+def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
     """Moments stay, entry for entry in order; cut to size where there are fewer entries, begun anew where more."""
+    if sharded.is_sharded(param) and not _follow(param, state, group, old):
+        _forget(state, group)
+        return
     axis = group["subspace"].axis(param.shape)
     count = len(group["subspace"].positions(param.shape, selection_here(param, state, group)))
     for name in _remembered(state, group):
@@ -253,6 +250,16 @@ def _keep(param: Tensor, state: dict[str, Any], group: Group) -> None:
             state[name] = state[name].narrow(axis, 0, count).clone()
 
 
+def _follow(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> bool:
+    """Bring moments to the processes that have their rows now; False where there are more rows than before."""
+    before, now = (group["subspace"].run(param.shape, chosen) for chosen in (old, selection(state, group)))
+    if before.count < now.count:
+        return False
+    for name in _remembered(state, group):
+        state[name] = sharded.moved(state[name], param, sharded.parts(before, param), sharded.parts(now, param))
+    return True
+
+
 def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
     """Units that stay selected keep moments and step count, all others begin anew."""
     subspace, new = group["subspace"], selection(state, group)
@@ -261,10 +268,10 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
     before, now = (subspace.positions(param.shape, chosen) for chosen in (old, new))
     if torch.equal(before, now):
         return
-    if not torch.isin(now, before).any():  # in none of the rows, wherever they are
+    if not torch.isin(now, before).any():
         _forget(state, group)
         return
-    before, now = (subspace.positions(param.shape, _here(param, chosen, group)) for chosen in (old, new))
+    before, now = (subspace.positions(param.shape, _seen(param, chosen, group)) for chosen in (old, new))
     places = torch.isin(now, before).nonzero().squeeze(1)
     axis, sources = subspace.axis(param.shape), torch.searchsorted(before, now[places])
     if state["step"].ndim == 0:  # from here on units count their own steps
@@ -286,7 +293,7 @@ def _shrink(places: list[int], group: Group, states: States) -> None:
         if entries:
             old = selection(state, group)
             new = subspace.shrink(param.shape, share, _turn(group, state["turn"]).generator(place), old)
-            before, now = (_here(param, chosen, group) for chosen in (old, new))
+            before, now = (_seen(param, chosen, group) for chosen in (old, new))
             for name in _remembered(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
             state |= new
@@ -324,6 +331,16 @@ def _matrices(group: Group) -> list[Matrix]:
     names = group.get("param_names") or [str(group["first"] + i) for i in range(len(params))]
     layers = group.get("layers") or [None] * len(params)
     return [Matrix(name, p.shape, layer) for name, p, layer in zip(names, params, layers, strict=True)]
+
+
+def _numbers(group: Group) -> list[int]:
+    """Which one each matrix is, from 0, of the group's matrices of its shape."""
+    seen: Counter[torch.Size] = Counter()
+    numbers = []
+    for param in group["params"]:
+        numbers.append(seen[param.shape])
+        seen[param.shape] += 1
+    return numbers
 
 
 def _shares(group: Group) -> list[tuple[Tensor, float]]:

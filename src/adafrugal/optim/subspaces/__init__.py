@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from adafrugal.optim.subspaces.base import Free, Matrix, Pair, Regions, Selection, Subspace, Turn
+from adafrugal.optim.subspaces.base import Free, Matrix, Pair, Regions, Run, Selection, Subspace, Turn
 from adafrugal.optim.subspaces.blocks import Blocks
 from adafrugal.optim.subspaces.coordinates import Columns, RandK, RandPerm, Rows, Slab
 from adafrugal.optim.subspaces.projections import SVD, Random
@@ -26,6 +26,7 @@ __all__ = [
     "Random",
     "Regions",
     "Rows",
+    "Run",
     "Selection",
     "Slab",
     "Subspace",

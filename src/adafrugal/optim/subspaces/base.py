@@ -22,6 +22,18 @@ class Matrix(NamedTuple):
     layer: int | None = None
 
 
+class Run(NamedTuple):
+    """Neighbouring rows of a matrix: the first, and how many."""
+
+    first: int
+    count: int
+
+    def common(self, other: Run) -> Run:
+        """The rows of both."""
+        first = max(self.first, other.first)
+        return Run(first, max(0, min(self.first + self.count, other.first + other.count) - first))
+
+
 @dataclass(frozen=True)
 class Turn:
     """Which choice this is: all that a selection may depend on beside the matrices and the density.
@@ -77,22 +89,25 @@ class Subspace:
     `remembers` to tensors, numbers or strings; it is empty where a matrix is selected whole. Compact tensors are
     those of the selected entries: what `regions` gives the state-full rule, and the moments.
 
+    Of a matrix that is divided by rows over processes, each process holds the compact tensors of its own rows, and is
+    asked with the selection as seen from there (`within`).
+
     Class attributes:
         remembers: the names of what a selection consists of.
         needs_gradient: whether `select` looks at the gradient's values.
+        chosen_by_one: whether one process chooses for all where a matrix is divided over several.
         in_place: whether `regions` answers with views of the matrix, which need no `close`.
         any_shape: whether vectors can be split too.
         policies: what can become of the moments at a refresh.
-        selects_rows: whether compact tensors have some rows of the matrix only; else they have all.
         grain: the least relative fall of ρ that is worth a `shrink` between refreshes.
     """
 
     kind: ClassVar[str]
     remembers: ClassVar[tuple[str, ...]] = ()
     needs_gradient: ClassVar[bool] = False
+    chosen_by_one: ClassVar[bool] = False
     in_place: ClassVar[bool] = False
     any_shape: ClassVar[bool] = False
-    selects_rows: ClassVar[bool] = False
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep", "keep_overlap")
     grain: ClassVar[float] = 0.0
 
@@ -123,27 +138,8 @@ class Subspace:
         """How many entries of a matrix of this shape keep state: the exact count of this subspace."""
         raise NotImplementedError
 
-    @property
-    def on_shards(self) -> bool:
-        """Whether processes that each hold some rows of a matrix can update these on their own."""
-        return False
-
-    def compact_rows(self, selection: Selection, rows: range) -> range:
-        """Which rows of compact tensors belong to these rows of the matrix; asked where `on_shards` is true."""
-        return rows
-
-    def within(self, selection: Selection, rows: range) -> Selection:
-        """A selection as it looks to a process that has only these rows; asked where `on_shards` is true."""
-        return selection
-
     def select(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        share: float,
-        generator: torch.Generator,
-        old: Selection,
-        place: int = 0,
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """A new selection in one matrix, on its device. Called only where `entries` is not 0.
 
@@ -154,8 +150,12 @@ class Subspace:
             share: of this matrix.
             generator: the only source of chance.
             old: the selection so far, without its tensors unless on_refresh is `keep_overlap`; empty at first.
-            place: of the matrix among all parameters.
+            place: which one it is, from 0, of the group's matrices of its shape.
         """
+        raise NotImplementedError
+
+    def blank(self, param: Tensor, share: float) -> Selection:
+        """What `select` answers, with tensors that are still to be filled; where it is `chosen_by_one`."""
         raise NotImplementedError
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
@@ -174,6 +174,23 @@ class Subspace:
         """What remains of a compact tensor when `old` shrinks to its part `new`, in storage of its own."""
         places = torch.searchsorted(self.positions(shape, old), self.positions(shape, new))
         return moment.index_select(self.axis(shape), places)
+
+    def compact(self, shape: torch.Size, selection: Selection) -> torch.Size:
+        """The shape of compact tensors."""
+        axis, count = self.axis(shape), len(self.positions(shape, selection))
+        return torch.Size(count if i == axis else n for i, n in enumerate(shape))
+
+    def why_whole(self) -> str | None:
+        """Why a process needs the whole of a matrix, to follow "rows" in a message; None where it needs none."""
+        return "needs the whole of it"
+
+    def run(self, shape: torch.Size, selection: Selection) -> Run:
+        """The rows of a matrix that compact tensors have a row for; of a matrix that is divided by rows."""
+        return Run(0, shape[0])
+
+    def within(self, selection: Selection, rows: Run) -> Selection:
+        """The selection as seen from a process that has these rows of the matrix and no other."""
+        return selection
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """What the state-full rule and the state-free rule are to update.

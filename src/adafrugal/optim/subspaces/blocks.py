@@ -38,11 +38,6 @@ class Blocks(Subspace):
     unit: Unit = "matrix"
     match: Match = "count"
 
-    @property
-    def on_shards(self) -> bool:
-        """All have the rows of an active matrix that they have."""
-        return True
-
     def shares(self, matrices: Sequence[Matrix], density: float, turn: Turn) -> list[float]:
         """1.0 for the active matrices, 0.0 for the others."""
         blocks = self._blocks(matrices)
@@ -90,13 +85,7 @@ class Blocks(Subspace):
         return shape.numel() if share else 0
 
     def select(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        share: float,
-        generator: torch.Generator,
-        old: Selection,
-        place: int = 0,
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """Nothing to remember: an active matrix is selected whole."""
         return {}
@@ -104,6 +93,10 @@ class Blocks(Subspace):
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """All of it."""
         return torch.arange(shape[0] if shape else 1)
+
+    def why_whole(self) -> None:
+        """All rows are treated alike."""
+        return
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The whole matrix keeps state."""

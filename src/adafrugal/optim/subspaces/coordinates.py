@@ -8,9 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adafrugal.optim.subspaces.base import Free, Regions, Selection, Subspace
-
-_GOLDEN = (5**0.5 - 1) / 2
+from adafrugal.optim.subspaces.base import Free, Regions, Run, Selection, Subspace
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,7 @@ class _Lines(Subspace):
         return self.lines(shape, share) * shape[1 - self.axis(shape)]
 
     def select(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        share: float,
-        generator: torch.Generator,
-        old: Selection,
-        place: int = 0,
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """The first of a random order of the lines, sorted."""
         return {"indices": self._first(param.shape, share, generator).to(param.device)}
@@ -82,14 +74,13 @@ class Columns(_Lines):
 
     kind: ClassVar[str] = "columns"
 
-    @property
-    def on_shards(self) -> bool:
-        """A row has its own part of each column."""
-        return True
-
     def axis(self, shape: torch.Size) -> int:
         """Columns lie along the second axis."""
         return 1
+
+    def why_whole(self) -> None:
+        """All rows are treated alike."""
+        return
 
 
 @dataclass(frozen=True)
@@ -138,13 +129,7 @@ class RandK(Subspace):
         return int(share * shape.numel())
 
     def select(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        share: float,
-        generator: torch.Generator,
-        old: Selection,
-        place: int = 0,
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """The first of a random order of the entries, sorted."""
         first = torch.randperm(param.numel(), generator=generator)[: self.entries(param.shape, share)]
@@ -156,6 +141,10 @@ class RandK(Subspace):
         before = old["indices"]
         stays = torch.randperm(len(before), generator=generator)[: self.entries(shape, share)].sort().values
         return {"indices": before[stays.to(before.device)]}
+
+    def compact(self, shape: torch.Size, selection: Selection) -> torch.Size:
+        """As many as there are indices."""
+        return selection["indices"].shape
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """The indices themselves."""
@@ -175,9 +164,11 @@ class RandK(Subspace):
 class Slab(Subspace):
     """`int(ρ·n_out)` neighbouring rows of each matrix, which move through it from turn to turn. Ours, in no paper.
 
-    A run of rows is a view, so that nothing is gathered or scattered and fused kernels update it where it lies. Each
-    turn goes on where the last one ended, the last of a cycle ends at the last row. The first begins elsewhere in each
-    matrix, spread evenly (by multiples of the golden ratio): processes that share the rows have alike to do.
+    A run of rows is a view, so that nothing is gathered or scattered and fused kernels update it where it lies. As
+    few runs as cover the matrix lie in it at even distances, the first at its first row and the last at its last.
+    Each turn takes the next: the first that ends beyond where the last turn ended. With which a matrix begins is
+    spread evenly over the matrices of its shape, so that each part of the rows has about as many entries selected as
+    any other part: of matrices divided by rows over processes, each process keeps about as much.
 
     The selection is `start` and `rows`, two numbers. Compact tensors are [rows, n_in].
     """
@@ -185,42 +176,22 @@ class Slab(Subspace):
     kind: ClassVar[str] = "slab"
     remembers: ClassVar[tuple[str, ...]] = ("start", "rows")
     in_place: ClassVar[bool] = True
-    selects_rows: ClassVar[bool] = True
-
-    @property
-    def on_shards(self) -> bool:
-        """A process has the slab's rows that are among its own, perhaps none."""
-        return True
-
-    def compact_rows(self, selection: Selection, rows: range) -> range:
-        """Those of the slab that are among them."""
-        first, count = selection["start"], selection["rows"]
-        begin, end = (min(max(row - first, 0), count) for row in (rows.start, rows.stop))
-        return range(begin, end)
-
-    def within(self, selection: Selection, rows: range) -> Selection:
-        """The slab's rows that are among these, counted from the first of these."""
-        return {"start": min(max(selection["start"] - rows.start, 0), len(rows)),
-                "rows": len(self.compact_rows(selection, rows))}  # fmt: skip
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """`int(ρ·n_out)·n_in`."""
         return int(share * shape[0]) * shape[1]
 
     def select(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        share: float,
-        generator: torch.Generator,
-        old: Selection,
-        place: int = 0,
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """The next rows."""
         n, rows = param.shape[0], int(share * param.shape[0])
-        start = old["start"] + old["rows"] if old else rows * int(place * _GOLDEN % 1 * (n // rows))
-        start = 0 if start >= n else min(start, n - rows)
-        return {"start": start, "rows": rows}
+        count = -(-n // rows)
+        starts = [i * (n - rows) // max(1, count - 1) for i in range(count)]
+        if not old:
+            return {"start": starts[int(_van_der_corput(place) * count)], "rows": rows}
+        ended = (old["start"] + old["rows"]) % n
+        return {"start": next(start for start in starts if start + rows > ended), "rows": rows}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """The first of them; the rows given up are the next to have a turn."""
@@ -234,9 +205,27 @@ class Slab(Subspace):
         """The first rows."""
         return moment[: new["rows"]].clone()
 
+    def why_whole(self) -> None:
+        """A process updates the rows of the slab that it has."""
+        return
+
+    def run(self, shape: torch.Size, selection: Selection) -> Run:
+        """The slab."""
+        return Run(selection["start"], selection["rows"])
+
+    def within(self, selection: Selection, rows: Run) -> Selection:
+        """What of the slab lies there, which may be nothing."""
+        common = rows.common(Run(selection["start"], selection["rows"]))
+        return {"start": min(common.first - rows.first, rows.count), "rows": common.count}
+
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The run of rows, and what is above and below it."""
         start, rows = selection["start"], selection["rows"]
         parts = start, rows, param.shape[0] - start - rows
         above, slab, below = zip(param.split(parts), grad.split(parts), strict=True)
         return Regions(full=slab, free=tuple(Free(*part) for part in (above, below) if len(part[0])))
+
+
+def _van_der_corput(number: int) -> float:
+    """The binary digits of a number, mirrored behind the point: 0, 1/2, 1/4, 3/4, 1/8, …; any first n lie evenly."""
+    return int(f"{number:b}"[::-1], 2) / 2 ** number.bit_length()

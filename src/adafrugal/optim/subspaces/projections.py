@@ -15,7 +15,7 @@ Method = Literal["exact", "randomized"]
 
 
 @dataclass(frozen=True)
-class Projection(Subspace):
+class _Projection(Subspace):
     """A basis P with orthonormal columns, [d, r], of one side of each matrix [n_out, n_in].
 
     On the left d = n_out, compact tensors are `R = PᵀG`, [r, n_in], an update U of them moves the matrix by `PU`, and
@@ -27,13 +27,9 @@ class Projection(Subspace):
     """
 
     remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
+    chosen_by_one: ClassVar[bool] = True
     policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep")
     side: Side = "smaller"
-
-    @property
-    def on_shards(self) -> bool:
-        """From the right each row is projected by itself; from the left every step would sum over all rows."""
-        return self.side == "right"
 
     def axis(self, shape: torch.Size) -> int:
         """The axis of compact tensors that counts directions: 0 on the left, 1 on the right."""
@@ -50,19 +46,25 @@ class Projection(Subspace):
         return self.rank(shape, share) * shape[1 - self.axis(shape)]
 
     def select(
-        self,
-        param: Tensor,
-        grad: Tensor | None,
-        share: float,
-        generator: torch.Generator,
-        old: Selection,
-        place: int = 0,
+        self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """A new basis."""
         axis = self.axis(param.shape)
         basis = self._basis(param, grad, axis, self.rank(param.shape, share), generator)
         basis = basis.clone(memory_format=torch.contiguous_format)  # or all of U would live on behind a view of it
         return {"basis": basis, "side": "right" if axis else "left"}
+
+    def blank(self, param: Tensor, share: float) -> Selection:
+        """A basis of the size that this share has."""
+        axis = self.axis(param.shape)
+        basis = torch.empty(param.shape[axis], self.rank(param.shape, share), device=param.device)
+        return {"basis": basis, "side": "right" if axis else "left"}
+
+    def why_whole(self) -> str | None:
+        """From the right each row is projected by itself; from the left they are added up."""
+        if self.side == "right":
+            return None
+        return f"with side {self.side} needs the whole of it: from the left every step would need a sum over processes"
 
     def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
         """Orthonormal columns, float32, [d, rank], on the matrix's device."""
@@ -97,7 +99,7 @@ class Projection(Subspace):
 
 
 @dataclass(frozen=True)
-class SVD(Projection):
+class SVD(_Projection):
     """The leading singular vectors of the gradient at the refresh (GaLore, arXiv 2403.03507; FRUGAL).
 
     Args:
@@ -129,7 +131,7 @@ class SVD(Projection):
 
 
 @dataclass(frozen=True)
-class Random(Projection):
+class Random(_Projection):
     """A random basis with orthonormal columns, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
 
     Args:
