@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torture
 from conftest import REPOSITORY
 
 from adafrugal import cluster, processes
@@ -55,6 +56,7 @@ def until(true, process):
 # -- side by side on one machine -------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not torture.LONG, reason="make torture; a job of several processes is stopped below")
 def test_ctrl_c_stops_jobs_in_order_and_the_same_command_continues_them(begin):
     words = [*TWO, "seed=0,1", *LONG]
     process = begin(*words)
@@ -72,6 +74,40 @@ def test_ctrl_c_stops_jobs_in_order_and_the_same_command_continues_them(begin):
     assert "[1] continuing after step" in out
     assert "[2] continuing after step" in out
     assert [r.metrics()[-1]["step"] for r in records(begin.root)] == [400, 400]
+
+
+SEVERAL = ["hydra/launcher=gpus", "hydra.launcher.gpus_per_job=2", "trainer.parallel=ddp", "trainer.device=cpu"]
+
+
+def test_a_job_of_several_processes_is_stopped_in_order_and_continued(begin):
+    words = [*SEVERAL, "seed=0", "trainer.steps=3000", "eval.every=3000"]
+    process = begin(*words)
+    until(lambda: any(r.metrics() for r in records(begin.root)), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, err
+    (record,) = records(begin.root)
+    assert record.status == "interrupted"
+    saved = [event["step"] for event in record.events() if event["event"] == "checkpoint"]
+    assert saved, "it was stopped in order"
+
+
+def test_how_a_job_of_several_processes_ended_comes_home(begin):
+    process = begin(*SEVERAL, "hydra.launcher.n_jobs=2", "optimizer.lr=1e30,1e-3")
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == FAILED, err
+    assert listed(out) == ["failed", "done"]
+    assert "optimizer.lr=1e+30: the loss is " in out
+    assert out.count("[2] record  ") == 1, "the first process tells"
+
+
+def test_tasks_of_a_job_are_the_processes_of_one_run(begin):
+    words = ["hydra/launcher=local", "hydra.launcher.tasks_per_node=2", "trainer.parallel=ddp", "trainer.device=cpu"]
+    process = begin(*words, "seed=0")
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == DONE, err
+    (record,) = records(begin.root)
+    assert record.summary()["processes"]["state_bytes"] == [record.summary()["state_bytes"]["end"]] * 2
 
 
 def test_a_job_that_fails_leaves_the_others_alone(begin):

@@ -19,17 +19,22 @@ from adafrugal.memory import __main__ as memory
 from adafrugal.reports import summary, table
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+DEVICES = (REPOSITORY / "docs" / "devices.md").read_text()
+
+
+def commands(page):
+    """What a page shows to type; with torchrun as without it."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    return [re.sub(r"^torchrun .*?train.py", "python train.py", line.partition("#")[0].strip()) for line in lines]
+
+
+COMMANDS = commands(README)
 DATA = ("embedded", "c4", "vietvault", "text", "labelled")
 TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS + commands(DEVICES) if c.startswith("python train.py")])
 def test_every_training_command_composes(command, composed):
     refuse_nothing(command, composed)
 

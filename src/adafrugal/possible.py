@@ -154,6 +154,11 @@ def _check_parallel(s: Settings) -> None:
     _need(budget is None, "optimizer.fit_gib", budget, none)
     able = "adamw, or one of FRUGAL's family, with trainer.parallel=fsdp: others need whole matrices; ddp takes all"
     _need(o.kind in ("adamw", "frugal"), "optimizer.kind", o.kind, able)
+    if o.kind == "frugal":
+        described = dict(o.subspace) if isinstance(o.subspace, dict) else {"kind": o.subspace}
+        holds = described["kind"] in ("blocks", "columns", "slab") or described.get("side") == "right"
+        allowed = "blocks, columns, slab, {kind:svd,side:right} or {kind:random,side:right} with trainer.parallel=fsdp"
+        _need(holds, "optimizer.subspace", o.subspace, f"{allowed}, which divides matrices by rows; ddp takes all")
 
 
 

@@ -5,7 +5,7 @@ import torch
 from conftest import script
 
 from adafrugal import checks
-from adafrugal.config import SUBSPACES
+from adafrugal.config import SUBSPACES, SettingError
 from adafrugal.memory import __main__ as command
 from adafrugal.memory import fit, report
 from adafrugal.memory.estimate import estimate
@@ -190,3 +190,9 @@ def test_what_cannot_be_estimated_is_one_line(words, line, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"error: {line}")
     assert err.count("\n") == 1
+
+
+def test_a_part_of_a_model_is_not_estimated(settings):
+    chosen, _ = settings("trainer.parallel=fsdp")
+    with pytest.raises(SettingError, match=r"^trainer.parallel is fsdp; allowed: none or ddp, since"):
+        estimate(chosen)

@@ -38,6 +38,11 @@ if LONG:
                 "optimizer.on_refresh=keep"],
         "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"],
     }
+WAYS = {  # of FSDP, which change nothing else
+    "updates in the backward pass": ["trainer.update_in_backward=true"],
+    "weights on the CPU": ["trainer.offload=true"],
+    "two copies": ["trainer.replicas=2"],
+} | ({"compiled": ["trainer.compile=true"]} if LONG else {})
 LEFT = ("adamw", "columns", "slab") if LONG else ("adamw", "slab")
 NUMBERS = {1: "none", 2: "ddp", 4: "fsdp"} if LONG else {1: "none", 4: "fsdp"}
 
@@ -86,11 +91,13 @@ def fsdp(root, cache_root):
         }
         for arm, words in ARMS.items()
     ]
+    jobs += [{"words": [*ARMS["blocks"], "trainer.parallel=fsdp", *words, f"run_root={root / way}"]}
+             for way, words in WAYS.items()]  # fmt: skip
     jobs.append({"words": [*ARMS["blocks"], "trainer.parallel=fsdp", "trainer.on_nonfinite=skip",
                            f"run_root={root / 'left out of shards'}"], "poison": [1, 5]})  # fmt: skip
     jobs += [{"words": [*ARMS[arm], "trainer.parallel=fsdp", f"run_root={root / 'left' / arm}"], "stop": 14}
              for arm in LEFT]  # fmt: skip
-    names = [*ARMS, "left out", *(f"{arm}, left" for arm in LEFT)]
+    names = [*ARMS, *WAYS, "left out", *(f"{arm}, left" for arm in LEFT)]
     return dict(zip(names, on(2, jobs, cache_root), strict=True))
 
 
@@ -125,6 +132,11 @@ def test_losses_are_those_of_one_process(one, arm, way, request):
     kinds = "refresh", "shrink", "interval"
     assert events(run, *kinds) == events(one[arm], *kinds)
     assert arm == "adamw" or len(events(run, "refresh")) > 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_of_sharding_changes_no_loss(one, fsdp, way):
+    assert_alike(fsdp[way], one["blocks"])
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -234,3 +246,18 @@ def test_what_cannot_be_converted_is_refused_in_a_line(whole, tmp_path):
         assert done.returncode == 2
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_so_it_is_on_two_gpus(way, root, cache_root):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    words = [*ARMS["columns"], "trainer.precision=fp32"]
+    (alone,) = on(1, [{"words": [*words, f"run_root={root / 'one GPU'}"]}], cache_root)
+    there = [f"trainer.parallel={way}", f"run_root={root / 'GPUs' / way}"]
+    (both,) = on(2, [{"words": [*words, *there], "listen to the optimizer": 2}], cache_root)
+    assert alone["outcome"] == both["outcome"] == "finished"
+    assert both["optimizer"] == {}
+    for ours, theirs in zip(losses(both), losses(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)  # sums on a GPU have no order

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torture
 
 from adafrugal.config import TrainerSettings, TrainingError
 from adafrugal.training import ranks
@@ -85,16 +86,23 @@ def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on(to
     assert torchrun.status()["reason"] == said[1]
 
     again = torchrun("trainer.parallel=fsdp", *LONG)  # the way is no part of what a run is
-    trained(again, tmp_path, 50)
-    again.send_signal(signal.SIGTERM)
-    assert again.wait(30) != 0
+    assert again.wait(60) == 0, torchrun.err()
     assert "continuing after step" in torchrun.out()
-    assert torchrun.status()["status"] == "interrupted"
-
-    last = torchrun("trainer.parallel=ddp", *LONG)
-    assert last.wait(60) == 0, torchrun.err()
     assert torchrun.status()["status"] == "finished"
     assert torchrun.out().count("record  ") == 1, "one of them tells"
+
+
+@pytest.mark.skipif(not torture.LONG, reason="make torture: tests/test_launchers.py stops several processes, too")
+def test_all_are_stopped_in_order_and_go_on(torchrun, tmp_path):
+    process = torchrun("trainer.parallel=fsdp", *LONG, "trainer.steps=1000")
+    trained(process, tmp_path, 30)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) != 0
+    assert torchrun.status()["status"] == "interrupted"
+    step = torchrun.status()["step"]
+    again = torchrun("trainer.parallel=ddp", *LONG, "trainer.steps=1000")
+    assert again.wait(120) == 0, torchrun.err()
+    assert f"continuing after step {step}" in torchrun.out()
 
 
 def test_a_process_that_hangs_is_waited_for_so_long_and_no_longer(torchrun, tmp_path):
@@ -119,6 +127,7 @@ def test_what_is_wrong_for_all_is_said_once(torchrun):
     assert torchrun.err().count("error: optimizer.lr is -1") == 1
 
 
+@pytest.mark.skipif(not torture.LONG, reason="make torture")
 def test_a_run_of_several_does_not_begin_where_it_stands_in_anothers_way(torchrun, tmp_path):
     """The first process finds out; the other ends with it, and silently."""
     torchrun("trainer.parallel=ddp", *LONG, "trainer.steps=100000")

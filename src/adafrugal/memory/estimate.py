@@ -70,6 +70,9 @@ def estimate(settings: Settings) -> Estimate:
     """
     if settings.task.kind != "pretrain":
         raise SettingError(f"task is {settings.task.kind}; allowed: pretrain, since an encoder is read from its files")
+    if settings.trainer.parallel == "fsdp":
+        allowed = "none or ddp, since a process with a part of the model is not estimated"
+        raise SettingError(f"trainer.parallel is fsdp; allowed: {allowed}")
     settings = settled(settings, None, settings.model.hidden_size)
     trainer = settings.trainer
     rows = trainer.micro_batch_size or trainer.batch_size

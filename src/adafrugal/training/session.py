@@ -147,19 +147,26 @@ class Session:
 
     def _with_estimate(self, summary: dict[str, Any], display: Display) -> dict[str, Any]:
         """The summary with what `python -m adafrugal.memory` would have said, beside what was measured."""
-        if self.settings.task.kind != "pretrain" or self.ranks.size > 1:
+        if self.settings.task.kind != "pretrain" or self.settings.trainer.parallel == "fsdp":
             return summary
         from adafrugal.memory import measure
         from adafrugal.memory.estimate import estimate
 
         try:
-            foretold = estimate(self._made).peak
+            foretold = estimate(self._of_one_process(self._made)).peak
         except Exception as error:  # of whatever kind: a run that is made does not fail for what was to be said of it
             self._warn(display, f"there is no estimate of the memory in the summary: {error}")
             return summary
         summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
         summary["memory"]["estimate_phase"] = foretold.phase
         return summary
+
+    def _of_one_process(self, settings: Settings) -> Settings:
+        """Settings of what one of the processes does, which has a part of the batch."""
+        trainer = settings.trainer
+        rows = trainer.batch_size // self.ranks.size
+        micro = min(trainer.micro_batch_size or rows, rows)
+        return replace(settings, trainer=replace(trainer, batch_size=rows, micro_batch_size=micro))
 
     @contextmanager
     def _status(self) -> Iterator[None]:
@@ -247,7 +254,7 @@ class Session:
 
         if state is not None:
             return fit.beginning_with(settings, state["account"]["fitted_density"]), None
-        found = fit.fitted(_in_precision(settings, place))
+        found = fit.fitted(self._of_one_process(_in_precision(settings, place)))
         display.say(report.chosen(settings, found))
         return fit.beginning_with(settings, found.density), found
 
