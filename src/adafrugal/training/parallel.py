@@ -20,16 +20,17 @@ def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
     Gradients are means over the processes: a loss that is to be summed is multiplied by their number.
 
     Args:
-        module: the same on all processes.
+        module: the same on all processes, on the CPU. It is moved to the device; where it is sharded, block by block,
+            so that no GPU ever has the whole of it.
         settings: which way, and with which choices.
         place: device and precision.
         ranks: the processes.
     """
     if ranks.size == 1:
-        return module
+        return module.to(place.device)
     if settings.parallel == "ddp":
         return DistributedDataParallel(
-            module,
+            module.to(place.device),
             device_ids=[place.device] if place.device.type == "cuda" else None,
             forward_sync_buffers=False,  # positions' frequencies, the same everywhere
             gradient_as_bucket_view=True,  # else gradients are there twice

@@ -47,7 +47,7 @@ class Pretrain:
         with self._ranks.first_goes_first():  # a tokenizer is trained once, and tokens are prepared by one
             self._corpus = Corpus(settings, say, state, self._ranks.size)
         torch.manual_seed(settings.seed)
-        self.model = llama.build(settings.model).to(place.device)
+        self.model = llama.build(settings.model)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
         nats = TokenNats(self.model, settings.model.loss_chunk_rows)
         self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
