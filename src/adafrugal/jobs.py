@@ -94,11 +94,10 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> tuple[i
     Raises:
         KeyboardInterrupt: somebody asked to stop before the run could end in order. Nothing else is raised.
     """
+    settings = None
     try:
         settings = checks.check(composed, choices)
-    except config.SettingError as error:
-        return ended(error) if ranks.is_first() else (WRONG, hidden(str(error)))  # all see the same settings
-    try:
+
         # imported late: a wrong setting needs none of it
         from adafrugal.training.session import run as make
 
@@ -114,6 +113,8 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> tuple[i
     except Exception as error:
         if stop.was_lost:  # this is what became of it
             raise KeyboardInterrupt from error
+        if settings is None and isinstance(error, config.SettingError) and not ranks.is_first():
+            return WRONG, hidden(str(error))  # all processes see the same settings, and the first says it
         return ended(error)
 
 

@@ -70,11 +70,11 @@ def test_a_run_chooses_once_and_its_record_says_what(settings, monkeypatch, tmp_
     with monkeypatch.context() as patched:
         steps, train_step = [], Loop._train_step
 
-        def fails_at_nine(self):
+        def fails_at_nine(self, work):
             steps.append(len(steps) + 1)
             if steps[-1] == 9:
                 raise ZeroDivisionError
-            train_step(self)
+            train_step(self, work)
 
         patched.setattr(Loop, "_train_step", fails_at_nine)
         with pytest.raises(ZeroDivisionError):

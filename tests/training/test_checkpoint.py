@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from adafrugal.config import LlamaSettings, TrainingError
 from adafrugal.models import llama
-from adafrugal.training import checkpoint
+from adafrugal.training import checkpoint, shards
 
 TINY = LlamaSettings(
     vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
@@ -20,7 +20,7 @@ def test_what_is_saved_comes_back_and_transformers_reads_it(tmp_path):
     model, other = llama.build(TINY), llama.build(TINY)
     checkpoint.save(tmp_path, 7, {"model": model}, model.state_dict(), {"step": 7, "moments": torch.arange(3)}, keep=1)
     assert checkpoint.load_state(checkpoint.latest(tmp_path, str))["step"] == 7
-    checkpoint.load_model(checkpoint.latest(tmp_path, str), other)
+    shards.read_model(checkpoint.latest(tmp_path, str), other)
     again = LlamaForCausalLM.from_pretrained(checkpoint.latest(tmp_path, str))
     for a, b, c in zip(model.parameters(), other.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -104,7 +104,7 @@ def test_one_that_does_not_fit_is_an_error(tmp_path):
     checkpoint.save(tmp_path, 1, {"model": model}, model.state_dict(), {}, keep=1)
     wider = llama.build(replace(TINY, hidden_size=64))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        checkpoint.load_model(checkpoint.latest(tmp_path, str), wider)
+        shards.read_model(checkpoint.latest(tmp_path, str), wider)
 
 
 class Evil:

@@ -105,10 +105,10 @@ def test_a_run_goes_on_with_less_or_more_memory(begun, settings, monkeypatch, tm
     second, _ = settings("checkpoint.every=5", *([] if begun else CUTS))
     train_step = Loop._train_step
 
-    def refused(self):
+    def refused(self, work):
         if self.account.step == 8:
             raise MemoryError
-        train_step(self)
+        train_step(self, work)
 
     with monkeypatch.context() as patched:
         patched.setattr(Loop, "_train_step", refused)

@@ -196,5 +196,5 @@ def test_it_can_be_compiled(task):
     built, plain = task("rte", "trainer.compile=true"), task("rte")
     for each in (built, plain):
         each.model.eval()
-    (batch,) = plain.batch(1)
+    (batch,) = plain.work(1).batches
     assert built.loss(batch).item() == pytest.approx(plain.loss(batch).item(), rel=1e-5)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adafrugal.config import LlamaSettings, TrainingError
 from adafrugal.models import llama
-from adafrugal.training import checkpoint
+from adafrugal.training import checkpoint, shards
 from adafrugal.training.writer import Staging, Writer
 
 TINY = LlamaSettings(
@@ -75,7 +75,7 @@ def test_what_the_training_does_meanwhile_is_not_in_it(tmp_path, model, monkeypa
     assert writer.wait() is None
     place = checkpoint.latest(tmp_path, str)
     assert checkpoint.load_state(place)["moments"].tolist() == [1] * 5
-    checkpoint.load_model(place, model)
+    shards.read_model(place, model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -121,9 +121,10 @@ class Loop:
         self.ranks.arrive(f"step {step}")
         with self.clock("data"):
             while True:
-                work, error = self._work(step) if not stop.requested else (None, None)
+                asked = stop.requested
+                work, error = (None, None) if asked else self._work(step)
                 waits = work is None and error is None
-                one_waits, one_stops, one_fails = self.ranks.any([waits, stop.requested, error is not None])
+                one_waits, one_stops, one_fails = self.ranks.any([waits, asked, error is not None])
                 if one_fails:
                     raise error or SettingError("another process has no batch")
                 if one_stops:

@@ -44,7 +44,7 @@ class LostError(TrainingError):
 
 def is_first() -> bool:
     """Whether it is this process that prints and writes."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 class Ranks:
