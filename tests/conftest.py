@@ -1,6 +1,7 @@
 """What all tests share: one cache of prepared text for the session, and the settings of a tiny run."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 pytest_plugins = ["corpora", "labelled_sets", "forks", "torture"]  # what several directories of tests have in common
 
@@ -37,6 +39,23 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def cache_root(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """A function that makes something once for all of xdist's workers: a name, and what makes JSON of a directory."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    root = tmp_path_factory.getbasetemp().parent / f"once-{run}" if run else tmp_path_factory.mktemp("once")
+    root.mkdir(exist_ok=True)
+
+    def make(name, maker):
+        made = root / f"{name}.json"
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                made.write_text(json.dumps(maker(root)))
+        return json.loads(made.read_text())
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ ARMS = (*SILENT, "slab, kept", "random", *BY_GRADIENT)
 
 
 @pytest.fixture(scope="module")
-def ranks():
+def ranks(once):
     """What each of two processes found."""
-    return found_on("cpu")
+    return once("shards", lambda _: found_on("cpu"))
 
 
 def found_on(device):

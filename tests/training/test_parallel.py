@@ -59,46 +59,48 @@ def on(processes, jobs, cache_root, timeout=300):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
+def jobs_of(root, way):
+    """All arms on several processes, and what is to be seen of each."""
+    parallel = [f"trainer.parallel={way}"]
+    listen = {"columns": {"listen": [3, 6]}} if way == "ddp" else {}  # the second step is when DDP arranges its buckets
+    jobs = {arm: {"words": [*words, *parallel, f"run_root={root / way / arm}"], **listen.get(arm, {})}
+            for arm, words in ARMS.items()}  # fmt: skip
+    skipping = [*ARMS["blocks"], *parallel, "trainer.on_nonfinite=skip", f"run_root={root / way / 'left out'}"]
+    return jobs | {"left out": {"words": skipping, "poison": [1, 5]}}
 
 
 @pytest.fixture(scope="module")
-def one(root, cache_root):
-    jobs = [{"words": [*words, f"run_root={root / 'one' / arm}"]} for arm, words in ARMS.items()]
-    return dict(zip(ARMS, on(1, jobs, cache_root), strict=True))
+def one(once, cache_root):
+    def make(root):
+        jobs = [{"words": [*words, f"run_root={root / 'one' / arm}"]} for arm, words in ARMS.items()]
+        return dict(zip(ARMS, on(1, jobs, cache_root), strict=True))
+
+    return once("one", make)
 
 
 @pytest.fixture(scope="module")
-def ddp(root, cache_root):
-    extra = {"columns": {"listen": [3, 6]}}  # the second step is when DDP arranges its buckets
-    jobs = [
-        {"words": [*words, "trainer.parallel=ddp", f"run_root={root / 'ddp' / arm}"], **extra.get(arm, {})}
-        for arm, words in ARMS.items()
-    ]
-    poisoned = [*ARMS["blocks"], "trainer.parallel=ddp", "trainer.on_nonfinite=skip", f"run_root={root / 'left out'}"]
-    jobs.append({"words": poisoned, "poison": [1, 5]})
-    return dict(zip([*ARMS, "left out"], on(2, jobs, cache_root), strict=True))
+def ddp(once, cache_root):
+    def make(root):
+        jobs = jobs_of(root, "ddp")
+        return dict(zip(jobs, on(2, list(jobs.values()), cache_root), strict=True))
+
+    return once("ddp", make)
 
 
 @pytest.fixture(scope="module")
-def fsdp(root, cache_root):
-    jobs = [
-        {
-            "words": [*words, "trainer.parallel=fsdp", f"run_root={root / 'fsdp' / arm}"],
-            "listen to the optimizer": 2,  # a step without a refresh
-        }
-        for arm, words in ARMS.items()
-    ]
-    jobs += [{"words": [*ARMS["blocks"], "trainer.parallel=fsdp", *words, f"run_root={root / way}"]}
-             for way, words in WAYS.items()]  # fmt: skip
-    jobs.append({"words": [*ARMS["blocks"], "trainer.parallel=fsdp", "trainer.on_nonfinite=skip",
-                           f"run_root={root / 'left out of shards'}"], "poison": [1, 5]})  # fmt: skip
-    jobs += [{"words": [*ARMS[arm], "trainer.parallel=fsdp", f"run_root={root / 'left' / arm}"], "stop": 14}
-             for arm in LEFT]  # fmt: skip
-    names = [*ARMS, *WAYS, "left out", *(f"{arm}, left" for arm in LEFT)]
-    return dict(zip(names, on(2, jobs, cache_root), strict=True))
+def fsdp(once, cache_root):
+    def make(root):
+        jobs = jobs_of(root, "fsdp")
+        for arm in ARMS:
+            jobs[arm]["listen to the optimizer"] = 2  # a step without a refresh
+        for way, words in WAYS.items():
+            jobs[way] = {"words": [*ARMS["blocks"], "trainer.parallel=fsdp", *words, f"run_root={root / way}"]}
+        for arm in LEFT:
+            words = [*ARMS[arm], "trainer.parallel=fsdp", f"run_root={root / 'left' / arm}"]
+            jobs[f"{arm}, left"] = {"words": words, "stop": 14}
+        return dict(zip(jobs, on(2, list(jobs.values()), cache_root), strict=True))
+
+    return once("fsdp", make)
 
 
 def losses(run):
@@ -174,33 +176,38 @@ def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(way, request):
 
 
 @pytest.fixture(scope="module")
-def continued(fsdp, root, cache_root):
-    """Runs that two processes left after step 14, continued by one, by two with copies, and by four."""
-    found = {}
-    for processes, way in NUMBERS.items():
-        jobs = []
-        for arm in LEFT:
-            there = root / f"on {processes}" / arm
-            shutil.copytree(root / "left" / arm, there)
-            jobs.append({"words": [*ARMS[arm], f"trainer.parallel={way}", f"run_root={there}"]})
-        found |= {(processes, arm): run for arm, run in zip(LEFT, on(processes, jobs, cache_root), strict=True)}
-    return found
+def continued(fsdp, once, cache_root):
+    """Runs that two processes left after step 14, continued by other numbers of them."""
+
+    def make(root):
+        found = {}
+        for processes, way in NUMBERS.items():
+            jobs = []
+            for arm in LEFT:
+                there = root / f"on {processes}" / arm
+                shutil.copytree(root / "left" / arm, there)
+                jobs.append({"words": [*ARMS[arm], f"trainer.parallel={way}", f"run_root={there}"]})
+            ends = on(processes, jobs, cache_root)
+            found |= {f"{arm} on {processes}": run for arm, run in zip(LEFT, ends, strict=True)}
+        return found
+
+    return once("continued", make)
 
 
 @pytest.mark.parametrize("arm", LEFT)
 @pytest.mark.parametrize("processes", NUMBERS)
 def test_two_processes_run_is_continued_by_another_number(continued, one, fsdp, processes, arm):
     assert fsdp[f"{arm}, left"]["outcome"] == "interrupted"
-    assert_alike(continued[processes, arm], one[arm])
-    events = Record(Path(continued[processes, arm]["directory"])).events()
+    assert_alike(continued[f"{arm} on {processes}"], one[arm])
+    events = Record(Path(continued[f"{arm} on {processes}"]["directory"])).events()
     assert [event["step"] for event in events if event["event"] == "start"] == [0, 14]
 
 
 @pytest.fixture(scope="module")
-def whole(fsdp, root):
+def whole(fsdp, tmp_path_factory):
     """The last checkpoint of a run in shards, made whole by the command."""
     (source,) = Path(fsdp["slab"]["directory"]).glob("checkpoints/step-*")
-    target = root / "whole"
+    target = tmp_path_factory.mktemp("converted") / "whole"
     command = [sys.executable, "-m", "adafrugal.training", str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -250,12 +257,12 @@ def test_what_cannot_be_converted_is_refused_in_a_line(whole, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_so_it_is_on_two_gpus(way, root, cache_root):
+def test_so_it_is_on_two_gpus(way, tmp_path, cache_root):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     words = [*ARMS["columns"], "trainer.precision=fp32"]
-    (alone,) = on(1, [{"words": [*words, f"run_root={root / 'one GPU'}"]}], cache_root)
-    there = [f"trainer.parallel={way}", f"run_root={root / 'GPUs' / way}"]
+    (alone,) = on(1, [{"words": [*words, f"run_root={tmp_path / 'one GPU'}"]}], cache_root)
+    there = [f"trainer.parallel={way}", f"run_root={tmp_path / 'GPUs' / way}"]
     (both,) = on(2, [{"words": [*words, *there], "listen to the optimizer": 2}], cache_root)
     assert alone["outcome"] == both["outcome"] == "finished"
     assert both["optimizer"] == {}
