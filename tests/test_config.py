@@ -245,6 +245,7 @@ WRONG = {
     "trainer.parallel=ddp trainer.offload=true": ["trainer.offload is true", "false, or true with"],
     "trainer.timeout=0": ["trainer.timeout is 0", "seconds, above 0"],
     "trainer.parallel=ddp trainer.update_in_backward=true": ["trainer.update_in_backward is true", "summed in buckets"],
+    "trainer.parallel=ddp optimizer.modules.head=frozen": ["optimizer.modules.head is frozen", "every gradient"],
     "trainer.parallel=fsdp trainer.precision=fp16": ["trainer.precision is fp16", "fp32, bf16 or auto"],
     "trainer.parallel=fsdp optimizer=muon": ["optimizer.kind is muon", "whole matrices", "ddp takes all"],
     "trainer.parallel=fsdp optimizer.fit_gib=4": ["optimizer.fit_gib is 4", "null with trainer.parallel=fsdp"],

@@ -137,6 +137,15 @@ def test_what_is_wrong_is_refused_in_one_line_before_any_job_starts(begin, words
     assert not records(begin.root)
 
 
+def test_a_launcher_under_torchrun_is_refused(begin):
+    """Each of its processes would start the whole sweep."""
+    process = begin("hydra/launcher=gpus", "seed=0", env={"WORLD_SIZE": "2", "RANK": "0"})
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == WRONG
+    given = "hydra/launcher is gpus and WORLD_SIZE is 2"
+    assert err == f"error: {given}; start train.py without torchrun, which it uses itself\n"
+
+
 def test_a_launcher_without_a_sweep_is_refused(train):
     done = train("hydra/launcher=gpus")
     assert done.returncode == WRONG

@@ -147,6 +147,11 @@ def _check_parallel(s: Settings) -> None:
     if t.parallel == "ddp":
         whole = "false with trainer.parallel=ddp, whose gradients are summed in buckets; or trainer.parallel=fsdp"
         _need(not t.update_in_backward, "trainer.update_in_backward", t.update_in_backward, whole)
+        modules = getattr(o, "modules", None)
+        for name in ("embeddings", "norms", "head", "unsplit"):
+            waited = "another with trainer.parallel=ddp, which waits for every gradient; or trainer.parallel=fsdp"
+            given = getattr(modules, name, None)
+            _need(given != "frozen", f"optimizer.modules.{name}", given, waited)
         return
     _need(t.precision != "fp16", "trainer.precision", t.precision, "fp32, bf16 or auto with trainer.parallel=fsdp")
     budget = getattr(o, "fit_gib", None)

@@ -48,6 +48,9 @@ class _Elsewhere(Launcher):
         self._name = config.hydra.runtime.choices["hydra/launcher"]
         self._stop = task_function.stop
         self._always = [word for word in config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            several = f"hydra/launcher is {self._name} and WORLD_SIZE is {os.environ['WORLD_SIZE']}"
+            raise SettingError(f"{several}; start train.py without torchrun, which it uses itself")
         if find_spec(self.package) is None:
             given = f"hydra/launcher is {self._name}, which needs {self.package}"
             raise SettingError(f"{given}; pip install {self.package}, or leave it out")

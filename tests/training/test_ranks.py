@@ -156,6 +156,23 @@ def test_one_process_needs_nobody():
         assert found.size == 1
 
 
+def test_an_error_of_ones_own_is_not_taken_for_another_ones_end():
+    two = Ranks(0, 2)
+    for error in (TrainingError("the checkpoint cannot be written: Connection timed out"), ValueError("gloo")):
+        assert two.lost(error) is None
+
+
+def test_a_store_that_nobody_keeps_is_told_in_a_line(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(TrainingError, match=r"^process 1 of 2 does not reach the others: "),
+        ranks.joined(TrainerSettings(parallel="ddp", timeout=1.0)),
+    ):
+        pass
+
+
 def test_processes_that_have_come_apart_do_not_go_on(monkeypatch):
     two = Ranks(0, 2)
     monkeypatch.setattr(two, "gather", lambda value: [value, "other"])

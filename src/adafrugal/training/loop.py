@@ -126,7 +126,8 @@ class Loop:
                 waits = work is None and error is None
                 one_waits, one_stops, one_fails = self.ranks.any([waits, asked, error is not None])
                 if one_fails:
-                    raise error or SettingError("another process has no batch")
+                    reasons = self.ranks.gather(error and str(error))
+                    raise error or SettingError(next(reason for reason in reasons if reason))
                 if one_stops:
                     return None
                 if not one_waits:
@@ -347,6 +348,8 @@ class Loop:
         shards.read_model(directory, self.task.model, group)
         self.account = Account.from_state(state["account"])
         self._saved_step = self.account.step
+        if not self.ranks.first:
+            self.account.memory_peak = 0  # what is saved is the first process's
         self.optimizer.load_state_dict(shards.read_optimizer(state["optimizer"], directory, self.optimizer, group))
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])

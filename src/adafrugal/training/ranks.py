@@ -238,21 +238,29 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     patience = timedelta(seconds=settings.timeout)
     on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(found.local)
-    found._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store())
+        from adafrugal.training import devices
+
+        torch.cuda.set_device(devices.place(settings, number=found.local).device)  # refuses one that is not there
+    try:
+        found._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store(patience))
+    except (RuntimeError, ValueError) as error:  # torch's, of a store that is not reached or an address that is not set
+        raise TrainingError(f"process {found.rank} of {size} does not reach the others: {_line(error)}") from error
     groups = dist.PrefixStore("groups", found._store)
     # NCCL ends a process that waits too long; the talk on the CPU, which says who is missing, gives up before it
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=groups, rank=found.rank, world_size=size,
-        timeout=patience + timedelta(seconds=60 if on_gpu else 0),
-    )
     try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=groups, rank=found.rank, world_size=size,
+            timeout=patience + timedelta(seconds=60 if on_gpu else 0),
+        )
         found._talking, found.writing = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
         yield found
-    except BaseException as error:
+    except BaseException as caught:
+        error = found.lost(caught) or caught
         if found.announce(error):
-            raise LostError(_line(error), is_told=True) from error
-        raise
+            raise LostError(_line(error), is_told=True) from caught
+        if error is caught:
+            raise
+        raise error from caught
     finally:
         with suppress(Exception):  # of processes that are gone
             dist.destroy_process_group()
@@ -283,11 +291,11 @@ def _refuse_size(settings: TrainerSettings, size: int) -> None:
 
 
 @cache
-def _environments_store() -> Store:
+def _environments_store(patience: timedelta) -> Store:
     """The store whose address is in the environment; one for all runs of this process."""
     import torch.distributed as dist
 
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, _, _ = next(dist.rendezvous("env://", timeout=patience))
     return store
 
 
@@ -312,6 +320,8 @@ def silence_others() -> None:
 
 def _is_of_communication(error: BaseException) -> bool:
     """Whether torch.distributed raised it; gloo's errors have no class of their own."""
+    if isinstance(error, TrainingError):  # which says it itself, and may quote a disk's answer
+        return False
     said = str(error)
     words = ("gloo", "Connection closed by peer", "NCCL", "imed out", "TCPStore", "onnection reset", "Broken pipe")
     return type(error).__name__.startswith("Dist") or (

@@ -108,7 +108,10 @@ class Writer:
     ) -> Callable[[], Any]:
         """Copy this process's parts, and the rest of the state where it is written; what then remains to be done."""
         tensors, rest = shards.taken_apart(state)
-        place = checkpoint.begin(self._root, step) if self._ranks.first else self._root / f".step-{step:08d}.new"
+        place = self._root / f".step-{step:08d}.new"
+        with self._ranks.first_goes_first():  # what one that was killed has left is removed before anybody writes
+            if self._ranks.first:
+                checkpoint.begin(self._root, step)
         written = shards.write(place, {**parts["model"].state_dict(), **tensors}, self._ranks.writing)
         if not self._ranks.first:
             return lambda: checkpoint.wait_for(written, self._root, step)
