@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, kernels, options, restoring, rules, sharded, tensor_state, turns
+from adafrugal.optim import controls, gradients, kernels, options, restoring, rules, sharded, tensor_state, turns
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
@@ -199,7 +199,7 @@ class Frugal(torch.optim.Optimizer):
 
         What `UpdateInBackward` calls, when `param` alone has one. A subspace that needs gradients is chosen here.
         """
-        _refuse_sparse([param.grad])
+        gradients.refuse_sparse([param])
         if self._changes is None:
             self._begin_step()
         index = next(i for i, group in enumerate(self.param_groups) if any(p is param for p in group["params"]))
@@ -247,29 +247,16 @@ class Frugal(torch.optim.Optimizer):
     def _gradients_are_sound(self) -> bool:
         """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        _refuse_sparse(param.grad for param in params)
-        if self.defaults["nonfinite"] is None:
-            return True
-        grads = [grad for param in params if (grad := local(param.grad)).numel()]
-        finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
-        if all(sharded.agreed([finite] * len(params), params)):
+        gradients.refuse_sparse(params)
+        if self.defaults["nonfinite"] is None or gradients.are_finite(params):
             return True
         if self.defaults["nonfinite"] == "error":
-            step = self.param_groups[0]["steps"] + 1
+            name, step = gradients.first_nonfinite(self.param_groups), self.param_groups[0]["steps"] + 1
             raise FloatingPointError(
-                f"the gradient of parameter {self._first_nonfinite()} is not finite at step {step}; "
+                f"the gradient of parameter {name} is not finite at step {step}; "
                 "nothing was changed (nonfinite='skip' would go on without this step)"
             )
         return False
-
-    def _first_nonfinite(self) -> str:
-        """The name of the first parameter whose gradient is not finite on some process."""
-        named = [pair for g in self.param_groups for pair in zip(options.names(g), g["params"], strict=True)]
-        named = [(name, param) for name, param in named if param.grad is not None]
-        finite = sharded.agreed(
-            [bool(local(param.grad).isfinite().all()) for _, param in named], [param for _, param in named]
-        )
-        return next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
 
     def _move_subspaces(self) -> None:
         """Move every split group's clock by one step, and its subspace where that is due."""
@@ -507,16 +494,4 @@ class Frugal(torch.optim.Optimizer):
         numbers = iter(n for group in final["param_groups"] for n in group["params"])
         for group in self.param_groups:
             for param in group["params"]:
-                saved = final["state"].get(next(numbers), {})
-                for key, value in saved.items():
-                    if isinstance(value, Tensor):
-                        value = restoring.own_part(key, value, param, saved, group)
-                        counter = key == "step" and value.ndim == 0
-                        device = tensor_state.step_device(param, group) if counter else param.device
-                        value = torch.empty_like(value, device=device).copy_(value)
-                    self.state[param][key] = value
-
-
-def _refuse_sparse(grads: Iterable[Tensor]) -> None:
-    if any(grad.layout != torch.strided for grad in grads):
-        raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
+                self.state[param] |= restoring.kept(final["state"].get(next(numbers), {}), param, group)

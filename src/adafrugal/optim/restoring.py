@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from adafrugal.optim import options, rules, sharded, turns
+from adafrugal.optim import options, rules, sharded, tensor_state, turns
 from adafrugal.optim.subspaces import Run, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
@@ -27,6 +28,18 @@ def shared(state: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) ->
     run = _run(state, param, group)
     by_rows = {name for name in state if _lies_by_rows(name, state[name], param, group)}
     return {name: sharded.shared(value, param, run) if name in by_rows else value for name, value in state.items()}
+
+
+def kept(saved: Mapping[str, Any], param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """What this process keeps of a parameter's saved state: copies, each on the device where it is read."""
+    found = dict(saved)
+    for name, value in saved.items():
+        if isinstance(value, Tensor):
+            part = own_part(name, value, param, saved, group)
+            is_counter = name == "step" and part.ndim == 0
+            device = tensor_state.step_device(param, group) if is_counter else param.device
+            found[name] = torch.empty_like(part, device=device).copy_(part)
+    return found
 
 
 def own_part(

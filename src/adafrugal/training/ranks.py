@@ -42,9 +42,14 @@ class LostError(TrainingError):
         self.is_told = is_told
 
 
+def is_alone() -> bool:
+    """Whether this process makes its runs by itself."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def is_first() -> bool:
     """Whether it is this process that prints and writes."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 class Ranks:
@@ -301,7 +306,7 @@ def _environments_store(patience: timedelta) -> Store:
 
 def let_all_speak() -> None:
     """Wait before a process ends in an error: torchrun ends all as soon as one has ended, and each is to be heard."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if not is_alone():
         time.sleep(_SPEAKS_WITHIN)
 
 

@@ -50,7 +50,7 @@ def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None
     """
     identity = identify(settings, choices)
     record = Record(identity.directory) if ranks.is_first() else Unwritten(identity.directory)
-    if record.status == "finished":  # which all of its processes see alike
+    if ranks.is_alone() and record.status == "finished":  # of several processes the first looks, for all
         return record, "finished before"
     # from here on, since an interruption in the middle of somebody's import can get lost
     with Stop() if stop is None else nullcontext(stop) as stop:
