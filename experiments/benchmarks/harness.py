@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from adafrugal import composition, config, optimizers
 from adafrugal.optim import split_parameters
 from adafrugal.tracking.record import Record
-from adafrugal.training.devices import place
+from adafrugal.training.devices import open_device
 from adafrugal.training.display import Display
 from adafrugal.training.loop import Loop
 from adafrugal.training.pretrain import Pretrain
@@ -35,18 +35,18 @@ def settings(steps: int) -> config.Settings:
 
 def harness(run: config.Settings, directory: Path) -> Callable[[int], None]:
     """The project's loop, one step a call; its record is really written."""
-    task = Pretrain(run, place(run.trainer), print)
+    task = Pretrain(run, open_device(run.trainer), print)
     optimizer = optimizers.build(run, split_parameters(task.model))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
     record = Record(directory)
     record.begin({})
-    loop = Loop(run, task, optimizer, scheduler, place(run.trainer), record, Display())
+    loop = Loop(run, task, optimizer, scheduler, open_device(run.trainer), record, Display())
     return lambda step: loop.advance(loop.task.work(step))
 
 
 def bare(run: config.Settings) -> Callable[[int], None]:
     """What one would write by hand: forward, loss, backward, fused AdamW."""
-    task = Pretrain(run, place(run.trainer), print)
+    task = Pretrain(run, open_device(run.trainer), print)
     model = task.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.optimizer.lr, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))

@@ -24,7 +24,7 @@ from adafrugal.config import (
     with_run_length,
 )
 from adafrugal.optim import controls
-from adafrugal.possible import nearest, refuse_impossible, refuse_uninstalled
+from adafrugal.possible import UNIONS, nearest, refuse_impossible, refuse_uninstalled
 from adafrugal.tracking import credentials
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,6 +91,8 @@ def explain(error: Exception) -> str:
     if "is not a ListConfig" in first_line:
         given = cause.value if cause.value is not None else "…"
         return f"{key} is {given}; allowed: a list, such as '[{given}]'"
+    if key in UNIONS and "type hint" in first_line:
+        return f"{key} is {first_line.split(chr(39))[1]}; allowed: {UNIONS[key]}"
     if not ("not in" in first_line and first_line.startswith("Key")):
         return f"{key}: {first_line[0].lower()}{first_line[1:]}"
     allowed = [f.name for f in fields(schema)] if is_dataclass(schema) else list(cause.parent_node or ())

@@ -59,7 +59,7 @@ class LlamaSettings:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     dtype: str = "float32"  # of the weights; or bfloat16
-    loss_chunk_rows: int | None = None  # rows of logits held at once; null: all of a micro-batch
+    loss_chunk_rows: int | str | None = "auto"  # rows of logits held at once; null: all of a micro-batch; auto: as fit
 
 
 @dataclass
@@ -259,12 +259,13 @@ class TrainerSettings:
     steps: int | None = 500  # null: as many as `epochs` are
     epochs: float | None = None  # where steps is null
     batch_size: int = 8  # sequences per optimizer step
-    micro_batch_size: int | None = None  # sequences per forward and backward; null: all of them
+    micro_batch_size: int | None = None  # sequences per forward and backward; null: all, on a GPU as many as fit
     sequence_length: int = 128
     clip_norm: float | None = None  # null: gradients are not clipped
     precision: str = "auto"
     device: str = "auto"
-    compile: bool = False
+    compile: bool | str = "auto"  # forward, loss and backward with torch.compile; auto: on a GPU
+    compile_mode: str = "auto"  # torch.compile's; auto: reduce-overhead (CUDA graphs) where it is safe, else default
     parallel: str = "none"  # of several processes: ddp (each has the whole model) or fsdp (each a part of it)
     replicas: int = 1  # with fsdp: so many groups of processes that each have the whole model between them
     offload: bool = False  # with fsdp: weights, gradients and state wait in the CPU's memory
@@ -371,6 +372,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
         **dict.fromkeys(SUBSPACES, ()), "blocks": ("keep",), "svd": ("keep_overlap",), "random": ("keep_overlap",)
     }.items()
 }  # fmt: skip
+COMPILE_MODES = ("auto", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
 TOKENIZERS = ("train", "pretrained", "sentencepiece")
 NORMALIZATIONS = ("none", "nfc", "nfkc")
 TREATMENTS = ("state_full", "split", "state_free", "frozen")

@@ -20,6 +20,9 @@ NOT_PART = (
     "tracking",
     "checkpoint",
     "trainer.micro_batch_size",
+    "trainer.compile",
+    "trainer.compile_mode",
+    "model.loss_chunk_rows",  # the same loss up to the order of a sum
     "trainer.device",
     "trainer.parallel",
     "trainer.replicas",
@@ -68,6 +71,11 @@ def differing(settings: Settings) -> dict[str, Any]:
     of old records alone.
     """
     return dict(_differing(settings, ""))
+
+
+def still_part(differs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `differing` gave to an older version of this code, without the names that are no part of it any more."""
+    return {name: value for name, value in differs.items() if name not in NOT_PART}
 
 
 def _differing(node: Any, path: str) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from adafrugal.config import (
     CHOICES,
+    COMPILE_MODES,
     METRICS,
     NORMALIZATIONS,
     POLICIES,
@@ -101,6 +102,8 @@ def _check_run(s: Settings) -> None:
     if micro is not None:
         allowed = f"a divisor of trainer.batch_size ({t.batch_size}), such as {_near_divisors(t.batch_size, micro)}"
         _need(micro >= 1 and t.batch_size % micro == 0, "trainer.micro_batch_size", micro, allowed)
+    _need(t.compile in (True, False, "auto"), "trainer.compile", t.compile, UNIONS["trainer.compile"])
+    _one_of("trainer.compile_mode", t.compile_mode, COMPILE_MODES)
     _need(t.clip_norm is None or t.clip_norm > 0, "trainer.clip_norm", t.clip_norm, "above 0, or null for none")
     _one_of("trainer.precision", t.precision, ("auto", "fp32", "bf16", "fp16"))
     _one_of("trainer.device", t.device, ("auto", "cpu", "cuda"))
@@ -174,7 +177,7 @@ def _check_update_in_backward(s: Settings) -> None:
          f"each backward pass is a step then; allowed with it: {t.batch_size}, or null"),
         (t.clip_norm is not None, f"trainer.clip_norm={t.clip_norm}", "the norm is of all gradients at once"),
         (t.precision == "fp16", "trainer.precision=fp16", "its gradients are scaled back all at once; bf16 needs none"),
-        (t.compile, "trainer.compile=true", "compiled code gives all gradients at once, and nothing would be saved"),
+        (t.compile is True, "trainer.compile=true", "compiled code gives all gradients at once"),
         (nonfinite is not None, f"optimizer.nonfinite={nonfinite}",
          "it looks at all gradients at once; trainer.on_nonfinite looks at the loss"),
     ]  # fmt: skip
@@ -253,7 +256,8 @@ def _check_llama(s: Settings) -> None:
     _need(length <= longest, "trainer.sequence_length", length, f"up to model.max_position_embeddings ({longest})")
     _one_of("model.dtype", m.dtype, ("float32", "bfloat16"))
     rows = m.loss_chunk_rows
-    _need(rows is None or rows >= 1, "model.loss_chunk_rows", rows, "1 or more, or null for no chunks")
+    is_possible = rows == "auto" if isinstance(rows, str) else rows is None or rows >= 1
+    _need(is_possible, "model.loss_chunk_rows", rows, UNIONS["model.loss_chunk_rows"])
 
 
 def _check_data(s: Settings) -> None:
@@ -446,6 +450,10 @@ def _check_subspace(s: Settings) -> None:
         raise SettingError("optimizer.modules: with blocks of unit layer nothing outside the layers can be split")
 
 
+UNIONS = {  # settings of several types, and what they take
+    "trainer.compile": "auto, true, false",
+    "model.loss_chunk_rows": "auto, 1 or more, or null for no chunks",
+}
 _ANY_SIZE = 1 << 20  # larger than any model's hidden size
 _GO_TOGETHER = {  # task -> group -> the kinds that it takes, and a file of such a kind
     "pretrain": {"data": (("embedded", "corpus"), "embedded"), "model": (("llama",), "llama_3m")},

@@ -3,7 +3,9 @@ import mmap
 import pytest
 import torch
 
+from adafrugal.config import TrainerSettings
 from adafrugal.memory import measure
+from adafrugal.training.devices import open_device
 
 
 def test_a_cpu_tells_what_the_process_holds():
@@ -31,7 +33,7 @@ def test_a_peak_is_of_what_has_been_since_the_run_began():
 
 @pytest.mark.gpu
 def test_a_gpu_tells_the_peak_of_each_window():
-    device = torch.device("cuda")
+    device = open_device(TrainerSettings(device="cuda")).device
     measure.read(device)
     tensor = torch.ones(64 * 2**20 // 4, device=device)
     del tensor

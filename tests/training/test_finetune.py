@@ -11,7 +11,7 @@ from scipy.stats import pearsonr
 from adafrugal.config import SettingError, TrainingError
 from adafrugal.identity import identify
 from adafrugal.tracking.record import Record
-from adafrugal.training.devices import place
+from adafrugal.training.devices import open_device
 from adafrugal.training.finetune import Finetune
 from adafrugal.training.session import run
 
@@ -22,7 +22,7 @@ def task(finetune_settings):
 
     def make(name="rte", *overrides, state=None):
         chosen, _ = finetune_settings(name, *overrides)
-        return Finetune(chosen, place(chosen.trainer), str, state)
+        return Finetune(chosen, open_device(chosen.trainer), str, state)
 
     return make
 
@@ -63,7 +63,7 @@ def test_the_examples_of_a_loss_that_is_no_number_are_named(finetune_settings, m
         run(chosen, choices)
     record = Record(identify(chosen, choices).directory)
     (event,) = [event for event in record.events() if event["event"] == "nonfinite"]
-    built = Finetune(chosen, place(chosen.trainer), str)
+    built = Finetune(chosen, open_device(chosen.trainer), str)
     assert len(event["rows"]) == 8
     assert torch.equal(built._labelled.train.batch(event["rows"]).tokens, built.work(3).batches[0].tokens)
 

@@ -16,7 +16,7 @@ from adafrugal.config import SettingError, TrainingError
 from adafrugal.identity import identify
 from adafrugal.models import llama
 from adafrugal.tracking.record import Record
-from adafrugal.training.devices import place
+from adafrugal.training.devices import open_device
 from adafrugal.training.display import Display
 from adafrugal.training.loop import Loop
 from adafrugal.training.pretrain import Pretrain
@@ -31,14 +31,14 @@ def loop(settings, tmp_path):
 
     def make(*overrides):
         chosen, _ = settings(*overrides)
-        task = Pretrain(chosen, place(chosen.trainer), str)
+        task = Pretrain(chosen, open_device(chosen.trainer), str)
         tasks.append(task)
         optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
         record = Record(tmp_path / "record")
         record.begin({})
         display = Display()
-        return Loop(chosen, task, optimizer, scheduler, place(chosen.trainer), record, display), chosen
+        return Loop(chosen, task, optimizer, scheduler, open_device(chosen.trainer), record, display), chosen
 
     yield make
     for task in tasks:
@@ -49,7 +49,7 @@ def test_losses_are_those_of_a_loop_written_by_hand(settings):
     chosen, choices = settings("optimizer=adamw", "trainer.log_every=1", "optimizer.weight_decay=0.1")
     record, outcome = run(chosen, choices)
     assert outcome == "finished"
-    found = Pretrain(chosen, place(chosen.trainer), str)
+    found = Pretrain(chosen, open_device(chosen.trainer), str)
     torch.manual_seed(chosen.seed)
     model = llama.build(chosen.model)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -295,20 +295,12 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by
     assert after["seconds"]["forward"] == pytest.approx(before["seconds"]["forward"])
 
 
-def test_a_run_goes_on_in_the_precision_that_it_began_in(settings):
-    chosen, _ = settings()
-    assert place(chosen.trainer, "bf16").precision == "bf16"
-    assert place(chosen.trainer).precision == ("fp32" if not torch.cuda.is_available() else "bf16")
-    explicit, _ = settings("trainer.precision=fp32")
-    assert place(explicit.trainer, "fp32").precision == "fp32"
-
-
 def test_the_last_evaluation_may_read_more_and_is_compared_with_no_other(settings):
     record, _ = run(*settings("optimizer=adamw", "eval.every=5", "eval.tokens=320", "eval.last_tokens=1280"))
     chosen, _ = settings("eval.every=5", "eval.tokens=1280")
     evaluated = [line for line in record.metrics() if "validation_loss" in line]
     assert [line["step"] for line in evaluated] == [5, 10, 15, 20]
-    summary, task = record.summary(), Pretrain(chosen, place(chosen.trainer), str)
+    summary, task = record.summary(), Pretrain(chosen, open_device(chosen.trainer), str)
     saved = load_file(record.directory / "checkpoints" / "step-00000020" / "model.safetensors")
     task.model.load_state_dict(saved, strict=True)
     assert task.evaluate(last=False)["validation_loss"] == summary["validation_loss"]

@@ -11,6 +11,7 @@ import torch
 
 from adafrugal import optimizers
 from adafrugal.config import SettingError, Settings, settled
+from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Answers, Footprint, footprint, shadows
 from adafrugal.models import llama
 from adafrugal.models.checkpointing import checkpoint_activations
@@ -73,7 +74,7 @@ def estimate(settings: Settings) -> Estimate:
     if settings.trainer.parallel == "fsdp":
         allowed = "none or ddp, since a process with a part of the model is not estimated"
         raise SettingError(f"trainer.parallel is fsdp; allowed: {allowed}")
-    settings = settled(settings, None, settings.model.hidden_size)
+    settings = with_chunks(settled(settings, None, settings.model.hidden_size))
     trainer = settings.trainer
     rows = trainer.micro_batch_size or trainer.batch_size
     half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16

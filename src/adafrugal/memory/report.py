@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from adafrugal.config import SettingError, Settings
 from adafrugal.memory import fit
 from adafrugal.memory.estimate import Estimate, Stage
+from adafrugal.memory.on_device import chunk_rows
 
 MIB = 2**20
 ROLES = (  # of the state, in the order in which they are listed
@@ -22,7 +23,7 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
     columns = [(s, stage) for s, e in found for stage in e.stages]
     lines = [
         f"{first.parameters:,} parameters; {rows} × {trainer.sequence_length} tokens in a micro-batch, "
-        f"{trainer.batch_size} rows in a step; precision {_precision(trainer.precision)}",
+        f"{trainer.batch_size} rows in a step; {_logits(settings)}; precision {_precision(trainer.precision)}",
         "",
         *_aligned([["MiB", *(_named(s, stage) for s, stage in columns)], *_rows([stage for _, stage in columns])]),
         "",
@@ -38,6 +39,11 @@ def chosen(settings: Settings, found: fit.Fitted) -> str:
     return (
         f"ρ begins at {found.density:g}: {found.peak / fit.GIB:.2f} GiB by the estimate, of {gib:g} (optimizer.fit_gib)"
     )
+
+
+def _logits(settings: Settings) -> str:
+    rows = chunk_rows(settings)
+    return "logits in one piece" if rows is None else f"logits of {rows:,} tokens at once"
 
 
 def _precision(given: str) -> str:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal import checks, composition
 from adafrugal.config import SettingError, Settings
-from adafrugal.identity import differing
+from adafrugal.identity import differing, still_part
 from adafrugal.tracking.record import Record
 
 RATES = ("optimizer.lr", "optimizer.split_lr_scale", "optimizer.state_free_lr_scale")
@@ -172,7 +172,8 @@ def settings_key(differs: Mapping[str, Any], data: str) -> str:
         differs: the settings that differ from the schema's defaults, as records have them.
         data: the settings' file of the data.
     """
-    kept = {name: _number(value) for name, value in differs.items() if name not in ("seed", "trainer.log_every")}
+    kept = still_part(differs)
+    kept = {name: _number(value) for name, value in kept.items() if name not in ("seed", "trainer.log_every")}
     if "data.source" in kept:
         file = composition.REPOSITORY / "conf" / "data" / f"{data}.yaml"
         own = OmegaConf.load(file).get("source") if file.exists() else None

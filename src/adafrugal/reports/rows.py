@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adafrugal.identity import still_part
 from adafrugal.reports.grid import Change
 from adafrugal.tracking.record import Record
 
@@ -27,7 +28,7 @@ def rows_of(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for record in records:
         environment = record.environment() or {}
         identity = environment["identity"]
-        found = {name: value for name, value in identity["differs"].items() if name not in NO_DIFFERENCE}
+        found = {name: value for name, value in still_part(identity["differs"]).items() if name not in NO_DIFFERENCE}
         found |= {"precision": environment["precision"], "data": environment["data"]["fingerprint"][:8]}
         key = (identity["labels"]["arm"], *(f"{name}={found[name]}" for name in sorted(found)))
         rows[key].append(record)

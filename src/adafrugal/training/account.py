@@ -13,7 +13,7 @@ from adafrugal.memory import measure
 from adafrugal.optim import Frugal
 from adafrugal.optim.accounting import StateBytes, adamw_state_bytes
 
-TRAINING = ("data", "forward", "backward", "optimizer", "refresh")  # the phases that tokens per second count
+BESIDE = ("evaluation", "checkpoint", "compile")  # the phases that tokens per second leave out
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Window:
     loss: float = 0.0  # summed over targets, or examples
     count: int = 0  # of these
     tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
+    wall: float = 0.0  # seconds in all
 
     def mean(self) -> float:
         """The mean loss; NaN where nothing was counted."""
@@ -76,7 +77,8 @@ class Account:
         self.unobserved.loss += loss
         for sums in (self.window.seconds, self.seconds):
             sums |= {phase: sums.get(phase, 0.0) + more for phase, more in seconds.items()}
-        self.wall += wall
+        for counter in (self, self.window):
+            counter.wall += wall
 
     def observed(self) -> float:
         """The mean training loss of the steps since the last call; NaN where all of them were left out."""
@@ -105,7 +107,7 @@ class Account:
         self.state_bytes_peak = max(self.state_bytes_peak, counted.total)
         self.memory_peak = max(self.memory_peak, measure.peak(memory))
         is_frugal = isinstance(optimizer, Frugal)
-        training = sum(window.seconds.get(phase, 0.0) for phase in TRAINING)
+        training = window.wall - sum(window.seconds.get(phase, 0.0) for phase in BESIDE)
         self.last_line = {
             "step": self.step,
             "loss": window.mean(),
@@ -114,7 +116,7 @@ class Account:
             "interval": optimizer.interval if is_frugal else None,
             "tokens": self.tokens,
             "real_tokens": self.real_tokens,
-            "tokens_per_second": window.tokens / training if training else 0.0,
+            "tokens_per_second": window.tokens / training if training > 0 else 0.0,
             "seconds": window.seconds,
             "state_bytes": counted.total,
             "state_bytes_by_role": counted.by_role(),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -12,7 +15,10 @@ from adafrugal.config import SettingError, TrainerSettings
 
 @dataclass(frozen=True)
 class Place:
-    """A device and the type that matrix products are made in; weights and state are float32 in either case."""
+    """An opened device, and the type that matrix products are made in.
+
+    Weights and state have the type that the settings say, whatever the precision.
+    """
 
     device: torch.device
     precision: str
@@ -24,44 +30,102 @@ class Place:
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """Of the global generators, from which dropout draws."""
-        gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.is_gpu else {}
         return {"cpu": torch.get_rng_state(), **gpu}
 
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on where `random_state` was taken; on another kind of device the numbers are others anyway."""
         torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda" and "cuda" in state:
+        if self.is_gpu and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def name(self) -> str:
         """The device as its maker calls it."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return torch.cuda.get_device_name(self.device) if self.is_gpu else self.device.type
+
+    def memory(self) -> int | None:
+        """Bytes of the GPU's memory, whoever uses them; None on a CPU."""
+        return torch.cuda.get_device_properties(self.device).total_memory if self.is_gpu else None
+
+    def begun_in(self, precision: str, asked: str) -> Place:
+        """The same device for a run that goes on: with `trainer.precision=auto` it keeps the precision it began in."""
+        return replace(self, precision=precision) if asked == "auto" else self
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a CUDA device."""
+        return self.device.type == "cuda"
 
 
-def place(settings: TrainerSettings, begun_in: str | None = None, number: int = 0) -> Place:
-    """The device and precision that are asked for, or the best there are.
+def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str], None] | None = None) -> Place:
+    """Open the device that is asked for, or the best there is.
+
+    The first call of a process that touches CUDA: several of torch's functions fail before CUDA is initialised.
 
     Args:
-        settings: `auto` is the GPU where there is one, and bf16 on a GPU that has it.
-        begun_in: the precision that the run began in; `auto` keeps to it, so that a run has one precision wherever
-            it goes on.
+        settings: `device=auto` is the GPU where there is one; `precision=auto` is bf16 on a GPU that has it, else fp32.
         number: of the GPU among those of the machine, where several processes have one each.
+        warn: told why a GPU that is there is not used; None: nobody is told.
 
     Raises:
-        SettingError: no such device.
+        SettingError: the device that is asked for is not there, or torch cannot use it.
     """
-    has_gpu = torch.cuda.is_available()
-    if settings.device == "cuda" and not has_gpu:
-        raise SettingError("trainer.device is cuda, but torch finds no GPU; allowed here: auto, cpu")
-    there = torch.cuda.device_count()
-    if has_gpu and settings.device != "cpu" and number >= there:
-        allowed = "as many processes on a machine as it has (torchrun --nproc_per_node), or trainer.device=cpu"
-        raise SettingError(f"LOCAL_RANK is {number}, and torch finds GPUs 0 to {there - 1}; allowed: {allowed}")
-    device = torch.device("cuda", number) if has_gpu and settings.device != "cpu" else torch.device("cpu")
+    device = torch.device("cpu")
+    if settings.device != "cpu":
+        reason = _open_gpu(number)
+        if reason is None:
+            device = torch.device("cuda", number)
+        elif settings.device == "cuda":
+            raise SettingError(f"trainer.device is cuda, but {reason}; allowed here: auto, cpu")
+        elif warn is not None and reason != _NO_GPU:
+            warn(f"the run is made on the CPU: {reason}")
     precision = settings.precision
     if precision == "auto":
-        best = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        precision = begun_in or best
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
     return Place(device, precision)
+
+
+_NO_GPU = "torch finds no GPU"
+
+
+def _open_gpu(number: int) -> str | None:
+    """Initialise CUDA and make a GPU the current one; the reason where that cannot be done.
+
+    Raises:
+        SettingError: the machine has GPUs, but none of this number.
+    """
+    if not torch.cuda.is_available():
+        return _why_unavailable()
+    there = torch.cuda.device_count()
+    if number >= there:
+        allowed = "as many processes on a machine as it has (torchrun --nproc_per_node), or trainer.device=cpu"
+        raise SettingError(f"LOCAL_RANK is {number}, and torch finds GPUs 0 to {there - 1}; allowed: {allowed}")
+    device = torch.device("cuda", number)
+    try:
+        torch.cuda.init()
+        torch.cuda.set_device(device)
+        torch.ones(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        name = torch.cuda.get_device_name(device) if torch.cuda.is_initialized() else "the GPU"
+        return f"torch {torch.__version__} cannot use {name} ({_line(error)})"
+    torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    return None
+
+
+def _why_unavailable() -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return _NO_GPU
+    if torch.version.cuda is None:
+        return f"this machine has an NVIDIA GPU, and torch {torch.__version__} is a build without CUDA: install another"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return f"this machine has an NVIDIA GPU that torch {torch.__version__} cannot use ({_line(error)})"
+    return _NO_GPU
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

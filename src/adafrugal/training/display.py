@@ -97,4 +97,5 @@ def _short(line: Mapping[str, Any]) -> str:
     text = f"loss {line['loss']:.3f}"
     if line["density"] is not None:
         text += f"  ρ {line['density']:.3f}  T {line['interval']}"
-    return f"{text}  {line['tokens_per_second']:,.0f} tokens/s"
+    text += f"  {line['tokens_per_second']:,.0f} tokens/s"
+    return f"{text}  MFU {line['mfu']:.0%}" if "mfu" in line else text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +57,28 @@ class Finetune:
         if state:
             faults.refuse_other_data(state["fingerprint"], self._fingerprint)
         self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
+        self._batch_size = trainer.batch_size
         self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.module = self.model
         self.saved = {"model": self.model, "tokenizer": tokenizer}
-        self._forward = torch.compile(self.model, dynamic=True) if trainer.compile else self.model
+        self.forward = self._forward
         self._prefixes = ["validation"]  # of what an evaluation says of each validation set
         self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
         self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
 
     last_is_alike = True
+    shapes_vary = True  # a batch is as long as its longest example
+
+    @property
+    def micro_batches(self) -> int:
+        """The number of forward and backward passes in a step."""
+        return -(-self._batch_size // self._micro_batch_size)
+
+    def shapes(self) -> Iterator[Batch]:
+        """One batch; torch.compile leaves its sizes open."""
+        yield self.work(1).batches[0]
 
     @property
     def data(self) -> dict[str, Any]:
@@ -100,9 +111,7 @@ class Finetune:
 
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss of a micro-batch: cross-entropy in nats, or the squared error of scores."""
-        there = batch.to(self._place.device)
-        with self._place.autocast():
-            return _summed_loss(self._outputs(there), there.labels, self._is_score)
+        return self._loss_and_outputs(batch)[0]
 
     @torch.no_grad()
     def evaluate(self, last: bool) -> dict[str, float]:
@@ -116,10 +125,9 @@ class Finetune:
         for prefix, examples in zip(self._prefixes, self._labelled.validation.values(), strict=True):
             outputs, labels, losses = [], [], []
             for batch in examples.by_length(self._micro_batch_size):
-                there = batch.to(self._place.device)
-                with self._place.autocast():
-                    outputs.append(self._outputs(there).float())
-                losses.append(_summed_loss(outputs[-1], there.labels, self._is_score).double())
+                loss, given = self._loss_and_outputs(batch)
+                losses.append(loss.double())
+                outputs.append(given)
                 labels.append(batch.labels)
             found[f"{prefix}_loss"] = torch.stack(losses).sum().item() / len(examples)
             values = scores(self._metrics, torch.cat(labels).numpy(), torch.cat(outputs).cpu().numpy())
@@ -148,10 +156,29 @@ class Finetune:
     def close(self) -> None:
         """Nothing works in the background."""
 
-    def _outputs(self, batch: Batch) -> Tensor:
-        """The head's outputs [examples, classes], or [examples, 1] for scores."""
-        types = {} if batch.types is None else {"token_type_ids": batch.types}
-        return self._forward(input_ids=batch.tokens, attention_mask=batch.mask, **types).logits
+    def _loss_and_outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss of a micro-batch, and what the head gave."""
+        there = batch.to(self._place.device)
+        return self.forward(there.tokens, there.mask, there.types, there.labels)
+
+    def _forward(
+        self, tokens: Tensor, mask: Tensor, types: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The region that may be compiled: a batch's tensors → its summed loss and the head's outputs, both float32.
+
+        Args:
+            tokens: int64 [examples, length].
+            mask: int64 [examples, length].
+            types: int64 [examples, length]; None where the model takes none.
+            labels: [examples].
+
+        Returns:
+            A scalar, and [examples, classes], or [examples, 1] for scores.
+        """
+        more = {} if types is None else {"token_type_ids": types}
+        with self._place.autocast():
+            outputs = self.model(input_ids=tokens, attention_mask=mask, **more).logits.float()
+            return _summed_loss(outputs, labels, self._is_score), outputs
 
 
 def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:

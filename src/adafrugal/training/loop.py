@@ -15,9 +15,10 @@ import torch
 from adafrugal.config import SettingError, Settings, TrainingError
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
 from adafrugal.tracking.record import Record
-from adafrugal.training import parallel, shards
+from adafrugal.training import parallel, shards, throughput
 from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
+from adafrugal.training.compiling import Compilation
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
 from adafrugal.training.ranks import Ranks
@@ -57,8 +58,13 @@ class Loop:
         self.known_as: Mapping[str, Any] = {}  # the settings by which a checkpoint is known as this run's
         self.account = Account()
         self.clock = PhaseClock(place.device)
+        self.compilation = Compilation(None)
         self._since = time.perf_counter()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
+        self._peak_flops, self._flops_per_token = None, 0
+        if settings.task.kind == "pretrain" and (peak := throughput.peak_flops(place)):
+            self._peak_flops = peak * self.ranks.size
+            self._flops_per_token = throughput.flops_per_token(task.model)
         self._losses: list[tuple[int, torch.Tensor]] = []  # of steps, on the device: read only where they are written
         self._skips = settings.trainer.on_nonfinite == "skip"
         self._lr = 0.0
@@ -72,6 +78,20 @@ class Loop:
             optimizer.register_refresh_hook(self._refreshed)
         if settings.trainer.update_in_backward:
             UpdateInBackward(optimizer, around=lambda: self.clock("optimizer"))
+
+    def compiled(self, how: Compilation) -> None:
+        """Note how forward and backward passes are made; the time of steps begins after it."""
+        self.compilation = how
+        if how.seconds:
+            self.account.add(0.0, {"compile": how.seconds}, how.seconds)
+        self._since = time.perf_counter()
+
+    def decided(self) -> dict[str, Any]:
+        """What was left to the device, as it came to be: for the record."""
+        how, model = self.compilation, self.settings.model
+        found: dict[str, Any] = {"compile": how.mode, "micro_batch_size": self.settings.trainer.micro_batch_size}
+        found |= {"compile_reason": how.reason} if how.reason else {}
+        return found | ({"loss_chunk_rows": model.loss_chunk_rows} if hasattr(model, "loss_chunk_rows") else {})
 
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
@@ -144,13 +164,13 @@ class Loop:
 
     def _train_step(self, work: Work) -> None:
         """One optimizer step over a whole batch, whatever the number of micro-batches and processes it comes in."""
-        summed = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        summed = None
         share = max(1, work.count) / self.ranks.size  # gradients are averaged over processes
         for place, batch in enumerate(work.batches, 1):
             with parallel.accumulating(self.task.module, is_last=place == len(work.batches)):
                 with self.clock("forward"):
                     loss = self.task.loss(batch)
-                summed += loss.detach()
+                summed = loss.detach().double() if summed is None else summed + loss.detach()
                 if not self._is_sound(summed):  # before its gradients are anywhere
                     break
                 with self.clock("backward"), self._refusals():
@@ -294,8 +314,20 @@ class Loop:
         self._fold()
         counted = self._state_bytes()
         line = self.account.close_window(self.optimizer, counted, self._lr, self.place.device, evaluated)
+        if self._peak_flops is not None:
+            line["mfu"] = line["tokens_per_second"] * self._flops_per_token / self._peak_flops
+            self._say_if_idle(line["mfu"])
         self.record.add_metrics(line)
         self.display.metrics(line, self.task.headline)
+
+    def _say_if_idle(self, mfu: float) -> None:
+        """Say once, at the second line of metrics, that a small batch leaves the GPU idle: the first warms up."""
+        trainer = self.settings.trainer
+        if self.account.step // trainer.log_every != 2 or self.account.step % trainer.log_every:
+            return
+        rows = min(trainer.micro_batch_size or trainer.batch_size, trainer.batch_size // self.ranks.size)
+        if text := throughput.idle(mfu, rows * trainer.sequence_length):
+            self.display.say(text)
 
     def _save(self) -> None:
         """Leave a checkpoint of this step, unless there is one."""
@@ -379,6 +411,7 @@ class Loop:
         evaluations = [line for line in scheduled if "validation_loss" in line]
         found = self.account.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
+        here |= self.decided()
         if self.ranks.size > 1:
             here["processes"] = {"parallel": self.settings.trainer.parallel, "state_bytes": own, "memory_peak": peaks}
         return found | {"epochs": self.task.epochs(self.account.step)} | here

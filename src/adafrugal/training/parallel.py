@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from adafrugal.config import TrainerSettings
 from adafrugal.training.devices import Place
 from adafrugal.training.ranks import Ranks
+
+
+def made_on(device: torch.device, settings: TrainerSettings) -> AbstractContextManager[Any]:
+    """The context in which a model is made: its weights are drawn by the device's generator, where they will lie.
+
+    A model that will be sharded is made on the CPU, since no GPU may hold the whole of it; its weights are drawn on the
+    device one tensor after the other, and are those of one process.
+    """
+    if settings.parallel == "fsdp" and device.type != "cpu":
+        return _DrawnOn(device)
+    return device
+
+
+class _DrawnOn(TorchFunctionMode):
+    """Random numbers for tensors on the CPU are those that a device's generator draws.
+
+    Args:
+        device: whose generator draws.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in ("normal_", "uniform_") or args[0].is_meta:
+            return func(*args, **kwargs or {})
+        drawn = func(torch.empty_like(args[0], device=self._device), *args[1:], **kwargs or {})
+        return args[0].copy_(drawn)
 
 
 def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:
@@ -20,8 +53,8 @@ def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
     Gradients are means over the processes: a loss that is to be summed is multiplied by their number.
 
     Args:
-        module: the same on all processes, on the CPU. It is moved to the device; where it is sharded, block by block,
-            so that no GPU ever has the whole of it.
+        module: the same on all processes, made within `made_on`. Where it is sharded it is moved to the device block by
+            block.
         settings: which way, and with which choices.
         place: device and precision.
         ranks: the processes.

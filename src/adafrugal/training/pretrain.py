@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,19 +43,38 @@ class Pretrain:
         self._place, self._ranks = place, ranks or Ranks()
         self._batch_size = settings.trainer.batch_size
         self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
+        self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
         with self._ranks.first_goes_first():  # a tokenizer is trained once, and tokens are prepared by one
             self._corpus = Corpus(settings, say, state, self._ranks.size)
         torch.manual_seed(settings.seed)
-        self.model = llama.build(settings.model)
+        with parallel.made_on(place.device, settings.trainer):
+            self.model = llama.build(settings.model)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
         nats = TokenNats(self.model, settings.model.loss_chunk_rows)
         self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
-        self._nats = torch.compile(self.module) if settings.trainer.compile else self.module
+        self.forward = self._forward
         self.saved = {"model": self.model}
 
     headline = ("validation_perplexity",)
     epoch = None  # a text's length may not be known, and a run is shorter
+    shapes_vary = False
+
+    @property
+    def micro_batches(self) -> int:
+        """The number of forward and backward passes in a step of this process."""
+        return len(self._parts())
+
+    def shapes(self) -> Iterator[Batch]:
+        """A batch of each shape that the run will see."""
+        for rows in sorted(set(self._parts()), reverse=True):
+            tokens, positions = torch.zeros(2, rows, self._length, dtype=torch.int64)
+            yield Batch(tokens, tokens, torch.full((rows,), self._length), positions if self._masked else None)
+
+    def _parts(self) -> list[int]:
+        """Rows of each micro-batch of this process."""
+        mine = -(-self._batch_size // self._ranks.size)
+        return [min(self._micro_batch_size, mine - begin) for begin in range(0, mine, self._micro_batch_size)]
 
     @property
     def data(self) -> dict[str, Any]:
@@ -93,8 +112,12 @@ class Pretrain:
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss of a micro-batch, in nats: a float32 scalar on the device."""
         there = batch.to(self._place.device)
+        return self.forward(there.tokens, there.targets, there.positions)
+
+    def _forward(self, tokens: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
+        """The region that may be compiled: int64 [rows, length] each → the summed loss, a float32 scalar."""
         with self._place.autocast():
-            return self._nats(there.tokens, there.targets, there.positions)
+            return self.module(tokens, targets, positions)
 
     @torch.no_grad()
     def evaluate(self, last: bool) -> dict[str, float]:

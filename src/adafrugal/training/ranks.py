@@ -236,16 +236,13 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks()
         return
-    import torch
     import torch.distributed as dist
+
+    from adafrugal.training import devices
 
     found = Ranks(_number("RANK"), size, _number("LOCAL_RANK"), settings.timeout)
     patience = timedelta(seconds=settings.timeout)
-    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        from adafrugal.training import devices
-
-        torch.cuda.set_device(devices.place(settings, number=found.local).device)  # refuses one that is not there
+    on_gpu = devices.open_device(settings, found.local).is_gpu  # refuses one that is not there
     try:
         found._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store(patience))
     except (RuntimeError, ValueError) as error:  # torch's, of a store that is not reached or an address that is not set

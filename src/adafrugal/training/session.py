@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adafrugal.config import SettingError, Settings, TrainingError, settled
-from adafrugal.identity import Identity, differing, identify
+from adafrugal.identity import Identity, differing, identify, still_part
 from adafrugal.possible import refuse_impossible
 from adafrugal.tracking.credentials import hidden
 from adafrugal.tracking.record import Record, Unwritten
@@ -97,10 +97,14 @@ class Session:
 
             if self.ranks.tell(self.record.status) == "finished":  # by a process that held the directory until now
                 return "finished before"
-            devices.place(self.settings.trainer, number=self.ranks.local)  # refuses before the record is touched
+            notes: list[str] = []
+            # before anything else asks CUDA for something, and before the record is touched
+            place = devices.open_device(self.settings.trainer, self.ranks.local, notes.append)
             self.record.begin(self._config())
             with Display() as display:
-                return self._train(display)
+                for note in notes:
+                    self._warn(display, note)
+                return self._train(display, place)
 
     def _config(self) -> dict[str, Any]:
         """The settings without where the record lies: it may be moved, published, or sent to W&B."""
@@ -128,10 +132,10 @@ class Session:
                 ) from error
             yield
 
-    def _train(self, display: Display) -> Outcome:
+    def _train(self, display: Display, place: Place) -> Outcome:
         """Train to the end, or until asked to stop."""
         with ExitStack() as ends, self._status():  # which is noted before anything is waited for
-            loop = self._set_up(display, ends)
+            loop = self._set_up(display, ends, place)
             ends.enter_context(self._copied(display))
             ends.push(loop.close)
             self.stop.training = True
@@ -191,13 +195,13 @@ class Session:
                 raise
             raise TrainingError(reason) from error
 
-    def _set_up(self, display: Display, ends: ExitStack) -> Loop:
+    def _set_up(self, display: Display, ends: ExitStack, place: Place) -> Loop:
         """Build everything, say what it is, and go to where the run stands; `ends` learns what to close."""
         import torch
 
         from adafrugal import optimizers
         from adafrugal.memory import measure
-        from adafrugal.training import checkpoint, devices
+        from adafrugal.training import checkpoint, compiling
         from adafrugal.training.loop import Loop
         from adafrugal.training.schedule import factor
 
@@ -207,15 +211,16 @@ class Session:
         known_as = differing(self.settings)
         if state is not None:
             _refuse_another(state, known_as, record)
-        place = devices.place(self.settings.trainer, state["precision"] if state else None, self.ranks.local)
+            place = place.begun_in(state["precision"], self.settings.trainer.precision)
         self._memory_before = measure.begin(place.device)
-        task_class, begins_at = _task_class(self.settings), state["task"] if state else None
-        task = task_class(self.settings, place, display.say, begins_at, self.ranks)
+        settings = self._on_device(place, display)
+        task_class, begins_at = _task_class(settings), state["task"] if state else None
+        task = task_class(settings, place, display.say, begins_at, self.ranks)
         ends.push(_unless_at_once(task.close))
-        settings = settled(self.settings, task.epoch, task.model.config.hidden_size)
+        settings = settled(settings, task.epoch, task.model.config.hidden_size)
         refuse_impossible(settings)
-        settings, fitted = self._within_budget(settings, place, display, state)
-        self._made = _in_precision(settings, place)
+        settings, fitted = self._within_budget(settings, display, state)
+        self._made = settings
         display.expect(settings.trainer.steps)
         optimizers.adapt(settings, task.model)
         groups = optimizers.groups(settings, task.model)
@@ -231,8 +236,31 @@ class Session:
         record.go_back_to(loop.account.step)
         if fitted is not None:
             record.add_event("fitted", step=1, **asdict(fitted))  # a run that begins anew tells it anew
-        self._describe(place, task, loop.account.step)
+        warn = lambda text: self._warn(display, text)  # noqa: E731
+        loop.compiled(compiling.start(task, settings, place, display.say, warn))
+        self._describe(place, task, loop)
         return loop
+
+    def _on_device(self, place: Place, display: Display) -> Settings:
+        """The settings with what is left to the device: precision, micro-batch, rows of logits."""
+        import torch
+
+        from adafrugal.memory import on_device
+        from adafrugal.memory.estimate import estimate
+
+        trainer = replace(self.settings.trainer, precision=place.precision)
+        settings, memory = replace(self.settings, trainer=trainer), place.memory()
+        divides = settings.task.kind == "pretrain" and trainer.parallel != "fsdp" and not trainer.update_in_backward
+        if memory and divides and trainer.micro_batch_size is None:
+            free = min(self.ranks.gather(torch.cuda.mem_get_info(place.device)[0]))
+            own = self._of_one_process(settings)
+            found = on_device.with_micro_batch(own, lambda given: estimate(given).peak, memory, free)
+            rows = found.trainer.micro_batch_size
+            if rows < own.trainer.batch_size:
+                free_gib = f"{free / 2**30:.1f} GiB"
+                display.say(f"micro-batches of {rows} rows: by the estimate more do not fit into {free_gib}")
+            settings = replace(settings, trainer=replace(trainer, micro_batch_size=rows))
+        return on_device.with_chunks(settings, memory)
 
     def _latest_checkpoint(self, display: Display) -> Path | None:
         """Where the run goes on: the first process looks, and puts damaged ones aside."""
@@ -245,7 +273,7 @@ class Session:
         return Path(told) if told else None
 
     def _within_budget(
-        self, settings: Settings, place: Place, display: Display, state: Mapping[str, Any] | None
+        self, settings: Settings, display: Display, state: Mapping[str, Any] | None
     ) -> tuple[Settings, Fitted | None]:
         """The settings with the density that `optimizer.fit_gib` leaves, and the choice where this start makes it."""
         if getattr(settings.optimizer, "fit_gib", None) is None:
@@ -254,15 +282,15 @@ class Session:
 
         if state is not None:
             return fit.beginning_with(settings, state["account"]["fitted_density"]), None
-        found = fit.fitted(self._of_one_process(_in_precision(settings, place)))
+        found = fit.fitted(self._of_one_process(settings))
         display.say(report.chosen(settings, found))
         return fit.beginning_with(settings, found.density), found
 
-    def _describe(self, place: Place, task: Task, step: int) -> None:
-        """Note what this start of the run runs on, and that it runs."""
+    def _describe(self, place: Place, task: Task, loop: Loop) -> None:
+        """Record what this start of the run runs on, and set its status to running."""
         from adafrugal.tracking import environment
 
-        here = {"device": place.name(), "precision": place.precision}
+        here = {"device": place.name(), "precision": place.precision} | loop.decided()
         if self.ranks.size > 1:
             here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
         found = environment.describe() | here | {"data": task.data}
@@ -270,7 +298,7 @@ class Session:
         del found["identity"]["directory"]
         self.record.write_config(self._config())
         self.record.write_environment(found)
-        self.record.add_event("start", step=step, code=found["code"], **here)
+        self.record.add_event("start", step=loop.account.step, code=found["code"], **here)
         self.record.set_status("running")
 
     @contextmanager
@@ -309,10 +337,6 @@ def _unless_at_once(end: Callable[[], None]) -> Callable[..., None]:
     return close
 
 
-def _in_precision(settings: Settings, place: Place) -> Settings:
-    return replace(settings, trainer=replace(settings.trainer, precision=place.precision))
-
-
 def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], record: Record) -> None:
     """A directory is named by its settings, but it can be renamed, or copied over another."""
     if "settings" not in state:
@@ -320,7 +344,7 @@ def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], record: R
             "the checkpoint was written by another version of this code: continue with that version, or remove the "
             "run's directory to begin anew"
         )
-    theirs = state["settings"]
+    theirs = still_part(state["settings"])
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if names:
         listed = ", ".join(f"{name} ({theirs.get(name, 'default')}; now {ours.get(name, 'default')})" for name in names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -46,7 +46,10 @@ class Task(Protocol):
 
     Attributes:
         model: on the run's device, with float32 weights.
-        module: what `loss` calls; copies and shards of it hold the model's weights.
+        module: what `forward` calls; copies and shards of it hold the model's weights.
+        forward: from a batch's tensors on the device to its loss, autocast included: what torch.compile may replace.
+        shapes_vary: whether batches have many shapes.
+        micro_batches: forward and backward passes in a step of this process.
         saved: what a checkpoint has in transformers' own format: `model`, and `tokenizer` where it came with one.
         last_is_alike: whether the evaluation that ends the run compares with those before it.
         headline: which of the evaluation's numbers, beside the loss, a person sees while the run goes on.
@@ -54,9 +57,20 @@ class Task(Protocol):
 
     model: PreTrainedModel
     module: nn.Module
+    forward: Callable[..., Any]
+    shapes_vary: bool
     saved: dict[str, Any]
     last_is_alike: bool
     headline: tuple[str, ...]
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward and backward passes in a step of this process."""
+        ...
+
+    def shapes(self) -> Iterable[Any]:
+        """A batch of each shape that the run will see, or of two where shapes vary."""
+        ...
 
     @property
     def data(self) -> dict[str, Any]:

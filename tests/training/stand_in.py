@@ -1,0 +1,117 @@
+"""A stand-in for torch.cuda on a machine without a GPU: tensors "on cuda" lie on the CPU.
+
+It keeps the order of calls, and raises as torch does where a call comes before CUDA is initialised. What initialises
+CUDA by itself in torch does so here. Compiled functions are the functions themselves.
+"""
+
+import contextlib
+import types
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+LOOKS = ("is_available", "device_count", "is_initialized")  # that leave CUDA as it is
+
+
+class StandIn:
+    """What `installed` gives.
+
+    Args:
+        has_bf16: whether the GPU has bf16 (an emulation there always is).
+    """
+
+    def __init__(self, has_bf16=True):
+        self.has_bf16, self.calls, self.is_initialized = has_bf16, [], False
+
+    def forget(self):
+        """Be a new process."""
+        self.calls, self.is_initialized = [], False
+
+    def opens_first(self):
+        """Whether nothing but looks came before the explicit initialisation."""
+        touching = [name for name in self.calls if name not in LOOKS]
+        return touching[:1] == ["init"]
+
+    def replacements(self):
+        """Names of torch.cuda, and what stands for them."""
+
+        def lazy(name, value):
+            def call(*args, **kwargs):
+                self.calls.append(name)
+                self.is_initialized = True
+                return value(*args, **kwargs) if callable(value) else value
+
+            return call
+
+        def look(name, value):
+            def call(*args, **kwargs):
+                self.calls.append(name)
+                return value() if callable(value) else value
+
+            return call
+
+        def refuses(name):
+            def call(*args, **kwargs):
+                self.calls.append(name)
+                if not self.is_initialized:
+                    raise RuntimeError(f"Invalid device argument {args[0] if args else ''}: did you call init?")
+
+            return call
+
+        properties = types.SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 * 2**30, major=9, minor=0)
+        bf16 = lambda including_emulation=True: self.has_bf16 or including_emulation  # noqa: E731
+        return {
+            "is_available": look("is_available", True),
+            "device_count": look("device_count", 1),
+            "is_initialized": look("is_initialized", lambda: self.is_initialized),
+            "init": lazy("init", None),
+            "set_device": lazy("set_device", None),
+            "current_device": lazy("current_device", 0),
+            "synchronize": lazy("synchronize", None),
+            "get_device_name": lazy("get_device_name", properties.name),
+            "get_device_properties": lazy("get_device_properties", properties),
+            "is_bf16_supported": lazy("is_bf16_supported", bf16),
+            "get_rng_state": lazy("get_rng_state", torch.zeros(16, dtype=torch.uint8)),
+            "set_rng_state": lazy("set_rng_state", None),
+            "mem_get_info": lazy("mem_get_info", (79 * 2**30, 80 * 2**30)),
+            "reset_peak_memory_stats": refuses("reset_peak_memory_stats"),
+            "reset_accumulated_memory_stats": refuses("reset_accumulated_memory_stats"),
+            # these give zeros before CUDA is initialised
+            "memory_allocated": look("memory_allocated", 2**20),
+            "memory_reserved": look("memory_reserved", 2**21),
+            "max_memory_allocated": look("max_memory_allocated", 2**20),
+            "manual_seed_all": look("manual_seed_all", None),  # torch keeps it until CUDA is initialised
+            "Event": lambda **_: types.SimpleNamespace(record=lambda *_: None, elapsed_time=lambda _: 1.0),
+        }
+
+
+class _OnCpu(TorchFunctionMode):
+    """Everything that is asked for on cuda is made on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
+        args = tuple(_cpu(arg) for arg in args)
+        if "device" in kwargs:
+            kwargs["device"] = _cpu(kwargs["device"])
+        return func(*args, **kwargs)
+
+
+def _cpu(given):
+    is_cuda = (isinstance(given, torch.device) and given.type == "cuda") or (
+        isinstance(given, str) and given.startswith("cuda")
+    )
+    return torch.device("cpu") if is_cuda else given
+
+
+@contextlib.contextmanager
+def installed(monkeypatch, has_bf16=True):
+    """Put a stand-in in the place of torch.cuda."""
+    stand_in = StandIn(has_bf16)
+    for name, replacement in stand_in.replacements().items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with _OnCpu():
+        yield stand_in
