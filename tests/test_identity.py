@@ -4,7 +4,7 @@ import pytest
 
 from adafrugal import checks
 from adafrugal.config import FinetuneSettings
-from adafrugal.identity import NOT_PART, differing, identify
+from adafrugal.identity import NOT_PART, differing, identify, still_part
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def test_the_directory_is_named_by_task_data_model_arm_and_hash(composed):
     "where_not_what",
     [
         "run_root=elsewhere", "cache_root=elsewhere", "tracking=local", "tracking.mode=online", "checkpoint.every=7",
-        "trainer.micro_batch_size=2", "trainer.device=cpu",
+        "trainer.micro_batch_size=2", "trainer.device=cpu", "trainer.compile=true", "trainer.compile=false",
+        "trainer.compile_mode=default", "model.loss_chunk_rows=50", "model.loss_chunk_rows=null",
     ],
 )  # fmt: skip
 def test_where_and_how_a_run_is_made_is_not_part_of_it(key, where_not_what):
@@ -100,3 +101,8 @@ def test_a_rank_has_one_spelling(key):
     assert key(*run, "optimizer.rank=4") == key(*run, "optimizer.rank={kind:constant,value:4.0}") != key(*run)
     linear = ("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", "trainer.steps=100")
     assert key(*linear, "optimizer.rank.steps=100") == key(*linear)
+
+
+def test_names_that_were_part_of_old_records_are_left_out():
+    theirs = {"seed": 1, "trainer.compile": True, "model.loss_chunk_rows": 2048, "optimizer.lr": 0.1}
+    assert still_part(theirs) == {"seed": 1, "optimizer.lr": 0.1}

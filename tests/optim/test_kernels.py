@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from adafrugal.optim import Frugal, LinearDecay, kernels
+from adafrugal.optim import Frugal, LinearDecay, kernels, rules
+from adafrugal.optim.rules import Rates
+from adafrugal.optim.subspaces import Free
 
 SHAPES = [(48, 40), (40, 48), (64, 64), (33, 65), (64, 64), (1, 1100), (100, 100), (5, 7), (48, 40), (96, 40), (50, 80)]
 
@@ -55,6 +57,25 @@ def test_large_groups_are_compiled_and_small_ones_are_not(monkeypatch):
         param.grad = torch.zeros_like(param)
         Frugal([{"params": [param], "split": True}], density=0.0, compile=given).step()
     assert [c for c in asked if c is not None][:: len(asked) // 4] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("rule", ["signsgd", "sgd", "none"])
+def test_many_tensors_in_one_launch_are_updated_as_each_alone(rule, decay, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    pairs = [[torch.randn(shape, generator=generator) for _ in range(2)] for shape in SHAPES]
+    rates = Rates(lr=0.01, decay=decay)
+    expected = [target.clone() for target, _ in pairs]
+    for target, (_, grad) in zip(expected, pairs, strict=True):
+        rules.decay_(target, rates)
+        rules.STATE_FREE[rule](target, grad, rates)
+    monkeypatch.setattr(kernels, "_AT_ONCE", 5000)
+    chunks = list(kernels._chunks([Free(target, grad) for target, grad in pairs]))
+    assert [len(some) for some in chunks] == [2, 1, 1, 1, 1, 1, 2, 1, 1]
+    for some in chunks:
+        kernels._foreach(rule, [free.target for free in some], [free.grad for free in some], rates)
+    for (target, _), wanted in zip(pairs, expected, strict=True):
+        assert torch.equal(target, wanted)
 
 
 def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):

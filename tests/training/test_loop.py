@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafrugal import optimizers
 from adafrugal.config import SettingError, TrainingError
@@ -314,3 +315,39 @@ def test_the_rate_that_is_written_is_the_whole_one(settings):
         *settings("optimizer=adamw", "optimizer.split_lr_scale=0.25", "schedule=constant", "schedule.warmup=0")
     )
     assert {line["lr"] for line in record.metrics()} == {1e-3}
+
+
+class ReadsOfTheDevice(TorchDispatchMode):
+    """Counts how often a number is read from a tensor: on a GPU each waits for all that was launched before."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer=frugal"], ["optimizer.subspace=slab"]], ids=str)
+def test_a_step_reads_nothing_from_the_device(loop, overrides):
+    built, _ = loop(*overrides, "trainer.log_every=100", "trainer.clip_norm=1.0", "trainer.micro_batch_size=4")
+    built.advance(built.task.work(1))  # which chooses the subspace
+    work = built.task.work(2)
+    with ReadsOfTheDevice() as reads:
+        built._train_step(work)
+    assert reads.count == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer=frugal"]], ids=str)
+def test_a_step_on_a_gpu_waits_for_nothing(loop, overrides):
+    built, _ = loop(*overrides, "trainer.log_every=100", "eval.every=100", "optimizer.interval=50")
+    for step in (1, 2):
+        built.advance(built.task.work(step))
+    work = built.task.work(3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        built.advance(work)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

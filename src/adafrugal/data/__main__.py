@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
 
 from adafrugal import composition
 from adafrugal.config import SettingError

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
 
 from adafrugal import composition
 from adafrugal.config import SettingError

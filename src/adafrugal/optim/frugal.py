@@ -74,7 +74,8 @@ class Frugal(torch.optim.Optimizer):
             waits for them; processes that share parameters then tell each other at every step.
         fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
             tensor after the other, and agrees with torch's own plain AdamW bit for bit.
-        compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more.
+        compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more
+            on a CPU.
         seed: of the random choices; torch's global generator is never used.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from adafrugal.optim.rules import Rates
 from adafrugal.optim.subspaces import Free
 
 _COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
+_AT_ONCE = 2**24  # entries of tensors that are updated in one launch
 _TOGETHER = 16  # flattened tensors in one compiled call
 _LEAST, _MOST = 1024, 2**31  # entries; what is smaller is not worth it, what is larger needs other indices
 
@@ -93,9 +94,13 @@ def _alike(works: Sequence[Full]) -> Iterable[list[Full]]:
 
 
 def compiles(group: Mapping[str, Any]) -> bool:
-    """Whether a group's state-free update is compiled: as it says, or where it is large."""
+    """Whether a group's state-free update is compiled: as it says, or where it is large and on a CPU.
+
+    On a GPU compiling was measured to be slower at every size.
+    """
     if group["compile"] is None:
-        return sum(param.numel() for param in group["params"]) >= _COMPILED_FROM
+        large = sum(param.numel() for param in group["params"]) >= _COMPILED_FROM
+        return large and not any(param.is_cuda for param in group["params"])
     return group["compile"]
 
 
@@ -115,9 +120,47 @@ def state_free(rule: str, frees: Sequence[Free], rates: Rates, *, compiled: bool
             others.append(free)
         else:
             (flat if free.scale is None else scaled).append(free)
-    for target, grad, scale in others + _flattened(rule, flat, rates) + _scaled(rule, scaled, rates):
+    left = others + _flattened(rule, flat, rates) + _scaled(rule, scaled, rates)
+    for target, grad, scale in _launched(rule, left, rates):
         rules.decay_(target, rates)
         rules.STATE_FREE[rule](target, grad, rates, scale)
+
+
+def _launched(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
+    """Update whole tensors on a GPU, many in one launch; returns what could not be."""
+    found: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Free]] = {}
+    left = []
+    for free in frees:
+        if free.scale is None and free.target.is_cuda:
+            found.setdefault((free.target.device, free.target.dtype, free.grad.dtype), []).append(free)
+        else:
+            left.append(free)
+    for alike in found.values():
+        for some in _chunks(alike):
+            _foreach(rule, [free.target for free in some], [free.grad for free in some], rates)
+    return left
+
+
+def _chunks(frees: Sequence[Free]) -> Iterator[list[Free]]:
+    """Tensors of at most `_AT_ONCE` entries together, or one: a copy of their gradients is made."""
+    some: list[Free] = []
+    for free in frees:
+        if some and sum(f.target.numel() for f in some) + free.target.numel() > _AT_ONCE:
+            yield some
+            some = []
+        some.append(free)
+    if some:
+        yield some
+
+
+def _foreach(rule: str, targets: list[Tensor], grads: list[Tensor], rates: Rates) -> None:
+    """`rules.decay_` and a rule of `rules.STATE_FREE` for tensors of one device and dtype."""
+    if rates.decay:
+        torch._foreach_mul_(targets, 1 - rates.decay)
+    if rule == "signsgd":
+        grads = torch._foreach_sign(grads)
+    if rule != "none":
+        torch._foreach_add_(targets, grads, alpha=-rates.lr)
 
 
 def _suits_compiled(free: Free) -> bool:

@@ -68,8 +68,8 @@ class Pretrain:
     def shapes(self) -> Iterator[Batch]:
         """A batch of each shape that the run will see."""
         for rows in sorted(set(self._parts()), reverse=True):
-            tokens, positions = torch.zeros(2, rows, self._length, dtype=torch.int64)
-            yield Batch(tokens, tokens, torch.full((rows,), self._length), positions if self._masked else None)
+            tokens, targets, positions = torch.zeros(3, rows, self._length, dtype=torch.int64)
+            yield Batch(tokens, targets, torch.full((rows,), self._length), positions if self._masked else None)
 
     def _parts(self) -> list[int]:
         """Rows of each micro-batch of this process."""

@@ -1,0 +1,67 @@
+"""What memory decides: rows of logits, and the micro-batch."""
+
+from dataclasses import replace
+
+import pytest
+
+from adafrugal.memory import on_device
+from adafrugal.memory.estimate import estimate
+from adafrugal.memory.trace import Footprint
+
+GIB = 2**30
+H100, SMALL_CARD = 80 * GIB, 16 * GIB
+
+
+@pytest.fixture
+def llama_60m(settings):
+    """A function that gives the settings of 128 rows of 256 tokens: overrides -> Settings."""
+    shape = ["model=llama_60m", "trainer.batch_size=128", "trainer.sequence_length=256", "trainer.precision=bf16"]
+    return lambda *more: settings(*shape, *more)[0]
+
+
+def test_logits_are_made_in_one_piece_where_they_fit_the_budget(llama_60m):
+    whole = 128 * 256 * 32_000 * 2  # 1.95 GiB
+    assert on_device.chunk_rows(llama_60m(), H100) is None
+    rows = on_device.chunk_rows(llama_60m(), SMALL_CARD)
+    assert rows * 32_000 * 2 <= SMALL_CARD / 32 < whole
+    assert 128 * 256 % rows == 0  # equal pieces
+    assert on_device.chunk_rows(llama_60m()) * 32_000 * 2 <= 2**28  # a CPU's
+    assert on_device.chunk_rows(llama_60m("trainer.micro_batch_size=4"), SMALL_CARD) is None
+    assert on_device.chunk_rows(llama_60m("trainer.precision=fp32"), H100) == 128 * 128  # twice the bytes
+
+
+@pytest.mark.parametrize("given", [100, None])
+def test_what_is_typed_counts(llama_60m, given):
+    chosen = llama_60m(f"model.loss_chunk_rows={given or 'null'}")
+    assert on_device.with_chunks(chosen, SMALL_CARD).model.loss_chunk_rows == given
+
+
+def test_the_default_run_makes_its_logits_in_one_piece(settings):
+    from adafrugal import composition
+
+    assert on_device.chunk_rows(composition.settings([])) is None
+
+
+def test_an_estimate_counts_the_pieces_that_auto_comes_to(settings):
+    words = ["model.vocabulary_size=600000", "trainer.batch_size=8"]
+    auto, whole = (estimate(settings(*words, f"model.loss_chunk_rows={rows}")[0]).peak for rows in ("auto", "null"))
+    typed = estimate(settings(*words, f"model.loss_chunk_rows={on_device.chunk_rows(settings(*words)[0])}")[0]).peak
+    assert auto == typed
+    assert auto.total < whole.total
+
+
+def test_the_largest_divisor_that_fits_is_found_in_few_estimates(llama_60m):
+    asked = []
+
+    def peak(settings):
+        rows = settings.trainer.micro_batch_size
+        asked.append(rows)
+        return Footprint(GIB, 0, 0, activations=rows * GIB, temporaries=0, phase="backward")
+
+    chosen = llama_60m()
+    for free, rows in ((1000, 128), (40, 32), (37, 16), (1.1, 1)):
+        asked.clear()
+        found = on_device.with_micro_batch(chosen, peak, H100, int(free * GIB))
+        assert found.trainer.micro_batch_size == rows
+        assert len(asked) <= 2
+    assert found == replace(chosen, trainer=replace(chosen.trainer, micro_batch_size=1))

@@ -1,0 +1,125 @@
+"""Compiled forward and backward passes: when, in which mode, and that nothing else changes."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from adafrugal.config import TrainerSettings
+from adafrugal.tracking.record import Record
+from adafrugal.training import compiling
+from adafrugal.training.devices import Place
+from adafrugal.training.loop import Loop
+from adafrugal.training.session import run
+
+GPU, CPU = (Place(torch.device(kind), "bf16") for kind in ("cuda", "cpu"))
+FEW = ("model.num_hidden_layers=1", "trainer.steps=4", "eval.every=2", "eval.tokens=700")
+
+
+def task(**more):
+    return SimpleNamespace(**{"shapes_vary": False, "micro_batches": 1} | more)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "place", "reason"),
+    [
+        ({}, CPU, "the device is a CPU"),
+        ({"compile": False}, GPU, "trainer.compile is false"),
+        ({"update_in_backward": True}, GPU, "trainer.update_in_backward needs gradients one by one"),
+        ({}, GPU, None),
+        ({"compile": True}, CPU, None),
+    ],
+)
+def test_auto_compiles_on_a_gpu(trainer, place, reason):
+    found = compiling._why_not(TrainerSettings(**trainer), place)
+    assert found is None if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("given", "trainer", "place", "mode", "needs"),
+    [
+        (task(), {}, GPU, "reduce-overhead", None),
+        (task(), {"compile_mode": "max-autotune"}, GPU, "max-autotune", None),
+        (task(), {"compile_mode": "default"}, GPU, "default", None),
+        (task(), {}, CPU, "default", "a GPU"),
+        (task(micro_batches=2), {}, GPU, "default", "one micro-batch a step"),
+        (task(micro_batches=2), {"compile_mode": "max-autotune"}, GPU, "max-autotune-no-cudagraphs", "one micro-batch"),
+        (task(shapes_vary=True), {}, GPU, "default", "batches of one shape"),
+        (task(), {"parallel": "ddp"}, GPU, "default", "one process"),
+        (task(), {"activation_checkpointing": "layers"}, GPU, "default", "trainer.activation_checkpointing=none"),
+    ],
+)
+def test_cuda_graphs_are_recorded_where_that_is_safe(given, trainer, place, mode, needs):
+    found, reason = compiling._mode(given, TrainerSettings(**trainer), place)
+    assert found == mode
+    assert reason is None if needs is None else f"CUDA graphs need {needs}" in reason
+
+
+def test_a_compiled_run_is_the_same_run_and_no_step_compiles(settings, monkeypatch):
+    """In bf16, with chunks of the loss, documents kept apart, and an evaluation whose rows do not fill a batch."""
+    words = (*FEW, "trainer.precision=bf16", "model.loss_chunk_rows=100", "data.mask_documents=true")
+    plain, _ = run(*settings(*words))
+    fit = Loop.fit
+
+    def without_compiling(loop, stop):
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            return fit(loop, stop)
+
+    monkeypatch.setattr(Loop, "fit", without_compiling)
+    chosen, choices = settings(*words, "trainer.compile=true", "run_root=compiled")
+    chosen = replace(chosen, run_root=str(plain.directory.parents[2] / "compiled"))
+    record, outcome = run(chosen, choices)
+    assert outcome == "finished"
+    assert record.directory.name == plain.directory.name
+    for ours, theirs in zip(record.metrics(), plain.metrics(), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-3)
+    summary = record.summary()
+    assert (summary["compile"], plain.summary()["compile"]) == ("default", None)
+    assert summary["seconds"]["compile"] > summary["seconds"]["forward"]
+    assert "compile" not in plain.summary()["seconds"]
+    assert (chosen.cache_root and list((record.directory.parents[2] / "compiled").iterdir()))
+
+
+def test_where_nothing_can_be_compiled_one_warning_says_so_and_the_run_goes_on(settings, monkeypatch):
+    def broken(function, **_):
+        def raises(*_):
+            raise RuntimeError("no compiler found\nand much more")
+
+        return raises
+
+    monkeypatch.setattr(torch, "compile", broken)
+    record, outcome = run(*settings(*FEW, "trainer.compile=true"))
+    assert outcome == "finished"
+    (warning,) = [event["text"] for event in record.events() if event["event"] == "warning"]
+    assert warning == "torch.compile does not work here (no compiler found); trainer.compile is false from here on"
+    assert record.summary()["compile"] is None
+
+
+def test_memory_that_compiled_code_is_refused_is_no_reason_to_go_on_without_it(settings, monkeypatch):
+    def refuses(function, **_):
+        def raises(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return raises
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    chosen, choices = settings(*FEW, "trainer.compile=true")
+    with pytest.raises(RuntimeError, match="memory was refused"):
+        run(chosen, choices)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_a_rehearsal_leaves_no_trace(name, settings, finetune_settings, monkeypatch):
+    """Dropout draws, in an encoder, are those of a run that was not rehearsed; so are weights and gradients."""
+    chosen, choices = finetune_settings("rte", "trainer.epochs=1") if name == "finetune" else settings(*FEW)
+    plain, _ = run(chosen, choices)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    trainer = replace(chosen.trainer, compile=True)
+    record, _ = run(replace(chosen, trainer=trainer, run_root=f"{chosen.run_root}-compiled"), choices)
+    assert record.summary()["compile"] == "default"
+    for ours, theirs in zip(record.metrics(), plain.metrics(), strict=True):
+        assert ours["loss"] == theirs["loss"]
+        assert ours["validation_loss"] == theirs["validation_loss"] if "validation_loss" in theirs else True
+    assert Record(record.directory).status == "finished"
