@@ -1,11 +1,13 @@
+import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
 from adafrugal.config import SettingError
-from adafrugal.data.batches import Batch, Prefetched, TrainingBatches, permuted, stacked, validation
+from adafrugal.data.batches import Batch, Prefetched, TrainingBatches, permutation, validation
 from adafrugal.data.rows import IGNORED, Layout, Window
 from adafrugal.data.shards import Shard
 from adafrugal.data.sources import Position
@@ -51,11 +53,47 @@ def batches(seed, batch_size, steps, repeat=False, window=None):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 100, 1000, 4097])
 def test_a_permutation_reaches_every_place_once(size):
-    assert sorted(permuted(i, size, "key") for i in range(size)) == list(range(size))
+    assert sorted(permutation(size, "key")) == list(range(size))
+
+
+@pytest.mark.parametrize(
+    ("size", "key", "expected"),
+    [
+        (1, "key", [0]),
+        (2, "0/0", [1, 0]),
+        (3, "0/0", [1, 0, 2]),
+        (5, "0/1", [3, 1, 2, 0, 4]),
+        (16, "7/2", [4, 10, 12, 3, 11, 9, 15, 6, 0, 8, 7, 1, 5, 14, 2, 13]),
+        (17, "key", [15, 10, 13, 12, 1, 9, 16, 7, 3, 14, 11, 2, 6, 5, 4, 8, 0]),
+    ],
+)
+def test_a_small_permutation_never_changes(size, key, expected):
+    found = permutation(size, key)
+    assert found.dtype == np.int64 and found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "key", "first", "checksum"),
+    [
+        (64, "0/0", [10, 42, 11, 23, 21], 2058270871),
+        (1000, "0/0", [37, 702, 142, 211, 636], 1413192576),
+        (4097, "123/4", [2180, 1589, 499, 2786, 2652], 2044853827),
+        (65537, "0/3", [20486, 40909, 36503, 32201, 64252], 1910596071),
+    ],
+)
+def test_a_large_permutation_never_changes(size, key, first, checksum):
+    found = permutation(size, key)
+    assert found[:5].tolist() == first
+    assert zlib.crc32(found.astype("<i8").tobytes()) == checksum
+
+
+def test_a_permutation_of_a_million_rows_never_changes():
+    found = permutation(1 << 20, "1/1")
+    assert found[[0, 1, 12345, -1]].tolist() == [605098, 913310, 764155, 447999]
 
 
 def test_permutations_differ_by_key_and_mix():
-    orders = [[permuted(i, 500, key) for i in range(500)] for key in ("0/0", "0/1", "1/0")]
+    orders = [permutation(500, key) for key in ("0/0", "0/1", "1/0")]
     for order in orders:
         assert abs(np.corrcoef(order, range(500))[0, 1]) < 0.15
     assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.15
@@ -86,6 +124,40 @@ def test_the_order_is_the_one_that_the_committed_records_were_made_with():
     assert batches(0, 8, steps=12)[1].tokens[:, 0].tolist() == [910, 820, 380, 30, 600, 390, 970, 670]
 
 
+class ManyWindows(OneWindow):
+    """A text of windows of different sizes; one has no row."""
+
+    def __init__(self, *windows):
+        self._windows = windows
+
+    def rows(self, turn):
+        return self.open(turn).rows
+
+    def open(self, turn):
+        return self._windows[turn % len(self._windows)]
+
+    def total(self):
+        return sum(window.rows for window in self._windows)
+
+
+def test_a_batch_spans_as_many_windows_as_it_needs():
+    sizes = (31, 1, 251, 51)
+    windows = [Window([shard(np.arange(size) + 1000 * i)], LAYOUT) for i, size in enumerate(sizes)]
+    found = TrainingBatches(ManyWindows(*windows), LAYOUT, 5, batch_size=11, steps=9, repeat=True)
+    expected = []
+    for turn in range(12):
+        window = windows[turn % 4]
+        expected += window.take(permutation(window.rows, f"5/{turn}")).tokens.tolist() if window.rows else []
+    states = []
+    for step in range(1, 9):
+        assert found[step].tokens.tolist() == expected[11 * (step - 1) : 11 * step]
+        states.append(found.state())
+    assert states[:3] == [{"turn": 2, "first_row": 3}] * 2 + [{"turn": 3, "first_row": 28}]
+    assert found[2].tokens.tolist() == expected[11:22], "a step back"
+    resumed = TrainingBatches(ManyWindows(*windows), LAYOUT, 5, 11, 9, True, states[2])
+    assert resumed[4].tokens.tolist() == expected[33:44]
+
+
 def test_micro_batches_are_the_batch_in_parts():
     batch = batches(0, 8, steps=5, repeat=True)[3]
     for rows in (1, 2, 3, 8):
@@ -96,19 +168,36 @@ def test_micro_batches_are_the_batch_in_parts():
 
 
 def test_positions_are_there_only_where_attention_is_masked():
-    row = Layout(10, True, True, 1, 0).row(Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position()), 0)
-    assert stacked([row], masked=False).positions is None
-    found = stacked([row, row], masked=True)
-    assert found.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] * 2
-    assert [part.positions.shape for part in found.split(1)] == [(1, 10)] * 2
+    found = Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position())
+    twice = np.array([0, 0])
+    assert Batch.of(Layout(10, True, False, 1, 0).rows(found, twice)).positions is None
+    batch = Batch.of(Layout(10, True, True, 1, 0).rows(found, twice))
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] * 2
+    assert [part.positions.shape for part in batch.split(1)] == [(1, 10)] * 2
 
 
 def test_padding_is_no_real_token():
     layout = Layout(6, False, False, 1, 0)
     found = Shard(np.array([5, 6, 1, 7, 1], dtype=np.uint16), np.array([3, 5]), None, 0, {}, Position())
-    batch = stacked([layout.row(found, 0), layout.row(found, 1)], masked=False)
+    batch = Batch.of(layout.rows(found, np.array([0, 1])))
     assert batch.real.tolist() == [3, 2] and batch.real_tokens() == 5
     assert batch.count() == 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_processes_share_the_rows_evenly_and_what_fills_up_does_not_count(size):
+    found = Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position())
+    batch = Batch.of(Layout(10, True, True, 1, 0).rows(found, np.arange(5)))
+    shares = [batch.share(rank, size) for rank in range(size)]
+    assert {len(part.tokens) for part in shares} == {-(-5 // size)}
+    for name in ("tokens", "targets", "real", "positions"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in shares])[:5], getattr(batch, name))
+    filled = torch.cat([part.tokens for part in shares])[5:]
+    assert torch.equal(filled, batch.tokens[:1].expand_as(filled))
+    assert sum(part.count() for part in shares) == batch.count() == 49
+    assert sum(part.real_tokens() for part in shares) == batch.real_tokens() == 50
+    views = [part.tokens.untyped_storage().data_ptr() == batch.tokens.untyped_storage().data_ptr() for part in shares]
+    assert all(views) == (size in (1, 5)), "a view of pinned memory is pinned"
 
 
 def test_a_text_that_is_too_short_says_what_would_do():
@@ -119,6 +208,11 @@ def test_a_text_that_is_too_short_says_what_would_do():
 
 
 # -- prefetching ------------------------------------------------------------------------------------------------------
+
+
+def of_step(step):
+    """A batch whose every number is that of a step."""
+    return Batch(*(torch.full((2, 3), step) for _ in range(2)), torch.full((2,), step))
 
 
 class Slow:
@@ -132,7 +226,7 @@ class Slow:
         if step == 9:
             raise SettingError("no ninth")
         self.made.append(step)
-        return step
+        return of_step(step)
 
     def state(self):
         return {"made": self.made[-1]}
@@ -141,12 +235,12 @@ class Slow:
 def test_batches_are_made_before_they_are_wanted_and_no_more_than_the_run_has():
     slow = Slow()
     found = Prefetched(slow, last=4)
-    assert found(1) == 1
+    assert found(1).tokens[0, 0] == 1
     deadline = time.monotonic() + 5
     while slow.made != [1, 2, 3] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert slow.made == [1, 2, 3]
-    assert [found(step) for step in (2, 3, 4)] == [2, 3, 4]
+    assert [int(found(step).tokens[0, 0]) for step in (2, 3, 4)] == [2, 3, 4]
     found.close()
     assert slow.made == [1, 2, 3, 4], "each once"
 
@@ -171,24 +265,60 @@ def test_waiting_ends_after_the_given_time():
 def test_what_goes_wrong_in_the_background_is_raised_where_the_batch_is_wanted():
     found = Prefetched(Slow(), last=20)
     for step in range(7, 9):
-        assert found(step) == step
+        assert found(step).tokens[0, 0] == step
     assert found.is_ready(9, timeout=5)
     with pytest.raises(SettingError, match="no ninth"):
         found(9)
     found.close()
 
 
+def test_the_thread_pins_each_tensor_once_and_computes_the_sums(monkeypatch):
+    pinned, threads = [], set()
+
+    def pin_memory(tensor):
+        pinned.append(tensor)
+        threads.add(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    found = Prefetched(Slow(), last=1, pin=True)
+    batch = found(1)
+    found.close()
+    assert len(pinned) == 3 and len({id(tensor) for tensor in pinned}) == 3
+    assert all(name.startswith("batches") for name in threads)
+    assert batch.__dict__["_sums"] == (6, 2)
+    plain = Prefetched(Slow(), last=1)
+    assert plain(1).__dict__["_sums"] == (6, 2)
+    plain.close()
+    assert len(pinned) == 3, "only where it is asked for"
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_only_what_is_not_pinned_is_pinned_on_the_way_to_a_gpu(monkeypatch, is_pinned):
+    pinned, moved = [], []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: is_pinned)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *place, **how: moved.append((place, how)) or tensor)
+    of_step(1).to(torch.device("cuda"))
+    assert len(pinned) == (0 if is_pinned else 3)
+    assert moved == [((torch.device("cuda"),), {"non_blocking": True})] * 3
+
+
 # -- validation -------------------------------------------------------------------------------------------------------
 
 
-def test_validation_rows_are_spread_over_the_held_out_part_and_the_last_batch_may_be_smaller():
+def test_validation_rows_are_spread_over_the_held_out_part_and_the_last_batch_is_filled_up():
     found = validation([NUMBERS], LAYOUT, tokens=75, batch_size=3)
-    assert [b.tokens.shape[0] for b in found.batches] == [3, 3, 1]
-    firsts = torch.cat([b.tokens for b in found.batches])[:, 0]
+    assert [b.tokens.shape[0] for b in found.batches] == [3, 3, 3]
+    firsts = torch.cat([b.tokens for b in found.batches])[:7, 0]
     assert torch.equal(firsts, torch.tensor([0, 14, 28, 42, 57, 71, 85]) * 10)
+    last = found.batches[2]
+    assert (last.targets[1:] == IGNORED).all() and last.real.tolist() == [10, 0, 0]
+    assert torch.equal(last.tokens[1:], last.tokens[[0, 0]])
     assert found.tokens == found.text_bytes == 70, "a byte for each token, here"
     everything = validation([NUMBERS], LAYOUT, tokens=10**9, batch_size=1000)
-    assert torch.equal(everything.batches[0].tokens.flatten(), torch.arange(1000))
+    assert torch.equal(everything.batches[0].tokens[:100].flatten(), torch.arange(1000))
+    assert everything.tokens == everything.text_bytes == everything.batches[0].real_tokens() == 1000
 
 
 def test_validation_rows_do_not_depend_on_what_else_is_prepared():

@@ -42,6 +42,18 @@ def test_a_row_is_one_document_padded_or_packed_as_set(corpus):
     assert torch.equal(masked.tokens, packed.tokens) and (masked.positions == 0).sum() > 8
 
 
+def test_it_pins_batches_where_it_is_asked_to(settings, c4_layout, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    own = ["data.tokenizer.kind=train", "data.tokenizer.name=null", "data.processes=1", "eval.tokens=500"]
+    chosen, _ = settings("trainer.steps=1", "data=c4", f"data.source={c4_layout}", *own)
+    for pin, tensors in ((False, 0), (True, 3)):
+        found = Corpus(chosen, str, pin=pin)
+        found.batches(1)
+        found.close()
+        assert len(pinned) == tensors
+
+
 def test_the_second_time_nothing_is_prepared(corpus):
     said = [[], []]
     first, second = (corpus(said=lines).batches(1).tokens for lines in said)
@@ -72,7 +84,9 @@ def test_evaluation_reads_about_the_tokens_that_were_asked_for_the_same_for_all(
         other = corpus(f"data.rows={rows}", "seed=5", "optimizer=adamw", "trainer.steps=2")
         assert torch.equal(found.validation.batches[0].tokens, other.validation.batches[0].tokens)
     everything = corpus("eval.tokens=1000000", "data.rows=document")
-    assert sum(len(batch.tokens) for batch in everything.validation.batches) == 100
+    batches = everything.validation.batches
+    assert [len(batch.tokens) for batch in batches] == [8] * 13, "the last is filled up"
+    assert sum(int((batch.real > 0).sum()) for batch in batches) == 100
 
 
 def test_a_stream_leaves_no_training_tokens_and_gives_the_same_batches(corpus, cache_root):

@@ -1,12 +1,13 @@
-"""Batches as a pure function of (seed, step, index in the batch): nothing to skip on a resume."""
+"""Batches are a pure function of seed, step and index in the batch, so that a resumed run has nothing to skip."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.config import SettingError
-from adafrugal.data.rows import IGNORED, Layout, Row, Window
+from adafrugal.data.rows import IGNORED, Layout, Rows, Window, joined
 from adafrugal.data.shards import Shard
 from adafrugal.data.windows import Windows
 
@@ -38,52 +39,66 @@ class Batch:
     real: Tensor
     positions: Tensor | None = None
 
+    @classmethod
+    def of(cls, rows: Rows) -> Batch:
+        """The rows as tensors that share their memory."""
+        return cls(*(None if column is None else torch.from_numpy(column) for column in rows))
+
     def count(self) -> int:
         """The number of targets that count."""
-        return int((self.targets != IGNORED).sum())
+        return self._sums[0]
 
     def real_tokens(self) -> int:
         """The number of tokens that are no padding."""
-        return int(self.real.sum())
+        return self._sums[1]
 
     def split(self, rows: int) -> Iterator[Batch]:
         """The batch in parts of at most `rows` rows."""
         for begin in range(0, len(self.tokens), rows):
-            yield Batch(*(None if t is None else t[begin : begin + rows] for t in self._tensors()))
+            yield self._slice(begin, begin + rows)
+
+    def filled(self, rows: int) -> Batch:
+        """Add copies of the first row up to `rows` rows; their targets are `IGNORED` and they have no real token."""
+        there = len(self.tokens)
+        if there == rows:
+            return self
+        places = torch.arange(rows)
+        batch = self._each(lambda tensor: tensor[torch.where(places < there, places, 0)])
+        batch.targets[there:], batch.real[there:] = IGNORED, 0
+        return batch
 
     def share(self, rank: int, size: int) -> Batch:
-        """The rows that one of `size` processes takes: neighbours, as many as any other takes.
-
-        Where they do not come out even, the first row fills a place, and none of its targets counts.
-        """
+        """The neighbouring rows that one of `size` processes takes: as many as any other, after filling up."""
         if size == 1:
             return self
         each = -(-len(self.tokens) // size)
-        places = torch.arange(rank * each, (rank + 1) * each)
-        fills = places >= len(self.tokens)
-        tokens, targets, real, positions = (
-            None if t is None else t[places.masked_fill(fills, 0)] for t in self._tensors()
-        )
-        targets[fills], real[fills] = IGNORED, 0
-        return Batch(tokens, targets, real, positions)
+        return self.filled(each * size)._slice(rank * each, (rank + 1) * each)
+
+    def ready(self, pin: bool) -> Batch:
+        """Compute ahead what a step asks for: the sums, and copies in pinned memory if `pin`."""
+        batch = self._each(lambda tensor: tensor.pin_memory()) if pin else self
+        batch.count()  # and `real_tokens`; both are kept
+        return batch
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory without waiting where that is a GPU."""
+        """The batch on a device; a GPU copies from pinned memory, without waiting."""
         if device.type != "cuda":
             return self
-        there = (None if t is None else t.pin_memory().to(device, non_blocking=True) for t in self._tensors())
-        return Batch(*there)
+        pinned = self._each(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory())
+        return pinned._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        return self.tokens, self.targets, self.real, self.positions
+    @cached_property
+    def _sums(self) -> tuple[int, int]:
+        """The targets that count and the real tokens; by numpy, which starts no threads."""
+        return int(np.count_nonzero(self.targets.numpy() != IGNORED)), int(self.real.numpy().sum())
 
+    def _slice(self, begin: int, stop: int) -> Batch:
+        """Views of some rows, which are pinned where the batch is."""
+        return self._each(lambda tensor: tensor[begin:stop])
 
-def stacked(rows: Sequence[Row], masked: bool) -> Batch:
-    """Rows as a batch, with positions where attention is masked across documents."""
-    tokens, targets, positions = (
-        torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in ("tokens", "targets", "positions")
-    )
-    return Batch(tokens, targets, torch.tensor([row.real for row in rows]), positions if masked else None)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = self.tokens, self.targets, self.real, self.positions
+        return Batch(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
 class TrainingBatches:
@@ -116,15 +131,20 @@ class TrainingBatches:
         self._seed, self._batch_size, self._steps, self._repeat = seed, batch_size, steps, repeat
         turn, first = (state["turn"], state["first_row"]) if state else (0, 0)
         self._turn, self._firsts = turn, {turn: first}  # turn -> the number of its first row
-        self._open: tuple[int, Window] | None = None
+        self._open: tuple[int, Window, np.ndarray] | None = None  # turn, window, its places as they are read
         self._refuse_a_short_text()
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step; the first is step 1."""
         self._refuse_a_short_text()
-        first = (step - 1) * self._batch_size
-        rows = [self._row(first + index) for index in range(self._batch_size)]
-        return stacked(rows, self._layout.masked)
+        number, stop = (step - 1) * self._batch_size, step * self._batch_size
+        parts: list[Rows] = []
+        while number < stop:
+            window, order = self._enter(number)
+            first = self._firsts[self._turn]
+            parts.append(window.take(order[number - first : stop - first]))
+            number += len(parts[-1].tokens)
+        return Batch.of(joined(parts))
 
     def state(self) -> dict[str, Any]:
         """Plain values from which another process goes on with the step after the one that was made last."""
@@ -137,22 +157,23 @@ class TrainingBatches:
 
     def first_window(self) -> Window:
         """The shards that are read first."""
-        self._window(0)
+        self._rows(0)
         return self._windows.open(0)
 
-    def _row(self, number: int) -> Row:
+    def _enter(self, number: int) -> tuple[Window, np.ndarray]:
+        """Make the turn that has row `number` the current one; its window, and its places in the order of reading."""
         if number < self._firsts[self._turn]:
             self._turn = min(self._firsts)
-        while number >= self._firsts[self._turn] + (rows := self._window(self._turn)):
-            self._firsts[self._turn + 1] = self._firsts[self._turn] + rows
+        while number >= (after := self._firsts[self._turn] + self._rows(self._turn)):
             self._turn += 1
+            self._firsts[self._turn] = after
         if self._open is None or self._open[0] != self._turn:
-            self._open = (self._turn, self._windows.open(self._turn))
-        place = permuted(number - self._firsts[self._turn], rows, key=f"{self._seed}/{self._turn}")
-        return self._open[1].row(place)
+            window = self._windows.open(self._turn)
+            self._open = self._turn, window, permutation(window.rows, key=f"{self._seed}/{self._turn}")
+        return self._open[1:]
 
-    def _window(self, turn: int) -> int:
-        """The rows of a turn."""
+    def _rows(self, turn: int) -> int:
+        """The number of rows of a turn."""
         if self._open is not None and self._open[0] == turn:
             return self._open[1].rows
         rows = self._windows.rows(turn)
@@ -183,10 +204,13 @@ class Prefetched:
         batches: that are made.
         last: the step after which there are none.
         state: of the batches, before the first is wanted.
+        pin: put the batches into pinned memory, from which a GPU copies without waiting.
     """
 
-    def __init__(self, batches: TrainingBatches, last: int, state: dict[str, Any] | None = None) -> None:
-        self._batches, self._last = batches, last
+    def __init__(
+        self, batches: TrainingBatches, last: int, state: dict[str, Any] | None = None, pin: bool = False
+    ) -> None:
+        self._batches, self._last, self._pin = batches, last, pin
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: dict[int, Future[tuple[Batch, dict[str, Any]]]] = {}
         self.state = state or {}  # from which the step after the last batch is read
@@ -216,29 +240,36 @@ class Prefetched:
         return self._ahead[step]
 
     def _make(self, step: int) -> tuple[Batch, dict[str, Any]]:
-        return self._batches[step], self._batches.state()
+        return self._batches[step].ready(self._pin), self._batches.state()
 
 
-def permuted(place: int, size: int, key: str) -> int:
-    """Where a pseudo-random permutation of `range(size)` sends `place`; needs no memory.
+def permutation(size: int, key: str) -> np.ndarray:
+    """A pseudo-random permutation of `range(size)`, int64 [size].
 
-    A Feistel network on the smallest even number of bits that covers `size`; what falls outside is sent on until it
-    falls inside (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    Each place goes through a Feistel network on the smallest even number of bits that covers `size`. A place that
+    falls outside goes through it again until it falls inside (Black & Rogaway, "Ciphers with arbitrary finite domains",
+    2002).
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    while True:
-        left, right = place >> half, place & mask
-        for turn in range(4):
-            left, right = right, left ^ (_mix(right, turn, key) & mask)
-        place = left << half | right
-        if place < size:
-            return place
+    mixed = _mixed(half, key)
+    places = np.arange(size)
+    outside = places.copy()
+    while len(outside):
+        left, right = places[outside] >> half, places[outside] & mask
+        for mix in mixed:
+            left, right = right, left ^ mix[right]
+        places[outside] = left << half | right
+        outside = outside[places[outside] >= size]
+    return places
 
 
-def _mix(value: int, turn: int, key: str) -> int:
-    digest = hashlib.blake2b(value.to_bytes(8, "little"), digest_size=8, key=f"{key}/{turn}".encode()).digest()
-    return int.from_bytes(digest, "little")
+def _mixed(half: int, key: str) -> np.ndarray:
+    """What each of the four rounds of a Feistel network makes of each value of `half` bits, int64 [4, 2 ** half]."""
+    values = [value.to_bytes(8, "little") for value in range(1 << half)]
+    keys = [f"{key}/{number}".encode() for number in range(4)]
+    digests = b"".join(hashlib.blake2b(value, digest_size=8, key=k).digest() for k in keys for value in values)
+    return (np.frombuffer(digests, dtype="<u8") & ((1 << half) - 1)).astype(np.int64).reshape(4, -1)
 
 
 @dataclass(frozen=True)
@@ -246,9 +277,9 @@ class Validation:
     """The rows of every evaluation.
 
     Args:
-        batches: in order.
-        tokens: targets in them.
-        text_bytes: of UTF-8 that the targets stand for.
+        batches: in order, all with the same number of rows; what fills up the last has no target that counts.
+        tokens: targets that count.
+        text_bytes: of UTF-8 that these targets stand for.
     """
 
     batches: list[Batch]
@@ -279,6 +310,7 @@ def validation(shards: Sequence[Shard], layout: Layout, tokens: int, batch_size:
             "documents, see data.sample_by)"
         )
     wanted = min(window.rows, max(1, window.rows * tokens // there))
-    rows = [window.row(i * window.rows // wanted) for i in range(wanted)]
-    batches = [stacked(rows[i : i + batch_size], layout.masked) for i in range(0, len(rows), batch_size)]
-    return Validation(batches, sum(b.count() for b in batches), sum(row.target_bytes for row in rows))
+    places = np.arange(wanted) * window.rows // wanted
+    parts = (window.take(places[i : i + batch_size]) for i in range(0, wanted, batch_size))
+    batches = [Batch.of(part).filled(batch_size) for part in parts]
+    return Validation(batches, sum(b.count() for b in batches), window.target_bytes(places))

@@ -111,13 +111,19 @@ class Corpus:
         say: told what takes long, in a sentence.
         state: where the training goes on, as `state_dict` gave it.
         processes: that share the rows of an evaluation's batch.
+        pin: put training batches into pinned memory, from which a GPU copies without waiting.
 
     Raises:
         SettingError: a missing or broken input; the message is one line.
     """
 
     def __init__(
-        self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None = None, processes: int = 1
+        self,
+        settings: Settings,
+        say: Callable[[str], None],
+        state: dict[str, Any] | None = None,
+        processes: int = 1,
+        pin: bool = False,
     ) -> None:
         data, trainer = settings.data, settings.trainer
         self.tokens = tokens = locate(settings, say)
@@ -144,7 +150,7 @@ class Corpus:
         except BaseException:
             self._windows.close()
             raise
-        self.batches = Prefetched(self._batches, trainer.steps, go_on)
+        self.batches = Prefetched(self._batches, trainer.steps, go_on, pin)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -101,8 +101,9 @@ def _rows(tokens: Tokens, train: StoredPart) -> list[str]:
     lines = []
     for index in range(min(ROWS_SHOWN, window.rows)):
         place = index * window.rows // ROWS_SHOWN
-        row = window.row(place)
-        decoded = tokens.tokenizer.decode(row.tokens[: row.real])
+        row = window.take(np.array([place]))
+        real = int(row.real[0])
+        decoded = tokens.tokenizer.decode(row.tokens[0, :real])
         shown = " ".join(decoded.split())[:CHARACTERS_SHOWN]
-        lines.append(f"row {place:,} ({row.real} of {tokens.layout.length} tokens): {shown}")
+        lines.append(f"row {place:,} ({real} of {tokens.layout.length} tokens): {shown}")
     return lines
