@@ -51,7 +51,8 @@ def _memory(found: dict) -> list[tuple[str, str]]:
         measured = f"{mib(found['grown'])} allocated, to which the estimate is {found['estimate_error']:+.1%}"
     else:
         measured = f"the process grew by {mib(found['grown'])}, with libraries and evaluations"
-    return [("memory", f"{mib(found['estimate'])} at most by the estimate; {measured}")]
+    of = " of a run that is not compiled" if found.get("is_upper_bound") else ""
+    return [("memory", f"{mib(found['estimate'])} at most by the estimate{of}; {measured}")]
 
 
 def _trained_on(found: dict) -> str:

@@ -69,9 +69,10 @@ def _table(records: list[Record]) -> str:
 
 
 def _beside(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The estimate of the peak, what was measured, and the relative error."""
+    """The estimate of the peak, what was measured, and the relative error; of compiled runs it is an upper bound."""
     estimate, grown = (statistics.mean(s["memory"][key] for s in summaries) for key in ("estimate", "grown"))
-    return f"{estimate / 2**20:,.0f} / {grown / 2**20:,.0f} MiB ({estimate / grown - 1:+.1%})"
+    bound = "≤ " if any(s["memory"].get("is_upper_bound") for s in summaries) else ""
+    return f"{bound}{estimate / 2**20:,.0f} / {grown / 2**20:,.0f} MiB ({estimate / grown - 1:+.1%})"
 
 
 def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:

@@ -46,7 +46,7 @@ class Pretrain:
         self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
         with self._ranks.first_goes_first():  # a tokenizer is trained once, and tokens are prepared by one
-            self._corpus = Corpus(settings, say, state, self._ranks.size)
+            self._corpus = Corpus(settings, say, state, self._ranks.size, pin=place.is_gpu)
         torch.manual_seed(settings.seed)
         with parallel.made_on(place.device, settings.trainer):
             self.model = llama.build(settings.model)

@@ -162,7 +162,7 @@ class Session:
             self._warn(display, f"there is no estimate of the memory in the summary: {error}")
             return summary
         summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
-        summary["memory"]["estimate_phase"] = foretold.phase
+        summary["memory"] |= {"estimate_phase": foretold.phase, "is_upper_bound": summary["compile"] is not None}
         return summary
 
     def _of_one_process(self, settings: Settings) -> Settings:
