@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from adafrugal.optim.subspaces import Run
 
@@ -32,6 +33,8 @@ def is_split_by_rows(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """The part that is here; a plain tensor is whole."""
+    if type(tensor) is Tensor or type(tensor) is Parameter:  # nearly always; looking for a name that is not there is slow
+        return tensor
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
