@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
 
 if TYPE_CHECKING:
     from adafrugal.config import Settings
@@ -109,7 +112,8 @@ class Real:
         self.settings = settled(settings, None, settings.model.hidden_size)
         trainer, self.device = self.settings.trainer, device
         self._rows = trainer.micro_batch_size or trainer.batch_size
-        self.model = llama.build(self.settings.model).to(device)
+        with torch.device(device):  # made where it is used: 7B on the CPU first would take minutes
+            self.model = llama.build(self.settings.model)
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.optimizer = optimizers.build(self.settings, optimizers.groups(self.settings, self.model))
         if trainer.update_in_backward:
