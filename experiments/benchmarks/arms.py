@@ -44,17 +44,20 @@ def arms(table: str) -> list[str]:
     return sorted(file.stem for file in files if not file.stem.startswith("_"))
 
 
+def words(arm: str, given: argparse.Namespace) -> list[str]:
+    """The settings of an arm, cut short."""
+    short = [word.format(steps=given.steps) for word in SHORT]
+    cut = ON_A_GPU if given.device == "cuda" else ON_A_CPU
+    where = [f"trainer.device={given.device}", f"cache_root={given.cache}"]
+    return [f"experiments={given.table}/{arm}", *(given.set or text()), *short, *cut, *where]
+
+
 def run(arm: str, given: argparse.Namespace, root: Path) -> dict[str, Any]:
     """One arm to its end: what train.py answered, and what its record says."""
-    on_gpu = given.device == "cuda"
-    words = [f"experiments={given.table}/{arm}", *(given.set or text())]
-    words += [word.format(steps=given.steps) for word in SHORT] + list(ON_A_GPU if on_gpu else ON_A_CPU)
-    words += [f"trainer.device={given.device}", f"run_root={root / arm}", f"cache_root={given.cache}"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *words(arm, given), f"run_root={root / arm}"]
     begun = time.perf_counter()
     try:
-        done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "train.py"), *words], capture_output=True, text=True, timeout=given.limit
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=given.limit)
         code, said = done.returncode, done.stderr
     except subprocess.TimeoutExpired as late:
         code, said = None, f"{(late.stderr or b'').decode()}\nstopped after {given.limit:.0f} s"

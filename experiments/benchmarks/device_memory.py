@@ -101,6 +101,7 @@ def measure(given: argparse.Namespace) -> None:
     """Measure each case; print and keep it as soon as it is there, and its estimate when all are made."""
     wanted, cuts = cases(given.device, given.cuts), cases(given.device, True)
     if given.device == "cuda":
+        torch.cuda.init()
         on_a_gpu((*TINY, "trainer.precision=bf16"), 1)  # cuBLAS keeps workspaces from its first call on
     found: dict[str, Any] = {"device": given.device, "rows": []}
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:

@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +80,13 @@ def stages(device: str, cache: Path) -> list[Stage]:
         loop = script("harness", "--model", "llama_tiny", "--batch", "4", "--length", "32", "--rounds", "1",
                       "--steps", "2", *kept)  # fmt: skip
         return [
-            Stage("tests", [*tests, "tests/training/test_clock.py"], 60, writes=False),
-            Stage("arms", script("arms", "--arms", "adamw", "adafrugal", "--steps", "2", *kept), 90),
-            Stage("memory", script("device_memory", "--steps", "2", "--processes", "1"), 90, beside=True),
-            Stage("steps", script("optimizer_step", "--sizes", "tiny", "--only", STEPS[0], "--seconds", "0.1"), 60),
-            Stage("loop", [*loop, "--optimizers", "adamw", "frugal"], 60),
-            Stage("loop_small", loop, 60),
-            Stage("llama_7b", script("device_memory", "--cuts", "--steps", "2"), 60),
+            Stage("tests", [*tests, "tests/training/test_clock.py"], 200, writes=False),
+            Stage("arms", script("arms", "--arms", "adamw", "adafrugal", "--steps", "2", *kept), 200),
+            Stage("memory", script("device_memory", "--steps", "2", "--processes", "1"), 200, beside=True),
+            Stage("steps", script("optimizer_step", "--sizes", "tiny", "--only", STEPS[0], "--seconds", "0.1"), 200),
+            Stage("loop", [*loop, "--optimizers", "adamw", "frugal"], 200, beside=True),
+            Stage("loop_small", loop, 200),
+            Stage("llama_7b", script("device_memory", "--cuts", "--steps", "2"), 200, beside=True),
         ]
     workers = ["-n", str(min(12, os.cpu_count() or 1)), "--dist", "worksteal"] if _has("xdist") else []
     loop = script("harness", "--model", "llama_60m", "--length", "256", "--precision", "bf16", "--rounds", "6",
@@ -120,27 +119,54 @@ def text(device: str, cache: Path) -> list[str]:
     return arms.text()
 
 
-def carried_out(stage: Stage, out: Path) -> dict[str, Any]:
-    """Run a stage, and everything it started to its end; how it ended, and the last line that it printed."""
-    command = [*stage.command, *(["--json", str(out / f"{stage.name}.json")] if stage.writes else [])]
-    begun = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY, start_new_session=True)
-        try:
-            outcome = "passed" if process.wait(stage.limit) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            outcome = "timed out"
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.seek(0)
-        said = log.read().decode(errors="replace").replace(f"{REPOSITORY}/", "")
-    found = {"stage": stage.name, "outcome": outcome, "seconds": round(time.perf_counter() - begun, 1)}
-    found |= {"limit": stage.limit, "exit": process.returncode, "last": (said.strip().splitlines() or [""])[-1]}
-    with (out / "log.txt").open("a") as file:
-        file.write(f"=== {stage.name}: {outcome} after {found['seconds']} s\n{said}\n")
-    return found | (tests(said) if stage.name == "tests" else {})
+@dataclass
+class Running:
+    """A stage under way.
+
+    Args:
+        stage: what it is.
+        out: where its results go.
+    """
+
+    stage: Stage
+    out: Path
+
+    def __post_init__(self) -> None:
+        self.begun, stage = time.perf_counter(), self.stage
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  `end` closes it
+        command = [*stage.command, *(["--json", str(self.out / f"{stage.name}.json")] if stage.writes else [])]
+        self.process = subprocess.Popen(
+            command, stdout=self.log, stderr=self.log, cwd=REPOSITORY, start_new_session=True
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.begun
+
+    def is_over(self) -> bool:
+        """Whether it has ended, or should."""
+        return self.process.poll() is not None or self.seconds > self.stage.limit
+
+    def end(self) -> dict[str, Any]:
+        """End it with everything that it started; how it ended, and the last line that it printed."""
+        code, seconds = self.process.poll(), round(self.seconds, 1)
+        outcome = "timed out" if code is None else "failed" if code else "passed"
+        self.kill()
+        self.log.seek(0)
+        said = self.log.read().decode(errors="replace").replace(f"{REPOSITORY}/", "")
+        self.log.close()
+        with (self.out / "log.txt").open("a") as file:
+            file.write(f"=== {self.stage.name}: {outcome} after {seconds} s\n{said}\n")
+        found = {"stage": self.stage.name, "outcome": outcome, "seconds": seconds, "limit": self.stage.limit}
+        found |= {"exit": code, "last": (said.strip().splitlines() or [""])[-1]}
+        return found | (tests(said) if self.stage.name == "tests" else {})
+
+    def kill(self) -> None:
+        """End all its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def tests(said: str) -> dict[str, Any]:
@@ -177,23 +203,36 @@ def _asked(command: Sequence[str], read: Callable[[str], dict[str, Any]]) -> dic
 
 
 def carry_out(wanted: Sequence[Stage], out: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run the stages, those that may beside each other; results.json is whole after each of them."""
+    """Run the stages, those that may beside each other; results.json is whole after each group of them."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("log.txt", "results.json", *(f"{stage.name}.json" for stage in wanted)):
         (out / name).unlink(missing_ok=True)  # of an earlier run
     ended: list[dict[str, Any]] = []
-    groups: list[list[Stage]] = []
-    for stage in wanted:
-        if stage.beside and groups:
-            groups[-1].append(stage)
-        else:
-            groups.append([stage])
-    for group in groups:
+    left = list(wanted)
+    while left:
+        group = [left.pop(0)]
+        while left and left[0].beside:
+            group.append(left.pop(0))
         print(", ".join(f"{stage.name} (at most {stage.limit:.0f} s)" for stage in group), flush=True)
-        with ThreadPoolExecutor(len(group)) as pool:
-            ended += pool.map(lambda stage: carried_out(stage, out), group)
+        found = together(group, out)
+        ended += [found[stage.name] for stage in group]
         (out / "results.json").write_text(json.dumps(about | {"stages": ended}, indent=1) + "\n")
     return ended
+
+
+def together(group: Sequence[Stage], out: Path) -> dict[str, dict[str, Any]]:
+    """Run stages beside each other; how each ended, by name."""
+    running, found = [Running(stage, out) for stage in group], {}
+    try:
+        while running:
+            for one in [one for one in running if one.is_over()]:
+                found[one.stage.name] = one.end()
+                running.remove(one)
+            time.sleep(0.05)
+    finally:
+        for one in running:  # somebody has interrupted this
+            one.kill()
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [stage for stage in everything if given.stages is None or stage.name in given.stages]
     if unknown := set(given.stages or ()) - {stage.name for stage in everything}:
         parser.error(f"there is no stage {', '.join(unknown)}; there are {', '.join(s.name for s in everything)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that stages end with it
     ended = carry_out(wanted, out, machine(given.device, given.commit))
     print(f"\n{reports.outcomes(reports.read(out))}\n\nresults in {out}")
     return int(any(stage["outcome"] != "passed" for stage in ended))

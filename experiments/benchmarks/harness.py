@@ -113,9 +113,8 @@ def harness(run: config.Settings, optimizer: str, directory: Path) -> Contender:
     return Contender(about, step, loop.place, loop.record, seconds)
 
 
-def bare(run: config.Settings, mode: str | None) -> Contender:
+def bare(run: config.Settings, mode: str | None, place: Place) -> Contender:
     """What one would write by hand: forward, loss, backward, fused AdamW."""
-    place = devices.place(run.trainer)
     task = Pretrain(run, place, print)
     batches = [task.work(step).batches[0].to(place.device) for step in range(1, min(run.trainer.steps, 65))]
     task.close()
@@ -197,7 +196,7 @@ def measure(given: argparse.Namespace, directory: Path) -> dict[str, Any]:
         for name, run in runs.items()
     ]
     mode = ours[0].about["mode"] or ("default" if given.device == "cuda" else None)
-    base = warmed(lambda: bare(next(iter(runs.values())), mode), given.steps)
+    base = warmed(lambda: bare(next(iter(runs.values())), mode, ours[0].place), given.steps)
     contenders = [base, *ours]
     compare(contenders, given.rounds, given.steps)
     with torch.device("meta"):

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, script
 
+from adafrugal import composition
 from adafrugal.reports import gpu as page
 
 STAGES = ["tests", "arms", "memory", "steps", "loop", "loop_small", "llama_7b"]
@@ -68,6 +70,24 @@ def test_tests_are_counted_as_far_as_they_came(said, counts, failed):
     found = script("gpu").tests(said)
     assert tuple(found["tests"][key] for key in ("passed", "failed", "skipped")) == counts
     assert found["failed"] == failed
+
+
+def test_what_is_run_on_a_gpu_is_composed_of_settings_that_there_are(tmp_path, monkeypatch):
+    """No machine of this suite can run it."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "experiments" / "benchmarks"))
+    monkeypatch.setenv("ADAFRUGAL_MIRRORS", str(tmp_path))
+    arms, memory, harness = script("arms"), script("device_memory"), script("harness")
+    here = {"device": "cuda", "cache": tmp_path, "set": arms.text()}
+    names = arms.arms("c4_60m")
+    assert len(names) == 8
+    for name in names:
+        chosen = composition.settings(arms.words(name, Namespace(table="c4_60m", steps=15, **here)))
+        assert chosen.data.source == str(tmp_path / "c4")
+        assert chosen.trainer.batch_size == 4 * chosen.trainer.micro_batch_size
+    for words in [*memory.cases("cuda", False).values(), *memory.cases("cuda", True).values()]:
+        assert composition.settings(list(words)).trainer.precision == "bf16"
+    shape = Namespace(model="llama_60m", batch=128, length=256, precision="bf16", rounds=6, steps=20, **here)
+    assert harness.settings(shape, "frugal").model.hidden_size == 512
 
 
 def test_the_page_says_of_each_stage_what_it_is_limited_to():
