@@ -1,4 +1,5 @@
-# What to type. `make train` and `make test` do all the set-up themselves; the rest needs only what they made.
+# What to type. `make train` and `make test` do all the set-up themselves; `make gpu` takes PYTHON as it is; the rest needs
+# only what they made.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -6,7 +7,7 @@ RUNS ?= experiments/results
 OUT ?= $(if $(filter experiments/results,$(RUNS)),experiments/results,tables)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test torture tables extras lint clean
+.PHONY: help train test torture tables gpu extras lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -35,6 +36,10 @@ extras: $(READY)  ## what optimizer=lora and model=minilm need beside requiremen
 
 tables: $(READY)  ## the pages of experiments/results, made anew of the records there (RUNS=runs for your own, in tables/)
 	$(VENV)/bin/python -m adafrugal.reports $(RUNS) --pages $(OUT)
+
+gpu: OUT = gpu-results
+gpu:  ## all measurements on a machine with a GPU, in 5 minutes, with PYTHON as given (ARGS='--device cpu' to try it)
+	PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) experiments/benchmarks/gpu.py --out $(OUT) $(ARGS)
 
 lint: $(READY)  ## ruff
 	$(VENV)/bin/ruff check .

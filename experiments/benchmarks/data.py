@@ -22,6 +22,8 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
+
 import numpy as np
 import torch
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,12 +20,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
+
 if TYPE_CHECKING:
     from adafrugal.config import Settings
 
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 OPTIMIZERS = ("adamw", "galore", "badam", "frugal", "adafrugal")
-SHAPE = ("trainer.precision=bf16", "trainer.batch_size=16", "trainer.sequence_length=256")
+CHUNKS = "model.loss_chunk_rows=2048"  # where nothing else is said
+SHAPE = (CHUNKS, "trainer.precision=bf16", "trainer.batch_size=16", "trainer.sequence_length=256")
 MEASURED = [
     (f"model=llama_{size}", *words)
     for size in ("9m", "20m", "35m", "60m")
@@ -80,7 +84,7 @@ def small(name: str, words: tuple[str, ...]) -> dict[str, Any]:
     from adafrugal.memory import fit
     from adafrugal.memory.estimate import estimate
 
-    settings = composition.settings(list(words))
+    settings = composition.settings([CHUNKS, *words])
     if getattr(settings.optimizer, "fit_gib", None):
         settings = fit.beginning_with(settings, fit.fitted(settings).density)
     found = estimate(settings)
@@ -102,14 +106,16 @@ class Real:
 
         from adafrugal import optimizers
         from adafrugal.config import settled
+        from adafrugal.memory.on_device import with_chunks
         from adafrugal.models import llama
         from adafrugal.models.checkpointing import checkpoint_activations
         from adafrugal.optim import UpdateInBackward
 
-        self.settings = settled(settings, None, settings.model.hidden_size)
+        self.settings = with_chunks(settled(settings, None, settings.model.hidden_size))
         trainer, self.device = self.settings.trainer, device
         self._rows = trainer.micro_batch_size or trainer.batch_size
-        self.model = llama.build(self.settings.model).to(device)
+        with torch.device(device):  # made where it is used: 7B on the CPU first would take minutes
+            self.model = llama.build(self.settings.model)
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.optimizer = optimizers.build(self.settings, optimizers.groups(self.settings, self.model))
         if trainer.update_in_backward:
@@ -156,7 +162,7 @@ def held_against(words: list[str]) -> dict[str, Any]:
     from adafrugal.memory import measure
     from adafrugal.memory.estimate import estimate
 
-    settings = composition.settings(words)
+    settings = composition.settings([CHUNKS, *words])
     expected = estimate(settings).peak
     before = measure.read(torch.device("cpu"))["resident"]
     allocated = allocated_at_most(settings)

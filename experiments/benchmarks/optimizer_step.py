@@ -1,6 +1,7 @@
-"""What does a step of each optimizer cost? Each is paired with torch's fused AdamW, in turn, in one process.
+r"""What does a step of each optimizer cost? Each is paired with torch's fused AdamW, in turn, in one process.
 
-    python experiments/benchmarks/optimizer_step.py [--sizes 60m 130m 350m] [--others] [--device cpu] [--json FILE]
+    python experiments/benchmarks/optimizer_step.py [--sizes 60m 130m 350m] [--only PATTERN …] [--others] \
+        [--seconds 20] [--device cpu] [--json FILE]
 
 The parameters are those of the papers' LLaMA shapes, fp32, with random gradients; no model runs. For each optimizer:
 milliseconds per step (median), the median of its ratios to the AdamW step beside it, the bytes that must move as a
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
 
 import torch
 import yaml
@@ -268,7 +270,7 @@ def main() -> None:
     """Measure what is asked for; print the table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["60m", "130m", "350m"])
-    parser.add_argument("--only", default="", help="a pattern for their names, such as 'frugal *' or '*slab*'")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns for their names: 'frugal *' '*slab*'")
     parser.add_argument("--others", action="store_true", help="torch's other optimizers, and libraries that are there")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=20, help="for each optimizer and size")
@@ -280,11 +282,12 @@ def main() -> None:
     for size in given.sizes:
         groups = parameters(size, given.device)
         for name, make in (OURS | (TORCHS | outside() if given.others else {})).items():
-            if fnmatch(name, given.only or "*"):
+            if any(fnmatch(name, pattern) for pattern in given.only):
                 rows.append(measure(size, name, make, groups, given.seconds, given.device))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-    if given.json:
-        given.json.write_text(json.dumps({"machine": found, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+                if given.json:
+                    whole = {"machine": found, "rows": [asdict(row) for row in rows]}
+                    given.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from made import recorded
 
 from adafrugal.config import SettingError
-from adafrugal.reports import layouts, pages, plan, table
+from adafrugal.reports import gpu, layouts, pages, plan, table
 
 GOLDEN = Path(__file__).parent / "golden"
 TABLES = """\
@@ -147,9 +147,10 @@ def test_the_committed_pages_are_made_of_the_committed_records(tmp_path):
     for page in made:
         assert set(page.file.commands) <= {command for section in page.sections for command in section.commands}
     committed = [file for page in made for file in (copy / page.name).iterdir() if file.is_file()]
-    for file in [*committed, copy / "README.md"]:
+    committed += [copy / "README.md", copy / "gpu" / "README.md"]
+    for file in committed:
         file.unlink()
-    files = sorted(file.relative_to(copy) for file in pages.write(made, copy))
-    assert files == sorted([*(file.relative_to(copy) for file in committed), Path("README.md")])
+    files = sorted(file.relative_to(copy) for file in pages.write(made, copy, gpu.find([copy])))
+    assert files == sorted(file.relative_to(copy) for file in committed)
     for file in files:
         assert (copy / file).read_bytes() == (results / file).read_bytes(), file

@@ -44,6 +44,30 @@ def with_chunks(settings: Settings, memory: int | None = None) -> Settings:
     return replace(settings, model=replace(settings.model, loss_chunk_rows=chunk_rows(settings, memory)))
 
 
+def resolved(
+    settings: Settings, precision: str, memory: int | None = None, free: int = 0, processes: int = 1
+) -> Settings:
+    """The settings of a run with what is left to the device: precision, micro-batch, rows of logits.
+
+    Args:
+        settings: as they were checked.
+        precision: of the matrix products.
+        memory: bytes of the GPU; None on a CPU, where a batch is not divided.
+        free: bytes of it that nobody uses.
+        processes: that share a batch.
+    """
+    trainer = replace(settings.trainer, precision=precision)
+    found = replace(settings, trainer=trainer)
+    is_estimated = settings.task.kind == "pretrain" and trainer.parallel != "fsdp"
+    if memory and is_estimated and not trainer.update_in_backward and trainer.micro_batch_size is None:
+        from adafrugal.memory.estimate import estimate
+
+        own = replace(found, trainer=replace(trainer, batch_size=trainer.batch_size // processes))
+        rows = with_micro_batch(own, lambda given: estimate(given).peak, memory, free).trainer.micro_batch_size
+        found = replace(found, trainer=replace(trainer, micro_batch_size=rows))
+    return with_chunks(found, memory)
+
+
 def with_micro_batch(settings: Settings, peak: Callable[[Settings], Footprint], memory: int, free: int) -> Settings:
     """The same settings with the largest divisor of the batch as micro-batch whose estimated peak fits.
 

@@ -1,7 +1,7 @@
 """`python -m adafrugal.reports [directory …]`: the runs in these directories (default: runs), side by side.
 
 With --pages it writes the pages of `experiments/tables` instead: every table of the papers with the runs that belong to
-it, what is missing of it, its pictures and claims.
+it, what is missing of it, its pictures and claims. Where there are results of `make gpu`, they have a page, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _report(given: argparse.Namespace) -> int:
 
         records += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
     if given.pages and records:
-        return _pages(records, Path(given.pages))
+        return _pages(records, places, Path(given.pages))
     if not records:
         looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
         sys.stderr.write(f"error: there are no runs in {looked}; make one with `python train.py`, or name another\n")
@@ -55,12 +55,12 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
-def _pages(records: list[Record], out: Path) -> int:
-    from adafrugal.reports import pages, plan
+def _pages(records: list[Record], places: list[Path], out: Path) -> int:
+    from adafrugal.reports import gpu, pages, plan
 
     sys.stderr.write("composing the settings of all tables: under a minute\n")
     made = plan.filled(plan.pages(), records)
-    files = pages.write(made, out)
+    files = pages.write(made, out, gpu.find(places))
     sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(records)} runs → {out}\n")
     return 0
 

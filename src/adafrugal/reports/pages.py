@@ -8,15 +8,21 @@ from pathlib import Path
 
 from adafrugal.config import SettingError
 from adafrugal.possible import nearest
-from adafrugal.reports import claims, layouts, pictures
+from adafrugal.reports import claims, gpu, layouts, pictures
+from adafrugal.reports.figures import Measured
 from adafrugal.reports.jobs import Job
 from adafrugal.reports.plan import Page, Section
 
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
 
 
-def write(pages: Sequence[Page], out: Path) -> list[Path]:
+def write(pages: Sequence[Page], out: Path, measured: Sequence[Measured] = ()) -> list[Path]:
     """Write every page and the index into a directory; what is there already is replaced.
+
+    Args:
+        pages: of tables.
+        out: the directory.
+        measured: on GPUs; without any there is no page of them.
 
     Returns:
         The files.
@@ -28,7 +34,7 @@ def write(pages: Sequence[Page], out: Path) -> list[Path]:
         for section in page.sections:
             _refuse_unknown(page, section)
     try:
-        return _write_pages(pages, out)
+        return _write_pages(pages, out, measured)
     except OSError as error:
         raise SettingError(f"{error.filename}: {error.strerror}; choose a directory that can be written to") from error
 
@@ -49,11 +55,15 @@ def _refuse_unknown(page: Page, section: Section) -> None:
                 raise SettingError(f"{where} has no {name!r}; {nearest(name, names)}")
 
 
-def _write_pages(pages: Sequence[Page], out: Path) -> list[Path]:
+def _write_pages(pages: Sequence[Page], out: Path, measured: Sequence[Measured]) -> list[Path]:
     files = [file for page in pages for file in _write_page(page, out / page.name)]
     index = out / "README.md"
     index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(_index(pages))
+    index.write_text(_index(pages) + ("\n[Measured on GPUs](gpu/README.md)\n" if measured else ""))
+    if measured:
+        files.append(out / "gpu" / "README.md")
+        files[-1].parent.mkdir(exist_ok=True)
+        files[-1].write_text(f"{MADE}\n\n{gpu.markdown(measured)}")
     return [*files, index]
 
 

@@ -47,6 +47,10 @@ class Place:
         """Bytes of the GPU's memory, whoever uses them; None on a CPU."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.is_gpu else None
 
+    def free(self) -> int:
+        """Bytes of the GPU's memory that nobody uses; 0 on a CPU."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.is_gpu else 0
+
     def begun_in(self, precision: str, asked: str) -> Place:
         """The same device for a run that goes on: with `trainer.precision=auto` it keeps the precision it began in."""
         return replace(self, precision=precision) if asked == "auto" else self

@@ -243,24 +243,15 @@ class Session:
 
     def _on_device(self, place: Place, display: Display) -> Settings:
         """The settings with what is left to the device: precision, micro-batch, rows of logits."""
-        import torch
-
         from adafrugal.memory import on_device
-        from adafrugal.memory.estimate import estimate
 
-        trainer = replace(self.settings.trainer, precision=place.precision)
-        settings, memory = replace(self.settings, trainer=trainer), place.memory()
-        divides = settings.task.kind == "pretrain" and trainer.parallel != "fsdp" and not trainer.update_in_backward
-        if memory and divides and trainer.micro_batch_size is None:
-            free = min(self.ranks.gather(torch.cuda.mem_get_info(place.device)[0]))
-            own = self._of_one_process(settings)
-            found = on_device.with_micro_batch(own, lambda given: estimate(given).peak, memory, free)
-            rows = found.trainer.micro_batch_size
-            if rows < own.trainer.batch_size:
-                free_gib = f"{free / 2**30:.1f} GiB"
-                display.say(f"micro-batches of {rows} rows: by the estimate more do not fit into {free_gib}")
-            settings = replace(settings, trainer=replace(trainer, micro_batch_size=rows))
-        return on_device.with_chunks(settings, memory)
+        free, size = min(self.ranks.gather(place.free())), self.ranks.size
+        found = on_device.resolved(self.settings, place.precision, place.memory(), free, size)
+        rows = found.trainer.micro_batch_size
+        if self.settings.trainer.micro_batch_size is None and rows and rows < self.settings.trainer.batch_size // size:
+            fits = f"by the estimate more do not fit into {free / 2**30:.1f} GiB"
+            display.say(f"micro-batches of {rows} rows: {fits}")
+        return found
 
     def _latest_checkpoint(self, display: Display) -> Path | None:
         """Where the run goes on: the first process looks, and puts damaged ones aside."""

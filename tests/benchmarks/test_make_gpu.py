@@ -1,0 +1,106 @@
+"""`make gpu`: on a CPU in its short form, and what it makes of stages that fail."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, script
+
+from adafrugal import composition
+from adafrugal.reports import gpu as page
+
+STAGES = ["tests", "arms", "memory", "steps", "loop", "loop_small", "llama_7b"]
+
+
+def test_all_of_it_runs_on_a_cpu_in_a_short_form(cache_root, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "experiments" / "benchmarks" / "gpu.py"), "--device", "cpu"]
+    command += ["--out", str(tmp_path / "out"), "--cache", str(cache_root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+    found = page.read(tmp_path / "out")
+    assert [stage["stage"] for stage in found.about["stages"]] == STAGES
+    assert {stage["outcome"] for stage in found.about["stages"]} == {"passed"}
+    assert {"commit", "date", "python", "torch", "transformers", "cuda"} <= found.about.keys()
+    assert f"{page.outcomes(found)}\n\nresults in {tmp_path / 'out'}\n" in done.stdout
+    assert "| tests | passed |" in done.stdout
+    assert "1 skipped" in done.stdout
+    assert "2 of 2 ran to their end" in done.stdout
+    assert all(arm["checkpoint"] and arm["steps"] == 2 for arm in found.figures["arms"]["arms"])
+    assert [loop["loop"] for loop in found.figures["loop"]["loops"]] == ["bare", "train.py", "train.py"]
+    assert "Not measured yet" not in page.markdown([found]).replace("compiling and memory\n\nNot measured yet.", "")
+
+
+def test_a_stage_that_fails_or_takes_too_long_stops_no_other(tmp_path, capsys):
+    gpu = script("gpu")
+    note = tmp_path / "child"
+    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(note)!r}).write_text('alive')"
+    slow = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    wanted = [
+        gpu.Stage("arms", [sys.executable, "-c", "print('so far'); raise SystemExit('broken')"], 10),
+        gpu.Stage("steps", [sys.executable, "-c", slow], 1, beside=True),
+        gpu.Stage("tests", [sys.executable, "-c", "print('tests/a.py::test_b PASSED [100%]')"], 10, writes=False),
+    ]
+    about = {"date": "2026-01-01", "commit": "unknown", "device": "cpu", "torch": "2"}
+    ended = gpu.carry_out(wanted, tmp_path / "out", about)
+    assert [stage["outcome"] for stage in ended] == ["failed", "timed out", "passed"]
+    assert ended[0]["last"] == "broken"
+    assert ended[2]["tests"]["passed"] == 1
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == about | {"stages": ended}
+    text = page.outcomes(page.read(tmp_path / "out"))
+    assert "| arms | failed |" in text
+    assert "(broken)" in text
+    time.sleep(2)
+    assert not note.exists(), "what a stage started ends with it"
+
+
+@pytest.mark.parametrize(("said", "counts", "failed"), [
+    ("tests/a.py::test_b PASSED [ 50%]\ntests/a.py::test_c[x y] SKIPPED (no) [100%]\n", (1, 0, 1), []),
+    ("[gw0] [ 50%] PASSED tests/a.py::test_b \n[gw1] [100%] FAILED tests/a.py::test_c \n"
+     "FAILED tests/a.py::test_c - assert\n", (1, 1, 0), ["tests/a.py::test_c"]),
+    ("", (0, 0, 0), []),
+])  # fmt: skip
+def test_tests_are_counted_as_far_as_they_came(said, counts, failed):
+    found = script("gpu").tests(said)
+    assert tuple(found["tests"][key] for key in ("passed", "failed", "skipped")) == counts
+    assert found["failed"] == failed
+
+
+def test_what_is_run_on_a_gpu_is_composed_of_settings_that_there_are(tmp_path, monkeypatch):
+    """No machine of this suite can run it."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "experiments" / "benchmarks"))
+    monkeypatch.setenv("ADAFRUGAL_MIRRORS", str(tmp_path))
+    arms, memory, harness = script("arms"), script("device_memory"), script("harness")
+    here = {"device": "cuda", "cache": tmp_path, "set": arms.text()}
+    names = arms.arms("c4_60m")
+    assert len(names) == 8
+    for name in names:
+        chosen = composition.settings(arms.words(name, Namespace(table="c4_60m", steps=15, **here)))
+        assert chosen.data.source == str(tmp_path / "c4")
+        assert chosen.trainer.batch_size == 4 * chosen.trainer.micro_batch_size
+    for words in [*memory.cases("cuda", False).values(), *memory.cases("cuda", True).values()]:
+        assert composition.settings(list(words)).trainer.precision == "bf16"
+    shape = Namespace(model="llama_60m", batch=128, length=256, precision="bf16", rounds=6, steps=20, **here)
+    assert harness.settings(shape, "frugal").model.hidden_size == 512
+
+
+def test_the_page_says_of_each_stage_what_it_is_limited_to():
+    text = (REPOSITORY / "docs" / "gpu.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (\d+) s \|$", text, re.MULTILINE))
+    assert rows == {stage.name: f"{stage.limit:.0f}" for stage in script("gpu").stages("cuda", Path("cache"))}
+
+
+def test_make_takes_python_as_it_is_and_writes_where_it_is_told_to():
+    def typed(*words):
+        return subprocess.run(["make", "--dry-run", *words], capture_output=True, text=True, cwd=REPOSITORY).stdout
+
+    assert "mypython experiments/benchmarks/gpu.py --out gpu-results" in typed("gpu", "PYTHON=mypython")
+    assert "gpu.py --out elsewhere --device cpu" in typed("gpu", "OUT=elsewhere", "ARGS=--device cpu")
+    assert "venv" not in typed("gpu", "PYTHON=mypython")
+    assert "--pages experiments/results\n" in typed("tables")
