@@ -1,13 +1,20 @@
 """What all tests share: one cache of prepared text for the session, and the settings of a tiny run."""
 
+import atexit
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there; for all processes of the tests
+
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what one process of the tests compiles is there for all
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
 import pytest

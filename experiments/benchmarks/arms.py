@@ -1,10 +1,11 @@
-"""Does every arm of a table run? The real train.py with each experiment's settings, cut short, several at a time.
+"""Does every arm of a table run? The real train.py with an experiment's settings, cut short; the first arm alone.
 
     python experiments/benchmarks/arms.py [--device cuda] [--table c4_60m] [--arms adamw frugal] [--json FILE]
 
 The text is C4 where ADAFRUGAL_MIRRORS names a directory with c4 and t5-base, else the embedded one. What is changed of
 an experiment is how long it is and how many rows it takes at a time, so that all fit a GPU beside each other; their
-tokens/s are of runs that share it. On a CPU it is the tiny model of scale=smoke.
+tokens/s are of runs that share it. The first arm prepares the text and compiles the model for all. On a CPU the model
+is the tiny one of scale=smoke.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +102,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the results are written to")
     given = parser.parse_args()
     found: list[dict[str, Any]] = []
+    first, *others = given.arms or arms(given.table)
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(given.jobs) as pool:
-        for one in pool.map(lambda arm: run(arm, given, Path(root)), given.arms or arms(given.table)):
+        alone = run(first, given, Path(root))  # prepares the text and compiles the model for all
+        for one in chain([alone], pool.map(lambda arm: run(arm, given, Path(root)), others)):
             found.append(one)
             print(line(one), flush=True)
             if given.json:
