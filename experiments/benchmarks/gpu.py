@@ -75,7 +75,8 @@ def stages(device: str, cache: Path) -> list[Stage]:
         return [python, str(HERE / f"{name}.py"), *on, *arguments]
 
     kept = ("--cache", str(cache), "--set", *text(device, cache))
-    tests = [python, "-m", "pytest", "-m", "gpu", "-vv", "-p", "no:cacheprovider"]
+    single = ["env", "OMP_NUM_THREADS=1"]  # for what are many processes
+    tests = [*single, python, "-m", "pytest", "-m", "gpu", "-vv", "-p", "no:cacheprovider"]
     if device == "cpu":
         loop = script("harness", "--model", "llama_tiny", "--batch", "4", "--length", "32", "--rounds", "1",
                       "--steps", "2", *kept)  # fmt: skip
@@ -93,7 +94,7 @@ def stages(device: str, cache: Path) -> list[Stage]:
                   "--steps", "20", *kept)  # fmt: skip
     return [
         Stage("tests", [*tests, *workers], 90, writes=False),
-        Stage("arms", script("arms", *kept), 100),
+        Stage("arms", [*single, *script("arms", *kept)], 100),
         Stage("memory", script("device_memory", "--processes", "6"), 100, beside=True),
         Stage("steps", script("optimizer_step", "--only", *STEPS, "--seconds", "0.6"), 75),
         Stage("loop", [*loop, "--batch", "128", "--optimizers", "adamw", "frugal"], 120),

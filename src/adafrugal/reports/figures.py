@@ -11,9 +11,7 @@ from typing import Any
 
 NONE = "–"
 STAGES = ("tests", "arms", "memory", "steps", "loop", "loop_small", "llama_7b")
-PEAK_FLOPS = {  # dense bf16, of the makers' datasheets, by a part of the card's name
-    "H100 80GB": 989e12, "H200": 989e12, "A100": 312e12,
-}  # fmt: skip
+PEAK_FLOPS = dict.fromkeys(("H100 80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"), 989e12)  # dense bf16, datasheets
 ABOUT = {
     "card": "card", "driver": "driver", "torch": "torch", "cuda": "CUDA", "python": "Python",
     "transformers": "transformers", "processor": "processor", "cores": "cores", "date": "date",
@@ -163,9 +161,8 @@ def speed(one: Measured, stage: Loop, loop: Loop) -> str:
 
 def mfu(card: str | None, stage: Loop, tokens_per_s: float) -> float | None:
     """The share of the card's peak that training uses; None where the card's peak is not known here."""
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if card and name in card), None)
     flops = 6 * (stage["parameters"] - stage["input_embedding"]) * tokens_per_s
-    return flops / peak if peak else None
+    return flops / PEAK_FLOPS[card] if card in PEAK_FLOPS else None
 
 
 def costs(one: Measured, stage: Loop, loop: Loop) -> str | None:

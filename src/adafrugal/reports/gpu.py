@@ -11,12 +11,12 @@ from adafrugal.reports.figures import NONE, Measured, read
 
 ABOUT = """\
 Each column is one run of `make gpu`; [docs/gpu.md](../../../docs/gpu.md) says what its stages do. "–" is what was not
-measured; a line below the table says why. "(notes)" stands beside what was written down by hand."""
+measured; where a machine lacks whole rows, a line below says why. "(notes)" is what was written down by hand."""
 SPEED = """\
 Milliseconds per step, tokens per second, ÷ the bare loop (AdamW, compiled), MFU. A row begins with the model and the
 rows × tokens of a step. MFU is 6 × (parameters without the input embedding) × tokens per second ÷ the card's peak in
-dense bf16, as its datasheet has it: 989 TFLOP/s for the H100 SXM (NVIDIA H100 datasheet). LLaMA 60M has 58.07 million
-parameters; 16.38 million of them are the input embedding."""
+dense bf16, as its datasheet has it: 989 TFLOP/s for the H100 SXM (NVIDIA H100 datasheet) and the H200 SXM. LLaMA 60M
+has 58.07 million parameters; 16.38 million of them are the input embedding."""
 COSTS = """\
 Seconds of compiling (or of the whole warm-up, where no more was noted), the most that tensors took, the error of the
 estimate. The estimate is of a run that is not compiled, so it is an upper bound for one that is."""
@@ -116,5 +116,5 @@ def _section(section: Section, measured: Sequence[Measured]) -> str:
 def _why(section: Section, one: Measured) -> str:
     """Why a column lacks rows of its table."""
     outcome = one.stage(section.stage).get("outcome", "passed") if section.stage else "passed"
-    reason = "was no part of that run" if outcome == "passed" else f"is missing since the stage {outcome}"
-    return f"–, {one.label}: it {reason}."
+    reason = "; it was no part of that run" if outcome == "passed" else f", where the stage {section.stage} {outcome}"
+    return f"–: not measured at {one.label}{reason}."
