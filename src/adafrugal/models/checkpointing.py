@@ -43,7 +43,9 @@ def checkpoint_activations(model: PreTrainedModel, which: str) -> None:
     if not model.supports_gradient_checkpointing:
         given = f"trainer.activation_checkpointing is {which}"
         raise SettingError(f"{given}; allowed: none, since {type(model).__name__} keeps what its layers compute")
-    model.activation_checkpointing_enable({"use_reentrant": False, **contexts})
+    # gradient_checkpointing_enable: its name before transformers 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **contexts})
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
