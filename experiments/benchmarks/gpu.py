@@ -36,8 +36,7 @@ from adafrugal.reports import gpu as reports
 from adafrugal.tracking import environment
 
 HERE = Path(__file__).resolve().parent
-STEPS = ("frugal blocks 0.25", "frugal blocks 0.25, not compiled", "frugal slab 0.25", "frugal columns 0.25",
-         "frugal rows 0.25", "frugal 0 (signsgd)")  # fmt: skip
+STEPS = ("frugal blocks 0.25", "frugal slab 0.25", "frugal columns 0.25", "frugal rows 0.25", "frugal 0 (signsgd)")
 CARD = """
 import json, torch
 found = {"torch": torch.__version__, "cuda": torch.version.cuda}
