@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from adafrugal.config import SettingError
 from adafrugal.tracking import environment
@@ -164,7 +165,7 @@ def test_of_two_keys_the_longer_is_hidden_whole_and_one_over_lines_too(monkeypat
 def test_the_environment_holds_versions_and_no_variables(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "fake-secret-0123456789")
     found = environment.describe()
-    assert found["packages"]["torch"].startswith("2.13.0")
+    assert found["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert found["cores"] >= 1
     assert set(found["code"]) == {"commit", "changed"}
     assert "fake-secret" not in json.dumps(found)
