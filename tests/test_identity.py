@@ -83,9 +83,9 @@ def test_only_what_differs_from_the_schemas_defaults_is_hashed(composed):
 def test_what_is_left_out_exists(composed):
     found, choices = composed()
     settings = checks.check(found, choices)
-    names = {f.name for f in fields(settings)} | {
-        f"{group}.{f.name}" for group in ("data", "trainer", "optimizer") for f in fields(getattr(settings, group))
-    }
+    groups = ("data", "model", "trainer", "optimizer")
+    names = {f"{group}.{f.name}" for group in groups for f in fields(getattr(settings, group))}
+    names |= {f.name for f in fields(settings)}
     names |= {f"task.{f.name}" for f in fields(FinetuneSettings)}
     assert set(NOT_PART) <= names
 

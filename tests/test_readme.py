@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from adafrugal import checks, composition
 from adafrugal.config import CHOICES, SUBSPACES
-from adafrugal.identity import identify
+from adafrugal.identity import differing, identify, still_part
 from adafrugal.memory import __main__ as memory
 from adafrugal.reports import summary, table
 
@@ -54,7 +54,7 @@ def refuse_nothing(command, composed):
 def test_every_other_command_is_there():
     others = {c for c in COMMANDS if not c.startswith("python train.py")}
     assert others == {
-        "make train", "make test", "make tables", "make tables RUNS=runs",
+        "make train", "make test", "make tables", "make tables RUNS=runs", "make gpu PYTHON=python3",
         "python -m adafrugal.reports", "python -m adafrugal.reports --wandb team/project --pages tables",
         "python -m adafrugal.data data=c4 model=llama_60m",
         "python -m adafrugal.memory model=llama_1b optimizer=adamw,frugal,adafrugal trainer.precision=bf16",
@@ -191,7 +191,8 @@ def test_the_commands_of_the_data_page_are_those_of_its_records(composed):
             found += 1
             record = records[checked.data.source]
             identity = record.environment()["identity"]
-            assert identify(checked, choices).key == identity["key"]
+            assert differing(checked) == still_part(identity["differs"])
+            assert identify(checked, choices).labels == identity["labels"]
     assert found == len(records) == 2
 
 

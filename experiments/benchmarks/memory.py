@@ -116,6 +116,7 @@ class Real:
         self._rows = trainer.micro_batch_size or trainer.batch_size
         with torch.device(device):  # made where it is used: 7B on the CPU first would take minutes
             self.model = llama.build(self.settings.model)
+        llama.attend_causally(self.model)
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.optimizer = optimizers.build(self.settings, optimizers.groups(self.settings, self.model))
         if trainer.update_in_backward:

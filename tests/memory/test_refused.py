@@ -47,7 +47,7 @@ def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path,
     """For real, under a limit of the address space: 400,000 pieces make logits of tens of gigabytes."""
     limit = 12 * 2**30
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.batch_size=128",
-               "model.vocabulary_size=400000", "data.tokenizer.vocabulary_size=4096",
+               "model.vocabulary_size=400000", "data.tokenizer.vocabulary_size=4096", "model.loss_chunk_rows=null",
                f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, cwd=tmp_path,

@@ -45,6 +45,25 @@ TINY = LlamaSettings(
 )
 
 
+def test_without_a_mask_attention_is_the_same_to_the_bit_and_asks_the_device_nothing(tmp_path):
+    tokens = torch.randint(0, 300, (4, 64), generator=torch.Generator().manual_seed(1))
+    found = []
+    for bare in (False, True):
+        torch.manual_seed(0)
+        model = llama.build(TINY)
+        if bare:
+            llama.attend_causally(model)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            loss = token_nats(model, tokens, tokens)
+        loss.backward()
+        reads = sum(event.name == "aten::_local_scalar_dense" for event in profiler.events())
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+        assert (reads == 0) is bare
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    model.save_pretrained(tmp_path)
+    assert LlamaForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
 def test_it_is_the_architecture_of_the_papers():
     model = llama.build(TINY)
     c = model.config

@@ -169,3 +169,9 @@ def test_a_whole_number_is_the_same_setting_with_and_without_its_point():
     )
     assert jobs_module.settings_key(one, "embedded") == jobs_module.settings_key(other, "embedded")
     assert jobs_module.settings_key(one, "embedded") != jobs_module.settings_key(one | {"model.bias": 1}, "embedded")
+
+
+def test_what_is_no_part_of_a_run_any_more_does_not_part_it_from_its_old_record():
+    new = {"optimizer.lr": 0.1}
+    old = new | {"trainer.compile": True, "model.loss_chunk_rows": 2048}
+    assert jobs_module.settings_key(old, "embedded") == jobs_module.settings_key(new, "embedded")

@@ -56,8 +56,9 @@ def test_runs_of_one_arm_with_other_settings_are_other_rows(tmp_path):
 def test_what_makes_no_difference_is_no_other_row(tmp_path):
     made(tmp_path, "frugal", 0, 5.0)
     made(tmp_path, "frugal", 1, 5.0, **{"trainer.log_every": 1, "data.source": "elsewhere"})
+    made(tmp_path, "frugal", 2, 5.0, **{"trainer.compile": True, "model.loss_chunk_rows": 2048})  # once a difference
     rows = [line.split("|")[1:3] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
-    assert rows == [[" frugal ", " 2 "]]
+    assert rows == [[" frugal ", " 3 "]]
 
 
 def test_runs_in_another_precision_are_another_row(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from labelled_sets import write_encoder
 
 from adafrugal.config import TrainerSettings
 from adafrugal.tracking.record import Record
@@ -57,22 +58,43 @@ def test_cuda_graphs_are_recorded_where_that_is_safe(given, trainer, place, mode
     assert reason is None if needs is None else f"CUDA graphs need {needs}" in reason
 
 
-def test_a_compiled_run_is_the_same_run_and_no_step_compiles(settings, monkeypatch):
-    """In bf16, with chunks of the loss, documents kept apart, and an evaluation whose rows do not fill a batch."""
-    words = (*FEW, "trainer.precision=bf16", "model.loss_chunk_rows=100", "data.mask_documents=true")
-    plain, _ = run(*settings(*words))
+@pytest.fixture
+def both(monkeypatch):
+    """A function that makes a run as it is and compiled, in whose steps nothing more may be compiled."""
     fit = Loop.fit
 
     def without_compiling(loop, stop):
         with torch._dynamo.config.patch(error_on_recompile=True):
             return fit(loop, stop)
 
-    monkeypatch.setattr(Loop, "fit", without_compiling)
-    chosen, choices = settings(*words, "trainer.compile=true", "run_root=compiled")
-    chosen = replace(chosen, run_root=str(plain.directory.parents[2] / "compiled"))
-    record, outcome = run(chosen, choices)
-    assert outcome == "finished"
-    assert record.directory.name == plain.directory.name
+    def make(chosen, choices):
+        plain, _ = run(chosen, choices)
+        monkeypatch.setattr(Loop, "fit", without_compiling)
+        trainer = replace(chosen.trainer, compile=True)
+        record, outcome = run(replace(chosen, run_root=f"{chosen.run_root}-compiled", trainer=trainer), choices)
+        assert outcome == "finished"
+        assert record.directory.name == plain.directory.name
+        return plain, record
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", ["adafrugal", "lora"])
+def test_an_encoder_is_compiled_once_for_batches_of_all_lengths(optimizer, both, finetune_settings, tmp_path):
+    pytest.importorskip("peft" if optimizer == "lora" else "torch")
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # compiled code draws its own
+    encoder = write_encoder(tmp_path / "bert", **dropout)
+    words = [f"optimizer={optimizer}", f"model.name={encoder}", "trainer.epochs=1", "trainer.batch_size=4"]
+    plain, record = both(*finetune_settings("rte", *words))
+    assert record.summary()["compile"] == "default"
+    for ours, theirs in zip(record.metrics(), plain.metrics(), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_a_compiled_run_is_the_same_run_and_no_step_compiles(settings, both):
+    """In bf16, with chunks of the loss, documents kept apart, and an evaluation whose rows do not fill a batch."""
+    words = (*FEW, "trainer.precision=bf16", "model.loss_chunk_rows=100", "data.mask_documents=true")
+    plain, record = both(*settings(*words))
     for ours, theirs in zip(record.metrics(), plain.metrics(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-3)

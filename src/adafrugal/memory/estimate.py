@@ -80,6 +80,7 @@ def estimate(settings: Settings) -> Estimate:
     half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16
     with shadows(), _refusals():
         model = llama.build(settings.model)
+        llama.attend_causally(model)
         groups = optimizers.groups(settings, model)
         optimizer = optimizers.build(settings, groups)
         for group in optimizer.param_groups:

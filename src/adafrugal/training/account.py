@@ -118,6 +118,7 @@ class Account:
             "real_tokens": self.real_tokens,
             "tokens_per_second": window.tokens / training if training > 0 else 0.0,
             "seconds": window.seconds,
+            "wall": window.wall,
             "state_bytes": counted.total,
             "state_bytes_by_role": counted.by_role(),
             "memory": memory,

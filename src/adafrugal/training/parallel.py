@@ -27,6 +27,9 @@ def made_on(device: torch.device, settings: TrainerSettings) -> AbstractContextM
     return device
 
 
+_DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")  # torch's, on a tensor
+
+
 class _DrawnOn(TorchFunctionMode):
     """Random numbers for tensors on the CPU are those that a device's generator draws.
 
@@ -41,10 +44,13 @@ class _DrawnOn(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") not in ("normal_", "uniform_") or args[0].is_meta:
-            return func(*args, **kwargs or {})
-        drawn = func(torch.empty_like(args[0], device=self._device), *args[1:], **kwargs or {})
-        return args[0].copy_(drawn)
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in _DRAWS:
+            return func(*args, **kwargs)
+        target = args[0] if args else kwargs.pop("tensor")  # as torch.nn.init hands it on
+        with torch.no_grad():
+            drawn = func(torch.empty_like(target, device=self._device), *args[1:], **kwargs)
+            return target.copy_(drawn)
 
 
 def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:

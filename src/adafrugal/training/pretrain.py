@@ -12,6 +12,7 @@ from torch import Tensor
 from adafrugal.config import Settings
 from adafrugal.data.batches import Batch
 from adafrugal.data.corpus import Corpus
+from adafrugal.memory import on_device
 from adafrugal.models import llama
 from adafrugal.models.checkpointing import checkpoint_activations
 from adafrugal.models.loss import TokenNats
@@ -50,8 +51,10 @@ class Pretrain:
         torch.manual_seed(settings.seed)
         with parallel.made_on(place.device, settings.trainer):
             self.model = llama.build(settings.model)
+        if not settings.data.mask_documents:
+            llama.attend_causally(self.model)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
-        nats = TokenNats(self.model, settings.model.loss_chunk_rows)
+        nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory()))
         self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
         self.forward = self._forward
         self.saved = {"model": self.model}
