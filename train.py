@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `main`, which makes one line of them
-# torch's threads that wait for each other sleep: spinning, a step beside another process takes six times as long
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 REPOSITORY = Path(__file__).resolve().parent
 
@@ -26,6 +24,9 @@ def _tell(text: str) -> None:
 
 
 try:
+    from adafrugal import threads
+
+    threads.wait_asleep()
     from adafrugal.training import ranks
     from adafrugal.training.signals import Stop
 

@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there; for all processes of the tests
-
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what one process of the tests compiles is there for all
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)

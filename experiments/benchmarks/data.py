@@ -22,7 +22,8 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 import torch

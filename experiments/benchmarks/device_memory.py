@@ -21,7 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 from memory import ALL, SHAPE, Real, allocated_at_most

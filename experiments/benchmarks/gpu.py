@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all stages: torch's threads spin where others work
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from adafrugal.composition import REPOSITORY
 from adafrugal.reports import gpu as reports

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 from torch import Tensor

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there: its threads spin where others work
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 import yaml

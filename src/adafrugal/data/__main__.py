@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
 
-from adafrugal import composition
+from adafrugal import composition, threads
 from adafrugal.config import SettingError
 
 DONE, WRONG, INTERRUPTED = 0, 2, 75
@@ -24,6 +23,7 @@ DONE, WRONG, INTERRUPTED = 0, 2, 75
 
 def main(arguments: Sequence[str]) -> int:
     """Prepare, report, and return the exit code: 0, 2 for a wrong setting or input, 75 when interrupted."""
+    threads.wait_asleep()
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(__doc__)
         return DONE

@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see train.py
 
-from adafrugal import composition
+from adafrugal import composition, threads
 from adafrugal.config import SettingError
 from adafrugal.tracking.credentials import hidden
 
@@ -27,6 +26,7 @@ DONE, WRONG = 0, 2
 
 def main(arguments: Sequence[str]) -> int:
     """Print estimates; the exit code: 0, or 2 for a wrong setting."""
+    threads.wait_asleep()
     parser = argparse.ArgumentParser(
         prog="python -m adafrugal.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
