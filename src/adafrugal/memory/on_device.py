@@ -44,6 +44,13 @@ def with_chunks(settings: Settings, memory: int | None = None) -> Settings:
     return replace(settings, model=replace(settings.model, loss_chunk_rows=chunk_rows(settings, memory)))
 
 
+def chooses_micro_batch(settings: Settings) -> bool:
+    """Whether a GPU's memory decides the micro-batch: it is not set, can be estimated, and a batch can be divided."""
+    trainer = settings.trainer
+    is_estimated = settings.task.kind == "pretrain" and trainer.parallel != "fsdp"
+    return is_estimated and not trainer.update_in_backward and trainer.micro_batch_size is None
+
+
 def resolved(
     settings: Settings, precision: str, memory: int | None = None, free: int = 0, processes: int = 1
 ) -> Settings:
@@ -58,8 +65,7 @@ def resolved(
     """
     trainer = replace(settings.trainer, precision=precision)
     found = replace(settings, trainer=trainer)
-    is_estimated = settings.task.kind == "pretrain" and trainer.parallel != "fsdp"
-    if memory and is_estimated and not trainer.update_in_backward and trainer.micro_batch_size is None:
+    if memory and chooses_micro_batch(settings):
         from adafrugal.memory.estimate import estimate
 
         own = replace(found, trainer=replace(trainer, batch_size=trainer.batch_size // processes))

@@ -67,7 +67,7 @@ def start(
         if refused.is_memory(error):
             raise
         task.forward = eager
-        torch._dynamo.reset()
+        torch.compiler.reset()
         reason = f"torch.compile does not work here ({_line(error)}); trainer.compile is false from here on"
         warn(reason)
         return Compilation(None, time.perf_counter() - begun, reason)

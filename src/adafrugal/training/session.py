@@ -238,6 +238,8 @@ class Session:
             record.add_event("fitted", step=1, **asdict(fitted))  # a run that begins anew tells it anew
         warn = lambda text: self._warn(display, text)  # noqa: E731
         loop.compiled(compiling.start(task, settings, place, display.say, warn))
+        if loop.compilation.mode:  # the next run of a sweep needs the memory, and torch compiles a function 8 times
+            ends.callback(torch.compiler.reset)
         self._describe(place, task, loop)
         return loop
 
@@ -246,9 +248,11 @@ class Session:
         from adafrugal.memory import on_device
 
         free, size = min(self.ranks.gather(place.free())), self.ranks.size
+        chooses = place.is_gpu and on_device.chooses_micro_batch(self.settings)
+        if chooses:
+            display.say("estimating which micro-batch fits: seconds, for 7B a minute")
         found = on_device.resolved(self.settings, place.precision, place.memory(), free, size)
-        rows = found.trainer.micro_batch_size
-        if self.settings.trainer.micro_batch_size is None and rows and rows < self.settings.trainer.batch_size // size:
+        if chooses and (rows := found.trainer.micro_batch_size) < self.settings.trainer.batch_size // size:
             fits = f"by the estimate more do not fit into {free / 2**30:.1f} GiB"
             display.say(f"micro-batches of {rows} rows: {fits}")
         return found
