@@ -177,7 +177,7 @@ class FrugalSettings(AdamWSettings):
     nonfinite: str | None = None
     modules: ModuleSettings = field(default_factory=ModuleSettings)
     fused: bool = True
-    compile: bool | None = None  # null: for large models
+    compile: bool | None = None  # null: for large models on a CPU
 
 
 @dataclass

@@ -4,6 +4,7 @@ import pytest
 import stand_in
 import torch
 
+from adafrugal import composition
 from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.training import throughput
@@ -32,7 +33,31 @@ def test_a_card_that_is_not_known_and_a_cpu_have_none(monkeypatch):
         assert throughput.peak_flops(Place(torch.device("cuda", 0), "bf16")) is None
 
 
-def test_a_small_batch_is_named_where_the_gpu_is_idle():
-    assert throughput.idle(0.03, 4096).startswith("the GPU reaches 3% of its peak: 4,096 tokens in a micro-batch")
-    assert throughput.idle(0.3, 4096) is None
-    assert throughput.idle(0.03, 32_768) is None  # something else is slow
+@pytest.mark.parametrize(
+    ("batch", "processes", "tokens_per_second", "says"),
+    [
+        (16, 1, 63_000, "the GPU reaches 2% of its peak: 4,096 tokens in a micro-batch leave it idle"),
+        (16, 2, 126_000, "the GPU reaches 2% of its peak: 2,048 tokens in a micro-batch leave it idle"),
+        (16, 1, 1_160_000, None),
+        (128, 1, 63_000, None),  # something else is slow
+    ],
+)
+def test_a_small_batch_that_leaves_the_gpu_idle_is_named_once(monkeypatch, batch, processes, tokens_per_second, says):
+    shape = ["model=llama_60m", f"trainer.batch_size={batch}", "trainer.sequence_length=256"]
+    settings = composition.settings(shape)
+    with torch.device("meta"):
+        model = llama.build(settings.model)
+    with stand_in.installed(monkeypatch):
+        meter = throughput.Meter(settings, model, Place(torch.device("cuda", 0), "bf16"), processes)
+    line = meter.mfu(tokens_per_second)
+    assert line["mfu"] == pytest.approx(tokens_per_second * 6 * 41.69e6 / 989e12 / processes, rel=1e-3)
+    first, second, third = (meter.idle(line) for _ in range(3))
+    assert first is third is None
+    assert second is None if says is None else second.startswith(says)
+
+
+def test_on_a_cpu_there_is_no_such_part(settings):
+    chosen, _ = settings()
+    meter = throughput.Meter(chosen, torch.nn.Linear(1, 1), Place(torch.device("cpu"), "fp32"))
+    assert meter.mfu(1000.0) == {}
+    assert meter.idle({}) is meter.idle({}) is None

@@ -15,7 +15,7 @@ import torch
 from adafrugal.config import SettingError, Settings, TrainingError
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
 from adafrugal.tracking.record import Record
-from adafrugal.training import parallel, shards, throughput
+from adafrugal.training import parallel, shards
 from adafrugal.training.account import Account
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.compiling import Compilation
@@ -24,6 +24,7 @@ from adafrugal.training.display import Display
 from adafrugal.training.ranks import Ranks
 from adafrugal.training.signals import Stop
 from adafrugal.training.task import Task, Work
+from adafrugal.training.throughput import Meter
 from adafrugal.training.writer import Writer, Written
 
 
@@ -61,10 +62,7 @@ class Loop:
         self.compilation = Compilation(None)
         self._since = time.perf_counter()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
-        self._peak_flops, self._flops_per_token = None, 0
-        if settings.task.kind == "pretrain" and (peak := throughput.peak_flops(place)):
-            self._peak_flops = peak * self.ranks.size
-            self._flops_per_token = throughput.flops_per_token(task.model)
+        self._meter = Meter(settings, task.model, place, self.ranks.size)
         self._losses: list[tuple[int, torch.Tensor]] = []  # of steps, on the device: read only where they are written
         self._skips = settings.trainer.on_nonfinite == "skip"
         self._lr = 0.0
@@ -314,20 +312,11 @@ class Loop:
         self._fold()
         counted = self._state_bytes()
         line = self.account.close_window(self.optimizer, counted, self._lr, self.place.device, evaluated)
-        if self._peak_flops is not None:
-            line["mfu"] = line["tokens_per_second"] * self._flops_per_token / self._peak_flops
-            self._say_if_idle(line["mfu"])
+        line |= self._meter.mfu(line["tokens_per_second"])
+        if text := self._meter.idle(line):
+            self.display.say(text)
         self.record.add_metrics(line)
         self.display.metrics(line, self.task.headline)
-
-    def _say_if_idle(self, mfu: float) -> None:
-        """Say once, at the second line of metrics, that a small batch leaves the GPU idle: the first warms up."""
-        trainer = self.settings.trainer
-        if self.account.step // trainer.log_every != 2 or self.account.step % trainer.log_every:
-            return
-        rows = min(trainer.micro_batch_size or trainer.batch_size, trainer.batch_size // self.ranks.size)
-        if text := throughput.idle(mfu, rows * trainer.sequence_length):
-            self.display.say(text)
 
     def _save(self) -> None:
         """Leave a checkpoint of this step, unless there is one."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
+from adafrugal.config import Settings
 from adafrugal.training.devices import Place
 
 # dense TFLOP/s of the tensor cores in bf16 and fp16, from NVIDIA's datasheets; the first name that fits counts
@@ -38,11 +42,35 @@ def flops_per_token(model: torch.nn.Module) -> int:
     return 6 * (sum(p.numel() for p in model.parameters()) - embedding.numel())
 
 
-def idle(mfu: float, micro_batch_tokens: int) -> str | None:
-    """The line for a run whose batch leaves the GPU idle; None where it does not, or where something else does."""
-    if mfu >= IDLE_BELOW or micro_batch_tokens >= SMALL:
-        return None
-    return (
-        f"the GPU reaches {mfu:.0%} of its peak: {micro_batch_tokens:,} tokens in a micro-batch leave it idle between "
-        "launches; a larger trainer.batch_size or trainer.sequence_length costs little time"
-    )
+class Meter:
+    """What part of the GPUs' peak the steps of a pre-training run reach (MFU).
+
+    Args:
+        settings: of the run.
+        model: that is trained.
+        place: device and precision.
+        processes: that share the work, with a GPU each.
+    """
+
+    def __init__(self, settings: Settings, model: torch.nn.Module, place: Place, processes: int = 1) -> None:
+        trainer = settings.trainer
+        peak = peak_flops(place) if settings.task.kind == "pretrain" else None
+        self._share_of_a_token = flops_per_token(model) / (peak * processes) if peak else None
+        rows = min(trainer.micro_batch_size or trainer.batch_size, -(-trainer.batch_size // processes))
+        self._micro_batch_tokens = rows * trainer.sequence_length
+        self._lines = 0
+
+    def mfu(self, tokens_per_second: float) -> dict[str, float]:
+        """The part, as what a line of metrics has of it; nothing where the peak is not known."""
+        return {} if self._share_of_a_token is None else {"mfu": tokens_per_second * self._share_of_a_token}
+
+    def idle(self, line: Mapping[str, Any]) -> str | None:
+        """Say, once, that a small batch leaves the GPU idle: at the second line of metrics, since steps warm up."""
+        self._lines += 1
+        mfu, tokens = line.get("mfu"), self._micro_batch_tokens
+        if self._lines != 2 or mfu is None or mfu >= IDLE_BELOW or tokens >= SMALL:
+            return None
+        return (
+            f"the GPU reaches {mfu:.0%} of its peak: {tokens:,} tokens in a micro-batch leave it idle between "
+            "launches; a larger trainer.batch_size or trainer.sequence_length costs little time"
+        )
