@@ -70,7 +70,7 @@ def test_a_record_holds_everything(sweep, arm):
     for line in lines:
         assert {"loss", "lr", "density", "interval", "tokens", "tokens_per_second", "state_bytes"} <= set(line)
         assert set(line["seconds"]) == {
-            "data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint"
+            "data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint", "wall"
         }  # fmt: skip
         assert line["memory"]
     assert lines[-1]["tokens"] == 20 * 8 * 64

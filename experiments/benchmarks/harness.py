@@ -99,7 +99,7 @@ def started(run: config.Settings, directory: Path) -> Loop:
     record = Record(directory)
     record.begin({})
     loop = Loop(run, task, optimizer, scheduler, place, record, Display())
-    loop.compiled(compiling.start(task, run, place, print, print))
+    loop.note_compilation(compiling.start(task, run, place, print, print))
     return loop
 
 
@@ -122,7 +122,9 @@ def bare(run: config.Settings, mode: str | None, place: Place) -> Contender:
     batches = [task.work(step).batches[0].to(place.device) for step in range(1, min(run.trainer.steps, 65))]
     task.close()
     torch.manual_seed(run.seed)
-    model = llama.build(run.model).to(place.device)
+    with place.device:
+        model = llama.build(run.model)
+    llama.attend_causally(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.optimizer.lr, weight_decay=0.0, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
 
@@ -183,7 +185,7 @@ def result(one: Contender, base: Contender, given: argparse.Namespace) -> dict[s
     }  # fmt: skip
     if one.record is not None and one.run is not None:
         lines = one.record.metrics()[1:]  # the first is of the round that warms up
-        phases = lines[0]["seconds"]
+        phases = [phase for phase in lines[0]["seconds"] if phase not in ("wall", "compile")]
         found["phases_ms"] = {
             phase: 1000 * statistics.median(line["seconds"][phase] for line in lines) / given.steps for phase in phases
         }

@@ -30,6 +30,20 @@ def test_logits_are_made_in_one_piece_where_they_fit_the_budget(llama_60m):
     assert on_device.chunk_rows(llama_60m("trainer.precision=fp32"), H100) == 128 * 128  # twice the bytes
 
 
+def test_of_several_processes_each_counts_its_own_rows(llama_60m):
+    large = llama_60m("trainer.batch_size=512")
+    assert on_device.chunk_rows(large, H100, processes=4) is None
+    assert on_device.chunk_rows(large, H100) is not None
+    assert on_device.chunk_rows(llama_60m("trainer.batch_size=512", "trainer.micro_batch_size=256"), H100, 8) is None
+
+
+def test_a_budget_of_the_estimate_bounds_the_micro_batch(llama_60m):
+    chosen = llama_60m("optimizer=frugal", "optimizer.fit_gib=3", "trainer.batch_size=16")
+    rows = on_device.resolved(chosen, "bf16", H100, H100).trainer.micro_batch_size
+    assert 1 < rows < 16
+    assert on_device.resolved(llama_60m("trainer.batch_size=16"), "bf16", H100, H100).trainer.micro_batch_size == 16
+
+
 @pytest.mark.parametrize("given", [100, None])
 def test_what_is_typed_counts(llama_60m, given):
     chosen = llama_60m(f"model.loss_chunk_rows={given or 'null'}")

@@ -97,6 +97,22 @@ def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
     torch.testing.assert_close(got, trained(compile=False))
 
 
+def test_what_was_compiled_is_forgotten_with_the_rest():
+    """Else torch would compile it anew on matrices of equal sizes, and use their size for any that come later."""
+
+    def update(sizes):
+        pairs = [(torch.zeros(n), torch.ones(n)) for n in sizes]
+        kernels.state_free("signsgd", [Free(*pair) for pair in pairs], Rates(lr=1.0), compiled=True)
+        return [target for target, _ in pairs]
+
+    update([4096, 5000])
+    torch.compiler.reset()
+    kernels.forget_compiled()
+    update([4096] * 3 + [6400])
+    for target in update([6400, 4096, 1500, 9000]):
+        assert torch.equal(target, -torch.ones_like(target))
+
+
 def test_tensors_that_share_storage_are_not_compiled_together():
     whole = torch.zeros(2, 60, 40)
     params = [torch.nn.Parameter(whole[0]), torch.nn.Parameter(whole[1])]
@@ -134,11 +150,13 @@ def test_compiled_on_a_gpu_agrees_with_plain_on_a_cpu(subspace):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [True, None])
 @pytest.mark.parametrize("settings", [{}, {"lr": 0.0}, {"state_full": "lion"}, {"state_full": "sgdm"}], ids=str)
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns"])
-def test_a_step_on_a_gpu_waits_for_nothing(subspace, settings):
+def test_a_step_on_a_gpu_waits_for_nothing(subspace, settings, compiled):
     params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in SHAPES]
-    optimizer = Frugal([{"params": params, "split": True}], subspace=subspace, density=0.5, compile=True, **settings)
+    more = {"subspace": subspace, "density": 0.5, "compile": compiled, **settings}
+    optimizer = Frugal([{"params": params, "split": True}], **more)
     for p in params:
         p.grad = torch.randn_like(p)
     optimizer.step()

@@ -80,6 +80,8 @@ class StandIn:
             "memory_allocated": look("memory_allocated", 2**20),
             "memory_reserved": look("memory_reserved", 2**21),
             "max_memory_allocated": look("max_memory_allocated", 2**20),
+            "max_memory_reserved": look("max_memory_reserved", 2**21),
+            "empty_cache": look("empty_cache", None),
             "manual_seed_all": look("manual_seed_all", None),  # torch keeps it until CUDA is initialised
             "Event": lambda **_: types.SimpleNamespace(record=lambda *_: None, elapsed_time=lambda _: 1.0),
         }

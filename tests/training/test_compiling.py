@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import stand_in
 import torch
 from labelled_sets import write_encoder
 
@@ -140,23 +141,91 @@ def test_a_rehearsal_leaves_no_trace(name, settings, finetune_settings, monkeypa
     chosen, choices = finetune_settings("rte", "trainer.epochs=1") if name == "finetune" else settings(*FEW)
     plain, _ = run(chosen, choices)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    resets = []
-    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     trainer = replace(chosen.trainer, compile=True)
     record, _ = run(replace(chosen, trainer=trainer, run_root=f"{chosen.run_root}-compiled"), choices)
     assert record.summary()["compile"] == "default"
     for ours, theirs in zip(record.metrics(), plain.metrics(), strict=True):
         assert ours["loss"] == theirs["loss"]
         assert ours["validation_loss"] == theirs["validation_loss"] if "validation_loss" in theirs else True
-    assert resets == [1]  # else the ninth run of a sweep would not be compiled, and all kept their memory
+
+
+def test_an_evaluation_that_cannot_be_compiled_leaves_dropout_gradients_and_draws_alone(finetune_settings, monkeypatch):
+    chosen, choices = finetune_settings("rte", "trainer.epochs=1", "trainer.device=cpu")
+    plain, _ = run(chosen, choices)
+
+    def fails_in_evaluation(function, **_):
+        def compiled(*tensors):
+            if not torch.is_grad_enabled():
+                raise RuntimeError("no such graph")
+            return function(*tensors)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", fails_in_evaluation)
+    trainer = replace(chosen.trainer, compile=True)
+    record, _ = run(replace(chosen, trainer=trainer, run_root=f"{chosen.run_root}-compiled"), choices)
+    assert record.summary()["compile"] is None
+    assert [line["loss"] for line in record.metrics()] == [line["loss"] for line in plain.metrics()]
+
+
+def test_every_run_of_a_long_sweep_is_compiled(settings, monkeypatch):
+    """torch compiles one function for eight models and then, without an error, none."""
+    compile_, graphs = torch.compile, []
+
+    def counts(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=counts))
+    for seed in range(10):
+        graphs.clear()
+        record, _ = run(*settings(*FEW, "trainer.steps=1", "trainer.compile=true", f"seed={seed}"))
+        assert graphs
+        assert record.summary()["compile"] == "default"
+
+
+def test_memory_that_is_refused_to_graphs_is_asked_for_without_them(settings, monkeypatch):
+    modes = []
+
+    def refuses(function, mode, **_):
+        def compiled(*tensors):
+            modes.append(mode)
+            if mode == "reduce-overhead":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return function(*tensors)
+
+        return compiled
+
+    with stand_in.installed(monkeypatch):
+        monkeypatch.setattr(torch, "compile", refuses)
+        words = [*FEW, "trainer.batch_size=2", "trainer.micro_batch_size=2"]
+        record, outcome = run(*settings(*words))
+    assert outcome == "finished"
+    assert modes[:2] == ["reduce-overhead", "default"]
+    assert record.summary()["compile"] == "default"
+    warnings = [event["text"] for event in record.events() if event["event"] == "warning"]
+    assert warnings == [
+        "memory for CUDA graphs was refused (CUDA out of memory): trainer.compile_mode is default"
+    ]
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_graphs_make_the_same_run(settings):
-    words = (*FEW, "trainer.steps=8", "trainer.device=cuda", "trainer.precision=bf16", "optimizer.interval=3")
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["trainer.precision=fp16", "trainer.clip_norm=1.0"],
+        ["trainer.on_nonfinite=skip", "model.loss_chunk_rows=100", "data.mask_documents=true"],
+        ["trainer.micro_batch_size=4"],
+    ],
+    ids=" ".join,
+)
+def test_on_a_gpu_graphs_make_the_same_run(more, settings):
+    words = (*FEW, "trainer.steps=8", "trainer.device=cuda", "trainer.precision=bf16", "optimizer.interval=3", *more)
     plain, _ = run(*settings(*words, "trainer.compile=false"))
     chosen, choices = settings(*words)
     record, _ = run(replace(chosen, run_root=f"{chosen.run_root}-compiled"), choices)
-    assert (record.summary()["compile"], plain.summary()["compile"]) == ("reduce-overhead", None)
+    mode = "default" if "trainer.micro_batch_size=4" in more else "reduce-overhead"
+    assert (record.summary()["compile"], plain.summary()["compile"]) == (mode, None)
     for ours, theirs in zip(record.metrics(), plain.metrics(), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)

@@ -69,6 +69,21 @@ def test_a_gpu_without_kernels_in_this_build_is_not_used(monkeypatch):
     assert "cannot use NVIDIA H100 80GB HBM3 (CUDA error: no kernel image is available)" in said[0]
 
 
+@pytest.mark.parametrize("text", ["CUDA out of memory", "CUDA error: all CUDA-capable devices are busy or unavailable"])
+def test_a_gpu_that_is_busy_is_no_reason_for_days_on_a_cpu(monkeypatch, text):
+    line = r"cannot be used now .*CUDA_VISIBLE_DEVICES"
+    with stand_in.installed(monkeypatch), pytest.raises(SettingError, match=line):
+        monkeypatch.setattr(torch, "ones", lambda *_, **__: refuses(text)())
+        open_device(TrainerSettings())
+
+
+def test_one_of_several_processes_does_not_go_to_the_cpu_alone(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with stand_in.installed(monkeypatch), pytest.raises(SettingError, match="cannot be used now"):
+        monkeypatch.setattr(torch, "ones", lambda *_, **__: refuses("CUDA error: no kernel image is available")())
+        open_device(TrainerSettings())
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     with stand_in.installed(monkeypatch), pytest.raises(SettingError, match="LOCAL_RANK is 1, and torch finds GPUs 0"):
         devices.open_device(TrainerSettings(), number=1)

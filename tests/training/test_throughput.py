@@ -7,6 +7,7 @@ import torch
 from adafrugal import composition
 from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
+from adafrugal.tracking import cards
 from adafrugal.training import throughput
 from adafrugal.training.devices import Place
 
@@ -24,6 +25,18 @@ def test_six_flops_for_each_parameter_that_a_token_is_multiplied_with():
 def test_the_peak_is_the_datasheets(monkeypatch, precision, peak):
     with stand_in.installed(monkeypatch):
         assert throughput.peak_flops(Place(torch.device("cuda", 0), precision)) == peak
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40S", 362e12), ("NVIDIA L40", None),
+        ("NVIDIA L4", 121e12), ("NVIDIA RTX A1000", None), ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+    ],
+)  # fmt: skip
+def test_a_card_is_known_by_its_whole_name(name, peak):
+    assert cards.peak_flops(name) == peak
 
 
 def test_a_card_that_is_not_known_and_a_cpu_have_none(monkeypatch):

@@ -141,7 +141,8 @@ class Corpus:
                 self._windows, layout, settings.seed, trainer.batch_size, trainer.steps, data.repeat,
                 None if data.store else go_on,
             )  # fmt: skip
-            rows = trainer.micro_batch_size or -(-trainer.batch_size // processes)
+            each = -(-trainer.batch_size // processes)  # rows of a step that a process has
+            rows = min(trainer.micro_batch_size or each, each)
             sizes = settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens
             self.validation, self.last_validation = (
                 self._rows(layout, tokens, rows * processes) for tokens in sizes

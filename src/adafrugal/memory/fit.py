@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from adafrugal.config import SettingError, Settings, settled
 from adafrugal.memory.estimate import estimate
+from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
 from adafrugal.optim import controls
 from adafrugal.possible import refuse_impossible
@@ -40,7 +41,7 @@ def largest_micro_batch(settings: Settings, gib: float) -> int | None:
     size = settings.trainer.batch_size
     small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
     sizes = sorted({*small, *(size // n for n in small)})
-    return _last(sizes, lambda n: _peak(settings, micro_batch_size=n).total <= gib * GIB)
+    return _last(sizes, lambda n: _peak(settings, micro_batch_size=n, memory=int(gib * GIB)).total <= gib * GIB)
 
 
 def largest_density(settings: Settings, gib: float, candidates: Sequence[float]) -> float | None:
@@ -108,7 +109,9 @@ def _fits(settings: Settings, density: float, gib: float, otherwise: bool) -> bo
         return otherwise
 
 
-def _peak(settings: Settings, micro_batch_size: int | None = None, density: float | None = None) -> Footprint:
+def _peak(
+    settings: Settings, micro_batch_size: int | None = None, density: float | None = None, memory: int | None = None
+) -> Footprint:
     changed = copy.deepcopy(settings)
     if micro_batch_size is not None:
         changed.trainer.micro_batch_size = micro_batch_size
@@ -117,4 +120,4 @@ def _peak(settings: Settings, micro_batch_size: int | None = None, density: floa
     if density is not None:
         changed.optimizer.density, changed.optimizer.rank = {"kind": controls.Constant.kind, "value": density}, None
     refuse_impossible(changed)
-    return estimate(changed).peak
+    return estimate(with_chunks(changed, memory)).peak

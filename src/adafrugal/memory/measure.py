@@ -10,17 +10,22 @@ from pathlib import Path
 import torch
 
 
-def read(device: torch.device) -> dict[str, int]:
+def read(device: torch.device, replays: bool = False) -> dict[str, int]:
     """Bytes in use now, and the largest since the call before this one.
 
     On CUDA: `allocated` and `peak` are what tensors take, `reserved` is what the allocator holds and does not give
     back. On a CPU: `resident` is the process's memory, `peak_resident` its largest since `begin`.
+
+    Args:
+        device: whose memory is read.
+        replays: whether steps are replays of CUDA graphs, which allocate nothing: activations and gradients lie in
+            memory that is reserved for them and is not counted as allocated. `peak` is then the most that was reserved.
     """
     if device.type == "cuda":
         found = {
             "allocated": torch.cuda.memory_allocated(device),
             "reserved": torch.cuda.memory_reserved(device),
-            "peak": torch.cuda.max_memory_allocated(device),
+            "peak": (torch.cuda.max_memory_reserved if replays else torch.cuda.max_memory_allocated)(device),
         }
         torch.cuda.reset_peak_memory_stats(device)
         return found

@@ -17,7 +17,7 @@ SHARE_OF_GPU = 32  # on a GPU, so many parts of its memory are one such piece: e
 RESERVED = 1.15  # bytes that the allocator of a GPU takes ÷ bytes of tensors; 1.04 to 1.15 measured
 
 
-def chunk_rows(settings: Settings, memory: int | None = None) -> int | None:
+def chunk_rows(settings: Settings, memory: int | None = None, processes: int = 1) -> int | None:
     """The rows of logits that are made at once: as `model.loss_chunk_rows` says, or as many as fit its budget.
 
     The budget of `auto` is 256 MiB of logits in the type of the matrix products; on a GPU a 32nd of its memory. What
@@ -26,22 +26,25 @@ def chunk_rows(settings: Settings, memory: int | None = None) -> int | None:
     Args:
         settings: of a pre-training run; its precision `auto` counts as fp32.
         memory: bytes of the GPU; None on a CPU.
+        processes: that share a batch.
     """
     given = settings.model.loss_chunk_rows
     if given != "auto":
         return given
     trainer = settings.trainer
-    rows = (trainer.micro_batch_size or trainer.batch_size) * trainer.sequence_length
+    each = -(-trainer.batch_size // processes)
+    rows = min(trainer.micro_batch_size or each, each) * trainer.sequence_length
     size = rows * settings.model.vocabulary_size * (2 if trainer.precision in ("bf16", "fp16") else 4)
     pieces = math.ceil(size / (memory // SHARE_OF_GPU if memory else LOGITS_ON_CPU))
     return None if pieces <= 1 else math.ceil(rows / pieces)
 
 
-def with_chunks(settings: Settings, memory: int | None = None) -> Settings:
+def with_chunks(settings: Settings, memory: int | None = None, processes: int = 1) -> Settings:
     """The same settings with the number that `model.loss_chunk_rows=auto` comes to."""
     if settings.task.kind != "pretrain":
         return settings
-    return replace(settings, model=replace(settings.model, loss_chunk_rows=chunk_rows(settings, memory)))
+    rows = chunk_rows(settings, memory, processes)
+    return replace(settings, model=replace(settings.model, loss_chunk_rows=rows))
 
 
 def chooses_micro_batch(settings: Settings) -> bool:
@@ -69,9 +72,11 @@ def resolved(
         from adafrugal.memory.estimate import estimate
 
         own = replace(found, trainer=replace(trainer, batch_size=trainer.batch_size // processes))
+        if (budget := getattr(settings.optimizer, "fit_gib", None)) is not None:  # without what is only reserved
+            free = min(free, int(budget * 2**30 * RESERVED))
         rows = with_micro_batch(own, lambda given: estimate(given).peak, memory, free).trainer.micro_batch_size
         found = replace(found, trainer=replace(trainer, micro_batch_size=rows))
-    return with_chunks(found, memory)
+    return with_chunks(found, memory, processes)
 
 
 def with_micro_batch(settings: Settings, peak: Callable[[Settings], Footprint], memory: int, free: int) -> Settings:

@@ -270,6 +270,15 @@ def _compiled(
     return compiled
 
 
+def forget_compiled() -> None:
+    """Compile anew at the next update: to be called with `torch.compiler.reset`.
+
+    What is cached here was compiled for all sizes by its first call. After a reset torch would compile it at the next
+    call, take equal sizes there for a rule, and check nothing.
+    """
+    _compiled.cache_clear()
+
+
 @functools.cache
 def _fillers(dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Pairs of targets and gradients that fill up a group. No two are of one size, lest that be taken for a rule."""

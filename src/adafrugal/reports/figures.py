@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adafrugal.tracking import cards
+
 NONE = "–"
 STAGES = ("tests", "arms", "memory", "steps", "loop", "loop_small", "llama_7b")
-PEAK_FLOPS = dict.fromkeys(("H100 80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200"), 989e12)  # dense bf16, datasheets
 ABOUT = {
     "card": "card", "driver": "driver", "torch": "torch", "cuda": "CUDA", "python": "Python",
     "transformers": "transformers", "processor": "processor", "cores": "cores", "date": "date",
@@ -162,7 +163,8 @@ def speed(one: Measured, stage: Loop, loop: Loop) -> str:
 def mfu(card: str | None, stage: Loop, tokens_per_s: float) -> float | None:
     """The share of the card's peak that training uses; None where the card's peak is not known here."""
     flops = 6 * (stage["parameters"] - stage["input_embedding"]) * tokens_per_s
-    return flops / PEAK_FLOPS[card] if card in PEAK_FLOPS else None
+    peak = cards.peak_flops(card or "")
+    return flops / peak if peak else None
 
 
 def costs(one: Measured, stage: Loop, loop: Loop) -> str | None:

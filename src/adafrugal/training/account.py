@@ -91,7 +91,7 @@ class Account:
         optimizer: torch.optim.Optimizer,
         counted: StateBytes,
         lr: float,
-        device: torch.device,
+        memory: Mapping[str, int],
         evaluated: Mapping[str, float],
     ) -> dict[str, Any]:
         """The line of metrics for the steps since the last one; the next window begins.
@@ -100,10 +100,10 @@ class Account:
             optimizer: its ρ and T are read.
             counted: its state, over all processes that share it.
             lr: the rate that the last step applied.
-            device: whose memory is read.
+            memory: as `measure.read` gives it.
             evaluated: what the evaluation after the last step found, if there was one.
         """
-        memory, window = measure.read(device), self.window
+        window = self.window
         self.state_bytes_peak = max(self.state_bytes_peak, counted.total)
         self.memory_peak = max(self.memory_peak, measure.peak(memory))
         is_frugal = isinstance(optimizer, Frugal)
@@ -117,8 +117,7 @@ class Account:
             "tokens": self.tokens,
             "real_tokens": self.real_tokens,
             "tokens_per_second": window.tokens / training if training > 0 else 0.0,
-            "seconds": window.seconds,
-            "wall": window.wall,
+            "seconds": window.seconds | {"wall": window.wall},
             "state_bytes": counted.total,
             "state_bytes_by_role": counted.by_role(),
             "memory": memory,

@@ -6,6 +6,7 @@ first step, on batches of the shapes that the run will see, so that no step wait
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -18,10 +19,14 @@ from torch import Tensor
 
 from adafrugal.config import Settings, TrainerSettings
 from adafrugal.memory import refused
+from adafrugal.optim import kernels
+from adafrugal.training import parallel
 from adafrugal.training.devices import Place
+from adafrugal.training.ranks import Ranks
 from adafrugal.training.task import Task
 
-_GRAPHS = ("reduce-overhead", "max-autotune")  # torch's modes that record CUDA graphs
+_WITHOUT = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+_GRAPHS = tuple(_WITHOUT)  # torch's modes that record CUDA graphs, above with the same mode without
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,19 @@ class Compilation:
     seconds: float = 0.0
     reason: str | None = None
 
+    @property
+    def replays(self) -> bool:
+        """Whether steps are replays of CUDA graphs."""
+        return self.mode in _GRAPHS
+
 
 def start(
-    task: Task, settings: Settings, place: Place, say: Callable[[str], None], warn: Callable[[str], None]
+    task: Task,
+    settings: Settings,
+    place: Place,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    ranks: Ranks | None = None,
 ) -> Compilation:
     """Compile a task's forward and backward passes as `trainer.compile` says, or say why not.
 
@@ -50,6 +65,7 @@ def start(
         place: device and precision.
         say: told that it takes long.
         warn: told, once, why something else than what was asked for is done.
+        ranks: the processes of the run: all of them compile, or none.
     """
     trainer = settings.trainer
     if reason := _why_not(trainer, place):
@@ -60,18 +76,61 @@ def start(
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(settings.cache_root).absolute() / "compiled"))
     say(f"compiling the model ({mode}): a minute or so at first, less from the cache")
     begun, eager = time.perf_counter(), task.forward
+    failed = _try(task, place, eager, mode)
+    if failed is not None and refused.is_memory(failed) and mode in _GRAPHS and trainer.compile_mode == "auto":
+        reason = f"memory for CUDA graphs was refused ({_line(failed)}): trainer.compile_mode is default"
+        warn(reason)
+        mode, failed = "default", _try(task, place, eager, "default")
+    if failed is not None and refused.is_memory(failed):
+        raise failed
+    problems = [found for found in (ranks or Ranks()).gather(failed and _line(failed)) if found]
+    if problems:
+        if failed is None:  # here, but not in another process
+            _go_back(task, eager)
+        reason = f"torch.compile does not work here ({problems[0]}); trainer.compile is false from here on"
+        warn(reason)
+        return Compilation(None, time.perf_counter() - begun, reason)
+    if mode in _GRAPHS and (skipped := _skipped_graphs()):
+        mode, reason = _WITHOUT[mode], f"torch recorded no CUDA graphs ({skipped} skipped)"
+        warn(reason)
+    return Compilation(mode, time.perf_counter() - begun, reason)
+
+
+def forget() -> None:
+    """Drop everything that was compiled in this process, and let go of its memory."""
+    torch.compiler.reset()
+    kernels.forget_compiled()  # which torch would make anew of other sizes than those that it was made for
+
+
+def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exception | None:
+    """Compile and rehearse; where that fails, undo it and return the error, of whatever kind torch.compile raises."""
+    _inductor().pop("cudagraph_skips", None)
     task.forward = _compiled(eager, mode, dynamic=task.shapes_vary)
     try:
         _rehearse(task, place, passes=3 if mode in _GRAPHS else 1)  # graphs: warm up, record, replay
-    except Exception as error:  # of whatever kind torch.compile raises: without it nothing is lost but speed
-        if refused.is_memory(error):
-            raise
-        task.forward = eager
-        torch.compiler.reset()
-        reason = f"torch.compile does not work here ({_line(error)}); trainer.compile is false from here on"
-        warn(reason)
-        return Compilation(None, time.perf_counter() - begun, reason)
-    return Compilation(mode, time.perf_counter() - begun, reason)
+    except Exception as error:
+        _go_back(task, eager)
+        return error.with_traceback(None)  # whose frames hold tensors
+    return None
+
+
+def _go_back(task: Task, eager: Callable[..., Any]) -> None:
+    task.forward = eager
+    forget()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _skipped_graphs() -> int:
+    return _inductor().get("cudagraph_skips", 0)
+
+
+def _inductor() -> dict[str, int]:
+    """What torch counts while it compiles."""
+    from torch._dynamo.utils import counters  # a third of a second, for runs that compile alone
+
+    return counters["inductor"]
 
 
 def _why_not(trainer: TrainerSettings, place: Place) -> str | None:
@@ -91,7 +150,7 @@ def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str 
     asked = trainer.compile_mode
     if asked not in ("auto", *_GRAPHS):
         return asked, None
-    without = "max-autotune-no-cudagraphs" if asked == "max-autotune" else "default"
+    without = _WITHOUT.get(asked, "default")
     if not place.is_gpu:
         return without, f"CUDA graphs need a GPU: trainer.compile_mode is {without}"
     # each replay writes to the same memory, in which the gradients of the micro-batch before it still lie
@@ -122,16 +181,21 @@ def _compiled(forward: Callable[..., Any], mode: str, dynamic: bool) -> Callable
 def _rehearse(task: Task, place: Place, passes: int) -> None:
     """Run forward and backward on each shape, in training and in evaluation, and leave no trace."""
     random = place.random_state()
-    for batch in task.shapes():
-        for _ in range(passes):
-            task.loss(batch).backward()
-            task.model.zero_grad(set_to_none=True)
-        task.model.eval()
-        with torch.no_grad():
+    try:
+        for batch in task.shapes():
             for _ in range(passes):
-                task.loss(batch)
+                with parallel.accumulating(task.module, is_last=False):  # no process waits for another
+                    task.loss(batch).backward()
+                task.model.zero_grad(set_to_none=True)
+            task.model.eval()
+            with torch.no_grad():
+                for _ in range(passes):
+                    task.loss(batch)
+            task.model.train()
+    finally:
         task.model.train()
-    place.set_random_state(random)
+        task.model.zero_grad(set_to_none=True)
+        place.set_random_state(random)
 
 
 def _line(error: BaseException) -> str:

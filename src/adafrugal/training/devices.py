@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from adafrugal.config import SettingError, TrainerSettings
+from adafrugal.training import ranks
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,11 @@ class Place:
 
     def free(self) -> int:
         """Bytes of the GPU's memory that nobody uses; 0 on a CPU."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.is_gpu else 0
+        if not self.is_gpu:
+            return 0
+        gc.collect()
+        torch.cuda.empty_cache()  # what an earlier run of this process has left with torch is free
+        return torch.cuda.mem_get_info(self.device)[0]
 
     def begun_in(self, precision: str, asked: str) -> Place:
         """The same device for a run that goes on: with `trainer.precision=auto` it keeps the precision it began in."""
@@ -94,10 +100,11 @@ _NO_GPU = "torch finds no GPU"
 
 
 def _open_gpu(number: int) -> str | None:
-    """Initialise CUDA and make a GPU the current one; the reason where that cannot be done.
+    """Initialise CUDA and make a GPU the current one; the reason where torch can never do that here.
 
     Raises:
-        SettingError: the machine has GPUs, but none of this number.
+        SettingError: the machine has GPUs, but none of this number; or it cannot be used now, or by one of several
+            processes alone.
     """
     if not torch.cuda.is_available():
         return _why_unavailable()
@@ -111,8 +118,13 @@ def _open_gpu(number: int) -> str | None:
         torch.cuda.set_device(device)
         torch.ones(1, device=device).add_(1)
         torch.cuda.synchronize(device)
-    except RuntimeError as error:
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
         name = torch.cuda.get_device_name(device) if torch.cuda.is_initialized() else "the GPU"
+        if any(words in str(error) for words in ("out of memory", "busy or unavailable")) or not ranks.is_alone():
+            raise SettingError(
+                f"{name} cannot be used now ({_line(error)}); free it, choose another with CUDA_VISIBLE_DEVICES, or "
+                "set trainer.device=cpu"
+            ) from error
         return f"torch {torch.__version__} cannot use {name} ({_line(error)})"
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     return None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from adafrugal.config import SettingError, Settings, TrainingError
+from adafrugal.memory import measure
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
 from adafrugal.tracking.record import Record
 from adafrugal.training import parallel, shards
@@ -77,12 +78,11 @@ class Loop:
         if settings.trainer.update_in_backward:
             UpdateInBackward(optimizer, around=lambda: self.clock("optimizer"))
 
-    def compiled(self, how: Compilation) -> None:
-        """Note how forward and backward passes are made; the time of steps begins after it."""
+    def note_compilation(self, how: Compilation) -> None:
+        """Note how forward and backward passes are made."""
         self.compilation = how
         if how.seconds:
             self.account.add(0.0, {"compile": how.seconds}, how.seconds)
-        self._since = time.perf_counter()
 
     def decided(self) -> dict[str, Any]:
         """What was left to the device, as it came to be: for the record."""
@@ -93,6 +93,7 @@ class Loop:
 
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
+        self._since = time.perf_counter()
         while self.account.step < self.settings.trainer.steps:
             try:
                 work = self._next_work(stop)
@@ -311,7 +312,8 @@ class Loop:
     def _log(self, evaluated: dict[str, float]) -> None:
         self._fold()
         counted = self._state_bytes()
-        line = self.account.close_window(self.optimizer, counted, self._lr, self.place.device, evaluated)
+        memory = measure.read(self.place.device, self.compilation.replays)
+        line = self.account.close_window(self.optimizer, counted, self._lr, memory, evaluated)
         line |= self._meter.mfu(line["tokens_per_second"])
         if text := self._meter.idle(line):
             self.display.say(text)

@@ -54,7 +54,7 @@ class Pretrain:
         if not settings.data.mask_documents:
             llama.attend_causally(self.model)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
-        nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory()))
+        nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self._ranks.size))
         self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
         self.forward = self._forward
         self.saved = {"model": self.model}

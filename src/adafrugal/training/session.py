@@ -8,6 +8,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -236,10 +237,10 @@ class Session:
         record.go_back_to(loop.account.step)
         if fitted is not None:
             record.add_event("fitted", step=1, **asdict(fitted))  # a run that begins anew tells it anew
-        warn = lambda text: self._warn(display, text)  # noqa: E731
-        loop.compiled(compiling.start(task, settings, place, display.say, warn))
-        if loop.compilation.mode:  # the next run of a sweep needs the memory, and torch compiles a function 8 times
-            ends.callback(torch.compiler.reset)
+        how = compiling.start(task, settings, place, display.say, partial(self._warn, display), self.ranks)
+        loop.note_compilation(how)
+        if how.mode:  # the next run of a sweep needs the memory, and torch compiles a function 8 times
+            ends.callback(compiling.forget)
         self._describe(place, task, loop)
         return loop
 
@@ -251,7 +252,14 @@ class Session:
         chooses = place.is_gpu and on_device.chooses_micro_batch(self.settings)
         if chooses:
             display.say("estimating which micro-batch fits: seconds, for 7B a minute")
-        found = on_device.resolved(self.settings, place.precision, place.memory(), free, size)
+        try:
+            found = on_device.resolved(self.settings, place.precision, place.memory(), free, size)
+        except Exception as error:  # of whatever kind: an estimate is no reason for a run not to start
+            self._warn(display, f"there is no estimate by which to choose a micro-batch, which is the batch: {error}")
+            chooses, trainer = False, replace(self.settings.trainer, micro_batch_size=self.settings.trainer.batch_size)
+            found = on_device.resolved(
+                replace(self.settings, trainer=trainer), place.precision, place.memory(), free, size
+            )
         if chooses and (rows := found.trainer.micro_batch_size) < self.settings.trainer.batch_size // size:
             fits = f"by the estimate more do not fit into {free / 2**30:.1f} GiB"
             display.say(f"micro-batches of {rows} rows: {fits}")

@@ -8,14 +8,9 @@ from typing import Any
 import torch
 
 from adafrugal.config import Settings
+from adafrugal.tracking import cards
 from adafrugal.training.devices import Place
 
-# dense TFLOP/s of the tensor cores in bf16 and fp16, from NVIDIA's datasheets; the first name that fits counts
-PEAKS = {
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250,
-    "A100": 312, "A10G": 70, "A10": 125, "A30": 165, "L40S": 362, "L4": 121,
-    "RTX 4090": 165, "RTX 3090": 71,
-}  # fmt: skip
 IDLE_BELOW = 0.2  # of the peak
 SMALL = 2**15  # tokens of a micro-batch
 
@@ -27,9 +22,8 @@ def peak_flops(place: Place) -> float | None:
     """
     if not place.is_gpu:
         return None
-    name = place.name()
-    peak = next((peak for known, peak in PEAKS.items() if known in name), None)
-    return None if peak is None else peak * 1e12 / (2 if place.precision == "fp32" else 1)
+    peak = cards.peak_flops(place.name())
+    return None if peak is None else peak / (2 if place.precision == "fp32" else 1)
 
 
 def flops_per_token(model: torch.nn.Module) -> int:
