@@ -317,13 +317,6 @@ def test_settings_compose(train, more):
         assert record.summary()["split_moments"] == {"bytes": 0, "selected_entries": 0}
 
 
-def test_the_model_can_be_compiled(train):
-    done = train("trainer.compile=true", "trainer.steps=3", "model.num_hidden_layers=1")
-    assert done.returncode == 0, done.stderr
-    (record,) = records(train.root).values()
-    LlamaForCausalLM.from_pretrained(next(record.directory.glob("checkpoints/*")))
-
-
 def test_several_processes_are_refused_in_one_line(train):
     done = train(env={"WORLD_SIZE": "2"})
     assert done.returncode == 2

@@ -27,7 +27,7 @@ from adafrugal.tracking.record import Record
 
 SHORT = ("schedule.warmup=null", "schedule.cycle={steps}", "trainer.steps={steps}", "trainer.log_every=5",
          "eval.every={steps}", "checkpoint.every={steps}", "tracking=local")  # fmt: skip
-ON_A_GPU = ("trainer.batch_size=64", "trainer.micro_batch_size=16", "eval.tokens=65536")
+ON_A_GPU = ("trainer.batch_size=32", "trainer.micro_batch_size=32", "eval.tokens=65536")  # one, so that graphs are made
 ON_A_CPU = ("scale=smoke", "trainer.batch_size=4", "trainer.micro_batch_size=4", "eval.tokens=1024")
 
 

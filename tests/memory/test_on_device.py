@@ -38,7 +38,7 @@ def test_of_several_processes_each_counts_its_own_rows(llama_60m):
 
 
 def test_a_budget_of_the_estimate_bounds_the_micro_batch(llama_60m):
-    chosen = llama_60m("optimizer=frugal", "optimizer.fit_gib=3", "trainer.batch_size=16")
+    chosen = llama_60m("optimizer=frugal", "optimizer.fit_gib=1.5", "trainer.batch_size=16")
     rows = on_device.resolved(chosen, "bf16", H100, H100).trainer.micro_batch_size
     assert 1 < rows < 16
     assert on_device.resolved(llama_60m("trainer.batch_size=16"), "bf16", H100, H100).trainer.micro_batch_size == 16
