@@ -78,6 +78,20 @@ def test_many_tensors_in_one_launch_are_updated_as_each_alone(rule, decay, monke
         assert torch.equal(target, wanted)
 
 
+@pytest.mark.parametrize("state_free", ["signsgd", "sgd", "none"])
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
+def test_what_a_gpu_launches_together_is_what_a_cpu_does_one_by_one(subspace, state_free, monkeypatch):
+    settings = {"subspace": subspace, "state_free": state_free, "compile": False}
+    plain = trained(**settings)
+    launches, foreach = [], kernels._foreach
+    monkeypatch.setattr(kernels, "_costs_a_launch", lambda tensor: True)
+    monkeypatch.setattr(kernels, "_foreach", lambda *given: (launches.append(len(given[1])), foreach(*given)))
+    assert all(torch.equal(one, other) for one, other in zip(trained(**settings), plain, strict=True))
+    assert launches
+    if subspace == "blocks":  # whole matrices: as many as are without state, in one launch
+        assert max(launches) > 5
+
+
 def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
     def broken(*_, **__):
         def fail(*_):

@@ -131,7 +131,7 @@ def _launched(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
     found: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Free]] = {}
     left = []
     for free in frees:
-        if free.scale is None and free.target.is_cuda:
+        if free.scale is None and _costs_a_launch(free.target):
             found.setdefault((free.target.device, free.target.dtype, free.grad.dtype), []).append(free)
         else:
             left.append(free)
@@ -139,6 +139,10 @@ def _launched(rule: str, frees: Sequence[Free], rates: Rates) -> list[Free]:
         for some in _chunks(alike):
             _foreach(rule, [free.target for free in some], [free.grad for free in some], rates)
     return left
+
+
+def _costs_a_launch(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _chunks(frees: Sequence[Free]) -> Iterator[list[Free]]:
