@@ -161,7 +161,7 @@ def test_the_command_says_it_and_what_fits(capsys):
 
 
 def test_what_fits_does_and_the_next_does_not(settings):
-    chosen, _ = settings("optimizer=frugal")
+    chosen, _ = settings("optimizer=frugal", "model.loss_chunk_rows=null")
     peaks = {rows: fit._peak(chosen, micro_batch_size=rows).total for rows in (1, 2, 4, 8)}
     between = (peaks[2] + peaks[4]) / 2 / fit.GIB
     assert "the largest micro-batch is 2\n" in report.what_fits(chosen, between)

@@ -42,7 +42,7 @@ def status_after(set_up, raised, settings, monkeypatch):
 def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(settings, monkeypatch):
     """What was imported by half fails later, with an error of its own."""
 
-    def set_up(self, display, ends):
+    def set_up(self, display, ends, place):
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         raise ImportError("half imported")
@@ -64,7 +64,7 @@ def test_how_it_ended_is_noted_before_anything_is_waited_for(settings, monkeypat
     """A scheduler that asked may kill the process in the meantime."""
     found = []
 
-    def set_up(self, display, ends):
+    def set_up(self, display, ends, place):
         ends.callback(lambda: found.append(self.record.status))
         raise ImportError("missing")
 
@@ -73,7 +73,7 @@ def test_how_it_ended_is_noted_before_anything_is_waited_for(settings, monkeypat
 
 
 def test_an_error_without_an_interruption_is_a_failure(settings, monkeypatch):
-    def set_up(self, display, ends):
+    def set_up(self, display, ends, place):
         raise ImportError("missing")
 
     assert status_after(set_up, ImportError, settings, monkeypatch) == "failed"
