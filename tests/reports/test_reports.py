@@ -99,6 +99,10 @@ def test_the_estimate_of_the_memory_stands_beside_what_was_measured(tmp_path):
     assert "| 99 / 100 MiB (-1.0%) |\n" in table.markdown([ours])
     with_memory(ours, estimate=2**20, grown=2**20, estimate_error=0.0, allocated=5)
     assert "by the estimate; 1.00 MiB allocated, to which the estimate is +0.0%\n" in summary.text(ours)
+    more = {"peak_is": "reserved", "is_upper_bound": True}  # of replays of CUDA graphs
+    with_memory(ours, estimate=2**20, grown=2**20, estimate_error=0.0, allocated=5, **more)
+    line = "by the estimate of a run that is not compiled; 1.00 MiB reserved, to which the estimate is +0.0%\n"
+    assert line in summary.text(ours)
     assert "peak memory" not in table.markdown([ours, made(tmp_path, "adamw")]), "an older record has none"
 
 

@@ -95,6 +95,7 @@ def test_a_run_is_made_and_goes_on(name, precision, gpu, tiny, monkeypatch):
     replays = not name.startswith("glue/")  # graphs allocate nothing, so what is reserved for them counts
     assert line["memory"] == {"allocated": 2**20, "reserved": 2**21, "peak": 2**21 if replays else 2**20}
     assert summary["device"] == "cuda"
+    assert summary["memory"]["peak_is"] == ("reserved" if replays else "allocated")
     assert ("mfu" in line) is (not name.startswith("glue/"))
 
 

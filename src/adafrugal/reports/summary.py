@@ -48,7 +48,8 @@ def _memory(found: dict) -> list[tuple[str, str]]:
     if "estimate" not in found:
         return []
     if "allocated" in found:
-        measured = f"{mib(found['grown'])} allocated, to which the estimate is {found['estimate_error']:+.1%}"
+        what = found.get("peak_is", "allocated")
+        measured = f"{mib(found['grown'])} {what}, to which the estimate is {found['estimate_error']:+.1%}"
     else:
         measured = f"the process grew by {mib(found['grown'])}, with libraries and evaluations"
     of = " of a run that is not compiled" if found.get("is_upper_bound") else ""

@@ -403,6 +403,8 @@ class Loop:
         found = self.account.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
         here |= self.decided()
+        if self.place.is_gpu:
+            found["memory"]["peak_is"] = "reserved" if self.compilation.replays else "allocated"
         if self.ranks.size > 1:
             here["processes"] = {"parallel": self.settings.trainer.parallel, "state_bytes": own, "memory_peak": peaks}
         return found | {"epochs": self.task.epochs(self.account.step)} | here
