@@ -48,6 +48,14 @@ class Compilation:
         """Whether steps are replays of CUDA graphs."""
         return self.mode in _GRAPHS
 
+    def decided(self, settings: Settings) -> dict[str, Any]:
+        """What was left to the device, as it came to be: for the record of a run with these settings."""
+        found: dict[str, Any] = {"compile": self.mode, "micro_batch_size": settings.trainer.micro_batch_size}
+        found |= {"compile_reason": self.reason} if self.reason else {}
+        if hasattr(settings.model, "loss_chunk_rows"):
+            found["loss_chunk_rows"] = settings.model.loss_chunk_rows
+        return found
+
 
 def start(
     task: Task,

@@ -84,13 +84,6 @@ class Loop:
         if how.seconds:
             self.account.add(0.0, {"compile": how.seconds}, how.seconds)
 
-    def decided(self) -> dict[str, Any]:
-        """What was left to the device, as it came to be: for the record."""
-        how, model = self.compilation, self.settings.model
-        found: dict[str, Any] = {"compile": how.mode, "micro_batch_size": self.settings.trainer.micro_batch_size}
-        found |= {"compile_reason": how.reason} if how.reason else {}
-        return found | ({"loss_chunk_rows": model.loss_chunk_rows} if hasattr(model, "loss_chunk_rows") else {})
-
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
         self._since = time.perf_counter()
@@ -402,7 +395,7 @@ class Loop:
         evaluations = [line for line in scheduled if "validation_loss" in line]
         found = self.account.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
-        here |= self.decided()
+        here |= self.compilation.decided(self.settings)
         if self.place.is_gpu:
             found["memory"]["peak_is"] = "reserved" if self.compilation.replays else "allocated"
         if self.ranks.size > 1:

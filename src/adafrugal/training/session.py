@@ -293,7 +293,7 @@ class Session:
         """Record what this start of the run runs on, and set its status to running."""
         from adafrugal.tracking import environment
 
-        here = {"device": place.name(), "precision": place.precision} | loop.decided()
+        here = {"device": place.name(), "precision": place.precision} | loop.compilation.decided(loop.settings)
         if self.ranks.size > 1:
             here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
         found = environment.describe() | here | {"data": task.data}
