@@ -1,4 +1,4 @@
-"""All that is to be known of a machine with one GPU: tests, speed, memory and short real runs, in under five minutes.
+"""All that is to be known of a machine with one GPU: tests, speed, memory and short real runs, in seven minutes.
 
     make gpu [OUT=gpu-results] [PYTHON=python3] [ARGS='--stages tests arms']
 
@@ -93,9 +93,9 @@ def stages(device: str, cache: Path) -> list[Stage]:
     loop = script("harness", "--model", "llama_60m", "--length", "256", "--precision", "bf16", "--rounds", "6",
                   "--steps", "20", *kept)  # fmt: skip
     return [
-        Stage("tests", [*tests, *workers], 90, writes=False),
-        Stage("arms", [*single, *script("arms", *kept)], 100),
-        Stage("memory", script("device_memory", "--processes", "6"), 100, beside=True),
+        Stage("tests", [*tests, *workers], 150, writes=False),
+        Stage("arms", [*single, *script("arms", *kept)], 130),
+        Stage("memory", script("device_memory", "--processes", "6"), 130, beside=True),
         Stage("steps", script("optimizer_step", "--only", *STEPS, "--seconds", "0.6"), 75),
         Stage("loop", [*loop, "--batch", "128", "--optimizers", "adamw", "frugal"], 120),
         Stage("loop_small", [*loop, "--batch", "16"], 75),
