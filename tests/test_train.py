@@ -14,7 +14,7 @@ import torch
 from conftest import REPOSITORY
 from transformers import LlamaForCausalLM
 
-from adafrugal.config import SettingError
+from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 from adafrugal.training import session
 
@@ -351,7 +351,7 @@ def test_a_refusal_that_needs_no_torch_does_not_wait_for_it(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_leaves_an_interrupted_run_as_it_was(train, settings):
-    from adafrugal.identity import identify
+    from adafrugal.settings.identity import identify
 
     record = Record(identify(*settings()).directory)
     record.begin({})
@@ -365,7 +365,7 @@ def test_a_missing_gpu_leaves_an_interrupted_run_as_it_was(train, settings):
 def test_a_run_is_written_by_one_process_at_a_time(train, settings, tally):
     import fcntl
 
-    from adafrugal.identity import identify
+    from adafrugal.settings.identity import identify
 
     directory = identify(*settings()).directory
     directory.mkdir(parents=True)
@@ -417,7 +417,9 @@ def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_pa
 
 
 @pytest.mark.parametrize("where", [
-    "hydra._internal.hydra.Hydra.compose_config", "adafrugal.checks.check", "adafrugal.training.session.Session.make"
+    "hydra._internal.hydra.Hydra.compose_config",
+    "adafrugal.settings.check.check",
+    "adafrugal.training.session.Session.make",
 ])  # fmt: skip
 def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(cache_root, tmp_path, where):
     """OmegaConf, interrupted in the middle of an assignment, raises an AttributeError of its own."""

@@ -12,7 +12,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from adafrugal.data import sources
+from adafrugal.data.text import sources
 from adafrugal.tracking.record import Record
 
 OWN = ["data=c4", "data.tokenizer.kind=train", "data.tokenizer.name=null", "eval.tokens=500", "data.processes=1"]

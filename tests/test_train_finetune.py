@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from labelled_sets import COLUMNS
 from safetensors.torch import load_file
 
-from adafrugal.config import SettingError, TrainingError
+from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.tracking.record import Record
 from adafrugal.training.session import run
 
@@ -102,7 +102,7 @@ def test_it_learns_what_can_be_learnt(finetune_settings):
 @pytest.mark.parametrize("arm", ["adafrugal", "lora"])
 def test_an_interrupted_run_continues_to_the_same_end(arm, finetune_settings, monkeypatch):
     """Stopped twice in the middle: dropout, order and state go on as if nothing had been."""
-    from adafrugal.training.signals import Stop
+    from adafrugal.system.signals import Stop
 
     if arm == "lora" and not find_spec("peft"):
         pytest.skip("peft is an extra: pip install peft")
@@ -168,7 +168,7 @@ def test_a_lora_checkpoint_is_read_as_the_page_says(finetune_settings):
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_fine_tuning_stops_and_goes_on_with_the_same_dropout(finetune_settings, monkeypatch):
-    from adafrugal.training.signals import Stop
+    from adafrugal.system.signals import Stop
 
     typed = ["rte", "optimizer=adafrugal", "trainer.device=cuda", "trainer.precision=fp16"]
     whole, _ = run(*finetune_settings(*typed, "arm=whole"))

@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from adafrugal.composition import REPOSITORY
+from adafrugal.settings.compose import REPOSITORY
 from adafrugal.tracking.record import Record
 
 SHORT = ("schedule.warmup=null", "schedule.cycle={steps}", "trainer.steps={steps}", "trainer.log_every=5",

@@ -24,7 +24,7 @@ from typing import Any
 from adafrugal.tracking.record import Record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-IMPORTS = "import transformers.models.llama, adafrugal.training.loop, adafrugal.training.pretrain"
+IMPORTS = "import transformers.models.llama, adafrugal.training.loop, adafrugal.training.tasks.pretrain"
 
 
 def measure(model: str, optimizer: str, root: Path) -> dict[str, Any]:

@@ -22,19 +22,20 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 import torch
 
-from adafrugal import composition
-from adafrugal.config import Settings
-from adafrugal.data import corpus, sources, tokenizer
+from adafrugal.data import corpus
 from adafrugal.data.corpus import Corpus, Tokens
-from adafrugal.data.documents import select
-from adafrugal.data.preparation import Preparation
-from adafrugal.data.sources import Position
+from adafrugal.data.text import sources, tokenizer
+from adafrugal.data.text.documents import select
+from adafrugal.data.text.sources import Position
+from adafrugal.data.tokens.preparation import Preparation
+from adafrugal.settings import compose
+from adafrugal.settings.schema import Settings
 
 CORES = len(os.sched_getaffinity(0))
 BATCH = 256
@@ -43,7 +44,7 @@ BATCH = 256
 def settings(source: str, tokenizer_name: str, cache: Path, *more: str) -> Settings:
     """A run on the 9M shape that reads the whole text in batches of 64 rows."""
     own = [f"data.source={source}", f"data.tokenizer.name={tokenizer_name}", f"cache_root={cache}", "tracking=local"]
-    return composition.settings(["data=c4", "model=llama_9m", *own, *more])
+    return compose.settings(["data=c4", "model=llama_9m", *own, *more])
 
 
 # -- tokenizing -------------------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def resident() -> float:
 def step_and_batch(source: str, tokenizer_name: str, cache: Path) -> dict[str, float]:
     """Milliseconds of a training step of the 9M model (8 rows of 128 tokens), and of making its batch."""
     from adafrugal.training.devices import place
-    from adafrugal.training.pretrain import Pretrain
+    from adafrugal.training.tasks.pretrain import Pretrain
 
     wanted = settings(source, tokenizer_name, cache, "trainer.steps=400")
     task = Pretrain(wanted, place(wanted.trainer), print)

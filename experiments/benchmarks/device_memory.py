@@ -21,13 +21,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 from memory import ALL, SHAPE, Real, allocated_at_most
 
-from adafrugal import composition
+from adafrugal.settings import compose
 
 SIZES = ("60m", "130m", "350m", "1b")
 OPTIMIZERS = ("adamw", "frugal", "badam", "galore")
@@ -55,13 +55,13 @@ def foretold(words: Words) -> dict[str, Any]:
     """The estimate of the peak, and the phase that it comes in."""
     from adafrugal.memory.estimate import estimate
 
-    peak = estimate(composition.settings(list(words))).peak
+    peak = estimate(compose.settings(list(words))).peak
     return {"peak": peak.total, "phase": peak.phase}
 
 
 def on_a_gpu(words: Words, steps: int) -> dict[str, Any]:
     """What some steps allocate at most, and the milliseconds of each."""
-    settings = composition.settings(list(words))
+    settings = compose.settings(list(words))
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -84,7 +84,7 @@ def on_a_gpu(words: Words, steps: int) -> dict[str, Any]:
 
 def on_a_cpu(words: Words, steps: int) -> dict[str, Any]:
     """The same, as far as a CPU has it."""
-    settings = composition.settings(list(words))
+    settings = compose.settings(list(words))
     begun = time.perf_counter()
     allocated = allocated_at_most(settings, steps)
     return {"allocated": allocated, "ms": [1000 * (time.perf_counter() - begun) / steps]}

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from adafrugal.composition import REPOSITORY
 from adafrugal.reports import gpu as reports
+from adafrugal.settings.compose import REPOSITORY
 from adafrugal.tracking import environment
 
 HERE = Path(__file__).resolve().parent

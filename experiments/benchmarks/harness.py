@@ -23,25 +23,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from adafrugal import composition, config, optimizers
 from adafrugal.data.batches import Batch
 from adafrugal.memory import on_device
 from adafrugal.memory.estimate import estimate
-from adafrugal.models import llama
+from adafrugal.models import llama, optimizers
+from adafrugal.models.schedule import factor
+from adafrugal.settings import compose, schema
 from adafrugal.tracking.record import Record
 from adafrugal.training import compiling, devices
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
 from adafrugal.training.loop import Loop
-from adafrugal.training.pretrain import Pretrain
-from adafrugal.training.schedule import factor
+from adafrugal.training.tasks.pretrain import Pretrain
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Contender:
     step: Callable[[int], None]
     place: Place
     record: Record | None = None
-    run: config.Settings | None = None
+    run: schema.Settings | None = None
     compile_seconds: float | None = None
     peak: int | None = None
     taken: list[float] = field(default_factory=list)
@@ -78,22 +78,22 @@ class Contender:
         return time.perf_counter() - started
 
 
-def settings(given: argparse.Namespace, optimizer: str) -> config.Settings:
+def settings(given: argparse.Namespace, optimizer: str) -> schema.Settings:
     """A run of as many steps as are made; evaluations and checkpoints are moved out of what is timed."""
     steps = (given.rounds + 1) * given.steps + 1
     words = [f"optimizer={optimizer}", f"model={given.model}", f"trainer.device={given.device}", "tracking=local",
              f"trainer.precision={given.precision}", f"trainer.batch_size={given.batch}",
              f"trainer.sequence_length={given.length}", f"trainer.steps={steps}", f"trainer.log_every={given.steps}",
              f"eval.every={steps + 1}", f"checkpoint.every={steps}", f"cache_root={given.cache}"]  # fmt: skip
-    return composition.settings([*words, *given.set])
+    return compose.settings([*words, *given.set])
 
 
-def started(run: config.Settings, directory: Path) -> Loop:
+def started(run: schema.Settings, directory: Path) -> Loop:
     """The project's loop as train.py makes it."""
     place = devices.open_device(run.trainer)
     run = on_device.resolved(run, place.precision, place.memory(), place.free())
     task = Pretrain(run, place, print)
-    run = config.settled(run, task.epoch, task.model.config.hidden_size)
+    run = schema.settled(run, task.epoch, task.model.config.hidden_size)
     optimizer = optimizers.build(run, optimizers.groups(run, task.model))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
     record = Record(directory)
@@ -103,7 +103,7 @@ def started(run: config.Settings, directory: Path) -> Loop:
     return loop
 
 
-def harness(run: config.Settings, optimizer: str, directory: Path) -> Contender:
+def harness(run: schema.Settings, optimizer: str, directory: Path) -> Contender:
     """The project's loop, one step a call; its record is really written."""
     loop = started(run, directory)
     how = loop.compilation
@@ -116,7 +116,7 @@ def harness(run: config.Settings, optimizer: str, directory: Path) -> Contender:
     return Contender(about, step, loop.place, loop.record, loop.settings, how.seconds or None)
 
 
-def bare(run: config.Settings, mode: str | None, place: Place) -> Contender:
+def bare(run: schema.Settings, mode: str | None, place: Place) -> Contender:
     """What one would write by hand: forward, loss, backward, fused AdamW."""
     task = Pretrain(run, place, print)
     batches = [task.work(step).batches[0].to(place.device) for step in range(1, min(run.trainer.steps, 65))]
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--optimizers", nargs="+", default=["adamw"], help="of the project's loop; the bare has AdamW")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further settings of both loops")
-    parser.add_argument("--cache", type=Path, default=composition.REPOSITORY / "cache")
+    parser.add_argument("--cache", type=Path, default=compose.REPOSITORY / "cache")
     parser.add_argument("--json", type=Path, help="where the results are written to")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
-    from adafrugal.config import Settings
+    from adafrugal.settings.schema import Settings
 
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 OPTIMIZERS = ("adamw", "galore", "badam", "frugal", "adafrugal")
@@ -71,21 +71,21 @@ SMALL = {
 
 def foretold(model: str, optimizer: str) -> dict[str, Any]:
     """One column, or two where ρ falls."""
-    from adafrugal import composition
     from adafrugal.memory.estimate import estimate
+    from adafrugal.settings import compose
 
-    found = estimate(composition.settings([f"model=llama_{model}", f"optimizer={optimizer}", *SHAPE]))
+    found = estimate(compose.settings([f"model=llama_{model}", f"optimizer={optimizer}", *SHAPE]))
     stages = [{"density": s.density, "state": s.state_bytes, "peak": s.peak.total} for s in found.stages]
     return {"model": model, "optimizer": optimizer, "weights": found.peak.weights, "stages": stages}
 
 
 def small(name: str, words: tuple[str, ...]) -> dict[str, Any]:
     """What a model would take that no machine here could hold."""
-    from adafrugal import composition
     from adafrugal.memory import fit
     from adafrugal.memory.estimate import estimate
+    from adafrugal.settings import compose
 
-    settings = composition.settings([CHUNKS, *words])
+    settings = compose.settings([CHUNKS, *words])
     if getattr(settings.optimizer, "fit_gib", None):
         settings = fit.beginning_with(settings, fit.fitted(settings).density)
     found = estimate(settings)
@@ -105,12 +105,11 @@ class Real:
     def __init__(self, settings: Settings, device: str = "cpu") -> None:
         import torch
 
-        from adafrugal import optimizers
-        from adafrugal.config import settled
         from adafrugal.memory.on_device import with_chunks
-        from adafrugal.models import llama
-        from adafrugal.models.checkpointing import checkpoint_activations
+        from adafrugal.models import llama, optimizers
+        from adafrugal.models.recompute import checkpoint_activations
         from adafrugal.optim import UpdateInBackward
+        from adafrugal.settings.schema import settled
 
         self.settings = with_chunks(settled(settings, None, settings.model.hidden_size))
         trainer, self.device = self.settings.trainer, device
@@ -160,11 +159,11 @@ def held_against(words: list[str]) -> dict[str, Any]:
     """An estimate, and what two real steps allocate; in a process that does nothing else."""
     import torch
 
-    from adafrugal import composition
     from adafrugal.memory import measure
     from adafrugal.memory.estimate import estimate
+    from adafrugal.settings import compose
 
-    settings = composition.settings([CHUNKS, *words])
+    settings = compose.settings([CHUNKS, *words])
     expected = estimate(settings).peak
     before = measure.read(torch.device("cpu"))["resident"]
     allocated = allocated_at_most(settings)
@@ -175,9 +174,9 @@ def held_against(words: list[str]) -> dict[str, Any]:
 
 def compared(words: list[str]) -> float:
     """The time of a step with these settings ÷ without the last of them, steps in turn; the median of some."""
-    from adafrugal import composition
+    from adafrugal.settings import compose
 
-    plain, cut = (Real(composition.settings(some)) for some in (CUT_FROM, words))
+    plain, cut = (Real(compose.settings(some)) for some in (CUT_FROM, words))
     ratios = []
     for _ in range(STEPS):
         seconds = []

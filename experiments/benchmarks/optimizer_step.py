@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.threads
+if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import torch
 import yaml
 
-from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_bytes
+from adafrugal.settings.schema import LlamaSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FULL, FREE = 28, 12  # bytes per entry and step, fp32

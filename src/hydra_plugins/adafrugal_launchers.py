@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from submitit import Job
 
-    from adafrugal.jobs import End
+    from adafrugal.launching.jobs import End
 
 
 class _Elsewhere(Launcher):
@@ -38,12 +38,12 @@ class _Elsewhere(Launcher):
     package: str
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has: `task_function` is an `adafrugal.jobs.Jobs`.
+        """Take what Hydra has: `task_function` is an `adafrugal.launching.jobs.Jobs`.
 
         Raises:
             SettingError: a package is missing, or a setting that counts something is no number.
         """
-        from adafrugal.config import SettingError
+        from adafrugal.system.errors import SettingError
 
         self._name = config.hydra.runtime.choices["hydra/launcher"]
         self._stop = task_function.stop
@@ -91,7 +91,7 @@ class GpusLauncher(_Elsewhere):
         """Run the jobs; each has a thread here that waits for it."""
         from joblib import Parallel, delayed
 
-        from adafrugal.processes import SideBySide
+        from adafrugal.launching.local import SideBySide
 
         slots = self._slots()[: len(job_overrides)]
         jobs = SideBySide(slots, self.processes, self._stop)
@@ -106,8 +106,8 @@ class GpusLauncher(_Elsewhere):
 
     def _slots(self) -> list[str | None]:
         """The GPUs of each job that runs at the same time. More jobs than there are GPUs for share them evenly."""
-        from adafrugal.config import SettingError
-        from adafrugal.processes import gpus
+        from adafrugal.launching.local import gpus
+        from adafrugal.system.errors import SettingError
 
         found, each = gpus(), self.processes
         if found and len(found) < each:
@@ -142,7 +142,7 @@ class SubmititLauncher(_Elsewhere):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Submit the jobs, and wait for them."""
-        from adafrugal.jobs import tell
+        from adafrugal.launching.jobs import tell
 
         jobs = self._submit([[*overrides, *self._always] for overrides in job_overrides])
         for number, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True), initial_job_idx + 1):
@@ -159,15 +159,15 @@ class SubmititLauncher(_Elsewhere):
     def _submit(self, jobs: list[list[str]]) -> Sequence[Job[End]]:
         import submitit
 
-        from adafrugal import cluster
-        from adafrugal.config import SettingError
+        from adafrugal.launching import slurm
+        from adafrugal.system.errors import SettingError
 
         try:
             executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
             given = {name: value for name, value in self._parameters.items() if value is not None}
             executor.update_parameters(**{f"{self._cluster}_{name}": value for name, value in given.items()})
             with _without_interrupts():  # on this machine Ctrl-C would reach submitit's processes, which end their jobs
-                return executor.map_array(cluster.run, jobs)
+                return executor.map_array(slurm.run, jobs)
         except (RuntimeError, ValueError, NameError, TypeError) as error:  # submitit's, and what Slurm refuses
             raise SettingError(f"hydra/launcher is {self._name}: {' '.join(str(error).split())}") from error
 
@@ -201,7 +201,7 @@ def _terminate(jobs: Sequence[Job[End]]) -> int:
 
 def _end(job: Job[End], overrides: Sequence[str]) -> End:
     """How a job ended: what its first process returned, if it lived to return."""
-    from adafrugal.jobs import FAILED, End
+    from adafrugal.launching.jobs import FAILED, End
 
     try:
         return job.results()[0]

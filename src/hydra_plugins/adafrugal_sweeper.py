@@ -26,7 +26,7 @@ class CheckedSweeperConf:
 class CheckedSweeper(BasicSweeper):
     """Refuses a sweep of which any job has a wrong setting, and collects how its jobs ended, whichever the launcher.
 
-    Its task function is an `adafrugal.jobs.Jobs`. A launcher may have `processes`: how many make one job.
+    Its task function is an `adafrugal.launching.jobs.Jobs`. A launcher may have `processes`: how many make one job.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -40,7 +40,7 @@ class CheckedSweeper(BasicSweeper):
         Raises:
             SettingError: a word holds somebody's key; Hydra would write it beside the runs before any job is checked.
         """
-        from adafrugal.checks import refuse_credential
+        from adafrugal.settings.check import refuse_credential
 
         for word in arguments:
             refuse_credential(word, word.partition("=")[0])
@@ -54,8 +54,8 @@ class CheckedSweeper(BasicSweeper):
         Raises:
             SettingError: names the job and what is wrong with it.
         """
-        from adafrugal.checks import check
-        from adafrugal.config import SettingError
+        from adafrugal.settings.check import check
+        from adafrugal.system.errors import SettingError
 
         for overrides in batch:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -69,7 +69,7 @@ class CheckedSweeper(BasicSweeper):
                 raise SettingError(f"no job was started, since {' '.join(overrides)} cannot run: {error}") from error
 
     def _refuse_processes_without_a_plan(self, composed: DictConfig) -> None:
-        from adafrugal.config import SettingError
+        from adafrugal.system.errors import SettingError
 
         several = getattr(self.launcher, "processes", 1)
         if several > 1 and OmegaConf.select(composed, "trainer.parallel", default="none") == "none":

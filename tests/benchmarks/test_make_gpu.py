@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, script
 
-from adafrugal import composition
 from adafrugal.reports import gpu as page
+from adafrugal.settings import compose
 
 STAGES = ["tests", "arms", "memory", "steps", "loop", "loop_small", "llama_7b"]
 
@@ -81,11 +81,11 @@ def test_what_is_run_on_a_gpu_is_composed_of_settings_that_there_are(tmp_path, m
     names = arms.arms("c4_60m")
     assert len(names) == 8
     for name in names:
-        chosen = composition.settings(arms.words(name, Namespace(table="c4_60m", steps=15, **here)))
+        chosen = compose.settings(arms.words(name, Namespace(table="c4_60m", steps=15, **here)))
         assert chosen.data.source == str(tmp_path / "c4")
         assert chosen.trainer.batch_size == chosen.trainer.micro_batch_size  # else there are no CUDA graphs
     for words in [*memory.cases("cuda", False).values(), *memory.cases("cuda", True).values()]:
-        assert composition.settings(list(words)).trainer.precision == "bf16"
+        assert compose.settings(list(words)).trainer.precision == "bf16"
     shape = Namespace(model="llama_60m", batch=128, length=256, precision="bf16", rounds=6, steps=20, **here)
     assert harness.settings(shape, "frugal").model.hidden_size == 512
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from adafrugal.config import SettingError
 from adafrugal.data.batches import Batch, Prefetched, TrainingBatches, permutation, validation
 from adafrugal.data.rows import IGNORED, Layout, Window
-from adafrugal.data.shards import Shard
-from adafrugal.data.sources import Position
+from adafrugal.data.text.sources import Position
+from adafrugal.data.tokens.encoding import Shard
 from adafrugal.data.unigram import unigram_loss
+from adafrugal.system.errors import SettingError
 
 LAYOUT = Layout(10, True, False, 1, 0)
 

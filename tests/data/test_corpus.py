@@ -8,10 +8,10 @@ import torch
 from conftest import REPOSITORY
 from corpora import sentences
 
-from adafrugal.config import SettingError
-from adafrugal.data import embedded
 from adafrugal.data.corpus import Corpus
-from adafrugal.data.tokenizer import train as train_tokenizer
+from adafrugal.data.text import embedded
+from adafrugal.data.text.tokenizer import train as train_tokenizer
+from adafrugal.system.errors import SettingError
 
 
 @pytest.fixture

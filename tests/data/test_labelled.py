@@ -7,8 +7,9 @@ from labelled_sets import COLUMNS, TRAIN, VALIDATION, rows, write_glue, write_pa
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from adafrugal.config import LabelledSettings, SettingError
 from adafrugal.data.labelled import ALIKE, Labelled, TrainingOrder
+from adafrugal.settings.schema import LabelledSettings
+from adafrugal.system.errors import SettingError
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, size=1000)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from adafrugal.data import tokenizer
+from adafrugal.data.text import tokenizer
 from adafrugal.tracking.record import Record
 
 MIRRORS = Path(os.environ.get("ADAFRUGAL_MIRRORS", "/nowhere"))

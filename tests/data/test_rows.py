@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adafrugal.data.rows import IGNORED, Layout, Window
-from adafrugal.data.shards import Shard
-from adafrugal.data.sources import Position
+from adafrugal.data.text.sources import Position
+from adafrugal.data.tokens.encoding import Shard
 
 END, PAD = 1, 0
 

@@ -64,22 +64,22 @@ def test_when_it_touches_a_file(part, whole, survives, tally):
 @pytest.mark.parametrize(
     ("call", "n"),
     [
-        ("adafrugal.training.pretrain:Pretrain.loss", 1),
-        ("adafrugal.training.pretrain:Pretrain.loss", 4 * 7 + 3),  # in the middle of accumulation, and of evaluations
-        ("adafrugal.training.pretrain:Pretrain.loss", 4 * 20 + 1),
-        ("adafrugal.training.pretrain:Pretrain.evaluate", 3),
+        ("adafrugal.training.tasks.pretrain:Pretrain.loss", 1),
+        ("adafrugal.training.tasks.pretrain:Pretrain.loss", 4 * 7 + 3),  # within accumulation and evaluations
+        ("adafrugal.training.tasks.pretrain:Pretrain.loss", 4 * 20 + 1),
+        ("adafrugal.training.tasks.pretrain:Pretrain.evaluate", 3),
         ("adafrugal.optim.frugal:Frugal.step", 3),  # just before a refresh, and just after
         ("adafrugal.optim.frugal:Frugal.step", 4),
         ("adafrugal.optim.frugal:Frugal.observe", 2),
         ("adafrugal.training.loop:Loop.resume", 1),
-        ("adafrugal.training.checkpoint:_digest", 2),
+        ("adafrugal.training.checkpoints.checkpoint:_digest", 2),
         ("os:fsync", 7),
         ("torch:save", 2),
     ][:: 1 if LONG else 4],
 )
 def test_in_the_middle_of_a_call(call, n, survives, forks, cache_root, tmp_path, tally):
     if call.endswith("Loop.resume"):  # which only a second start comes to
-        stopped = {"call": "adafrugal.training.pretrain:Pretrain.loss", "n": 60}
+        stopped = {"call": "adafrugal.training.tasks.pretrain:Pretrain.loss", "n": 60}
         forks(*ADAFRUGAL, f"run_root={tmp_path}", f"cache_root={cache_root}", kill=stopped)
     survives({"call": call, "n": n})
     tally("instants: in the middle of a call")

@@ -4,12 +4,13 @@ import pytest
 import torch
 from conftest import script
 
-from adafrugal import checks
-from adafrugal.config import SUBSPACES, SettingError
 from adafrugal.memory import __main__ as command
-from adafrugal.memory import fit, report
+from adafrugal.memory import breakdown, fit
 from adafrugal.memory.estimate import estimate
 from adafrugal.optim import Constant, state_bytes
+from adafrugal.optim.choices import SUBSPACES
+from adafrugal.settings import check
+from adafrugal.system.errors import SettingError
 
 ARMS = {
     **{name: [f"optimizer={name}"] for name in (
@@ -78,7 +79,7 @@ MEASURED = [
 
 @pytest.mark.parametrize("words", MEASURED)
 def test_the_peak_is_within_a_twentieth_of_what_a_run_allocates(words, composed):
-    chosen = checks.check(*composed("trainer.sequence_length=64", "trainer.precision=fp32", *words))
+    chosen = check.check(*composed("trainer.sequence_length=64", "trainer.precision=fp32", *words))
     foretold = estimate(chosen).peak.total
     measured = script("memory").allocated_at_most(chosen)
     assert foretold == pytest.approx(measured, rel=0.05)
@@ -106,7 +107,7 @@ FEW = ["trainer.batch_size=1", "trainer.sequence_length=8"]
     ids=" ".join,
 )
 def test_so_it_is_with_what_lowers_it(words, composed):
-    chosen = checks.check(*composed("model=llama_9m", "trainer.sequence_length=64", *words))
+    chosen = check.check(*composed("model=llama_9m", "trainer.sequence_length=64", *words))
     assert estimate(chosen).peak.total == pytest.approx(script("memory").allocated_at_most(chosen), rel=0.05)
 
 
@@ -132,7 +133,7 @@ def test_activations_that_are_made_again_are_not_kept(settings):
 @pytest.mark.parametrize("words", [*MEASURED[1:3], ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS]], ids=" ".join)
 def test_on_a_gpu_the_peak_is_near_too(words, composed):
     """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
-    chosen = checks.check(*composed("trainer.sequence_length=256", "trainer.precision=bf16", *words))
+    chosen = check.check(*composed("trainer.sequence_length=256", "trainer.precision=bf16", *words))
     tiny = [
         "model=llama_tiny",
         "trainer.sequence_length=8",
@@ -140,7 +141,7 @@ def test_on_a_gpu_the_peak_is_near_too(words, composed):
         "data.tokenizer.vocabulary_size=512",
     ]
     script("memory").Real(
-        checks.check(*composed(*tiny)), "cuda"
+        check.check(*composed(*tiny)), "cuda"
     ).step()  # cuBLAS keeps workspaces from its first call on
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -164,13 +165,13 @@ def test_what_fits_does_and_the_next_does_not(settings):
     chosen, _ = settings("optimizer=frugal", "model.loss_chunk_rows=null")
     peaks = {rows: fit._peak(chosen, micro_batch_size=rows).total for rows in (1, 2, 4, 8)}
     between = (peaks[2] + peaks[4]) / 2 / fit.GIB
-    assert "the largest micro-batch is 2\n" in report.what_fits(chosen, between)
-    assert "not even a micro-batch of one row fits" in report.what_fits(chosen, peaks[1] / 2 / fit.GIB)
+    assert "the largest micro-batch is 2\n" in breakdown.what_fits(chosen, between)
+    assert "not even a micro-batch of one row fits" in breakdown.what_fits(chosen, peaks[1] / 2 / fit.GIB)
 
 
 def test_a_density_that_selects_nothing_is_no_answer(settings):
     chosen, _ = settings("optimizer=galore")
-    assert "  no ρ fits with the micro-batch of 8 that is set\n" in report.what_fits(chosen, 0.0001)
+    assert "  no ρ fits with the micro-batch of 8 that is set\n" in breakdown.what_fits(chosen, 0.0001)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from adafrugal.config import SettingError
 from adafrugal.memory import __main__ as command
 from adafrugal.memory import fit
 from adafrugal.memory.estimate import estimate
+from adafrugal.system.errors import SettingError
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 

@@ -3,8 +3,8 @@ import mmap
 import pytest
 import torch
 
-from adafrugal.config import TrainerSettings
 from adafrugal.memory import measure
+from adafrugal.settings.schema import TrainerSettings
 from adafrugal.training.devices import open_device
 
 

@@ -51,9 +51,9 @@ def test_what_is_typed_counts(llama_60m, given):
 
 
 def test_the_default_run_makes_its_logits_in_one_piece(settings):
-    from adafrugal import composition
+    from adafrugal.settings import compose
 
-    assert on_device.chunk_rows(composition.settings([])) is None
+    assert on_device.chunk_rows(compose.settings([])) is None
 
 
 def test_an_estimate_counts_the_pieces_that_auto_comes_to(settings):

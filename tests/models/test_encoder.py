@@ -8,8 +8,9 @@ import torch
 from labelled_sets import write_encoder
 from safetensors.torch import load_file, save_file
 
-from adafrugal.config import EncoderSettings, SettingError
 from adafrugal.models import encoder
+from adafrugal.settings.schema import EncoderSettings
+from adafrugal.system.errors import SettingError
 
 
 @pytest.fixture

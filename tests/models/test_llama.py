@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.models.loss import token_nats
 from adafrugal.optim import split_parameters
+from adafrugal.settings.schema import LlamaSettings
 
 # FACTS: parameters, and those in split matrices; in millions where the papers' table rounds
 SHAPES = {
@@ -25,10 +25,10 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
-    from adafrugal import checks
+    from adafrugal.settings import check
 
     found, choices = composed(f"model={name}")
-    settings = checks.check(found, choices).model
+    settings = check.check(found, choices).model
     with torch.device("meta"):
         model = llama.build(settings)
     groups = split_parameters(model)

@@ -5,11 +5,11 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, split_parameters, state_bytes
 from adafrugal.optim.accounting import adamw_state_bytes
 from adafrugal.optim.subspaces import subspace as as_subspace
+from adafrugal.settings.schema import LlamaSettings
 
 
 def stepped(optimizer):

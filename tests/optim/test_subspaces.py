@@ -124,24 +124,24 @@ def test_an_unknown_subspace_is_refused_with_the_known_ones(value, says):
 
 
 def test_the_schema_of_settings_knows_every_choice_of_the_optimizer():
-    from adafrugal import config
-    from adafrugal.optim import Frugal
+    from adafrugal.optim import Frugal, choices
     from adafrugal.optim.options import ON_REFRESH, Nonfinite, Shrink, StateDtype
     from adafrugal.optim.rules import STATE_FREE, STATE_FULL
+    from adafrugal.settings import schema
 
-    assert {kind: s.choices() for kind, s in SUBSPACES.items()} == config.SUBSPACES
+    assert {kind: s.choices() for kind, s in SUBSPACES.items()} == choices.SUBSPACES
     assert {kind: subspace(kind).settings() for kind in SUBSPACES} == {
-        kind: {"kind": kind} | {name: values[0] for name, values in choices.items()}
-        for kind, choices in config.SUBSPACES.items()
+        kind: {"kind": kind} | {name: values[0] for name, values in names.items()}
+        for kind, names in choices.SUBSPACES.items()
     }
-    assert {kind: s.policies for kind, s in SUBSPACES.items()} == config.POLICIES
+    assert {kind: s.policies for kind, s in SUBSPACES.items()} == choices.POLICIES
     known = {"state_full": tuple(STATE_FULL), "state_free": tuple(STATE_FREE), "on_refresh": ON_REFRESH,
              "shrink": Shrink.__args__, "state_dtype": (None, *StateDtype.__args__),
              "nonfinite": (None, *Nonfinite.__args__)}  # fmt: skip
-    assert known == config.CHOICES
+    assert known == choices.NAMES
     defaults = {name: p.default for name, p in inspect.signature(Frugal).parameters.items()}
-    for name, choices in config.CHOICES.items():
-        assert defaults[name] == choices[0] == getattr(config.FrugalSettings(), name)
+    for name, names in choices.NAMES.items():
+        assert defaults[name] == names[0] == getattr(schema.FrugalSettings(), name)
 
 
 # -- properties -------------------------------------------------------------------------------------------------------

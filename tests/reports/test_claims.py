@@ -4,7 +4,7 @@ import pytest
 from made import recorded
 
 from adafrugal.reports import claims, plan, table
-from adafrugal.reports.jobs import jobs as jobs_of
+from adafrugal.reports.arms import jobs as jobs_of
 from adafrugal.reports.plan import Section
 
 BASE = "scale=mini data=embedded"

@@ -9,8 +9,8 @@ import pytest
 from conftest import REPOSITORY
 from made import recorded
 
-from adafrugal.config import SettingError
 from adafrugal.reports import gpu, layouts, pages, plan, table
+from adafrugal.system.errors import SettingError
 
 GOLDEN = Path(__file__).parent / "golden"
 TABLES = """\

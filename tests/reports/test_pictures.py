@@ -5,7 +5,7 @@ import pytest
 from made import recorded
 
 from adafrugal.reports import pictures, plan, table
-from adafrugal.reports.jobs import jobs
+from adafrugal.reports.arms import jobs
 
 
 @pytest.fixture

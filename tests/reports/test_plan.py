@@ -3,10 +3,10 @@
 import pytest
 from made import recorded
 
-from adafrugal import composition
-from adafrugal.config import SettingError
-from adafrugal.reports import jobs as jobs_module
+from adafrugal.reports import arms as jobs_module
 from adafrugal.reports import plan, table
+from adafrugal.settings import compose
+from adafrugal.system.errors import SettingError
 
 ARMS = "experiments=c4_60m/adamw,c4_60m/frugal scale=mini data=embedded"
 
@@ -124,7 +124,7 @@ def test_values_are_composed_as_hydra_does_it():
     words = ["experiments=c4_130m/adafrugal", "scale=mini", "data=embedded", "optimizer.density.steps=null",
              "optimizer.interval.threshold=2e-2", "optimizer.subspace={kind:blocks,order:random}"]  # fmt: skip
     quick, choices = jobs_module._composed(words)
-    whole, chosen, _ = composition.composed(words)
+    whole, chosen, _ = compose.composed(words)
     assert (quick, choices) == (whole, chosen)
 
 

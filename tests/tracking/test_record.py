@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from adafrugal.config import SettingError
+from adafrugal.system.errors import SettingError
+from adafrugal.system.secrets import hidden
 from adafrugal.tracking import environment
-from adafrugal.tracking.credentials import hidden
 from adafrugal.tracking.record import Record
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adafrugal.config import WandbTracking
+from adafrugal.settings.schema import WandbTracking
 from adafrugal.tracking import wandb as tracking
 from adafrugal.tracking.record import Record
 from adafrugal.tracking.wandb import WandbCopy
@@ -154,7 +154,7 @@ def test_a_copy_that_stands_still_is_waited_for_so_long_and_no_longer(record, mo
 A_RUN = """
 import sys, time
 from pathlib import Path
-from adafrugal.config import WandbTracking
+from adafrugal.settings.schema import WandbTracking
 from adafrugal.tracking.record import Record
 from adafrugal.tracking.wandb import WandbCopy
 

@@ -9,8 +9,8 @@ import json
 import pytest
 from made import recorded
 
-from adafrugal.config import SettingError
 from adafrugal.reports import table
+from adafrugal.system.errors import SettingError
 from adafrugal.tracking import wandb as copies
 from adafrugal.tracking.record import Record
 

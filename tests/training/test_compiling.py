@@ -10,7 +10,7 @@ import torch
 from labelled_sets import write_encoder
 from transformers import LlamaForCausalLM
 
-from adafrugal.config import TrainerSettings
+from adafrugal.settings.schema import TrainerSettings
 from adafrugal.training import compiling
 from adafrugal.training.devices import Place
 from adafrugal.training.loop import Loop
@@ -208,9 +208,7 @@ def test_memory_that_is_refused_to_graphs_is_asked_for_without_them(settings, mo
     assert modes[:2] == ["reduce-overhead", "default"]
     assert record.summary()["compile"] == "default"
     warnings = [event["text"] for event in record.events() if event["event"] == "warning"]
-    assert warnings == [
-        "memory for CUDA graphs was refused (CUDA out of memory): trainer.compile_mode is default"
-    ]
+    assert warnings == ["memory for CUDA graphs was refused (CUDA out of memory): trainer.compile_mode is default"]
 
 
 @pytest.mark.gpu

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torture import end_of
 
-from adafrugal import optimizers
-from adafrugal.config import TrainingError
-from adafrugal.models import llama
+from adafrugal.models import llama, optimizers
+from adafrugal.system.errors import TrainingError
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
@@ -63,7 +62,7 @@ def test_so_it_is_in_fine_tuning(finetune_settings, tmp_path):
 
 
 def test_a_step_is_left_out_before_its_gradients_are_anywhere(settings, monkeypatch, tmp_path):
-    from adafrugal.training.pretrain import Pretrain
+    from adafrugal.training.tasks.pretrain import Pretrain
 
     loss, work, current = Pretrain.loss, Pretrain.work, []
     monkeypatch.setattr(Pretrain, "work", lambda self, step: current.append(step) or work(self, step))

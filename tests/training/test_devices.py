@@ -4,7 +4,8 @@ import pytest
 import stand_in
 import torch
 
-from adafrugal.config import SettingError, TrainerSettings
+from adafrugal.settings.schema import TrainerSettings
+from adafrugal.system.errors import SettingError
 from adafrugal.training import devices
 from adafrugal.training.devices import open_device
 

@@ -12,18 +12,17 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adafrugal import optimizers
-from adafrugal.config import SettingError, TrainingError
-from adafrugal.identity import identify
-from adafrugal.models import llama
+from adafrugal.models import llama, optimizers
+from adafrugal.models.schedule import factor
+from adafrugal.settings.identity import identify
+from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.tracking.record import Record
 from adafrugal.training import compiling
 from adafrugal.training.devices import open_device
 from adafrugal.training.display import Display
 from adafrugal.training.loop import Loop
-from adafrugal.training.pretrain import Pretrain
-from adafrugal.training.schedule import factor
 from adafrugal.training.session import run
+from adafrugal.training.tasks.pretrain import Pretrain
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import stand_in
 import torch
 
-from adafrugal.config import LlamaSettings, TrainerSettings
 from adafrugal.models import llama
-from adafrugal.training import parallel
+from adafrugal.settings.schema import LlamaSettings, TrainerSettings
+from adafrugal.training.distributed import parallel
 
 TINY = LlamaSettings(
     vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 from torture import LONG, end_of
 
-from adafrugal.config import SUBSPACES
+from adafrugal.optim.choices import SUBSPACES
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
@@ -129,7 +129,7 @@ def test_fine_tuning_that_is_killed(arm, survives, finetune_words, tally):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Steps 2 and 8 have a loss that is no number."""
-    from adafrugal.training.pretrain import Pretrain
+    from adafrugal.training.tasks.pretrain import Pretrain
 
     work, loss, step = Pretrain.work, Pretrain.loss, []
     monkeypatch.setattr(Pretrain, "work", lambda self, number: step.append(number) or work(self, number))

@@ -4,9 +4,9 @@ import pytest
 import stand_in
 import torch
 
-from adafrugal import composition
-from adafrugal.config import LlamaSettings
 from adafrugal.models import llama
+from adafrugal.settings import compose
+from adafrugal.settings.schema import LlamaSettings
 from adafrugal.tracking import cards
 from adafrugal.training import throughput
 from adafrugal.training.devices import Place
@@ -57,7 +57,7 @@ def test_a_card_that_is_not_known_and_a_cpu_have_none(monkeypatch):
 )
 def test_a_small_batch_that_leaves_the_gpu_idle_is_named_once(monkeypatch, batch, processes, tokens_per_second, says):
     shape = ["model=llama_60m", f"trainer.batch_size={batch}", "trainer.sequence_length=256"]
-    settings = composition.settings(shape)
+    settings = compose.settings(shape)
     with torch.device("meta"):
         model = llama.build(settings.model)
     with stand_in.installed(monkeypatch):

@@ -15,8 +15,9 @@ from dataclasses import replace
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-from adafrugal import composition, threads
-from adafrugal.config import SettingError
+from adafrugal.settings import compose
+from adafrugal.system import threads
+from adafrugal.system.errors import SettingError
 
 DONE, WRONG, INTERRUPTED = 0, 2, 75
 
@@ -28,15 +29,15 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(__doc__)
         return DONE
     try:
-        settings = composition.settings([argument for argument in arguments if argument != "--all"])
-        from adafrugal.data import corpus, report
+        settings = compose.settings([argument for argument in arguments if argument != "--all"])
+        from adafrugal.data import corpus, overview
 
         tokens = corpus.locate(settings, _say)
         plan = replace(tokens.plan, streamed=False)
         if "--all" in arguments:
             plan = replace(plan, rows=None, validation_tokens=None)
         corpus.prepare(replace(tokens, plan=plan), _say)
-        sys.stdout.write(report.text(replace(tokens, plan=plan), plan.directory / "lengths.svg"))
+        sys.stdout.write(overview.text(replace(tokens, plan=plan), plan.directory / "lengths.svg"))
     except SettingError as error:
         sys.stderr.write(f"error: {error}\n")
         return WRONG

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adafrugal.config import SettingError
 from adafrugal.data.rows import IGNORED, Layout, Rows, Window, joined
-from adafrugal.data.shards import Shard
-from adafrugal.data.windows import Windows
+from adafrugal.data.tokens.encoding import Shard
+from adafrugal.data.tokens.windows import Windows
+from adafrugal.system.errors import SettingError
 
 AHEAD = 2  # steps whose batches are made before they are wanted
 

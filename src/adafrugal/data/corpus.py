@@ -11,16 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adafrugal.config import CorpusSettings, SettingError, Settings, trained_size
-from adafrugal.data import faults, sources, tokenizer, whole
 from adafrugal.data.batches import Prefetched, TrainingBatches, Validation, validation
-from adafrugal.data.preparation import Plan, Preparation
 from adafrugal.data.rows import Layout
-from adafrugal.data.sources import Position, Source
-from adafrugal.data.store import Entry
-from adafrugal.data.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
+from adafrugal.data.text import faults, sources, tokenizer
+from adafrugal.data.text.sources import Position, Source
+from adafrugal.data.text.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
+from adafrugal.data.tokens.preparation import Plan, Preparation
+from adafrugal.data.tokens.store import Entry
+from adafrugal.data.tokens.windows import StoredWindows, StreamedWindows
 from adafrugal.data.unigram import unigram_loss
-from adafrugal.data.windows import StoredWindows, StreamedWindows
+from adafrugal.settings.schema import CorpusSettings, Settings, trained_size
+from adafrugal.system import files
+from adafrugal.system.errors import SettingError
 
 FORMAT = 1  # of shards; part of a store's name
 SHARDS_IN_WINDOW = 4
@@ -144,9 +146,7 @@ class Corpus:
             each = -(-trainer.batch_size // processes)  # rows of a step that a process has
             rows = min(trainer.micro_batch_size or each, each)
             sizes = settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens
-            self.validation, self.last_validation = (
-                self._rows(layout, tokens, rows * processes) for tokens in sizes
-            )
+            self.validation, self.last_validation = (self._rows(layout, tokens, rows * processes) for tokens in sizes)
             self.unigram_loss: float = (state or {}).get("unigram_loss") or self._unigram_loss()
         except BaseException:
             self._windows.close()
@@ -215,7 +215,7 @@ def _describe(tokens: Tokens) -> None:
     """Leave in a new store what it is made of, for people."""
     directory = tokens.plan.directory
     if not directory.is_dir():
-        with whole.made(directory) as scratch:
+        with files.made(directory) as scratch:
             tokens.tokenizer.save(scratch)
             about = {
                 "fingerprint": tokens.fingerprint,
@@ -241,7 +241,7 @@ def _tokenizer(
             say(f"asking the hub for the tokenizer {wanted.name}, once")
             with faults.of_hub("data.tokenizer.name", str(wanted.name)):
                 fetched = PretrainedTokenizer.of_transformers(str(wanted.name))
-            with whole.made(place) as scratch:
+            with files.made(place) as scratch:
                 fetched.save(scratch)
         return tokenizer.load(place), place
     size = trained_size(settings)
@@ -252,7 +252,7 @@ def _tokenizer(
             say(f"training a tokenizer of {size:,} pieces on {source.name}, once → {place}")
         documents = list(sources.sample(source, wanted.sample_bytes))  # SentencePiece would hide what reading raises
         trained = tokenizer.train(documents, size, wanted.model_type, wanted.byte_fallback)
-        with whole.made(place) as scratch:
+        with files.made(place) as scratch:
             trained.save(scratch)
     return tokenizer.load(place), place
 
@@ -270,7 +270,7 @@ def _kept(found: Tokenizer, kind: str, cache_root: Path) -> tuple[Tokenizer, Pat
     """A tokenizer read from local files, with a copy that worker processes and later runs read."""
     place = cache_root / "tokenizers" / f"{kind}-{found.fingerprint[:12]}"
     if not place.is_dir():
-        with whole.made(place) as scratch:
+        with files.made(place) as scratch:
             found.save(scratch)
     return found, place
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adafrugal.config import LabelledSettings, SettingError
-from adafrugal.data import faults
+from adafrugal.data.text import faults
+from adafrugal.settings.schema import LabelledSettings
+from adafrugal.system.errors import SettingError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adafrugal.data.shards import Shard
+from adafrugal.data.tokens.encoding import Shard
 
 IGNORED = -100  # a target that is not counted; torch's own default
 

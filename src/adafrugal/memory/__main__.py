@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-from adafrugal import composition, threads
-from adafrugal.config import SettingError
-from adafrugal.tracking.credentials import hidden
+from adafrugal.settings import compose
+from adafrugal.system import threads
+from adafrugal.system.errors import SettingError
+from adafrugal.system.secrets import hidden
 
 DONE, WRONG = 0, 2
 
@@ -34,18 +35,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--fits", type=float, metavar="GIB", help="say which micro-batch and which ρ fit")
     given = parser.parse_intermixed_args(arguments)
     try:
-        chosen = [composition.settings(words) for words in _each(given.settings)]
-        from adafrugal.memory import fit, report
+        chosen = [compose.settings(words) for words in _each(given.settings)]
+        from adafrugal.memory import breakdown, fit
         from adafrugal.memory.estimate import estimate
 
         for place, settings in enumerate(chosen):
             if getattr(settings.optimizer, "fit_gib", None) is not None:
                 found = fit.fitted(settings)
                 chosen[place] = fit.beginning_with(settings, found.density)
-                sys.stdout.write(report.chosen(settings, found) + "\n")
-        sys.stdout.write(report.text([(settings, estimate(settings)) for settings in chosen]))
+                sys.stdout.write(breakdown.chosen(settings, found) + "\n")
+        sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in chosen]))
         for settings in chosen if given.fits is not None else ():
-            sys.stdout.write(report.what_fits(settings, given.fits))
+            sys.stdout.write(breakdown.what_fits(settings, given.fits))
     except SettingError as error:
         sys.stderr.write(f"error: {hidden(str(error))}\n")
         return WRONG

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from adafrugal import optimizers
-from adafrugal.config import SettingError, Settings, settled
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Answers, Footprint, footprint, shadows
-from adafrugal.models import llama
-from adafrugal.models.checkpointing import checkpoint_activations
+from adafrugal.models import llama, optimizers
 from adafrugal.models.loss import token_nats
+from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.optim import Constant, Frugal, UpdateInBackward, state_bytes
+from adafrugal.settings.schema import Settings, settled
+from adafrugal.system.errors import SettingError
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from adafrugal.config import SettingError, Settings, settled
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
 from adafrugal.optim import controls
-from adafrugal.possible import refuse_impossible
+from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.validate import refuse_impossible
+from adafrugal.system.errors import SettingError
 
 GIB = 2**30
 Candidate = TypeVar("Candidate", int, float)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adafrugal.config import Settings
+from adafrugal.settings.schema import Settings
 
 if TYPE_CHECKING:
     from adafrugal.memory.trace import Footprint

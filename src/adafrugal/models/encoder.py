@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafrugal.config import EncoderSettings, SettingError
+from adafrugal.settings.schema import EncoderSettings
+from adafrugal.system.errors import SettingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

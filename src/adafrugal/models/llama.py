@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adafrugal.config import LlamaSettings
+from adafrugal.settings.schema import LlamaSettings
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

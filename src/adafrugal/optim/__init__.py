@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adafrugal.optim.accounting import StateBytes, state_bytes
+    from adafrugal.optim.combined import Several
     from adafrugal.optim.controls import Constant, CosineDecay, LinearDecay, LossAware
     from adafrugal.optim.frugal import Frugal
     from adafrugal.optim.groups import ParameterGroups, Rule, default_rules, split_parameters
     from adafrugal.optim.in_backward import UpdateInBackward
-    from adafrugal.optim.several import Several
+    from adafrugal.optim.refresh import Refresh
     from adafrugal.optim.subspaces import SVD, Blocks, Columns, RandK, Random, RandPerm, Rows, Slab
-    from adafrugal.optim.turns import Refresh
 
 _HOME = {
     "Blocks": "subspaces",
@@ -31,11 +31,11 @@ _HOME = {
     "RandK": "subspaces",
     "RandPerm": "subspaces",
     "Random": "subspaces",
-    "Refresh": "turns",
+    "Refresh": "refresh",
     "Rows": "subspaces",
     "Rule": "groups",
     "SVD": "subspaces",
-    "Several": "several",
+    "Several": "combined",
     "Slab": "subspaces",
     "StateBytes": "accounting",
     "UpdateInBackward": "in_backward",

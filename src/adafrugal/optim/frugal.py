@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, gradients, kernels, options, restoring, rules, sharded, tensor_state, turns
+from adafrugal.optim import controls, gradients, kernels, options, refresh, rules
+from adafrugal.optim import state as tensor_state
+from adafrugal.optim import state_dict as saved_state
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import Full
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import Rates
-from adafrugal.optim.sharded import local
+from adafrugal.optim.sharding import shards
+from adafrugal.optim.sharding.shards import local
 from adafrugal.optim.subspaces import Free, Selection, Subspace
 
 _OF_SPLIT_GROUPS = (
@@ -109,7 +112,7 @@ class Frugal(torch.optim.Optimizer):
     ) -> None:
         if nonfinite not in (None, *get_args(options.Nonfinite)):
             raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(options.Nonfinite))} or None")
-        self._refresh_hooks: OrderedDict[int, Callable[[turns.Refresh], None]] = OrderedDict()
+        self._refresh_hooks: OrderedDict[int, Callable[[refresh.Refresh], None]] = OrderedDict()
         self._changes: dict[tuple[int, str], dict[str, Any]] | None = None  # of the step that is under way
         self._bytes_before: int | None = None
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
@@ -147,7 +150,7 @@ class Frugal(torch.optim.Optimizer):
                 options.settle(group)
                 if group["stagger"] > group["interval"].at(1):
                     raise ValueError(f"stagger is {group['stagger']}, above the interval ({group['interval'].at(1)})")
-                group |= turns.new_clocks()
+                group |= refresh.new_clocks()
         except Exception:
             del self.param_groups[-1]
             raise
@@ -191,7 +194,7 @@ class Frugal(torch.optim.Optimizer):
             after = self.state_bytes().total
             for change in changes.values():
                 for hook in self._refresh_hooks.values():
-                    hook(turns.Refresh(**change, bytes_after=after))
+                    hook(refresh.Refresh(**change, bytes_after=after))
         return loss
 
     @torch.no_grad()
@@ -205,7 +208,7 @@ class Frugal(torch.optim.Optimizer):
             self._begin_step()
         index = next(i for i, group in enumerate(self.param_groups) if any(p is param for p in group["params"]))
         group = self.param_groups[index]
-        for due in turns.arrived(group) if group["split"] else ():
+        for due in refresh.arrived(group) if group["split"] else ():
             self._carry_out(index, due)
         self._update(group)
 
@@ -219,7 +222,7 @@ class Frugal(torch.optim.Optimizer):
                 state = self.state[param]
                 if param.grad is None or (group["split"] and not state.get("entries")) or "step" in state:
                     continue
-                chosen = turns.selection_here(param, state, group)
+                chosen = refresh.selection_here(param, state, group)
                 self._regions(local(param), local(param.grad), state, group, chosen)
                 for name in rules.STATE_FULL[group["state_full"]].moments:
                     state[name] = state[name].to(tensor_state.state_dtype(param, group))
@@ -263,18 +266,18 @@ class Frugal(torch.optim.Optimizer):
         """Move every split group's clock by one step, and its subspace where that is due."""
         self._split_groups()
         split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
-        for index, due in [(index, due) for index, group in split for due in turns.advance(group, self.state)]:
+        for index, due in [(index, due) for index, group in split for due in refresh.advance(group, self.state)]:
             if due.event == "refresh" and self.param_groups[index]["on_refresh"] == "reset_all":
                 for other in self.param_groups:
-                    turns.forget_all(other, self.state)
+                    refresh.forget_all(other, self.state)
             self._carry_out(index, due)
 
-    def _carry_out(self, index: int, due: turns.Due) -> None:
+    def _carry_out(self, index: int, due: refresh.Due) -> None:
         """Do what is due in a group, and note it; what a refresh chooses late is a part of it."""
         if self._bytes_before is None and self._refresh_hooks:
             self._bytes_before = self.state_bytes().total
         group, started = self.param_groups[index], time.perf_counter()
-        turns.carry_out(due, group, self.state)
+        refresh.carry_out(due, group, self.state)
         key = (index, "refresh" if (index, "refresh") in self._changes else due.event)
         known = self._changes.setdefault(key, {
             "event": due.event, "step": self.param_groups[0]["steps"], "group": index,
@@ -294,9 +297,9 @@ class Frugal(torch.optim.Optimizer):
             if param.grad is None:
                 continue
             state, target, grad = self.state[param], local(param), local(param.grad)
-            chosen = turns.selection_here(param, state, group)
+            chosen = refresh.selection_here(param, state, group)
             if tensor_state.in_fewer_bits(target, group, state):
-                noise = group["seed"], group["steps"], group["first"] + place, sharded.here(param).first
+                noise = group["seed"], group["steps"], group["first"] + place, shards.here(param).first
                 self._update_wide(target, grad, state, group, chosen, Rounding(group["stochastic_rounding"], *noise))
             elif not together and state.get("entries"):
                 self._update_alone(target, grad, state, group, chosen)
@@ -427,11 +430,11 @@ class Frugal(torch.optim.Optimizer):
         """
         digest = hashlib.blake2b(digest_size=8)
         for group in self._split_groups():
-            for value in turns.outline(group, self.state):
+            for value in refresh.outline(group, self.state):
                 digest.update(value if isinstance(value, bytes) else f"{value!r};".encode())
         return digest.hexdigest()
 
-    def register_refresh_hook(self, hook: Callable[[turns.Refresh], None]) -> RemovableHandle:
+    def register_refresh_hook(self, hook: Callable[[refresh.Refresh], None]) -> RemovableHandle:
         """Call `hook(event)` after each step in which a subspace was chosen anew or shrunk; `.remove()` ends that."""
         handle = RemovableHandle(self._refresh_hooks)
         self._refresh_hooks[handle.id] = hook
@@ -461,8 +464,8 @@ class Frugal(torch.optim.Optimizer):
         params = ((param, group) for group in self.param_groups for param in group["params"])
         numbers = (number for group in saved["param_groups"] for number in group["params"])
         for (param, group), number in zip(params, numbers, strict=True):
-            if sharded.is_sharded(param) and number in saved["state"]:
-                saved["state"][number] = restoring.shared(saved["state"][number], param, group)
+            if shards.is_sharded(param) and number in saved["state"]:
+                saved["state"][number] = saved_state.shared(saved["state"][number], param, group)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -477,7 +480,7 @@ class Frugal(torch.optim.Optimizer):
         Raises:
             ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
         """
-        restoring.refuse_other(state_dict, self.param_groups)
+        saved_state.refuse_other(state_dict, self.param_groups)
         before = self.param_groups
         final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
@@ -491,8 +494,8 @@ class Frugal(torch.optim.Optimizer):
             if group["split"]:
                 group["density"] = controls.restored(group["density"], old["density"])
                 group["interval"] = controls.restored(group["interval"], old["interval"])
-                group["subspace"] = restoring.restored_subspace(group["subspace"], old["subspace"])
+                group["subspace"] = saved_state.restored_subspace(group["subspace"], old["subspace"])
         numbers = iter(n for group in final["param_groups"] for n in group["params"])
         for group in self.param_groups:
             for param in group["params"]:
-                self.state[param] |= restoring.kept(final["state"].get(next(numbers), {}), param, group)
+                self.state[param] |= saved_state.kept(final["state"].get(next(numbers), {}), param, group)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafrugal.optim import options, sharded
-from adafrugal.optim.sharded import local
+from adafrugal.optim import options
+from adafrugal.optim.sharding import shards
+from adafrugal.optim.sharding.shards import local
 
 
 def refuse_sparse(params: Iterable[Tensor]) -> None:
@@ -22,7 +23,7 @@ def are_finite(params: Sequence[Tensor]) -> bool:
     """Whether all gradients are, on every process that has a part of them; each parameter has one."""
     grads = [grad for param in params if (grad := local(param.grad)).numel()]
     finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
-    return all(sharded.agreed([finite] * len(params), params))
+    return all(shards.agreed([finite] * len(params), params))
 
 
 def first_nonfinite(groups: Iterable[Mapping[str, Any]]) -> str:
@@ -30,5 +31,5 @@ def first_nonfinite(groups: Iterable[Mapping[str, Any]]) -> str:
     named = [pair for group in groups for pair in zip(options.names(group), group["params"], strict=True)]
     named = [(name, param) for name, param in named if param.grad is not None]
     finite = [bool(local(param.grad).isfinite().all()) for _, param in named]
-    finite = sharded.agreed(finite, [param for _, param in named])
+    finite = shards.agreed(finite, [param for _, param in named])
     return next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")

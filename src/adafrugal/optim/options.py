@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from adafrugal.optim import controls, rules, sharded
+from adafrugal.optim import controls, rules
+from adafrugal.optim.sharding import shards
 from adafrugal.optim.subspaces import Blocks, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
@@ -64,7 +65,7 @@ def check_parts(group: Mapping[str, Any]) -> None:
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     for name, param in zip(names(group), group["params"], strict=True):
-        if sharded.is_sharded(param) and not is_free:
+        if shards.is_sharded(param) and not is_free:
             _check_sharded(name, param, subspace)
         if param.ndim != 2 and not (subspace.any_shape or is_free):
             raise ValueError(
@@ -76,7 +77,7 @@ def check_parts(group: Mapping[str, Any]) -> None:
 def _check_sharded(name: str, param: Tensor, subspace: Subspace) -> None:
     if reason := subspace.why_whole():
         raise ValueError(f"parameter {name} is sharded over processes, and {subspace.kind} {reason}; {_ON_SHARDS}")
-    if not sharded.is_split_by_rows(param):
+    if not shards.is_split_by_rows(param):
         allowed = "along its first axis, over one dimension of the mesh"
         raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: {allowed}")
 

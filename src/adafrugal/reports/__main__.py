@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafrugal.config import SettingError
 from adafrugal.reports import table
+from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal import composition
 from adafrugal.reports import scores
+from adafrugal.reports.arms import RATES, SHORT, Job
 from adafrugal.reports.grid import MISSING, Cell, Difference, Grid, Number
-from adafrugal.reports.jobs import RATES, SHORT, Job
 from adafrugal.reports.plan import Section
-from adafrugal.reports.rows import STATE, state
+from adafrugal.reports.selection import STATE, state
 from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.reports.table import COLUMNS, measured
+from adafrugal.settings import compose
 
-PUBLISHED = composition.REPOSITORY / "experiments" / "published"
+PUBLISHED = compose.REPOSITORY / "experiments" / "published"
 UNPUBLISHED = "not published here"
 DIVERGED = "diverged"  # its loss was no number any more
 LR, S, C = RATES

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from adafrugal.config import SettingError
-from adafrugal.possible import nearest
 from adafrugal.reports import claims, gpu, layouts, pictures
+from adafrugal.reports.arms import Job
 from adafrugal.reports.figures import Measured
-from adafrugal.reports.jobs import Job
 from adafrugal.reports.plan import Page, Section
+from adafrugal.settings.validate import nearest
+from adafrugal.system.errors import SettingError
 
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adafrugal.reports.jobs import Job
+from adafrugal.reports.arms import Job
 from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record

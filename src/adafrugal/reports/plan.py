@@ -11,14 +11,14 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal import checks, composition
-from adafrugal.config import SettingError
-from adafrugal.possible import nearest
-from adafrugal.reports.jobs import Job, jobs, settings_key
-from adafrugal.reports.rows import label
+from adafrugal.reports.arms import Job, jobs, settings_key
+from adafrugal.reports.selection import label
+from adafrugal.settings import check, compose
+from adafrugal.settings.validate import nearest
+from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
-TABLES = composition.REPOSITORY / "experiments" / "tables"
+TABLES = compose.REPOSITORY / "experiments" / "tables"
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _page(path: Path) -> Page:
     except yaml.YAMLError as error:
         raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
-        raise SettingError(f"{path}: {checks.explain(error)}") from error
+        raise SettingError(f"{path}: {check.explain(error)}") from error
     names = [section.name for section in file.sections]
     if len(set(names)) < len(names):
         raise SettingError(f"{path}: two sections are called the same, among {', '.join(names)}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adafrugal.reports.grid import MISSING, Cell, Difference, Grid, Number
-from adafrugal.reports.rows import STATE, label, rows_of, state
+from adafrugal.reports.selection import STATE, label, rows_of, state
 from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.tracking.record import Record, spoken
 

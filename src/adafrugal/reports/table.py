@@ -13,7 +13,7 @@ from typing import Any
 
 from adafrugal.reports import scores
 from adafrugal.reports.grid import Cell, Grid, Number
-from adafrugal.reports.rows import STATE, label, rows_of, state
+from adafrugal.reports.selection import STATE, label, rows_of, state
 from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.config import SettingError
-from adafrugal.tracking.credentials import hidden
+from adafrugal.system.errors import SettingError
+from adafrugal.system.secrets import hidden
 
 LINES = ("metrics.jsonl", "events.jsonl")
 STATUSES = ("created", "running", "interrupted", "failed", "finished")

@@ -15,8 +15,9 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any
 
-from adafrugal.config import SettingError, WandbTracking, is_plain_name
-from adafrugal.interruptions import leave_to_the_parent
+from adafrugal.settings.schema import WandbTracking, is_plain_name
+from adafrugal.system.errors import SettingError
+from adafrugal.system.signals import leave_to_the_parent
 from adafrugal.tracking.record import Record
 
 SECONDS = 30  # that a run waits for W&B, at its end

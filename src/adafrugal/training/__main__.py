@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from adafrugal.config import SettingError, TrainingError
+from adafrugal.system.errors import SettingError, TrainingError
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def _convert(source: Path, target: Path) -> None:
         raise SettingError(f"{source} is in the form already that a single process writes")
     if target.exists():
         raise SettingError(f"{target} exists; name a directory that is to be made")
-    from adafrugal.training import checkpoint
+    from adafrugal.training.checkpoints import checkpoint
 
     checkpoint.gather(source, target)
 

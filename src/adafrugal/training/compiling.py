@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafrugal.config import Settings, TrainerSettings
-from adafrugal.memory import refused
+from adafrugal.memory import out_of_memory
 from adafrugal.optim import kernels
-from adafrugal.training import parallel
+from adafrugal.settings.schema import Settings, TrainerSettings
 from adafrugal.training.devices import Place
-from adafrugal.training.ranks import Ranks
-from adafrugal.training.task import Task
+from adafrugal.training.distributed import parallel
+from adafrugal.training.distributed.ranks import Ranks
+from adafrugal.training.tasks.task import Task
 
 _WITHOUT = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 _GRAPHS = tuple(_WITHOUT)  # torch's modes that record CUDA graphs, above with the same mode without
@@ -85,11 +85,11 @@ def start(
     say(f"compiling the model ({mode}): a minute or so at first, less from the cache")
     begun, eager = time.perf_counter(), task.forward
     failed = _try(task, place, eager, mode)
-    if failed is not None and refused.is_memory(failed) and mode in _GRAPHS and trainer.compile_mode == "auto":
+    if failed is not None and out_of_memory.is_memory(failed) and mode in _GRAPHS and trainer.compile_mode == "auto":
         reason = f"memory for CUDA graphs was refused ({_line(failed)}): trainer.compile_mode is default"
         warn(reason)
         mode, failed = "default", _try(task, place, eager, "default")
-    if failed is not None and refused.is_memory(failed):
+    if failed is not None and out_of_memory.is_memory(failed):
         raise failed
     problems = [found for found in (ranks or Ranks()).gather(failed and _line(failed)) if found]
     if problems:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from adafrugal.config import SettingError, TrainerSettings
-from adafrugal.training import ranks
+from adafrugal.settings.schema import TrainerSettings
+from adafrugal.system.errors import SettingError
+from adafrugal.training.distributed import ranks
 
 
 @dataclass(frozen=True)

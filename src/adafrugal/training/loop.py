@@ -12,21 +12,23 @@ from typing import Any
 
 import torch
 
-from adafrugal.config import SettingError, Settings, TrainingError
 from adafrugal.memory import measure
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
+from adafrugal.settings.schema import Settings
+from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
-from adafrugal.training import parallel, shards
-from adafrugal.training.account import Account
+from adafrugal.training.checkpoints import sharded
+from adafrugal.training.checkpoints.writer import Writer, Written
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.compiling import Compilation
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
-from adafrugal.training.ranks import Ranks
-from adafrugal.training.signals import Stop
-from adafrugal.training.task import Task, Work
+from adafrugal.training.distributed import parallel
+from adafrugal.training.distributed.ranks import Ranks
+from adafrugal.training.progress import Account
+from adafrugal.training.tasks.task import Task, Work
 from adafrugal.training.throughput import Meter
-from adafrugal.training.writer import Writer, Written
 
 
 class Loop:
@@ -361,12 +363,12 @@ class Loop:
 
     def _go_on(self, state: dict[str, Any], directory: Path) -> None:
         group = self.ranks.writing
-        shards.read_model(directory, self.task.model, group)
+        sharded.read_model(directory, self.task.model, group)
         self.account = Account.from_state(state["account"])
         self._saved_step = self.account.step
         if not self.ranks.first:
             self.account.memory_peak = 0  # what is saved is the first process's
-        self.optimizer.load_state_dict(shards.read_optimizer(state["optimizer"], directory, self.optimizer, group))
+        self.optimizer.load_state_dict(sharded.read_optimizer(state["optimizer"], directory, self.optimizer, group))
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.place.set_random_state(state["random"])
@@ -384,9 +386,7 @@ class Loop:
     def summary(self) -> dict[str, Any]:
         """The end of the run in numbers, for summary.json; of the process that writes it alone."""
         counted = self._state_bytes()
-        own, peaks = zip(
-            *self.ranks.gather((state_bytes(self.optimizer).total, self.account.memory_peak)), strict=True
-        )
+        own, peaks = zip(*self.ranks.gather((state_bytes(self.optimizer).total, self.account.memory_peak)), strict=True)
         if not self.ranks.first:
             return {}
         every, last = self.settings.eval.every, self.settings.trainer.steps

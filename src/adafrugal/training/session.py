@@ -12,21 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adafrugal.config import SettingError, Settings, TrainingError, settled
-from adafrugal.identity import Identity, differing, identify, still_part
-from adafrugal.possible import refuse_impossible
-from adafrugal.tracking.credentials import hidden
+from adafrugal.settings.identity import Identity, differing, identify, still_part
+from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.validate import refuse_impossible
+from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.secrets import hidden
+from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record, Unwritten
-from adafrugal.training import ranks
-from adafrugal.training.ranks import LostError, Ranks
-from adafrugal.training.signals import Stop
+from adafrugal.training.distributed import ranks
+from adafrugal.training.distributed.ranks import LostError, Ranks
 
 if TYPE_CHECKING:
     from adafrugal.memory.fit import Fitted
     from adafrugal.training.devices import Place
     from adafrugal.training.display import Display
     from adafrugal.training.loop import Loop
-    from adafrugal.training.task import Task
+    from adafrugal.training.tasks.task import Task
 
 
 # what a disk answers that is full, read-only, another's, broken or gone
@@ -81,9 +82,7 @@ class Session:
         processes: of the run; this is one of them.
     """
 
-    def __init__(
-        self, settings: Settings, identity: Identity, record: Record, stop: Stop, processes: Ranks
-    ) -> None:
+    def __init__(self, settings: Settings, identity: Identity, record: Record, stop: Stop, processes: Ranks) -> None:
         self.settings, self.identity, self.record, self.stop = settings, identity, record, stop
         self.ranks = processes
         self._made = settings  # what data, model and device have decided filled in
@@ -200,11 +199,12 @@ class Session:
         """Build everything, say what it is, and go to where the run stands; `ends` learns what to close."""
         import torch
 
-        from adafrugal import optimizers
         from adafrugal.memory import measure
-        from adafrugal.training import checkpoint, compiling
+        from adafrugal.models import optimizers
+        from adafrugal.models.schedule import factor
+        from adafrugal.training import compiling
+        from adafrugal.training.checkpoints import checkpoint
         from adafrugal.training.loop import Loop
-        from adafrugal.training.schedule import factor
 
         record = self.record
         saved = self._latest_checkpoint(display)
@@ -267,7 +267,7 @@ class Session:
 
     def _latest_checkpoint(self, display: Display) -> Path | None:
         """Where the run goes on: the first process looks, and puts damaged ones aside."""
-        from adafrugal.training import checkpoint
+        from adafrugal.training.checkpoints import checkpoint
 
         found = None
         if self.ranks.first:
@@ -281,12 +281,12 @@ class Session:
         """The settings with the density that `optimizer.fit_gib` leaves, and the choice where this start makes it."""
         if getattr(settings.optimizer, "fit_gib", None) is None:
             return settings, None
-        from adafrugal.memory import fit, report
+        from adafrugal.memory import breakdown, fit
 
         if state is not None:
             return fit.beginning_with(settings, state["account"]["fitted_density"]), None
         found = fit.fitted(self._of_one_process(settings))
-        display.say(report.chosen(settings, found))
+        display.say(breakdown.chosen(settings, found))
         return fit.beginning_with(settings, found.density), found
 
     def _describe(self, place: Place, task: Task, loop: Loop) -> None:
@@ -364,17 +364,16 @@ def _explained(error: Exception, settings: Settings, record: Record) -> str | No
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename or record.directory
         return f"{place}: {error.strerror}; what is whole stays, and the same command goes on from the last checkpoint"
-    from adafrugal.memory import refused
+    from adafrugal.memory import out_of_memory
 
-    return refused.reason(error, settings)
+    return out_of_memory.reason(error, settings)
 
 
 def _task_class(settings: Settings) -> Callable[..., Task]:
     if settings.task.kind == "pretrain":
-        from adafrugal.training.pretrain import Pretrain
+        from adafrugal.training.tasks.pretrain import Pretrain
 
         return Pretrain
-    from adafrugal.training.finetune import Finetune
+    from adafrugal.training.tasks.finetune import Finetune
 
     return Finetune
-

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adafrugal.config import Settings
+from adafrugal.settings.schema import Settings
 from adafrugal.tracking import cards
 from adafrugal.training.devices import Place
 

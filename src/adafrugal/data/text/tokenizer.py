@@ -1,0 +1,301 @@
+"""Tokenizers: SentencePiece models, trained here or given, and those of transformers.
+
+A tokenizer is a directory under `cache_root/tokenizers`, so that worker processes and later runs read the same files:
+
+    tokenizer.model   SentencePiece, or
+    tokenizer.json    the tokenizers library
+    tokenizer.yaml    the ids that close a document and fill a row
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adafrugal.system.errors import SettingError
+
+LONGEST = 250_000  # characters that SentencePiece is trained on in one piece
+
+
+class Tokenizer(ABC):
+    """Cuts text into tokens.
+
+    Args:
+        size: every id that can occur is below it.
+        end: the id that closes a document.
+        pad: the id that fills a row.
+        serialized: all that it depends on.
+    """
+
+    size: int
+    end: int
+    pad: int
+    serialized: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for tokenizers that cut every text alike, as far as their files tell."""
+        return hashlib.sha256(self.serialized).hexdigest()
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """The smallest type that holds every id: uint16 where the vocabulary fits, else uint32."""
+        return np.uint16 if self.size <= 2**16 else np.uint32
+
+    def encode(self, documents: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each document with `end` after it; text that reads like a special token is only text."""
+        return [np.append(ids, self.end).astype(self.dtype) for ids in self._ids(documents)]
+
+    def encode_with_bytes(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As `encode`, and the bytes of UTF-8 that each token stands for, int64 of the same length.
+
+        A token has the bytes from the end of the token before it to its own end, the last one also those that are
+        left: they add up to the document, whatever the tokenizer drops or replaces. `end` has none.
+        """
+        return [
+            (np.append(ids, self.end).astype(self.dtype), np.append(_bytes_up_to(text, ends), 0))
+            for text, (ids, ends) in zip(documents, self._ids_and_ends(documents), strict=True)
+        ]
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the files that `load` reads."""
+
+    @abstractmethod
+    def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
+        """The ids of each document."""
+
+    @abstractmethod
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+        """The ids of each document, and the character at which each token ends."""
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model, given as the bytes of its file.
+
+    Raises:
+        SettingError: they are no SentencePiece model, or it has no piece that ends a sentence.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise SettingError("data.tokenizer.name: the file is no SentencePiece model") from error
+        self.serialized = model
+        self.size, self.end = self._model.get_piece_size(), self._model.eos_id()
+        if self.end < 0:
+            raise SettingError(
+                "data.tokenizer.name: this SentencePiece model has no end-of-sentence piece to close documents with; "
+                "train one that has (eos_id), or set data.tokenizer.kind=train"
+            )
+        self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.end
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        return self._model.decode([int(i) for i in ids])
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.model`."""
+        (directory / "tokenizer.model").write_bytes(self.serialized)
+
+    def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
+        return self._model.encode(list(documents), return_type="numpy", num_threads=1)
+
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+        for found in self._model.encode(list(documents), return_type="offset_mapping", num_threads=1):
+            yield found["ids"], [end for _, end in found["offsets"]]
+
+
+class PretrainedTokenizer(Tokenizer):
+    """A tokenizer of the tokenizers library, as its JSON; made by `of_transformers`."""
+
+    def __init__(self, described: str, end: int, pad: int) -> None:
+        import tokenizers
+
+        self._described = described
+        self._model = tokenizers.Tokenizer.from_str(described)
+        self._model.encode_special_tokens = True
+        ids = self._model.get_vocab(with_added_tokens=True).values()
+        self.size, self.end, self.pad = max(*ids, end, pad) + 1, end, pad
+        self._inside = _inside([self._model.id_to_token(number) or "" for number in (end, pad)])
+        self.serialized = json.dumps([described, end, pad]).encode()
+
+    @classmethod
+    def of_transformers(cls, name: str) -> PretrainedTokenizer:
+        """The fast tokenizer of a hub repository or a directory, so that special tokens never come from text.
+
+        Raises:
+            SettingError: it has no fast form, or nothing that closes a document.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+        except (ValueError, ImportError) as error:
+            raise SettingError(
+                f"data.tokenizer.name is {name}, which has no tokenizer that transformers can read without code or "
+                "packages of its own; allowed: tokenizers with a tokenizer.json"
+            ) from error
+        if not found.is_fast:
+            raise SettingError(
+                f"data.tokenizer.name is {name}, which has no tokenizer.json; allowed: tokenizers with one, or "
+                "data.tokenizer.kind=sentencepiece and a .model file"
+            )
+        ends = (found.eos_token_id, found.sep_token_id, found.bos_token_id)
+        end = next((i for i in ends if i is not None), None)
+        if end is None:
+            raise SettingError(f"data.tokenizer.name is {name}, which has no token that could close a document")
+        pad = end if found.pad_token_id is None else found.pad_token_id
+        made = cls(_without_specials(json.loads(found.backend_tokenizer.to_str()), (end, pad)), end, pad)
+        made._refuse_other_numbers(name, found.get_added_vocab())
+        return made
+
+    def _refuse_other_numbers(self, name: str, added: dict[str, int]) -> None:
+        for token in self._model.get_added_tokens_decoder().values():
+            if self._model.token_to_id(token.content) != added.get(token.content):
+                raise SettingError(
+                    f"data.tokenizer.name is {name}, whose token {token.content!r} cannot be kept; allowed: tokenizers "
+                    "whose added tokens are all special, or data.tokenizer.kind=train"
+                )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        return self._model.decode([int(i) for i in ids if int(i) not in (self.end, self.pad)])
+
+    def save(self, directory: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer.yaml`."""
+        (directory / "tokenizer.json").write_text(self._described)
+        (directory / "tokenizer.yaml").write_text(f"end: {self.end}\npad: {self.pad}\n")
+
+    def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
+        found = self._model.encode_batch_fast(list(documents), add_special_tokens=False)
+        for text, one in zip(documents, found, strict=True):
+            parts = self._inside.split(text)
+            if len(parts) == 1:
+                yield one.ids
+            else:
+                yield [i for part in parts for i in self._model.encode(part, add_special_tokens=False).ids]
+
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+        for text in documents:
+            ids: list[int] = []
+            ends: list[int] = []
+            before = 0
+            for part in self._inside.split(text):
+                found = self._model.encode(part, add_special_tokens=False)
+                ids += found.ids
+                ends += [before + end for _, end in found.offsets]
+                before += len(part)
+            yield ids, ends
+
+
+def load(directory: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote."""
+    if (directory / "tokenizer.model").exists():
+        return SentencePieceTokenizer((directory / "tokenizer.model").read_bytes())
+    lines = (directory / "tokenizer.yaml").read_text().splitlines()
+    numbers = {name: int(number) for name, number in (line.split(": ") for line in lines)}
+    return PretrainedTokenizer((directory / "tokenizer.json").read_text(), **numbers)
+
+
+def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: bool = True) -> SentencePieceTokenizer:
+    """A SentencePiece model of `size` pieces, "bpe" or "unigram", trained on documents.
+
+    Ids as T5 has them: 0 padding, 1 end of document, 2 unknown. With `byte_fallback` bytes that no piece covers are
+    spelt out, so that no text is lost. Nothing is normalised, so that diacritics stay and bytes can be counted.
+
+    Raises:
+        SettingError: the text cannot fill the vocabulary; the message has the size that it could fill.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(text[i : i + LONGEST] for text in documents for i in range(0, len(text), LONGEST)),
+            model_writer=model,
+            vocab_size=size,
+            model_type=model_type,
+            byte_fallback=byte_fallback,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=4 * LONGEST,
+            num_threads=1,  # the same model everywhere
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise SettingError(f"data.tokenizer.vocabulary_size is {size}, {_why_not(str(error))}") from error
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def _why_not(reason: str) -> str:
+    """What SentencePiece says of a vocabulary that is too large or too small, in terms of the settings."""
+    if most := re.search(r"value <= (\d+)", reason):
+        return (
+            f"which this text cannot fill; allowed: up to {most[1]} (300 or more are needed: for less, the text is too "
+            "short to train a tokenizer on), or a larger data.tokenizer.sample_bytes where there is more text"
+        )
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+        return f"and the text has more characters than that; allowed: {least[1]} or more"
+    return f"and SentencePiece refuses it: {' '.join(reason.split())}"
+
+
+def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
+    """Bytes of each token of a text, int64, from the characters at which the tokens end."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    bytes_before = np.concatenate([[0], np.cumsum(sizes)])
+    reached = np.maximum.accumulate(bytes_before[np.asarray(ends, dtype=np.int64)])
+    if len(reached):
+        reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0)
+
+
+def _inside(names: Sequence[str]) -> re.Pattern[str]:
+    """What splits a text within each of some names, after their first characters, so that none is left whole.
+
+    Names that begin with a space were given by `_without_specials`, and no text has them.
+    """
+    wanted = [name for name in names if len(name) > 1 and not name.startswith(" ")]
+    places = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in wanted]
+    return re.compile("|".join(places) or r"(?!)")
+
+
+def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
+    """A tokenizer's JSON without what is added at the ends of a text, and without T5's sentinels.
+
+    They are pieces of its unigram model, which finds them in text whatever is said of special tokens. Such pieces at
+    the end of the vocabulary go (its size is then that of the ids which can occur), others get a name with a space,
+    which no text has once spaces are marked. `kept` ids stay in any case.
+    """
+    special = {token["id"] for token in described["added_tokens"] if token["special"]}
+    model = described["model"]
+    if model["type"] == "Unigram":
+        pieces = model["vocab"]
+        while len(pieces) - 1 in special - set(kept):
+            pieces.pop()
+        unknown = model.get("unk_id")
+        for number in special:
+            if number < len(pieces) and number != unknown:
+                pieces[number][0] = f" {pieces[number][0]} "
+        described["added_tokens"] = [token for token in described["added_tokens"] if not token["special"]]
+    described["post_processor"] = None
+    described["truncation"] = described["padding"] = None
+    return json.dumps(described, ensure_ascii=False, sort_keys=True)

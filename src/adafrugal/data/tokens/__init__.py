@@ -1,0 +1,1 @@
+"""Token stores: written once, read by position."""

@@ -1,0 +1,148 @@
+"""Jobs of a sweep side by side on one machine: each is a process of its own, or several under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from adafrugal.launching.jobs import DONE, FAILED, INTERRUPTED, TOLD, WRONG, End, named
+from adafrugal.settings.compose import REPOSITORY
+from adafrugal.system.signals import Stop
+
+SECONDS_BETWEEN_LOOKS = 0.1  # at whether a process has ended, or somebody wants it to
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Needs no torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+class SideBySide:
+    """Runs jobs as processes, each in a slot that no other has at the time. Threads call `run`, one for each slot.
+
+    Args:
+        slots: the GPUs of each, as CUDA_VISIBLE_DEVICES has them; None: what this process has.
+        processes: that make one job; more than one are started by torchrun.
+        stop: of this process. The first signal is passed on to every job once, which then ends in order.
+    """
+
+    def __init__(self, slots: Sequence[str | None], processes: int, stop: Stop) -> None:
+        self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for slot in slots:
+            self._free.put(slot)
+        self._threads = max(1, len(os.sched_getaffinity(0)) // (len(slots) * processes))
+        self._processes, self._stop = processes, stop
+        self._children: set[subprocess.Popen[str]] = set()
+
+    def run(self, number: int, words: Sequence[str]) -> End:
+        """Run one job; its output is passed on, with the job's number before each line."""
+        if self._stop.requested:
+            return End(" ".join(words), INTERRUPTED, "not started")
+        slot = self._free.get()
+        try:
+            where = f" (GPU {slot})" if slot else ""
+            _print(sys.stdout, f"── job {number + 1}{where}: {' '.join(words)}\n")
+            with tempfile.TemporaryDirectory(prefix="adafrugal-") as place:
+                told = Path(place) / "end.json"
+                code = self._wait(self._start(words, slot, told), f"[{number + 1}] ")
+                code, reason = self._outcome(told, code)
+        finally:
+            self._free.put(slot)
+        end = End(" ".join(words), code, reason)
+        _print(sys.stdout, f"── job {number + 1}: {named(end)}\n")
+        return end
+
+    def stop_at_once(self) -> None:
+        """A second signal for all processes of every job."""
+        for child in list(self._children):
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+
+    def _start(self, words: Sequence[str], slot: str | None, told: Path) -> subprocess.Popen[str]:
+        environment = os.environ | {TOLD: str(told)}
+        environment.setdefault("OMP_NUM_THREADS", str(self._threads))
+        if slot is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot
+        return subprocess.Popen(
+            command(words, self._processes),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+        )
+
+    def _wait(self, child: subprocess.Popen[str], label: str) -> int:
+        self._children.add(child)
+        streams = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+        readers = [threading.Thread(target=_pass_on, args=(*pair, label), daemon=True) for pair in streams]
+        for reader in readers:
+            reader.start()
+        asked = False
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(SECONDS_BETWEEN_LOOKS)
+                break
+            if self._stop.requested and not asked:
+                asked = True
+                child.terminate()
+        for reader in readers:
+            reader.join()
+        self._children.discard(child)
+        return child.returncode
+
+    def _outcome(self, told: Path, code: int) -> tuple[int, str]:
+        """How a job ended, and why: what it told, or else what its exit code says."""
+        if told.exists():
+            _, code, reason = json.loads(told.read_text())
+            return code, reason
+        if code == INTERRUPTED or self._stop.requested:
+            return INTERRUPTED, ""
+        if code < 0:
+            return FAILED, f"ended by {signal.Signals(-code).name}"
+        return (code, "see what it printed") if code in (DONE, WRONG) else (FAILED, f"ended with exit code {code}")
+
+
+def command(words: Sequence[str], processes: int) -> list[str]:
+    """What runs one job; words of a sweep, too, where they are those of one of its jobs."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [
+        sys.executable,
+        *(torchrun if processes > 1 else ()),
+        str(REPOSITORY / "train.py"),
+        *words,
+        "hydra.mode=RUN",  # a file of sweeps/ says MULTIRUN
+    ]
+
+
+def _pass_on(stream: TextIO, to: TextIO, label: str) -> None:
+    for line in stream:
+        _print(to, f"{label}{line.rstrip()}\n" if line.strip() else "")
+
+
+def _print(to: TextIO, text: str) -> None:
+    """Print; where nobody reads any more, that is no reason for a job to end."""
+    try:
+        to.write(text)
+        to.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())

@@ -1,0 +1,68 @@
+"""Every name, policy and range of the optimizer, without torch: the optimizer and the settings read them here alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# kind of subspace -> its settings -> the names that each allows, the default first
+SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
+    "blocks": {
+        "order": ("descending", "ascending", "mirror", "random"),
+        "unit": ("matrix", "layer"),
+        "match": ("count", "elements"),
+    },
+    "columns": {},
+    "rows": {},
+    "slab": {},
+    "randk": {},
+    "randperm": {},
+    "svd": {"side": ("smaller", "left", "right"), "svd_method": ("exact", "randomized")},
+    "random": {"side": ("smaller", "left", "right")},
+}
+# option -> the names that it allows, the default first; None is null in the settings
+NAMES: dict[str, tuple[str | None, ...]] = {
+    "state_full": ("adamw", "lion", "sgdm"),
+    "state_free": ("signsgd", "sgd", "none"),
+    "on_refresh": ("reset", "reset_all", "keep", "keep_overlap"),
+    "shrink": ("immediately", "at_refresh"),
+    "state_dtype": (None, "float32", "bfloat16"),
+    "nonfinite": (None, "error", "skip"),
+}
+# kind of subspace -> the policies of on_refresh that it allows
+POLICIES: dict[str, tuple[str, ...]] = {
+    kind: tuple(policy for policy in NAMES["on_refresh"] if policy and policy != refused)
+    for kind, refused in {
+        **dict.fromkeys(SUBSPACES), "blocks": "keep", "svd": "keep_overlap", "random": "keep_overlap"
+    }.items()
+}  # fmt: skip
+TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's weights
+ON_SHARDS = "blocks, columns, slab, {kind: svd, side: right}, {kind: random, side: right}"
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+# option -> what it allows, in words, and whether a value is allowed
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"), ("0 or more", _is_rate)
+    ),
+    "betas": ("two numbers from 0 to below 1", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas)),
+    "stagger": ("a whole number of steps, 1 or more", lambda steps: isinstance(steps, int) and steps >= 1),
+}  # fmt: skip
+
+
+def allowed(name: str, value: Any) -> str | None:
+    """What an option allows, in words, where `value` is not allowed; else None."""
+    if name in RANGES:
+        words, holds = RANGES[name]
+        return None if holds(value) else words
+    return None if value in NAMES[name] else ", ".join(choice or "null" for choice in NAMES[name])
+
+
+def works_on_shards(kind: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a subspace selects on parameters that are sharded by rows (`ON_SHARDS`)."""
+    return kind in ("blocks", "columns", "slab") or settings.get("side") == "right"

@@ -1,0 +1,1 @@
+"""From words to checked settings: schema, ranges, composition, identity. Imports no torch."""

@@ -1,0 +1,1 @@
+"""What every room stands on: errors, secrets, signals, files, other processes. Imports nothing of this project."""

@@ -1,0 +1,47 @@
+"""Directories that appear under their names only when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adafrugal.system.errors import SettingError
+
+
+@contextmanager
+def made(place: Path) -> Iterator[Path]:
+    """A scratch directory to fill, moved to `place` at the end; what an interruption leaves is never read.
+
+    Where another process was first, its directory stays: names say what is in them.
+
+    Raises:
+        SettingError: it cannot be written.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".preparing-") as scratch:
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
+            yield whole
+            try:
+                whole.rename(place)
+            except OSError:
+                if not place.is_dir():
+                    raise
+                shutil.rmtree(whole)
+    except OSError as error:
+        raise SettingError(explain_disk(error, str(place.parent))) from error
+
+
+def explain_disk(error: OSError, directory: str) -> str:
+    """The line for an error in writing under `cache_root`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{directory} is full: make room (the same command goes on), choose another cache_root, set "
+            "data.store_limit_gib, or keep no tokens at all with data.store=false"
+        )
+    return f"cache_root is {directory}: {error.strerror}; choose a directory that can be written to and has room"

@@ -1,0 +1,182 @@
+"""Checkpoints written beside the training, which waits for the copy alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from adafrugal.training.checkpoints import checkpoint, sharded
+from adafrugal.training.distributed.ranks import Ranks
+
+if TYPE_CHECKING:
+    from adafrugal.training.checkpoints.checkpoint import Saved
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is whole.
+
+    Args:
+        step: of the run.
+        name: of its directory.
+        held: seconds that the training stood still for it: for the record, the one before it, and the copy.
+        seconds: that writing took, beside the training.
+    """
+
+    step: int
+    name: str
+    held: float
+    seconds: float
+
+
+class Writer:
+    """Writes one checkpoint at a time, in a thread. Of several processes the first does, with the others' shards.
+
+    The thread is no reason for a process to live: one that is stopped at once leaves a checkpoint half-written,
+    under a name that nobody reads.
+
+    Args:
+        root: where checkpoints are.
+        keep: so many of the newest stay.
+        ranks: the processes of the run.
+        is_sharded: whether each of them has a part of the tensors; else the first has all that is written.
+    """
+
+    def __init__(self, root: Path, keep: int, ranks: Ranks | None = None, is_sharded: bool = False) -> None:
+        self._root, self._keep, self._ranks, self._is_sharded = root, keep, ranks or Ranks(), is_sharded
+        self._staging = Staging()
+        self._writing: Future[Written] | None = None
+
+    def save(
+        self,
+        step: int,
+        parts: Mapping[str, Saved],
+        state: Mapping[str, Any],
+        best: int | None = None,
+        begun: float | None = None,
+    ) -> Written | None:
+        """Copy what a checkpoint needs, and begin to write the copy.
+
+        Args:
+            step: of the run.
+            parts: `model`, and `tokenizer` where there is one.
+            state: tensors, numbers and strings, nested.
+            best: the step of a checkpoint that stays although there are newer ones.
+            begun: `time.perf_counter()` when the training began to stand still for it; None: now.
+
+        Returns:
+            The one before, where it had not been taken yet.
+
+        Raises:
+            TrainingError: the one before could not be written.
+        """
+        begun = begun or time.perf_counter()
+        before = self.wait()
+        make = (self._with_shards if self._is_sharded else self._alone)(step, parts, state, best)
+        held = time.perf_counter() - begun
+        writing: Future[Written] = Future()
+
+        def write() -> None:
+            started = time.perf_counter()
+            try:
+                make()
+                writing.set_result(Written(step, f"step-{step:08d}", held, time.perf_counter() - started))
+            except BaseException as error:  # is raised where somebody asks
+                writing.set_exception(error)
+
+        threading.Thread(target=write, name=f"checkpoint of step {step}", daemon=True).start()
+        self._writing = writing
+        return before
+
+    def _alone(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None
+    ) -> Callable[[], Any]:
+        """Copy everything; what then remains to be done."""
+        weights, copied = self._staging.copy([parts["model"].state_dict(), state])
+        return lambda: checkpoint.save(self._root, step, parts, weights, copied, self._keep, best)
+
+    def _with_shards(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None
+    ) -> Callable[[], Any]:
+        """Copy this process's parts, and the rest of the state where it is written; what then remains to be done."""
+        tensors, rest = sharded.taken_apart(state)
+        place = self._root / f".step-{step:08d}.new"
+        with self._ranks.first_goes_first():  # what one that was killed has left is removed before anybody writes
+            if self._ranks.first:
+                checkpoint.begin(self._root, step)
+        written = sharded.write(place, {**parts["model"].state_dict(), **tensors}, self._ranks.writing)
+        if not self._ranks.first:
+            return lambda: checkpoint.wait_for(written, self._root, step)
+        copied = self._staging.copy(rest)
+        return lambda: checkpoint.complete(self._root, step, written, parts["model"], copied, self._keep, best)
+
+    def done(self) -> Written | None:
+        """The checkpoint that has become whole since the last call, if there is one.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        return self.wait() if self._writing is not None and self._writing.done() else None
+
+    def wait(self) -> Written | None:
+        """Wait for the checkpoint under way; None where there is none.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        return writing.result() if writing is not None else None
+
+
+class Staging:
+    """Memory on the CPU that a run's tensors are copied into.
+
+    It is kept from one checkpoint to the next, since fresh memory costs the system more than the copy does.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[torch.UntypedStorage] = []
+
+    def copy(self, value: Any) -> Any:
+        """The same nested dicts, lists and tuples, with copies of the tensors in them; those of the last call are lost.
+
+        Tensors that share memory share it in the copy, too, so that a file has it once.
+        """
+        spare = {}
+        for storage in self._spare:
+            spare.setdefault(storage.nbytes(), []).append(storage)
+        taken: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
+        found = self._copied(value, spare, taken)
+        self._spare = list(taken.values())
+        return found
+
+    def _copied(
+        self,
+        value: Any,
+        spare: dict[int, list[torch.UntypedStorage]],
+        taken: dict[tuple[torch.device, int], torch.UntypedStorage],
+    ) -> Any:
+        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):  # torchao's, of several tensors
+            return value.detach().to("cpu", copy=True)
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            key = (storage.device, storage.data_ptr())
+            if key not in taken:
+                size = storage.nbytes()
+                taken[key] = spare[size].pop() if spare.get(size) else torch.UntypedStorage(size)
+                taken[key].copy_(storage)
+            copy = torch.empty(0, dtype=value.dtype)
+            return copy.set_(taken[key], value.storage_offset(), value.size(), value.stride())
+        if isinstance(value, Mapping):
+            return type(value)((key, self._copied(part, spare, taken)) for key, part in value.items())
+        if isinstance(value, list | tuple):
+            return type(value)(self._copied(part, spare, taken) for part in value)
+        return value

@@ -1,0 +1,108 @@
+"""A run's module over several processes, by torch: copies that sum their gradients (DDP), or shards of one (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
+
+from adafrugal.settings.schema import TrainerSettings
+from adafrugal.training.devices import Place
+from adafrugal.training.distributed.ranks import Ranks
+
+
+def made_on(device: torch.device, settings: TrainerSettings) -> AbstractContextManager[Any]:
+    """The context in which a model is made: its weights are drawn by the device's generator, where they will lie.
+
+    A model that will be sharded is made on the CPU, since no GPU may hold the whole of it; its weights are drawn on the
+    device one tensor after the other, and are those of one process.
+    """
+    if settings.parallel == "fsdp" and device.type != "cpu":
+        return _DrawnOn(device)
+    return device
+
+
+_DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")  # torch's, on a tensor
+
+
+class _DrawnOn(TorchFunctionMode):
+    """Random numbers for tensors on the CPU are those that a device's generator draws.
+
+    Args:
+        device: whose generator draws.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in _DRAWS:
+            return func(*args, **kwargs)
+        target = args[0] if args else kwargs.pop("tensor")  # as torch.nn.init hands it on
+        with torch.no_grad():
+            drawn = func(torch.empty_like(target, device=self._device), *args[1:], **kwargs)
+            return target.copy_(drawn)
+
+
+def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:
+    """What to call instead of `module`, whose forward pass gives a loss, on each of the processes.
+
+    Gradients are means over the processes: a loss that is to be summed is multiplied by their number.
+
+    Args:
+        module: the same on all processes, made within `made_on`. Where it is sharded it is moved to the device block by
+            block.
+        settings: which way, and with which choices.
+        place: device and precision.
+        ranks: the processes.
+    """
+    if ranks.size == 1:
+        return module.to(place.device)
+    if settings.parallel == "ddp":
+        return DistributedDataParallel(
+            module.to(place.device),
+            device_ids=[place.device] if place.device.type == "cuda" else None,
+            forward_sync_buffers=False,  # positions' frequencies, the same everywhere
+            gradient_as_bucket_view=True,  # else gradients are there twice
+        )
+    _shard(module, settings, place, ranks)
+    return module
+
+
+def _shard(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> None:
+    """Divide each block's weights along their first axis, then those outside the blocks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+    copies = settings.replicas
+    shape, names = ((ranks.size,), ("shard",)) if copies == 1 else ((copies, ranks.size // copies), ("copy", "shard"))
+    options: dict[str, Any] = {"mesh": init_device_mesh(place.device.type, shape, mesh_dim_names=names)}
+    if settings.offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=place.device.type == "cuda")
+    # the blocks' weights travel in the type that autocast would make of them; what lies outside stays as it is, and
+    # with it the sums that run through the blocks, as on one device
+    halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    precision = {"mp_policy": halved} if place.precision == "bf16" else {}
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    for block in (block for blocks in lists for block in blocks):
+        fully_shard(block, **options, **precision)
+    fully_shard(module, **options)
+
+
+def accumulating(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """The context of a micro-batch's passes: copies sum their gradients once a step, after the last of its batches.
+
+    Shards do after each, since a gradient that waited for the last would be whole on every process.
+    """
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        return module.no_sync()
+    return nullcontext()

@@ -1,0 +1,211 @@
+"""The task of telling classes or scores of sentences and pairs from a pretrained encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from adafrugal.data.labelled import Batch, Labelled, TrainingOrder
+from adafrugal.data.text import faults
+from adafrugal.models import encoder
+from adafrugal.models.recompute import checkpoint_activations
+from adafrugal.settings.schema import EncoderSettings, Settings
+from adafrugal.system.errors import SettingError
+from adafrugal.training.devices import Place
+from adafrugal.training.distributed.ranks import Ranks
+from adafrugal.training.tasks.metrics import better, scores
+from adafrugal.training.tasks.task import Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Finetune:
+    """Fine-tuning of an encoder on labelled examples.
+
+    Args:
+        settings: of the run.
+        place: device and precision.
+        say: told what takes long, in a sentence.
+        state: of the run that goes on, as `state_dict` gave it.
+        ranks: of one process; settings refuse more, since dropout would not draw on several what it draws on one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        say: Callable[[str], None],
+        state: dict[str, Any] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        data, trainer = settings.data, settings.trainer
+        self._place, self._metrics, self._is_score = place, list(data.metrics), data.classes is None
+        torch.manual_seed(settings.seed)  # of the new head
+        self.model, tokenizer, self._weights = _encoder(settings.model, data.classes or 1)
+        longest = encoder.longest_input(self.model, tokenizer)
+        if trainer.sequence_length > longest:
+            given = f"trainer.sequence_length is {trainer.sequence_length}"
+            raise SettingError(f"{given}; allowed: up to what the encoder takes, {longest}")
+        say(f"reading {data.source} {data.subset or ''}".rstrip())
+        self._labelled = Labelled(data, tokenizer, trainer.sequence_length, Path(settings.cache_root).absolute())
+        self._fingerprint = self._labelled.fingerprint_with(self._weights)
+        if state:
+            faults.refuse_other_data(state["fingerprint"], self._fingerprint)
+        self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
+        self._batch_size = trainer.batch_size
+        self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
+        self.model = self.model.to(place.device).train()
+        checkpoint_activations(self.model, trainer.activation_checkpointing)
+        self.module = self.model
+        self.saved = {"model": self.model, "tokenizer": tokenizer}
+        self.forward = self._forward
+        self._prefixes = ["validation"]  # of what an evaluation says of each validation set
+        self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
+        self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
+
+    last_is_alike = True
+    shapes_vary = True  # a batch is as long as its longest example
+
+    @property
+    def micro_batches(self) -> int:
+        """The number of forward and backward passes in a step."""
+        return -(-self._batch_size // self._micro_batch_size)
+
+    def shapes(self) -> Iterator[Batch]:
+        """One batch; torch.compile leaves its sizes open."""
+        yield self.work(1).batches[0]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data, and how much there is of it."""
+        return self._labelled.about() | {"pretrained_weights": self._weights}
+
+    @property
+    def epoch(self) -> int:
+        """The steps in which every training example is seen once."""
+        return self._order.steps
+
+    def epochs(self, steps: int) -> float:
+        """How often the training examples have been seen after so many steps."""
+        return steps / self._order.steps
+
+    def is_ready(self, step: int, timeout: float) -> bool:
+        """Always: the examples are in memory."""
+        return True
+
+    def work(self, step: int) -> Work:
+        """A step's examples, in micro-batches that are padded each to its own longest one."""
+        places, size = self._order[step], self._micro_batch_size
+        batches = [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
+        sums = zip(*((b.count(), b.tokens.numel(), b.real_tokens()) for b in batches), strict=True)
+        return Work(batches, *(sum(numbers) for numbers in sums))
+
+    def rows(self, step: int) -> list[int]:
+        """The numbers of a step's examples in the training split, or in the part of it that is trained on."""
+        return self._order[step].tolist()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The summed loss of a micro-batch: cross-entropy in nats, or the squared error of scores."""
+        return self._loss_and_outputs(batch)[0]
+
+    @torch.no_grad()
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """Loss and metrics of each validation set, whole every time, without dropout, in training's own precision.
+
+        The first set's are called `validation_…`, any other's `validation_<split>_…`.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        found: dict[str, float] = {}
+        for prefix, examples in zip(self._prefixes, self._labelled.validation.values(), strict=True):
+            outputs, labels, losses = [], [], []
+            for batch in examples.by_length(self._micro_batch_size):
+                loss, given = self._loss_and_outputs(batch)
+                losses.append(loss.double())
+                outputs.append(given)
+                labels.append(batch.labels)
+            found[f"{prefix}_loss"] = torch.stack(losses).sum().item() / len(examples)
+            values = scores(self._metrics, torch.cat(labels).numpy(), torch.cat(outputs).cpu().numpy())
+            found |= {f"{prefix}_{metric}": value for metric, value in values.items()}
+        self.model.train(was_training)
+        return found
+
+    def is_better(self, line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether one evaluation is better than another, by the first metric."""
+        main = f"validation_{self._metrics[0]}"
+        return better(line[main], other[main])
+
+    def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Every metric at the last evaluation and at the best by the first metric, with the step of each."""
+        main, best = f"validation_{self._metrics[0]}", evaluations[0]
+        for line in evaluations[1:]:
+            best = line if self.is_better(line, best) else best
+        kept = ("step", "validation_loss", *self.headline)
+        at = {name: {key: line[key] for key in kept} for name, line in (("last", evaluations[-1]), ("best", best))}
+        return {"metric": main, "metrics": list(self.headline), **at}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tells whether a resumed run has the same data and weights; a batch needs its step alone."""
+        return {"fingerprint": self._fingerprint}
+
+    def close(self) -> None:
+        """Nothing works in the background."""
+
+    def _loss_and_outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The summed loss of a micro-batch, and what the head gave."""
+        there = batch.to(self._place.device)
+        return self.forward(there.tokens, there.mask, there.types, there.labels)
+
+    def _forward(self, tokens: Tensor, mask: Tensor, types: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The region that may be compiled: a batch's tensors → its summed loss and the head's outputs, both float32.
+
+        Args:
+            tokens: int64 [examples, length].
+            mask: int64 [examples, length].
+            types: int64 [examples, length]; None where the model takes none.
+            labels: [examples].
+
+        Returns:
+            A scalar, and [examples, classes], or [examples, 1] for scores.
+        """
+        more = {} if types is None else {"token_type_ids": types}
+        with self._place.autocast():
+            outputs = self.model(input_ids=tokens, attention_mask=mask, **more).logits.float()
+            return _summed_loss(outputs, labels, self._is_score), outputs
+
+
+def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    name = str(settings.name or settings.package)
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise SettingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
+    try:
+        with faults.of_hub("model.name", name):
+            return encoder.load(settings, outputs)
+    except SettingError as error:
+        near = Path(name).parent
+        is_perhaps_a_path = "/" in name and near.is_dir() and not Path(name).exists()
+        if is_perhaps_a_path:
+            raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
+        raise
+    except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
+        reason = " ".join(str(error).split()).partition(" If this is a private repository")[0] or type(error).__name__
+        raise SettingError(f"model.name is {name}, which transformers cannot read: {reason}") from error
+
+
+def _summed_loss(outputs: Tensor, labels: Tensor, is_score: bool) -> Tensor:
+    """Cross-entropy (nats) of classes, or the squared error of scores, summed over examples in float32.
+
+    Args:
+        outputs: [examples, classes], or [examples, 1] for scores.
+        labels: [examples].
+        is_score: whether the labels are scores.
+    """
+    if is_score:
+        return mse_loss(outputs.float().squeeze(1), labels, reduction="sum")
+    return cross_entropy(outputs.float(), labels, reduction="sum")

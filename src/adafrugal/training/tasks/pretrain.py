@@ -1,0 +1,156 @@
+"""The task of predicting the next token: model, batches, loss and evaluation, as the loop wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adafrugal.data.batches import Batch
+from adafrugal.data.corpus import Corpus
+from adafrugal.memory import on_device
+from adafrugal.models import llama
+from adafrugal.models.loss import TokenNats
+from adafrugal.models.recompute import checkpoint_activations
+from adafrugal.settings.schema import Settings
+from adafrugal.training.devices import Place
+from adafrugal.training.distributed import parallel
+from adafrugal.training.distributed.ranks import Ranks
+from adafrugal.training.tasks.task import Work
+
+
+class Pretrain:
+    """Causal language modelling from random weights.
+
+    Args:
+        settings: of the run.
+        place: device and precision.
+        say: told what takes long, in a sentence.
+        state: where the data go on, as `state_dict` gave it.
+        ranks: the processes that share the work.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        say: Callable[[str], None],
+        state: dict[str, Any] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._place, self._ranks = place, ranks or Ranks()
+        self._batch_size = settings.trainer.batch_size
+        self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
+        self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
+        self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
+        with self._ranks.first_goes_first():  # a tokenizer is trained once, and tokens are prepared by one
+            self._corpus = Corpus(settings, say, state, self._ranks.size, pin=place.is_gpu)
+        torch.manual_seed(settings.seed)
+        with parallel.made_on(place.device, settings.trainer):
+            self.model = llama.build(settings.model)
+        if not settings.data.mask_documents:
+            llama.attend_causally(self.model)
+        checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
+        nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self._ranks.size))
+        self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
+        self.forward = self._forward
+        self.saved = {"model": self.model}
+
+    headline = ("validation_perplexity",)
+    epoch = None  # a text's length may not be known, and a run is shorter
+    shapes_vary = False
+
+    @property
+    def micro_batches(self) -> int:
+        """The number of forward and backward passes in a step of this process."""
+        return len(self._parts())
+
+    def shapes(self) -> Iterator[Batch]:
+        """A batch of each shape that the run will see."""
+        for rows in sorted(set(self._parts()), reverse=True):
+            tokens, targets, positions = torch.zeros(3, rows, self._length, dtype=torch.int64)
+            yield Batch(tokens, targets, torch.full((rows,), self._length), positions if self._masked else None)
+
+    def _parts(self) -> list[int]:
+        """Rows of each micro-batch of this process."""
+        mine = -(-self._batch_size // self._ranks.size)
+        return [min(self._micro_batch_size, mine - begin) for begin in range(0, mine, self._micro_batch_size)]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data, and how much there is of it."""
+        return self._corpus.about
+
+    def epochs(self, steps: int) -> float | None:
+        """How often the training text has been read after so many steps; None where its length is not known."""
+        return self._corpus.epochs(steps)
+
+    def is_ready(self, step: int, timeout: float) -> bool:
+        """Whether `work` would answer at once, after at most `timeout` seconds of waiting for it."""
+        return self._corpus.batches.is_ready(step, timeout)
+
+    def work(self, step: int) -> Work:
+        """The rows that this process takes of a step's batch: neighbours in it."""
+        whole = self._corpus.batches(step)
+        mine = whole.share(self._ranks.rank, self._ranks.size)
+        return Work(list(mine.split(self._micro_batch_size)), whole.count(), whole.tokens.numel(), whole.real_tokens())
+
+    def rows(self, step: int) -> list[int]:
+        """The numbers of a step's rows, in the order in which the run reads them."""
+        return list(range((step - 1) * self._batch_size, step * self._batch_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values from which the batch after the last one is read."""
+        return self._corpus.state_dict()
+
+    def close(self) -> None:
+        """End what works in the background."""
+        self._corpus.close()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The summed loss of a micro-batch, in nats: a float32 scalar on the device."""
+        there = batch.to(self._place.device)
+        return self.forward(there.tokens, there.targets, there.positions)
+
+    def _forward(self, tokens: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
+        """The region that may be compiled: int64 [rows, length] each → the summed loss, a float32 scalar."""
+        with self._place.autocast():
+            return self.module(tokens, targets, positions)
+
+    @torch.no_grad()
+    def evaluate(self, last: bool) -> dict[str, float]:
+        """Loss (nats per token), perplexity and bits per byte of the same held-out tokens every time.
+
+        The last evaluation may read more of them. Runs in training's own precision, so that the two losses compare.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        held_out = self._corpus.last_validation if last else self._corpus.validation
+        shares = (batch.share(self._ranks.rank, self._ranks.size) for batch in held_out.batches)
+        (nats,) = self._ranks.sum([torch.stack([self.loss(batch).double() for batch in shares]).sum().item()])
+        self.model.train(was_training)
+        loss = nats / held_out.tokens
+        return {
+            "validation_loss": loss,
+            "validation_perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "validation_bits_per_byte": nats / math.log(2) / max(1, held_out.text_bytes),
+        }
+
+    def is_better(self, line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether one evaluation is better than another."""
+        return line["validation_loss"] < other["validation_loss"]
+
+    def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The best loss, and what a model has that knows only the token frequencies of the first window.
+
+        A last evaluation that read other tokens than the rest is compared with none of them.
+        """
+        alike = evaluations if self.last_is_alike else evaluations[:-1] or evaluations
+        best, unigram = min(alike, key=lambda line: line["validation_loss"]), self._corpus.unigram_loss
+        return {
+            "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},
+            "unigram": {"loss": unigram, "perplexity": math.exp(unigram)},
+        }

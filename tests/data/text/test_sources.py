@@ -1,0 +1,270 @@
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from corpora import sentences, texts_of
+
+from adafrugal.data.text import embedded, sources
+from adafrugal.data.text.documents import select
+from adafrugal.data.text.sources import CHARACTERS, PIECES, Position
+from adafrugal.settings.schema import EmbeddedSettings, TokenizerSettings
+from adafrugal.system.errors import SettingError
+
+
+def read(source, part="train", begin=Position()):  # noqa: B008 - a frozen value
+    return list(sources.read(source, getattr(source, part), begin))
+
+
+def texts(source, part="train"):
+    rules = getattr(source, part).rules
+    return [text for bundle in read(source, part) for text in select(bundle.pieces, rules).texts]
+
+
+@pytest.fixture
+def resolve(corpus_settings, tmp_path):
+    """A function that resolves a corpus: settings -> Source."""
+    return lambda **more: sources.resolve(corpus_settings(**more), tmp_path / "cache", str)
+
+
+# -- which files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_in_the_hubs_layout_has_its_splits(resolve, c4_layout):
+    source = resolve()
+    assert [Path(file).name[:14] for file in source.train.files] == [f"c4-train.{i:05}" for i in range(10)]
+    assert len(source.validation.files) == 1
+    assert source.train.rules.keep == source.validation.rules.keep == "all"
+    assert len(texts(source)) == 600 and len(texts(source, "validation")) == 100
+
+
+def test_documents_come_in_the_order_of_the_files(resolve):
+    source = resolve()
+    assert texts(source) == [text for file in source.train.files for text in texts_of(file)]
+
+
+def test_where_there_is_no_validation_split_documents_are_held_out_by_hash(resolve, c4_layout):
+    readme = c4_layout / "README.md"
+    readme.write_text(readme.read_text().split("  - split: validation")[0] + "---\n")
+    source = resolve(held_out=0.1)
+    parts = [texts(source, part) for part in ("train", "validation")]
+    assert sorted(parts[0] + parts[1]) == sorted(texts_of_all(source))
+    assert 30 < len(parts[1]) < 100
+    assert "10.00% of the documents, by hash" in source.described()["validation"]
+
+
+def texts_of_all(source):
+    return [text for file in source.train.files for text in texts_of(file)]
+
+
+def test_documents_can_be_held_out_although_there_is_a_validation_split(resolve):
+    source = resolve(split="validation", held_out=0.2)
+    assert len(texts(source)) + len(texts(source, "validation")) == 100
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"split": "training"}, r"data.split is training, which .* does not have; allowed: train, validation"),
+        ({"validation_split": "test"}, r"data.validation_split is test, which .*; allowed: train, validation"),
+        ({"subset": "fr"}, r"data.subset is fr: .*'fr' not found. Available: \['en'\]"),
+        ({"source": "corpus/typo.txt", "subset": None}, r"data.source is corpus/typo.txt, and there is no such file"),
+        ({"source": "/nowhere/c4"}, r"data.source is /nowhere/c4, and there is no such file or directory; allowed:"),
+        ({"source": "corpus/*.txt", "subset": None}, r"data.source is corpus/\*.txt, which no file matches; write it"),
+        ({"source": "corpus/*.txt"}, r"data.subset is en, and data.source is corpus/\*.txt: files have none"),
+    ],
+)
+def test_what_is_not_there_is_one_line(resolve, more, message):
+    with pytest.raises(SettingError, match=message) as caught:
+        resolve(**more)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_without_data_files_is_one_line(resolve, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingError, match=r"data.source is .*empty"):
+        resolve(source=str(tmp_path / "empty"), subset=None)
+
+
+# -- formats ----------------------------------------------------------------------------------------------------------
+
+TEXTS = sentences(30)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The same 30 documents in every format: form -> file name."""
+    place = tmp_path / "files"
+    place.mkdir()
+    lines = "".join(json.dumps({"text": t, "n": 1}) + "\n" for t in TEXTS)
+    (place / "a.jsonl").write_text(lines)
+    with gzip.open(place / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1] * 30, "text": TEXTS}), place / "a.parquet", row_group_size=7)
+    (place / "paragraphs.txt").write_text("\n\n".join(TEXTS) + "\n")
+    (place / "lines.txt").write_text("\n".join(TEXTS) + "\n")
+    for number in range(3):
+        (place / f"part{number}.text.txt").write_text("\n\n".join(TEXTS[10 * number : 10 * number + 10]))
+    return place
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("a.jsonl", {}),
+        ("a.jsonl.gz", {}),
+        ("a.parquet", {}),
+        ("paragraphs.txt", {}),
+        ("lines.txt", {"sample_by": "line"}),
+        ("part*.txt", {}),
+    ],
+)
+def test_every_format_gives_its_documents(resolve, files, name, more):
+    source = resolve(source=str(files / name), subset=None, held_out=1e-9, **more)
+    assert [text.strip() for text in texts(source)] == TEXTS
+
+
+def test_a_text_file_can_be_one_document(resolve, files):
+    source = resolve(source=str(files / "part*.txt"), subset=None, held_out=1e-9, sample_by="document")
+    assert len(texts(source)) == 3
+
+
+def test_names_with_brackets_are_names(resolve, tmp_path):
+    for name in ("a[1].txt", "a1.txt", "b [2020].jsonl"):
+        text = f"this is {name}"
+        (tmp_path / name).write_text(json.dumps({"text": text}) + "\n" if name.endswith("l") else text)
+    source = resolve(source=str(tmp_path / "a*.txt"), subset=None, held_out=1e-9)
+    assert sorted(texts(source)) == ["this is a1.txt", "this is a[1].txt"]
+    assert texts(resolve(source=str(tmp_path / "b*.jsonl"), subset=None, held_out=1e-9)) == ["this is b [2020].jsonl"]
+
+
+def test_what_does_nothing_to_the_documents_is_not_in_the_fingerprint(resolve):
+    assert resolve(sample_by="line").fingerprint == resolve().fingerprint
+
+
+def test_names_are_relative_to_the_current_directory(resolve, files, monkeypatch):
+    monkeypatch.chdir(files.parent)
+    assert len(texts(resolve(source="files/part*.txt", subset=None, held_out=1e-9))) == 30
+
+
+def test_files_of_several_or_unknown_formats_are_refused(resolve, files):
+    for name in ("a.*", "../c4/README.md"):
+        with pytest.raises(SettingError, match=r"allowed: one of .txt, .jsonl, .json, .parquet"):
+            resolve(source=str(files / name), subset=None)
+
+
+def test_a_missing_column_is_one_line_with_those_that_are_there(resolve, files):
+    source = resolve(source=str(files / "a.parquet"), subset=None, text_field="content")
+    with pytest.raises(SettingError, match=r"data.text_field is content, which .* does not have; allowed: n, text"):
+        read(source)
+
+
+def test_text_that_is_not_utf8_breaks_its_own_document(resolve, files):
+    (files / "latin.txt").write_bytes("\n\n".join([*TEXTS[:5], "caf\xe9", *TEXTS[5:]]).encode("latin-1", "replace"))
+    source = resolve(source=str(files / "latin.txt"), subset=None, held_out=1e-9)
+    skipped = [select(bundle.pieces, source.train.rules).skipped for bundle in read(source)]
+    assert skipped[0]["not UTF-8"] >= 1
+
+
+# -- broken files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "not gzip"])
+def test_a_broken_gzip_is_named_with_how_far_it_was_read(resolve, c4_layout, harm):
+    file = c4_layout / "en" / "c4-train.00004-of-00010.json.gz"
+    content = bytearray(file.read_bytes())
+    if harm == "cut":
+        content = content[: len(content) // 2]
+    elif harm == "flip":
+        content[len(content) // 2] ^= 0xFF
+    else:
+        content = bytearray(b"plain text")
+    file.write_bytes(content)
+    seen = []
+    with pytest.raises(SettingError, match=r"c4-train.00004-of-00010.json.gz cannot be read after \d+ doc.*damaged"):
+        seen.extend(bundle.after for bundle in sources.read(resolve(), resolve().train, Position()))
+    assert seen[-1] == Position(4, 0), "the files before it are whole"
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip"])
+def test_a_broken_parquet_is_named(resolve, files, harm):
+    file = files / "a.parquet"
+    source = resolve(source=str(file), subset=None)
+    content = bytearray(file.read_bytes())
+    if harm == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[4:600] = bytes(596)
+    file.write_bytes(content)
+    with pytest.raises(SettingError, match=r"a.parquet cannot be read after \d+ documents: "):
+        read(source)
+
+
+def test_an_empty_file_has_no_documents(resolve, files):
+    (files / "empty.jsonl").touch()
+    assert texts(resolve(source=str(files / "empty.jsonl"), subset=None)) == []
+
+
+# -- positions, fingerprints, samples ---------------------------------------------------------------------------------
+
+
+def test_bundles_go_on_from_any_position_as_they_were(resolve, tmp_path):
+    file = tmp_path / "long.jsonl"
+    lengths = [i % 7 * (3000 if i > 600 else 1) for i in range(1500)]
+    file.write_text("".join(json.dumps({"text": f"{i} {'x' * n}"}) + "\n" for i, n in enumerate(lengths)))
+    source = resolve(source=str(file), subset=None)
+    everything = read(source)
+    assert len(everything) > 8
+    assert max(len(b.pieces) for b in everything) == PIECES
+    assert any(len(b.pieces) < PIECES and sum(map(len, b.pieces)) >= CHARACTERS for b in everything)
+    for number, bundle in enumerate(everything):
+        assert read(source, begin=bundle.after) == everything[number + 1 :]
+
+
+def test_the_fingerprint_is_of_names_and_content_and_not_of_the_place(resolve, c4_layout, tmp_path):
+    before = resolve().fingerprint
+    assert resolve(source=str(c4_layout.rename(tmp_path / "moved"))).fingerprint == before
+    file = tmp_path / "moved" / "en" / "c4-train.00003-of-00010.json.gz"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert resolve(source=str(tmp_path / "moved")).fingerprint != before
+
+
+@pytest.mark.parametrize("more", [{"text_field": "url"}, {"split": "validation"}])
+def test_other_documents_have_another_fingerprint(resolve, more):
+    assert resolve(**more).fingerprint != resolve().fingerprint
+
+
+def test_normalization_is_part_of_the_fingerprint(resolve):
+    assert resolve(tokenizer=TokenizerSettings(normalization="nfc")).fingerprint != resolve().fingerprint
+
+
+def test_a_sample_is_spread_over_the_files(resolve):
+    source = resolve()
+    found = list(sources.sample(source, size=30_000))
+    files = [texts_of(file) for file in source.train.files]
+    assert all(set(found) & set(file) for file in files)
+    assert set(found) <= {text for file in files for text in file}
+
+
+def test_the_embedded_text_has_another_fingerprint_when_it_is_normalized(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "read", lambda: embedded.Corpus(["½"], ["x"], "f" * 64))
+    plain, folded = (
+        sources.resolve(EmbeddedSettings(tokenizer=TokenizerSettings(normalization=form)), tmp_path, str)
+        for form in ("none", "nfkc")
+    )
+    assert plain.fingerprint == "f" * 64 != folded.fingerprint
+
+
+def test_the_embedded_text_is_sampled_evenly(tmp_path, monkeypatch):
+    documents = [f"document {i}" for i in range(100)]
+    monkeypatch.setattr(embedded, "read", lambda: embedded.Corpus(documents, ["held out"], "f" * 64))
+    source = sources.resolve(EmbeddedSettings(), tmp_path, str)
+    assert texts(source) == documents and texts(source, "validation") == ["held out"]
+    total = sum(map(len, documents))
+    assert list(sources.sample(source, total // 3)) == documents[::4]
+    assert list(sources.sample(source, total)) == documents
+    assert source.fingerprint == "f" * 64

@@ -1,0 +1,158 @@
+"""Every file of conf/optimizer becomes the optimizer that it says, trains, and continues from its saved state."""
+
+import copy
+import io
+from importlib.util import find_spec
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from adafrugal.models import llama, optimizers
+from adafrugal.optim import Frugal
+from adafrugal.settings import check
+from adafrugal.settings.schema import LlamaSettings
+
+FILES = sorted(file.stem for file in (REPOSITORY / "conf" / "optimizer").glob("*.yaml") if file.stem != "lora")
+TINY = LlamaSettings(
+    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2
+)
+
+
+@pytest.fixture
+def built(composed):
+    """A function: overrides -> a tiny model and the optimizer that the settings describe for it."""
+
+    def make(*overrides, model=None):
+        settings = check.check(*composed("trainer.steps=40", *overrides))
+        torch.manual_seed(0)
+        model = llama.build(TINY) if model is None else model
+        return model, optimizers.build(settings, optimizers.groups(settings, model))
+
+    return make
+
+
+def trained(model, optimizer, steps):
+    for step in steps:
+        tokens = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_each_updates_every_tensor_it_should_and_continues_bit_for_bit(file, built):
+    if file == "adamw_8bit" and not find_spec("torchao"):
+        pytest.skip("torchao is an extra")
+    settings = [f"optimizer={file}"]
+    if not file.startswith(("ada", "muon")):
+        settings.append("optimizer.interval=3")
+    model, optimizer = built(*settings)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained(model, optimizer, range(5))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    still = {name for name in before if "layers" in name and name not in moved}
+    assert not still or (file == "badam" and all("layers.0" in n or "layers.1" in n for n in still))
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    twin, again = built(*settings, "optimizer.lr=9", model=copy.deepcopy(model))
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    for one, by in ((model, optimizer), (twin, again)):
+        trained(one, by, range(5, 9))
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def parts(optimizer):
+    group = next(g for g in optimizer.param_groups if g["split"])
+    kinds = (group["density"].kind, group["interval"].kind, group["subspace"].kind)
+    return (*kinds, group["state_full"], group["state_free"], group["on_refresh"])
+
+
+@pytest.mark.parametrize(("file", "expected"), [
+    ("frugal", ("constant", "constant", "blocks", "adamw", "signsgd", "reset")),
+    ("adafrugal", ("linear", "loss_aware", "blocks", "adamw", "signsgd", "reset")),
+    ("adafrugal_density", ("linear", "constant", "blocks", "adamw", "signsgd", "reset")),
+    ("adafrugal_interval", ("constant", "loss_aware", "blocks", "adamw", "signsgd", "reset")),
+    ("galore", ("constant", "constant", "svd", "adamw", "none", "keep")),
+    ("badam", ("constant", "constant", "blocks", "adamw", "none", "reset_all")),
+    ("signsgd", ("constant", "constant", "blocks", "adamw", "signsgd", "reset")),
+    ("lion", ("constant", "constant", "blocks", "lion", "signsgd", "keep_overlap")),
+])  # fmt: skip
+def test_each_method_has_the_parts_of_the_family_table(file, expected, built):
+    _, optimizer = built(f"optimizer={file}")
+    assert isinstance(optimizer, Frugal)
+    assert parts(optimizer) == expected
+
+
+def test_galores_rates_and_badams_layers(built):
+    _, galore = built("optimizer=galore")
+    split, other = galore.param_groups[0], galore.param_groups[1]
+    assert (split["lr"], split["split_lr_scale"], other["lr"]) == (0.01, 0.25, 0.01)
+    model, badam = built("optimizer=badam")
+    trained(model, badam, range(1))
+    active = [n for n, p in model.named_parameters() if badam.state[p].get("entries")]
+    assert len(active) == 7
+    assert all("layers.3" in name for name in active)
+
+
+def test_lion_is_lion_for_every_tensor_and_never_begins_anew(built):
+    model, lion = built("optimizer=lion", "optimizer.interval=2")
+    twin = copy.deepcopy(model)
+    moments = [torch.zeros_like(p) for p in twin.parameters()]
+    for step in range(6):
+        trained(model, lion, [step])
+        tokens = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(step))
+        twin.zero_grad()
+        twin(input_ids=tokens, labels=tokens).loss.backward()
+        with torch.no_grad():
+            for p, m in zip(twin.parameters(), moments, strict=True):
+                p -= 1e-4 * torch.sign(0.9 * m + (1 - 0.9) * p.grad)
+                m.mul_(0.99).add_(p.grad, alpha=1 - 0.99)
+    drift = max((p - q).abs().max().item() for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert drift <= 2.1e-4, "a sign of rounding noise may differ, once"
+    agree = sum((p - q).abs().lt(1e-6).sum().item() for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert agree > 0.999 * sum(p.numel() for p in model.parameters())
+
+
+def test_modules_are_treated_as_the_settings_say(built):
+    where = [
+        "optimizer.modules.head=state_free",
+        "optimizer.modules.embeddings=frozen",
+        "optimizer.modules.norms=split",
+    ]
+    model, optimizer = built("optimizer=frugal", *where)
+    trained(model, optimizer, range(2))
+    assert not optimizer.state[model.lm_head.weight].get("entries")
+    assert not model.model.embed_tokens.weight.requires_grad
+    assert any(p is model.model.norm.weight for g in optimizer.param_groups if g["split"] for p in g["params"])
+
+
+def test_muon_has_the_split_matrices_and_adamw_the_rest(built):
+    model, optimizer = built("optimizer=muon")
+    trained(model, optimizer, range(1))
+    assert set(optimizer.state[model.model.layers[0].mlp.up_proj.weight]) == {"momentum_buffer"}
+    assert set(optimizer.state[model.lm_head.weight]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_adamw_at_a_share_of_the_rate_is_frugal_that_selects_all(built):
+    scaled = ["optimizer.split_lr_scale=0.25", "optimizer.weight_decay=0.1"]
+    model, adamw = built("optimizer=adamw", *scaled)
+    all_selected = ["optimizer.density=1", "optimizer.on_refresh=keep_overlap"]
+    twin, frugal = built("optimizer=frugal", *scaled, *all_selected, model=copy.deepcopy(model))
+    for step in range(5):
+        trained(model, adamw, [step])
+        trained(twin, frugal, [step])
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=1e-6)
+
+
+def test_muons_matrices_take_their_share_of_the_rate_and_decay_as_before(built):
+    for scale in (1, 0.5):
+        _, optimizer = built(
+            "optimizer=muon", f"optimizer.split_lr_scale={scale}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1"
+        )
+        for group in optimizer.param_groups:
+            own = scale if group["split"] else 1
+            assert group["lr"] == pytest.approx(0.01 * own)
+            assert group["lr"] * group["weight_decay"] == pytest.approx(0.001 if group["weight_decay"] else 0)
+    assert any(group["split"] for group in optimizer.param_groups)

@@ -1,0 +1,43 @@
+import math
+
+import pytest
+import torch
+
+from adafrugal.models.schedule import factor
+from adafrugal.settings.schema import ConstantSchedule, CosineSchedule, LinearSchedule, RestartingSchedule
+
+
+def test_cosine_with_restarts_is_the_papers_formula():
+    at = factor(RestartingSchedule(warmup=1000, cycle=10_000, floor=0.1), steps=200_000)
+    for step in (0, 1, 500, 999, 1000, 1001, 5500, 9999, 10_000, 10_500, 11_000, 199_999):
+        c = step % 10_000
+        expected = c / 1000 if c < 1000 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (c - 1000) / 9000))
+        assert at(step) == pytest.approx(expected, abs=1e-15)
+    assert at(0) == at(10_000) == 0
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(floor=0.1), LinearSchedule(floor=0.1), ConstantSchedule()])
+def test_all_warm_up_over_a_tenth_and_end_at_their_floor(schedule):
+    at = factor(schedule, steps=100)
+    assert [at(t) for t in (0, 5, 10)] == pytest.approx([0, 0.5, 1])
+    last = 1.0 if schedule.kind == "constant" else 0.1
+    assert at(100) == pytest.approx(last)
+    assert at(500) == pytest.approx(last), "steps beyond the run stay at the end"
+    values = [at(t) for t in range(10, 101)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_halfway_between_warmup_and_end():
+    assert factor(CosineSchedule(warmup=0, floor=0.2), 100)(50) == pytest.approx(0.6)
+    assert factor(LinearSchedule(warmup=20, floor=0.0), 100)(60) == pytest.approx(0.5)
+
+
+def test_torchs_scheduler_applies_it():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=2.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(LinearSchedule(warmup=2), 4))
+    applied = []
+    for _ in range(4):
+        applied.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert applied == [0.0, 1.0, 2.0, 1.0]

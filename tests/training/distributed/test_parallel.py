@@ -1,0 +1,274 @@
+"""The same settings on one process, on two with copies of the model (DDP), and on two with shards of it (FSDP2)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torture import LONG
+
+from adafrugal.tracking.record import Record
+
+STEPS = 30
+# rows that two processes cannot halve; T moves, ρ falls, several refreshes
+SAME = [
+    "scale=smoke", "tracking=local", f"trainer.steps={STEPS}", "trainer.log_every=1", "checkpoint.every=100",
+    "trainer.timeout=60",
+    "eval.every=10", "eval.tokens=1000", "model.vocabulary_size=511", "model.intermediate_size=85",
+]  # fmt: skip
+MOVING = ["optimizer=adafrugal", "optimizer.interval.every=2", "optimizer.interval.start=3", "optimizer.interval.max=9",
+          "optimizer.interval.gate=99", "optimizer.interval.threshold=0.9", "optimizer.density.start=0.6"]  # fmt: skip
+RIGHT = "{{kind:{},side:right}}".format
+ARMS = {
+    "adamw": ["optimizer=adamw", "trainer.clip_norm=0.5"],
+    "blocks": MOVING,
+    "columns": [*MOVING, "optimizer.subspace=columns", "trainer.micro_batch_size=2", "model.loss_chunk_rows=50"],
+    "slab": [*MOVING, "optimizer.subspace=slab", "trainer.activation_checkpointing=layers"],
+}
+
+if LONG:
+    ARMS |= {
+        # few directions: the last of many are those of rounding
+        "svd": [
+            *MOVING,
+            f"optimizer.subspace={RIGHT('svd')}",
+            "optimizer.density.start=0.13",
+            "optimizer.on_refresh=keep",
+        ],
+        "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"],
+    }
+WAYS = {  # of FSDP, which change nothing else
+    "updates in the backward pass": ["trainer.update_in_backward=true"],
+    "weights on the CPU": ["trainer.offload=true"],
+    "two copies": ["trainer.replicas=2"],
+} | ({"compiled": ["trainer.compile=true"]} if LONG else {})
+LEFT = ("adamw", "columns", "slab") if LONG else ("adamw", "slab")
+NUMBERS = {1: "none", 2: "ddp", 4: "fsdp"} if LONG else {1: "none", 4: "fsdp"}
+
+
+def on(processes, jobs, cache_root, timeout=300):
+    """Run jobs on so many processes; what was seen of each."""
+    script = str(Path(__file__).with_name("on_ranks.py"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words = [{**job, "words": [*SAME, f"cache_root={cache_root}", *job["words"]]} for job in jobs]
+    command = [sys.executable, *(torchrun if processes > 1 else ()), script, json.dumps(words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def jobs_of(root, way):
+    """All arms on several processes, and what is to be seen of each."""
+    parallel = [f"trainer.parallel={way}"]
+    listen = {"columns": {"listen": [3, 6]}} if way == "ddp" else {}  # the second step is when DDP arranges its buckets
+    jobs = {arm: {"words": [*words, *parallel, f"run_root={root / way / arm}"], **listen.get(arm, {})}
+            for arm, words in ARMS.items()}  # fmt: skip
+    skipping = [*ARMS["blocks"], *parallel, "trainer.on_nonfinite=skip", f"run_root={root / way / 'left out'}"]
+    return jobs | {"left out": {"words": skipping, "poison": [1, 5]}}
+
+
+@pytest.fixture(scope="module")
+def one(once, cache_root):
+    def make(root):
+        jobs = [{"words": [*words, f"run_root={root / 'one' / arm}"]} for arm, words in ARMS.items()]
+        return dict(zip(ARMS, on(1, jobs, cache_root), strict=True))
+
+    return once("one", make)
+
+
+@pytest.fixture(scope="module")
+def ddp(once, cache_root):
+    def make(root):
+        jobs = jobs_of(root, "ddp")
+        return dict(zip(jobs, on(2, list(jobs.values()), cache_root), strict=True))
+
+    return once("ddp", make)
+
+
+@pytest.fixture(scope="module")
+def fsdp(once, cache_root):
+    def make(root):
+        jobs = jobs_of(root, "fsdp")
+        for arm in ARMS:
+            jobs[arm]["listen to the optimizer"] = 2  # a step without a refresh
+        for way, words in WAYS.items():
+            jobs[way] = {"words": [*ARMS["blocks"], "trainer.parallel=fsdp", *words, f"run_root={root / way}"]}
+        for arm in LEFT:
+            words = [*ARMS[arm], "trainer.parallel=fsdp", f"run_root={root / 'left' / arm}"]
+            jobs[f"{arm}, left"] = {"words": words, "stop": 14}
+        return dict(zip(jobs, on(2, list(jobs.values()), cache_root), strict=True))
+
+    return once("fsdp", make)
+
+
+def losses(run):
+    """Training losses by step and validation losses."""
+    lines = Record(Path(run["directory"])).metrics()
+    return [line["loss"] for line in lines], [line["validation_loss"] for line in lines if "validation_loss" in line]
+
+
+def events(run, *kinds):
+    return [
+        {key: event[key] for key in ("event", "step", "density", "interval", "before", "after") if key in event}
+        for event in Record(Path(run["directory"])).events()
+        if event["event"] in kinds
+    ]
+
+
+def assert_alike(run, other):
+    assert run["outcome"] == other["outcome"] == "finished"
+    for ours, theirs in zip(losses(run), losses(other), strict=True):
+        assert len(ours) == len(theirs)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert Path(run["directory"]).name == Path(other["directory"]).name, "one run has one identity"
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_losses_are_those_of_one_process(one, arm, way, request):
+    run = request.getfixturevalue(way)[arm]
+    assert_alike(run, one[arm])
+    assert len(losses(run)[0]) == STEPS
+    kinds = "refresh", "shrink", "interval"
+    assert events(run, *kinds) == events(one[arm], *kinds)
+    assert arm == "adamw" or len(events(run, "refresh")) > 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_of_sharding_changes_no_loss(one, fsdp, way):
+    assert_alike(fsdp[way], one["blocks"])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_the_record_counts_what_one_process_would(one, arm, way, request):
+    """Tokens of all processes, and state over all of them, whose parts are each process's own."""
+    ours, theirs = (Record(Path(run["directory"])).summary() for run in (request.getfixturevalue(way)[arm], one[arm]))
+    for name in ("tokens", "real_tokens", "parameters", "state_bytes", "refreshes", "interval", "density"):
+        assert ours[name] == theirs[name], name
+    parts = ours["processes"]["state_bytes"]
+    if way == "ddp":
+        assert parts == [theirs["state_bytes"]["end"]] * 2
+    elif arm in ("adamw", "blocks", "columns"):
+        assert parts == pytest.approx([theirs["state_bytes"]["end"] / 2] * 2, rel=0.05)
+
+
+def test_copies_sum_their_gradients_once_a_step(ddp):
+    """Two micro-batches on each process: one all-reduce for the only bucket, and no other word."""
+    for step in (3, 6):
+        assert ddp["columns"][f"step {step}"] == {"c10d::allreduce_": 1}
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "adamw"])
+def test_the_optimizers_step_says_nothing_between_refreshes(fsdp, arm):
+    assert fsdp[arm]["optimizer"] == {}
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(way, request):
+    run = request.getfixturevalue(way)["left out"]
+    assert run["outcome"] == "finished"
+    record = Record(Path(run["directory"]))
+    assert record.summary()["skips"] == 1
+    assert [event["step"] for event in record.events() if event["event"] == "nonfinite"] == [5]
+
+
+@pytest.fixture(scope="module")
+def continued(fsdp, once, cache_root):
+    """Runs that two processes left after step 14, continued by other numbers of them."""
+
+    def make(root):
+        found = {}
+        for processes, way in NUMBERS.items():
+            jobs = []
+            for arm in LEFT:
+                there = root / f"on {processes}" / arm
+                shutil.copytree(root / "left" / arm, there)
+                jobs.append({"words": [*ARMS[arm], f"trainer.parallel={way}", f"run_root={there}"]})
+            ends = on(processes, jobs, cache_root)
+            found |= {f"{arm} on {processes}": run for arm, run in zip(LEFT, ends, strict=True)}
+        return found
+
+    return once("continued", make)
+
+
+@pytest.mark.parametrize("arm", LEFT)
+@pytest.mark.parametrize("processes", NUMBERS)
+def test_two_processes_run_is_continued_by_another_number(continued, one, fsdp, processes, arm):
+    assert fsdp[f"{arm}, left"]["outcome"] == "interrupted"
+    assert_alike(continued[f"{arm} on {processes}"], one[arm])
+    events = Record(Path(continued[f"{arm} on {processes}"]["directory"])).events()
+    assert [event["step"] for event in events if event["event"] == "start"] == [0, 14]
+
+
+@pytest.fixture(scope="module")
+def whole(fsdp, tmp_path_factory):
+    """The last checkpoint of a run in shards, made whole by the command."""
+    (source,) = Path(fsdp["slab"]["directory"]).glob("checkpoints/step-*")
+    target = tmp_path_factory.mktemp("converted") / "whole"
+    command = [sys.executable, "-m", "adafrugal.training", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return source, target, subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_checkpoint_in_shards_becomes_one_that_transformers_reads(whole):
+    from transformers import AutoModelForCausalLM
+
+    source, target, _ = whole
+    found = AutoModelForCausalLM.from_pretrained(target).state_dict()
+    files = [safetensors.torch.load_file(file) for file in sorted(source.glob("shard-*.safetensors"))]
+    assert len(files) == 2
+    for name, tensor in found.items():
+        assert torch.equal(tensor, torch.cat([file[name] for file in files if name in file])), name
+
+
+def test_and_its_state_is_that_of_one_process(whole, one):
+    _, target, _ = whole
+    (reference,) = Path(one["slab"]["directory"]).glob("checkpoints/step-*")
+    ours, theirs = (torch.load(place / "state.pt", weights_only=True)["optimizer"] for place in (target, reference))
+    for own, reference in zip(ours["param_groups"], theirs["param_groups"], strict=True):
+        assert {**own, "interval": None} == {**reference, "interval": None}, "it holds losses"
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, kept in theirs["state"].items():
+        assert kept.keys() == ours["state"][number].keys()
+        for name, value in kept.items():
+            found = ours["state"][number][name]
+            if isinstance(value, torch.Tensor):
+                assert found.shape == value.shape
+                assert (found - value).norm() <= 1e-3 * value.norm(), (number, name)
+            else:
+                assert found == value
+
+
+def test_what_cannot_be_converted_is_refused_in_a_line(whole, tmp_path):
+    _, target, again = whole
+    assert again.returncode == 2
+    assert again.stderr == f"error: {target} exists; name a directory that is to be made\n"
+    for place, said in ((target, "is in the form already"), (tmp_path, "is no checkpoint; allowed:")):
+        command = [sys.executable, "-m", "adafrugal.training", str(place), str(tmp_path / "new")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_so_it_is_on_two_gpus(way, tmp_path, cache_root):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    words = [*ARMS["columns"], "trainer.precision=fp32"]
+    (alone,) = on(1, [{"words": [*words, f"run_root={tmp_path / 'one GPU'}"]}], cache_root)
+    there = [f"trainer.parallel={way}", f"run_root={tmp_path / 'GPUs' / way}"]
+    (both,) = on(2, [{"words": [*words, *there], "listen to the optimizer": 2}], cache_root)
+    assert alone["outcome"] == both["outcome"] == "finished"
+    assert both["optimizer"] == {}
+    for ours, theirs in zip(losses(both), losses(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)  # sums on a GPU have no order
