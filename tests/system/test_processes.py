@@ -51,12 +51,11 @@ def test_a_helper_that_does_not_end_is_killed(helper):
     assert helper.process.returncode == -signal.SIGKILL
 
 
-def test_workers_that_read_the_embedded_text_leave_signals_to_their_parent(monkeypatch, tmp_path):
+def test_workers_that_read_the_embedded_text_leave_signals_to_their_parent(monkeypatch):
     """Slurm sends SIGUSR1 and SIGUSR2 to all processes of a job's step."""
     monkeypatch.setattr(embedded, "PACKAGES", ("json",))
     monkeypatch.setattr(embedded, "_docstrings", signal_itself)
-    found = embedded.read()
-    assert len(found.train) + len(found.validation) == len(embedded._sources("json"))
+    embedded.read()  # raises BrokenProcessPool where a worker is gone
 
 
 def test_a_helper_ends_after_its_parent(monkeypatch):
