@@ -2,6 +2,10 @@
 
 With --pages it writes the pages of `experiments/tables` instead: every table of the papers with the runs that belong to
 it, what is missing of it, its pictures and claims. Where there are results of `make gpu`, they have a page, too.
+
+--pack DIRECTORY writes the records of all runs below it to DIRECTORY.tar.xz, the same file for the same records. Every
+command here reads such a file like the directory. --unpack DIRECTORY.tar.xz [elsewhere] writes the records back, each
+byte as it was.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafrugal.reports import table
+from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
@@ -29,6 +33,8 @@ def main() -> int:
         "--wandb", metavar="ENTITY/PROJECT", help="a project at W&B, whose finished runs come to runs/wandb"
     )
     parser.add_argument("--pages", metavar="DIRECTORY", help="write the pages of all tables there")
+    parser.add_argument("--pack", metavar="DIRECTORY", type=Path, help="write the records below it to one file")
+    parser.add_argument("--unpack", metavar="FILE", type=Path, help="write the records of such a file to a directory")
     given = parser.parse_args()
     try:
         return _report(given)
@@ -38,30 +44,37 @@ def main() -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    if given.pack:
+        sys.stdout.write(f"{records.pack(given.pack)}\n")
+        return 0
+    if given.unpack:
+        to = Path(given.directories[0]) if given.directories else records.unpacked(given.unpack)
+        sys.stdout.write(f"{records.unpack(given.unpack, to)} runs → {to}\n")
+        return 0
     named = given.directories or ([] if given.wandb else ["runs"])
     places = [Path(name.removeprefix("run_root=")) for name in named]
-    records = table.find(places)
+    found = records.find(places)
     if given.wandb:
         from adafrugal.tracking import wandb
 
-        records += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
-    if given.pages and records:
-        return _pages(records, places, Path(given.pages))
-    if not records:
+        found += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
+    if given.pages and found:
+        return _pages(found, places, Path(given.pages))
+    if not found:
         looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
         sys.stderr.write(f"error: there are no runs in {looked}; make one with `python train.py`, or name another\n")
         return 2
-    sys.stdout.write(table.markdown(records))
+    sys.stdout.write(table.markdown(found))
     return 0
 
 
-def _pages(records: list[Record], places: list[Path], out: Path) -> int:
+def _pages(found: list[Record], places: list[Path], out: Path) -> int:
     from adafrugal.reports import gpu, pages, plan
 
     sys.stderr.write("composing the settings of all tables: under a minute\n")
-    made = plan.filled(plan.pages(), records)
+    made = plan.filled(plan.pages(), found)
     files = pages.write(made, out, gpu.find(places))
-    sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(records)} runs → {out}\n")
+    sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(found)} runs → {out}\n")
     return 0
 
 
