@@ -9,7 +9,7 @@ import json
 import pytest
 from made import recorded
 
-from adafrugal.reports import records
+from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import wandb as copies
 from adafrugal.tracking.record import Record
