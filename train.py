@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent
 
 
 def _tell(text: str) -> None:
-    """What `jobs.tell` does, before it is there."""
+    """Write to stderr before there is `adafrugal.system.stderr`."""
     with suppress(OSError):
         os.write(2, text.encode())
 
@@ -38,8 +38,8 @@ try:
         from omegaconf.errors import OmegaConfBaseException
 
         from adafrugal.launching import jobs
-        from adafrugal.settings import compose
-        from adafrugal.system.errors import SettingError
+        from adafrugal.settings import check, compose
+        from adafrugal.system.errors import INTERRUPTED, SettingError
 except ModuleNotFoundError as missing:
     _tell(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
     sys.exit(2)
@@ -60,21 +60,27 @@ def main() -> int:
     try:
         with stop:
             start()
-    except (Exception, KeyboardInterrupt) as error:  # a job lets no other out than an interruption
-        if isinstance(error, KeyboardInterrupt) or stop.was_lost:
+    except (Exception, KeyboardInterrupt) as error:  # of composition: a job lets no other out than an interruption
+        is_alike = not isinstance(error, KeyboardInterrupt)  # all processes see the same settings
+        end = jobs.ended(_explained(error), stop, is_alike)
+        if end.code == INTERRUPTED:
             with suppress(OSError):
                 all_jobs.print()
                 sys.stdout.flush()
-            jobs.tell("interrupted; the same command continues\n")
-            os._exit(jobs.INTERRUPTED)  # at once: Python would wait for threads, or end them in a checkpoint's middle
-        if isinstance(error, HydraException | OmegaConfBaseException | ValueError):  # composition's own
-            return jobs.refused(error) if ranks.is_first() else jobs.WRONG  # all processes see the same settings
-        if isinstance(error, OSError):  # Hydra makes the directories of a sweep
-            reason = f"{error.filename}: {error.strerror}"
-            return jobs.refused(SettingError(f"{reason}; set run_root to a directory that can be written to"))
-        raise
+            os._exit(INTERRUPTED)  # at once: Python would wait for threads, or end them in a checkpoint's middle
+        return end.code
     all_jobs.print()
     return all_jobs.code
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A SettingError for an error of composition."""
+    if isinstance(error, OSError):  # Hydra makes the directories of a sweep
+        reason = f"{error.filename}: {error.strerror}"
+        return SettingError(f"{reason}; set run_root to a directory that can be written to")
+    if isinstance(error, HydraException | OmegaConfBaseException | ValueError) and not isinstance(error, SettingError):
+        return SettingError(check.explain(error))
+    return error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torture
 from conftest import REPOSITORY
 from transformers import LlamaForCausalLM
 
+from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 from adafrugal.training import session
@@ -363,7 +364,7 @@ def test_a_file_system_without_locks_says_so(settings, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(session.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     with pytest.raises(SettingError, match=r"whose file system has no locks \(No locks available\); two processes"):
         session.run(*settings())
 

@@ -20,10 +20,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-if TYPE_CHECKING:
-    from submitit import Job
+from adafrugal.launching import local
+from adafrugal.launching.jobs import Job
+from adafrugal.system.errors import FAILED, SettingError, line
+from adafrugal.system.stderr import tell
 
-    from adafrugal.launching.jobs import End
+if TYPE_CHECKING:
+    import submitit
 
 
 class _Elsewhere(Launcher):
@@ -43,8 +46,6 @@ class _Elsewhere(Launcher):
         Raises:
             SettingError: a package is missing, or a setting that counts something is no number.
         """
-        from adafrugal.system.errors import SettingError
-
         self._name = config.hydra.runtime.choices["hydra/launcher"]
         self._stop = task_function.stop
         self._always = [word for word in config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
@@ -59,16 +60,8 @@ class _Elsewhere(Launcher):
                 raise SettingError(f"hydra.launcher.{setting} is {number}; allowed: a whole number from 1 on")
 
     def _counts(self) -> dict[str, Any]:
+        """The settings that count something."""
         raise NotImplementedError
-
-    @contextmanager
-    def _first_signal_asks(self) -> Iterator[None]:
-        """The first one is passed on, and the jobs end in order; a second one raises KeyboardInterrupt."""
-        self._stop.training = True
-        try:
-            yield
-        finally:
-            self._stop.training = False
 
 
 class GpusLauncher(_Elsewhere):
@@ -91,25 +84,21 @@ class GpusLauncher(_Elsewhere):
         """Run the jobs; each has a thread here that waits for it."""
         from joblib import Parallel, delayed
 
-        from adafrugal.launching.local import SideBySide
-
         slots = self._slots()[: len(job_overrides)]
-        jobs = SideBySide(slots, self.processes, self._stop)
+        jobs = local.SideBySide(slots, self.processes, self._stop)
         calls = (delayed(jobs.run)(initial_job_idx + n, [*o, *self._always]) for n, o in enumerate(job_overrides))
-        with self._first_signal_asks():
-            try:
-                ends = Parallel(len(slots), backend="threading")(calls)
-            except KeyboardInterrupt:
-                jobs.stop_at_once()
-                raise
-        return [_returned(end) for end in ends]
+        self._stop.training = True  # the first signal is passed on, and the jobs end in order; a second one raises
+        try:
+            return [_returned(job) for job in Parallel(len(slots), backend="threading")(calls)]
+        except KeyboardInterrupt:
+            jobs.stop_at_once()
+            raise
+        finally:
+            self._stop.training = False
 
     def _slots(self) -> list[str | None]:
         """The GPUs of each job that runs at the same time. More jobs than there are GPUs for share them evenly."""
-        from adafrugal.launching.local import gpus
-        from adafrugal.system.errors import SettingError
-
-        found, each = gpus(), self.processes
+        found, each = local.gpus(), self.processes
         if found and len(found) < each:
             raise SettingError(f"hydra.launcher.gpus_per_job is {each}; allowed: up to {len(found)}, which are here")
         if not found and self._n_jobs is None:
@@ -142,25 +131,25 @@ class SubmititLauncher(_Elsewhere):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Submit the jobs, and wait for them."""
-        from adafrugal.launching.jobs import tell
-
         jobs = self._submit([[*overrides, *self._always] for overrides in job_overrides])
         for number, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True), initial_job_idx + 1):
             _print_line(f"── job {number}: {' '.join(overrides)} → {job.paths.stdout}")
-        if self._cluster == "slurm":
-            try:
-                return self._ends(jobs, job_overrides)
-            except KeyboardInterrupt:
-                tell(f"the jobs stay with Slurm; `scancel {jobs[0].job_id.partition('_')[0]}` ends them\n")
-                raise
-        with self._first_signal_asks():
+        self._stop.training = self._cluster == "local"
+        try:
             return self._ends(jobs, job_overrides)
+        except KeyboardInterrupt:
+            if self._cluster == "slurm":
+                tell(f"the jobs stay with Slurm; `scancel {jobs[0].job_id.partition('_')[0]}` ends them")
+            else:
+                _terminate(jobs)
+            raise
+        finally:
+            self._stop.training = False
 
-    def _submit(self, jobs: list[list[str]]) -> Sequence[Job[End]]:
+    def _submit(self, jobs: list[list[str]]) -> Sequence[submitit.Job[Job]]:
         import submitit
 
         from adafrugal.launching import slurm
-        from adafrugal.system.errors import SettingError
 
         try:
             executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
@@ -169,48 +158,37 @@ class SubmititLauncher(_Elsewhere):
             with _without_interrupts():  # on this machine Ctrl-C would reach submitit's processes, which end their jobs
                 return executor.map_array(slurm.run, jobs)
         except (RuntimeError, ValueError, NameError, TypeError) as error:  # submitit's, and what Slurm refuses
-            raise SettingError(f"hydra/launcher is {self._name}: {' '.join(str(error).split())}") from error
+            raise SettingError(f"hydra/launcher is {self._name}: {line(error)}") from error
 
-    def _ends(self, jobs: Sequence[Job[End]], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-        """Wait for all jobs. On this machine they are asked to stop when this process is, and again when it is."""
-        ends: dict[int, End] = {}
-        asked = 0
-        while len(ends) < len(jobs):
-            try:
-                for number, job in enumerate(jobs):
-                    if number not in ends and job.done():
-                        ends[number] = _end(job, job_overrides[number])
-                if self._stop.requested and not asked:
-                    asked = _terminate(jobs)
-                time.sleep(0.5)
-            except KeyboardInterrupt:
-                if self._cluster == "local":
-                    _terminate(jobs)
-                raise
-        return [_returned(ends[number]) for number in range(len(jobs))]
+    def _ends(self, jobs: Sequence[submitit.Job[Job]], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+        """Wait for all jobs; pass the first signal on to those on this machine."""
+        asked = False
+        while not all(job.done() for job in jobs):
+            if self._stop.requested and not asked:
+                asked = True
+                _terminate(jobs)
+            time.sleep(0.5)
+        return [_returned(_end(job, words)) for job, words in zip(jobs, job_overrides, strict=True)]
 
 
-def _terminate(jobs: Sequence[Job[End]]) -> int:
+def _terminate(jobs: Sequence[submitit.Job[Job]]) -> None:
     """Pass a signal on, through submitit's processes on this machine, which are known by their ids."""
     for job in jobs:
         if not job.done():
             with suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
-    return len(jobs)
 
 
-def _end(job: Job[End], overrides: Sequence[str]) -> End:
-    """How a job ended: what its first process returned, if it lived to return."""
-    from adafrugal.launching.jobs import FAILED, End
-
+def _end(job: submitit.Job[Job], overrides: Sequence[str]) -> Job:
+    """The value that a job's first process returned, if it lived to return."""
     try:
         return job.results()[0]
     except RuntimeError:  # submitit's
-        return End(" ".join(overrides), FAILED, f"left no result ({job.state}); see {job.paths.stderr}")
+        return Job(" ".join(overrides), FAILED, f"left no result ({job.state}); see {job.paths.stderr}")
 
 
-def _returned(end: End) -> JobReturn:
-    return JobReturn(status=JobStatus.COMPLETED, _return_value=end)
+def _returned(job: Job) -> JobReturn:
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=job)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(mounted, whole, tmp_path, tally):
     assert codes == ["1", "0"], done.stdout + done.stderr
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["status"] == "failed"
-    assert status["reason"].startswith("TrainingError: the checkpoint of step ")
+    assert status["reason"].startswith("the checkpoint of step ")
     assert (tmp_path / "checkpoints").read_text().startswith("step-")
     lines = record_under(tmp_path / "kept").metrics()
     assert [line["step"] for line in lines] == list(range(1, 61))

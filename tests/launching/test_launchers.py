@@ -14,7 +14,8 @@ from conftest import REPOSITORY
 
 from adafrugal.launching import local
 from adafrugal.launching import slurm as on_slurm
-from adafrugal.launching.jobs import DONE, FAILED, INTERRUPTED, TOLD, WRONG, End
+from adafrugal.launching.jobs import TOLD, Job
+from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 
@@ -238,7 +239,7 @@ def test_a_job_takes_the_gpu_that_is_free(monkeypatch, tmp_path, capfd):
 ])  # fmt: skip
 def test_a_jobs_end_is_what_it_told_or_else_its_exit_code(monkeypatch, script, end):
     as_jobs(monkeypatch, script)
-    assert local.SideBySide([None], 2, Stop()).run(0, ["a=1", "b=2"]) == End("a=1 b=2", *end)
+    assert local.SideBySide([None], 2, Stop()).run(0, ["a=1", "b=2"]) == Job("a=1 b=2", *end)
 
 
 def test_a_second_signal_reaches_all_processes_of_a_job(monkeypatch, tmp_path):
@@ -257,8 +258,8 @@ def test_a_second_signal_reaches_all_processes_of_a_job(monkeypatch, tmp_path):
     assert not ends
     side.stop_at_once()
     thread.join(20)
-    assert ends == [End("", INTERRUPTED)]
-    assert side.run(1, ["seed=1"]) == End("seed=1", INTERRUPTED, "not started")
+    assert ends == [Job("", INTERRUPTED)]
+    assert side.run(1, ["seed=1"]) == Job("seed=1", INTERRUPTED, "not started")
 
 
 def test_several_processes_of_a_job_are_started_by_torchrun():
@@ -369,7 +370,7 @@ def test_only_the_first_process_of_a_slurm_job_puts_it_back(slurm, monkeypatch):
         os.kill(os.getpid(), signal.SIGUSR2)
 
     monkeypatch.setattr(on_slurm.jobs, "run", interrupted)
-    assert on_slurm.run(["seed=1"]) == End("seed=1", INTERRUPTED)
+    assert on_slurm.run(["seed=1"]) == Job("seed=1", INTERRUPTED)
     assert seen == [["1", "2", "1", "2", "node7"]]
     assert not (slurm / "scontrol.log").exists()
     monkeypatch.setenv("SLURM_PROCID", "0")

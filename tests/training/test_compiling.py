@@ -14,7 +14,8 @@ from adafrugal.settings.schema import TrainerSettings
 from adafrugal.training import compiling
 from adafrugal.training.devices import Place
 from adafrugal.training.loop import Loop
-from adafrugal.training.session import Session, run
+from adafrugal.training.run import Run
+from adafrugal.training.session import run
 
 GPU, CPU = (Place(torch.device(kind), "bf16") for kind in ("cuda", "cpu"))
 FEW = ("model.num_hidden_layers=1", "trainer.steps=4", "eval.every=2", "eval.tokens=700")
@@ -179,7 +180,7 @@ def test_every_run_of_a_long_sweep_is_compiled(settings, monkeypatch):
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=counts))
-    monkeypatch.setattr(Session, "_with_estimate", lambda session, summary, display: summary)  # seconds a run
+    monkeypatch.setattr(Run, "_add_estimate", lambda run, summary: None)  # seconds a run
     for seed in range(10):
         graphs.clear()
         words = (*FEW, "optimizer=adamw", "trainer.steps=1", "trainer.compile=true", f"seed={seed}")

@@ -105,7 +105,7 @@ def test_a_run_goes_on_with_less_or_more_memory(begun, settings, monkeypatch, tm
     train_step = Loop._train_step
 
     def refused(self, work):
-        if self.account.step == 8:
+        if self.progress.step == 8:
             raise MemoryError
         train_step(self, work)
 

@@ -17,9 +17,9 @@ from adafrugal.models.schedule import factor
 from adafrugal.settings.identity import identify
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.tracking.record import Record
-from adafrugal.training import compiling
 from adafrugal.training.devices import open_device
 from adafrugal.training.display import Display
+from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 from adafrugal.training.tasks.pretrain import Pretrain
@@ -32,14 +32,14 @@ def loop(settings, tmp_path):
 
     def make(*overrides):
         chosen, _ = settings(*overrides)
-        task = Pretrain(chosen, open_device(chosen.trainer), str)
+        task = Pretrain(chosen, open_device(chosen.trainer), str, None, Ranks())
         tasks.append(task)
         optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
         record = Record(tmp_path / "record")
         record.begin({})
-        display = Display()
-        return Loop(chosen, task, optimizer, scheduler, open_device(chosen.trainer), record, display), chosen
+        place, display = open_device(chosen.trainer), Display()
+        return Loop(chosen, task, optimizer, scheduler, place, record, display, Ranks(), {}), chosen
 
     yield make
     for task in tasks:
@@ -50,7 +50,7 @@ def test_losses_are_those_of_a_loop_written_by_hand(settings):
     chosen, choices = settings("optimizer=adamw", "trainer.log_every=1", "optimizer.weight_decay=0.1")
     record, outcome = run(chosen, choices)
     assert outcome == "finished"
-    found = Pretrain(chosen, open_device(chosen.trainer), str)
+    found = Pretrain(chosen, open_device(chosen.trainer), str, None, Ranks())
     torch.manual_seed(chosen.seed)
     model = llama.build(chosen.model)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -80,7 +80,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
         built.optimizer.register_step_pre_hook(
             lambda *_, grads=grads, named=named: grads.update({name: p.grad.clone() for name, p in named})
         )
-        built.advance(built.task.work(built.account.step + 1))
+        built.advance(built.task.work(built.progress.step + 1))
         assert all(p.grad is None for p in built.task.model.parameters())
         seen.append(grads)
     norm = torch.sqrt(sum(g.square().sum() for g in seen[0].values()))
@@ -141,8 +141,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
     built, _ = loop("optimizer=adamw", "optimizer.lr=1e30", "schedule.warmup=0", "checkpoint.every=1")
     with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d+: lower optimizer.lr \(1e\+30\) or set"):
         for _ in range(10):
-            built.advance(built.task.work(built.account.step + 1))
-    built.close(TrainingError, None, None)
+            built.advance(built.task.work(built.progress.step + 1))
+    built.close()
     steps = [int(d.name.split("-")[1]) for d in (built.record.directory / "checkpoints").glob("step-*")]
     assert steps == [1], "the last one with a loss"
 
@@ -160,13 +160,13 @@ def test_a_control_can_observe_the_mean_training_loss(loop):
     built.task.loss = watched
     control = built.optimizer.param_groups[0]["interval"]
     for _ in range(7):
-        built.advance(built.task.work(built.account.step + 1))
+        built.advance(built.task.work(built.progress.step + 1))
     assert control.last_loss == pytest.approx(sum(losses[3:6]) / 3, rel=1e-5)
     assert control.value == 3, "two observations that are near each other: round(1.5 · 2)"
     assert not any("validation_loss" in line for line in built.record.metrics()), "no evaluation for its sake"
-    resumed = type(built.account).from_state(built.account.state_dict())
-    assert resumed.unobserved == built.account.unobserved
-    assert resumed.unobserved.count == built.account.unobserved.count > 0
+    resumed = type(built.progress).from_state(built.progress.state_dict())
+    assert resumed.unobserved == built.progress.unobserved
+    assert resumed.unobserved.count == built.progress.unobserved.count > 0
 
 
 def test_a_checkpoint_of_a_step_is_made_once(settings):
@@ -344,8 +344,8 @@ def test_a_step_reads_nothing_from_the_device(loop, overrides):
 @pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer=frugal"]], ids=str)
 def test_a_step_on_a_gpu_waits_for_nothing(loop, overrides):
     words = ["optimizer.interval=50"] if "optimizer=frugal" in overrides else []
-    built, chosen = loop(*overrides, *words, "trainer.log_every=100", "eval.every=100")
-    built.note_compilation(compiling.start(built.task, chosen, built.place, print, print))
+    built, _ = loop(*overrides, *words, "trainer.log_every=100", "eval.every=100")
+    built.compile(print)
     for step in (1, 2):
         built.advance(built.task.work(step))
     work = built.task.work(3)

@@ -65,14 +65,14 @@ def ends_alike(tmp_path, monkeypatch):
 
     def check(settings):
         assert run(*settings(f"run_root={tmp_path / 'whole'}"))[1] == "finished"
-        left, comes = set(STOPS), Loop._next_work
+        left, comes = set(STOPS), Loop._next_batch
 
         def stopped(loop, stop):
-            step = loop.account.step
+            step = loop.progress.step
             return None if step in left and not left.remove(step) else comes(loop, stop)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Loop, "_next_work", stopped)
+            patched.setattr(Loop, "_next_batch", stopped)
             chosen = settings(f"run_root={tmp_path / 'parts'}")
             outcomes = [run(*chosen)[1] for _ in range(len(STOPS) + 1)]
         assert outcomes == ["interrupted"] * len(STOPS) + ["finished"]
@@ -144,7 +144,7 @@ def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poison
     advance = Loop.advance
 
     def killed(self, work):
-        if self.account.step == 5:
+        if self.progress.step == 5:
             raise RuntimeError("killed")
         advance(self, work)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,20 +14,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from adafrugal.settings import check
-from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.secrets import hidden
 from adafrugal.system.signals import Stop
+from adafrugal.system.stderr import tell
+from adafrugal.training import session
 from adafrugal.training.distributed import ranks
+from adafrugal.training.failure import End, classify
 
 if TYPE_CHECKING:
     from adafrugal.tracking.record import Record
 
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
-TOLD = "ADAFRUGAL_END"  # a file in which who started a process finds how its job ended; torchrun makes 1 of every code
+TOLD = "ADAFRUGAL_END"  # path where the child writes its `Job` for its launcher; torchrun makes 1 of every exit code
 
 
-class End(NamedTuple):
-    """How a job ended.
+class Job(NamedTuple):
+    """A job that has ended.
 
     Args:
         words: its settings, as they were typed.
@@ -40,6 +40,11 @@ class End(NamedTuple):
     words: str
     code: int
     reason: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in a word."""
+        return {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}[self.code]
 
 
 class Jobs:
@@ -54,106 +59,76 @@ class Jobs:
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
-        self.ends: dict[int, End] = {}
+        self.ends: dict[int, Job] = {}
 
-    def __call__(self, composed: DictConfig) -> End:
+    def __call__(self, composed: DictConfig) -> Job:
         """Run one job in this process. No error leaves here: a sweep's other jobs still run."""
         hydra_config = HydraConfig.get()
-        words = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        words = " ".join(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
         number = OmegaConf.select(hydra_config, "job.num", default=0)
-        end = End(" ".join(words), INTERRUPTED, "not started" if self.stop.requested else "")
-        self.ends[number] = end  # an interruption leaves it so
+        job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
+        self.ends[number] = job  # an interruption leaves it so
         if self.stop.requested:
-            return end
-        if hydra_config.mode == RunMode.MULTIRUN:
-            sys.stdout.write(f"\n── job {number + 1}: {end.words}\n")
-            code, reason = run(composed, hydra_config.runtime.choices, self.stop)
-        elif launcher := _typed_launcher(hydra_config):
-            code, reason = ended(SettingError(f"{launcher} starts the jobs of a sweep; add -m, or leave it out"))
+            return job
+        is_sweep = hydra_config.mode == RunMode.MULTIRUN
+        launcher = next((word for word in hydra_config.overrides.hydra if word.startswith("hydra/launcher=")), None)
+        if launcher and not is_sweep:
+            end = ended(SettingError(f"{launcher} starts the jobs of a sweep; add -m, or leave it out"), self.stop)
         else:
-            code, reason = run(composed, hydra_config.runtime.choices, self.stop)
-        self.ends[number] = end._replace(code=code, reason=reason)
-        _tell_who_started_it(self.ends[number])
-        return self.ends[number]
+            sys.stdout.write(f"\n── job {number + 1}: {words}\n" if is_sweep else "")
+            end = run(composed, hydra_config.runtime.choices, self.stop)
+        self.ends[number] = job = Job(words, end.code, end.reason)
+        if (file := os.environ.get(TOLD)) and ranks.is_first():
+            Path(file).write_text(json.dumps(job))
+        return job
 
     @property
     def code(self) -> int:
         """One exit code for all of them."""
-        codes = {end.code for end in self.ends.values()}
+        codes = {job.code for job in self.ends.values()}
         return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)
 
     def print(self) -> None:
         """List how each job of a sweep ended, and why."""
         if len(self.ends) > 1:
-            lines = (f"{named(end):>11}  job {number + 1}: {said(end)}\n" for number, end in sorted(self.ends.items()))
-            sys.stdout.write("\n" + "".join(lines))
+            lines = [
+                f"{job.outcome:>11}  job {number + 1}: {job.words}{job.reason and f': {job.reason}'}\n"
+                for number, job in sorted(self.ends.items())
+            ]
+            sys.stdout.write(hidden("\n" + "".join(lines)))
 
 
-def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> tuple[int, str]:
-    """Make the run that these settings describe; the exit code, and why it is that one.
+def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
+    """Make the run that these settings describe.
 
     Raises:
-        KeyboardInterrupt: somebody asked to stop before the run could end in order. Nothing else is raised.
+        KeyboardInterrupt: a signal arrived before the run could end in order. Nothing else is raised.
     """
     settings = None
     try:
         settings = check.check(composed, choices)
-
-        # imported late: a wrong setting needs none of it
-        from adafrugal.training.session import run as make
-
-        record, outcome = make(settings, choices, stop)
+        record, outcome = session.run(settings, choices, stop)
         if outcome == "interrupted":
-            return INTERRUPTED, ""
-        if not ranks.is_first():
-            return DONE, ""
-        if outcome == "finished before":
-            sys.stdout.write("this run was finished before: nothing is done; remove its directory to make it anew\n")
-        _show(record)
-        return DONE, ""
+            return End(INTERRUPTED)
+        if ranks.is_first():
+            if outcome == "finished before":
+                sys.stdout.write(
+                    "this run was finished before: nothing is done; remove its directory to make it anew\n"
+                )
+            _show(record)
+        return End(DONE)
     except Exception as error:
-        if stop.was_lost:  # this is what became of it
+        if stop.was_lost:  # the error may come of it
             raise KeyboardInterrupt from error
-        if settings is None and isinstance(error, SettingError) and not ranks.is_first():
-            return WRONG, hidden(str(error))  # all processes see the same settings, and the first says it
-        return ended(error)
+        return ended(error, stop, is_alike=settings is None)
 
 
-def ended(error: Exception) -> tuple[int, str]:
-    """Say why a job ended; its exit code and the reason."""
-    if isinstance(error, SettingError):
-        return refused(error), hidden(str(error))
-    if isinstance(error, ranks.LostError) and error.is_told:
-        return FAILED, hidden(str(error))
-    if isinstance(error, TrainingError):
-        tell(f"error: {hidden(str(error))}\n")
-        return FAILED, hidden(str(error))
-    tell(hidden("".join(traceback.format_exception(error))))
-    return FAILED, hidden(" ".join(f"{type(error).__name__}: {error}".split()))
-
-
-def refused(error: Exception) -> int:
-    """Say what is wrong with a setting, in one line; the exit code."""
-    line = str(error) if isinstance(error, SettingError) else check.explain(error)
-    tell(f"error: {hidden(line)}\n")
-    return WRONG
-
-
-def tell(text: str) -> None:
-    """Write to stderr; where nobody is left to read it, the exit code still says how it ended."""
-    with suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
-def named(end: End) -> str:
-    """How it ended, in a word."""
-    return {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}[end.code]
-
-
-def said(end: End) -> str:
-    """The job, and why it ended as it did."""
-    return f"{end.words}{end.reason and f': {end.reason}'}"
+def ended(error: BaseException, stop: Stop, is_alike: bool = False) -> End:
+    """Print why a job ended, which nothing else does; where all processes of a run see an error, the first prints."""
+    end = classify(error, stop)
+    if end.text and (ranks.is_first() or not is_alike):
+        tell(end.text)
+    return end
 
 
 def _show(record: Record) -> None:
@@ -165,14 +140,5 @@ def _show(record: Record) -> None:
         try:
             picture.draw(record, file)
         except OSError as error:  # the run is done and its record whole
-            sys.stderr.write(f"warning: {file} cannot be written: {error.strerror}\n")
+            tell(f"warning: {file} cannot be written: {error.strerror}")
     sys.stdout.write(f"\n{summary.text(record)}\n")
-
-
-def _typed_launcher(hydra_config: DictConfig) -> str | None:
-    return next((word for word in hydra_config.overrides.hydra if word.startswith("hydra/launcher=")), None)
-
-
-def _tell_who_started_it(end: End) -> None:
-    if (file := os.environ.get(TOLD)) and os.environ.get("RANK", "0") == "0":
-        Path(file).write_text(json.dumps(end))

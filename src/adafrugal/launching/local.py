@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side on one machine: each is a process of its own, or several under torchrun."""
+"""Jobs of a sweep side by side on one machine: each is a process, or several under torchrun."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from adafrugal.launching.jobs import DONE, FAILED, INTERRUPTED, TOLD, WRONG, End, named
+from adafrugal.launching.jobs import TOLD, Job
 from adafrugal.settings.compose import REPOSITORY
+from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 
-SECONDS_BETWEEN_LOOKS = 0.1  # at whether a process has ended, or somebody wants it to
+SECONDS_BETWEEN_LOOKS = 0.1  # at a process
 
 
 def gpus() -> list[str]:
@@ -51,10 +52,10 @@ class SideBySide:
         self._processes, self._stop = processes, stop
         self._children: set[subprocess.Popen[str]] = set()
 
-    def run(self, number: int, words: Sequence[str]) -> End:
+    def run(self, number: int, words: Sequence[str]) -> Job:
         """Run one job; its output is passed on, with the job's number before each line."""
         if self._stop.requested:
-            return End(" ".join(words), INTERRUPTED, "not started")
+            return Job(" ".join(words), INTERRUPTED, "not started")
         slot = self._free.get()
         try:
             where = f" (GPU {slot})" if slot else ""
@@ -62,12 +63,11 @@ class SideBySide:
             with tempfile.TemporaryDirectory(prefix="adafrugal-") as place:
                 told = Path(place) / "end.json"
                 code = self._wait(self._start(words, slot, told), f"[{number + 1}] ")
-                code, reason = self._outcome(told, code)
+                job = Job(" ".join(words), *self._outcome(told, code))
         finally:
             self._free.put(slot)
-        end = End(" ".join(words), code, reason)
-        _print(sys.stdout, f"── job {number + 1}: {named(end)}\n")
-        return end
+        _print(sys.stdout, f"── job {number + 1}: {job.outcome}\n")
+        return job
 
     def stop_at_once(self) -> None:
         """A second signal for all processes of every job."""

@@ -10,40 +10,42 @@ import submitit
 from submitit.helpers import TorchDistributedEnvironment
 
 from adafrugal.launching import jobs
-from adafrugal.launching.jobs import INTERRUPTED, End
+from adafrugal.launching.jobs import Job
 from adafrugal.settings import compose
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import INTERRUPTED, SettingError, line
 from adafrugal.system.signals import Stop
+from adafrugal.training.failure import End
 
 
-def run(words: Sequence[str]) -> End:
-    """Make the run of these words; where Slurm ends the job before the run is done, the job goes back to its queue.
+def run(words: Sequence[str]) -> Job:
+    """Make the run of these words; a job that Slurm ends before its run is done goes back to the queue.
 
-    Slurm's signal, which submitit would answer by itself, is the run's while there is one, so that it stops in order.
+    While the run goes on it takes Slurm's signals, which submitit would answer by itself, so that it stops in order.
 
     Raises:
-        SystemExit: the job is in the queue again, and has not ended. Who waits for its end goes on waiting.
+        SystemExit: the job is in the queue again, and has not ended. Its submitter goes on waiting.
     """
     environment = submitit.JobEnvironment()
     try:
         with Stop() as stop:
-            code, reason = _run(words, environment, stop)
+            end = _run(words, environment, stop)
     except KeyboardInterrupt:
-        code, reason = INTERRUPTED, ""
-    if code == INTERRUPTED and environment.cluster == "slurm" and environment.global_rank == 0:
+        end = End(INTERRUPTED)
+    reason = end.reason
+    if end.code == INTERRUPTED and environment.cluster == "slurm" and environment.global_rank == 0:
         reason = _put_back(environment.job_id)
         if not reason:
             sys.exit(INTERRUPTED)
-    return End(" ".join(words), code, reason)
+    return Job(" ".join(words), end.code, reason)
 
 
-def _run(words: Sequence[str], environment: submitit.JobEnvironment, stop: Stop) -> tuple[int, str]:
+def _run(words: Sequence[str], environment: submitit.JobEnvironment, stop: Stop) -> End:
     if environment.num_tasks > 1:  # each sees all GPUs of its node
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     try:
         composed, choices, _ = compose.composed(words)
     except SettingError as error:
-        return jobs.ended(error)
+        return jobs.ended(error, stop, is_alike=True)
     return jobs.run(composed, choices, stop)
 
 
@@ -57,8 +59,8 @@ def _put_back(job: str) -> str:
             return "cancelled"
         _scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        return f"not requeued: {' '.join(str(said).split())}"
+        said = getattr(error, "stderr", None) or line(error)
+        return f"not requeued: {' '.join(said.split())}"
     return ""
 
 

@@ -64,7 +64,7 @@ def start(
     place: Place,
     say: Callable[[str], None],
     warn: Callable[[str], None],
-    ranks: Ranks | None = None,
+    ranks: Ranks,
 ) -> Compilation:
     """Compile a task's forward and backward passes as `trainer.compile` says, or say why not.
 
@@ -92,7 +92,7 @@ def start(
         mode, failed = "default", _try(task, place, eager, "default")
     if failed is not None and out_of_memory.is_memory(failed):
         raise failed
-    problems = [found for found in (ranks or Ranks()).gather(failed and first_line(failed)) if found]
+    problems = [found for found in ranks.gather(failed and first_line(failed)) if found]
     if problems:
         if failed is None:  # here, but not in another process
             _go_back(task, eager)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adafrugal.system.secrets import hidden
 from adafrugal.tracking.record import spoken
 
 SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
@@ -63,7 +64,7 @@ class Display:
 
     def warn(self, text: str) -> None:
         """A line that something is not as it should be."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(hidden(f"warning: {text}"), style="yellow", markup=False)
 
     def step(self, step: int) -> None:
         """A step is done."""

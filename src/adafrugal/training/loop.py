@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
+from adafrugal.training import compiling
 from adafrugal.training.checkpoints import sharded
 from adafrugal.training.checkpoints.writer import Writer, Written
 from adafrugal.training.clock import PhaseClock
@@ -26,13 +27,13 @@ from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
 from adafrugal.training.distributed import parallel
 from adafrugal.training.distributed.ranks import Ranks
-from adafrugal.training.progress import Account
-from adafrugal.training.tasks.task import Task, Work
+from adafrugal.training.progress import Progress
+from adafrugal.training.tasks.task import StepBatch, Task
 from adafrugal.training.throughput import Meter
 
 
 class Loop:
-    """Trains a task with an optimizer from where its account stands to the last step.
+    """Trains a task with an optimizer from where its progress stands to the last step.
 
     Args:
         settings: of the run.
@@ -43,6 +44,8 @@ class Loop:
         record: what is written.
         display: what a person sees.
         ranks: the processes that make this run; all of them go through the same steps.
+        known_as: the settings by which a checkpoint is known as this run's.
+        progress: of the run; None: at its beginning.
     """
 
     def __init__(
@@ -54,25 +57,23 @@ class Loop:
         place: Place,
         record: Record,
         display: Display,
-        ranks: Ranks | None = None,
+        ranks: Ranks,
+        known_as: Mapping[str, Any],
+        progress: Progress | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks()
         self.settings, self.task, self.optimizer, self.scheduler = settings, task, optimizer, scheduler
-        self.place, self.record, self.display = place, record, display
-        self.known_as: Mapping[str, Any] = {}  # the settings by which a checkpoint is known as this run's
-        self.account = Account()
+        self.place, self.record, self.display, self.ranks = place, record, display, ranks
+        self.known_as, self.progress = known_as, progress or Progress()
         self.clock = PhaseClock(place.device)
         self.compilation = Compilation(None)
-        self._since = time.perf_counter()
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
-        self._meter = Meter(settings, task.model, place, self.ranks.size)
+        self._since = time.perf_counter()
+        self._meter = Meter(settings, task.model, place, ranks.size)
         self._losses: list[tuple[int, torch.Tensor]] = []  # of steps, on the device: read only where they are written
-        self._skips = settings.trainer.on_nonfinite == "skip"
         self._lr = 0.0
         self._saved_step = 0
-        self._is_sharded = self.ranks.size > 1 and settings.trainer.parallel == "fsdp"
-        root, keep = record.directory / "checkpoints", settings.checkpoint.keep
-        self._writer = Writer(root, keep, self.ranks, self._is_sharded)
+        self._is_sharded = ranks.size > 1 and settings.trainer.parallel == "fsdp"
+        self._writer = Writer(record.directory / "checkpoints", settings.checkpoint.keep, ranks, self._is_sharded)
         self._refreshed_at = 0
         self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
@@ -80,64 +81,68 @@ class Loop:
         if settings.trainer.update_in_backward:
             UpdateInBackward(optimizer, around=lambda: self.clock("optimizer"))
 
-    def note_compilation(self, how: Compilation) -> None:
-        """Note how forward and backward passes are made."""
+    def compile(self, warn: Callable[[str], None]) -> None:
+        """Compile forward and backward passes where the settings or the device ask for it."""
+        how = compiling.start(self.task, self.settings, self.place, self.display.say, warn, self.ranks)
         self.compilation = how
         if how.seconds:
-            self.account.add(0.0, {"compile": how.seconds}, how.seconds)
+            self.progress.add(0.0, {"compile": how.seconds}, how.seconds)
 
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
         self._since = time.perf_counter()
-        while self.account.step < self.settings.trainer.steps:
+        while self.progress.step < self.settings.trainer.steps:
             try:
-                work = self._next_work(stop)
+                batch = self._next_batch(stop)
             except SettingError:  # of the data: nothing of this step is done yet
                 self._save()
                 raise
-            if work is None:
+            if batch is None:
                 break
-            self.advance(work)
+            self.advance(batch)
         self._save()
         with self.clock("checkpoint"):
             self._note(self._writer.wait())
-        return self.account.step == self.settings.trainer.steps
+        return self.progress.step == self.settings.trainer.steps
 
-    def advance(self, work: Work) -> None:
+    def advance(self, batch: StepBatch) -> None:
         """One step, and what is due after it: evaluation, a line of the record, a checkpoint."""
-        self._train_step(work)
-        step = self.account.step
-        evaluated = self._evaluate() if self._evaluation_is_due() else {}
+        self._train_step(batch)
+        step, settings = self.progress.step, self.settings
+        every = [settings.eval.every, *([self._observes] if self._observed == "validation" else [])]
+        is_due = step == settings.trainer.steps or any(step % n == 0 for n in every)
+        evaluated = self._evaluate() if is_due else {}
         if self._observes and step % self._observes == 0:
             self._observe(evaluated)
-        if evaluated or step % self.settings.trainer.log_every == 0:
+        if evaluated or step % settings.trainer.log_every == 0:
             self._log(evaluated)
         self.display.step(step)
-        if self._is_best(evaluated) or step % self.settings.checkpoint.every == 0:
+        if self._is_best(evaluated) or step % settings.checkpoint.every == 0:
             self._save()
         self._note(self._writer.done())
 
-    def close(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """See a checkpoint under way to its end when a run fails; a process that is stopped at once waits for none."""
-        if kind is not None and issubclass(kind, Exception):
-            with suppress(Exception):  # the first error is the one to tell
-                self._note(self._writer.wait())
+    def close(self) -> None:
+        """Let a checkpoint under way be completed, after an error, too, which is the one to tell then."""
+        with suppress(Exception):
+            self._note(self._writer.wait())
 
-    def _next_work(self, stop: Stop) -> Work | None:
-        """Wait for the next step's batch, or until one of the processes is asked to stop, which all do then.
-
-        Tokens that are not prepared yet may take long.
+    def _next_batch(self, stop: Stop) -> StepBatch | None:
+        """The next step's batch; None when a signal has asked one of the processes to stop.
 
         Raises:
             SettingError: the data cannot give it; all processes leave together.
         """
-        step = self.account.step + 1
+        step = self.progress.step + 1
         self.ranks.arrive(f"step {step}")
         with self.clock("data"):
-            while True:
-                asked = stop.requested
-                work, error = (None, None) if asked else self._work(step)
-                waits = work is None and error is None
+            while True:  # tokens that are not prepared yet may take long
+                asked, batch, error = stop.requested, None, None
+                try:
+                    if not asked and self.task.is_ready(step, timeout=0.5):
+                        batch = self.task.work(step)
+                except SettingError as caught:
+                    error = caught
+                waits = batch is None and error is None
                 one_waits, one_stops, one_fails = self.ranks.any([waits, asked, error is not None])
                 if one_fails:
                     reasons = self.ranks.gather(error and str(error))
@@ -145,144 +150,88 @@ class Loop:
                 if one_stops:
                     return None
                 if not one_waits:
-                    return work
-
-    def _work(self, step: int) -> tuple[Work | None, SettingError | None]:
-        """A step's batch, or why there is none; neither while it is not ready."""
-        try:
-            return (self.task.work(step) if self.task.is_ready(step, timeout=0.5) else None), None
-        except SettingError as error:
-            return None, error
+                    return batch
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def _train_step(self, work: Work) -> None:
+    def _train_step(self, work: StepBatch) -> None:
         """One optimizer step over a whole batch, whatever the number of micro-batches and processes it comes in."""
-        summed = None
+        step, skips = self.progress.step + 1, self.settings.trainer.on_nonfinite == "skip"
         share = max(1, work.count) / self.ranks.size  # gradients are averaged over processes
-        for place, batch in enumerate(work.batches, 1):
-            with parallel.accumulating(self.task.module, is_last=place == len(work.batches)):
+        summed = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        is_sound = True
+        for number, batch in enumerate(work.batches, 1):
+            with parallel.accumulating(self.task.module, is_last=number == len(work.batches)):
                 with self.clock("forward"):
                     loss = self.task.loss(batch)
-                summed = loss.detach().double() if summed is None else summed + loss.detach()
-                if not self._is_sound(summed):  # before its gradients are anywhere
+                summed += loss.detach()
+                if skips and self.ranks.any([not math.isfinite(summed.item())])[0]:  # before its gradients are anywhere
+                    is_sound = False
                     break
                 with self.clock("backward"), self._refusals():
                     self.scaler.scale(loss / share).backward()
         # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
         self._lr = float(self.optimizer.param_groups[-1]["lr"])
-        is_sound = self._is_sound(summed)
         if is_sound:
-            self._update()
-            self._losses.append((self.account.step + 1, summed))
+            with self.clock("optimizer"):
+                self._update()
+            self._losses.append((step, summed))
         else:
-            self._skip(*self.ranks.sum([summed.item()]))
+            self._skip(step, *self.ranks.sum([summed.item()]))
         self.optimizer.zero_grad(set_to_none=True)
-        self.account.add_step(work.tokens, work.real_tokens, work.count if is_sound else 0)
-        if not self.account.state_bytes_start:  # a first step that overflows leaves no state
-            self.account.state_bytes_start = self._state_bytes().total
-
-    def _is_sound(self, summed: torch.Tensor) -> bool:
-        """Whether a loss is a number on all processes, where somebody wants steps left out that have another."""
-        return not (self._skips and self.ranks.any([not math.isfinite(summed.item())])[0])
+        self.progress.add_step(work.tokens, work.real_tokens, work.count if is_sound else 0)
+        if not self.progress.state_bytes_start:  # a first step that overflows leaves no state
+            self.progress.state_bytes_start = self._state_bytes().total
 
     def _update(self) -> None:
-        """Clip, and step the optimizer with the gradients that are there."""
-        with self.clock("optimizer"):
-            if self.settings.trainer.clip_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
-            self._step()
-
-    def _skip(self, loss: float) -> None:
-        """Leave this step's batch out: weights, optimizer and learning rate stand still."""
-        step, limit = self.account.step + 1, self.settings.trainer.max_skips
-        self._note_nonfinite(step, loss)
-        self.account.skips += 1
-        if self.account.skips > limit:
-            raise TrainingError(
-                f"the loss is {loss} at step {step}, and {limit} steps were left out before (trainer.max_skips): "
-                f"{self._remedy()}"
-            )
-        self.display.warn(f"the loss is {loss} at step {step}, which is left out ({self.account.skips} of {limit})")
-
-    def _note_nonfinite(self, step: int, loss: float) -> None:
-        """The batch can be looked at: it is a function of the seed and the step."""
-        self.record.add_event("nonfinite", step=step, loss=loss, rows=self.task.rows(step))
-
-    def _step(self) -> None:
-        """Step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
+        """Clip, step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
+        if self.settings.trainer.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
         scale = self.scaler.get_scale()
         with self._refusals():
             self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.get_scale() < scale:
-            self.account.overflows += 1
+            self.progress.overflows += 1
         else:
             self.scheduler.step()
 
+    def _skip(self, step: int, loss: float) -> None:
+        """Leave a step out: weights, optimizer and learning rate stand still."""
+        limit = self.settings.trainer.max_skips
+        self._note_nonfinite(step, loss)
+        self.progress.skips += 1
+        if self.progress.skips > limit:
+            raise TrainingError(
+                f"the loss is {loss} at step {step}, and {limit} steps were left out before (trainer.max_skips): "
+                f"{self._remedy()}"
+            )
+        self.display.warn(f"the loss is {loss} at step {step}, which is left out ({self.progress.skips} of {limit})")
+
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """What only a step of the optimizer finds out: of a control, or a subspace that selects nothing."""
+        """Explain what only a step of the optimizer finds out: of a control, or a subspace that selects nothing."""
         try:
             yield
         except ValueError as error:
-            raise TrainingError(f"the optimizer cannot make step {self.account.step + 1}: {error}") from error
+            raise TrainingError(f"the optimizer cannot make step {self.progress.step + 1}: {error}") from error
 
     def _refreshed(self, change: Refresh) -> None:
+        progress = self.progress
         self.clock.move(change.seconds, "optimizer", "refresh")
         if change.event == "refresh" and change.step != self._refreshed_at:  # several groups may, at one step
-            self.account.refreshes += 1
+            progress.refreshes += 1
             self._refreshed_at = change.step
         if change.event != "shrink":  # which says nothing to other processes, and lets go of bytes
-            self.account.state_bytes_peak = max(self.account.state_bytes_peak, self._state_bytes().total)
+            progress.state_bytes_peak = max(progress.state_bytes_peak, self._state_bytes().total)
             if self.ranks.size > 1:
                 self.ranks.insist_alike(self.optimizer.checksum(), "the checksum of ρ, T and what is selected")
         # a step that was left out is none of the optimizer's, and the record counts those of the run
-        self.record.add_event(**asdict(change) | {"step": self.account.step + 1})
+        self.record.add_event(**asdict(change) | {"step": progress.step + 1})
 
-    # -- evaluation -----------------------------------------------------------------------------------------------
-
-    def _evaluation_is_due(self) -> bool:
-        every = [self.settings.eval.every, *([self._observes] if self._observed == "validation" else [])]
-        step = self.account.step
-        return step == self.settings.trainer.steps or any(step % n == 0 for n in every)
-
-    def _evaluate(self) -> dict[str, float]:
-        self._fold()  # weights that a loss has spoilt are not evaluated: its step is the one to name
-        with self.clock("evaluation"):
-            found = self.task.evaluate(last=self.account.step == self.settings.trainer.steps)
-        self._insist_on_a_number("validation loss", found["validation_loss"], self.account.step)
-        return found
-
-    def _is_best(self, evaluated: dict[str, float]) -> bool:
-        """Whether this evaluation is the best so far, and a checkpoint is to be kept for it.
-
-        Those that only a control asked for do not count, as they do not in the summary.
-        """
-        step, settings = self.account.step, self.settings
-        is_last = step == settings.trainer.steps
-        counts = step % settings.eval.every == 0 or is_last
-        if not (settings.checkpoint.best and evaluated and counts and (self.task.last_is_alike or not is_last)):
-            return False
-        if self.account.best is not None and not self.task.is_better(evaluated, self.account.best):
-            return False
-        self.account.best = {"step": step, **evaluated}
-        return True
-
-    def _observe(self, evaluated: dict[str, float]) -> None:
-        """Show the controls the loss that they want to see."""
-        if self._observed == "training":
-            self._fold()
-            loss = self.account.observed()
-        else:
-            loss = evaluated["validation_loss"]
-        if math.isnan(loss):  # all these steps were left out
-            return
-        before = self.optimizer.interval
-        self.optimizer.observe(loss)
-        if self.optimizer.interval != before:
-            self.record.add_event("interval", step=self.account.step, before=before, after=self.optimizer.interval)
+    def _note_nonfinite(self, step: int, loss: float) -> None:
+        self.record.add_event("nonfinite", step=step, loss=loss, rows=self.task.rows(step))
 
     def _insist_on_a_number(self, name: str, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -292,23 +241,60 @@ class Loop:
     def _remedy(self) -> str:
         return f"lower optimizer.lr ({self.settings.optimizer.lr}) or set trainer.clip_norm"
 
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> dict[str, float]:
+        self._fold()  # weights that a loss has spoilt are not evaluated: its step is the one to name
+        with self.clock("evaluation"):
+            found = self.task.evaluate(last=self.progress.step == self.settings.trainer.steps)
+        self._insist_on_a_number("validation loss", found["validation_loss"], self.progress.step)
+        return found
+
+    def _is_best(self, evaluated: dict[str, float]) -> bool:
+        """Whether this evaluation is the best so far, and a checkpoint is to be kept for it.
+
+        Those that only a control asked for do not count, as they do not in the summary.
+        """
+        step, settings = self.progress.step, self.settings
+        is_last = step == settings.trainer.steps
+        counts = step % settings.eval.every == 0 or is_last
+        if not (settings.checkpoint.best and evaluated and counts and (self.task.last_is_alike or not is_last)):
+            return False
+        if self.progress.best is not None and not self.task.is_better(evaluated, self.progress.best):
+            return False
+        self.progress.best = {"step": step, **evaluated}
+        return True
+
+    def _observe(self, evaluated: dict[str, float]) -> None:
+        """Show the controls the loss that they want to see."""
+        if self._observed == "training":
+            self._fold()
+            loss = self.progress.observed()
+        else:
+            loss = evaluated["validation_loss"]
+        if math.isnan(loss):  # all these steps were left out
+            return
+        before = self.optimizer.interval
+        self.optimizer.observe(loss)
+        if self.optimizer.interval != before:
+            self.record.add_event("interval", step=self.progress.step, before=before, after=self.optimizer.interval)
+
     # -- what is written ------------------------------------------------------------------------------------------
 
     def _fold(self) -> None:
-        """Bring what is summed outside the account into it: the loss on the device, and the time."""
+        """Add to the progress what is summed elsewhere: the loss on the device, and the time."""
         losses = self.ranks.sum(torch.stack([loss for _, loss in self._losses]).tolist() if self._losses else [])
         for (step, _), loss in zip(self._losses, losses, strict=True):
             self._insist_on_a_number("loss", loss, step)
         self._losses.clear()
         now = time.perf_counter()
-        self.account.add(sum(losses), self.clock.take(), now - self._since)
+        self.progress.add(sum(losses), self.clock.take(), now - self._since)
         self._since = now
 
     def _log(self, evaluated: dict[str, float]) -> None:
         self._fold()
-        counted = self._state_bytes()
         memory = measure.read(self.place.device, self.compilation.replays)
-        line = self.account.close_window(self.optimizer, counted, self._lr, memory, evaluated)
+        line = self.progress.close_window(self.optimizer, self._state_bytes(), self._lr, memory, evaluated)
         line |= self._meter.mfu(line["tokens_per_second"])
         if text := self._meter.idle(line):
             self.display.say(text)
@@ -317,16 +303,16 @@ class Loop:
 
     def _save(self) -> None:
         """Leave a checkpoint of this step, unless there is one."""
-        if self._saved_step == self.account.step:
+        if self._saved_step == self.progress.step:
             return
         begun = time.perf_counter()
         self._fold()
-        self._saved_step = self.account.step
+        self._saved_step = self.progress.step
         if not (self.ranks.first or self._is_sharded):
             return
         with self.clock("checkpoint"):
             state = {
-                "account": self.account.state_dict(),
+                "account": self.progress.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -336,8 +322,8 @@ class Loop:
                 "settings": self.known_as,
             }
             self.record.to_disk()  # what led to a checkpoint outlives a power cut with it
-            best = self.account.best["step"] if self.account.best else None
-            self._note(self._writer.save(self.account.step, self.task.saved, state, best, begun))
+            best = self.progress.best["step"] if self.progress.best else None
+            self._note(self._writer.save(self.progress.step, self.task.saved, state, best, begun))
 
     def _note(self, written: Written | None) -> None:
         if written is not None:
@@ -353,25 +339,22 @@ class Loop:
         Raises:
             TrainingError: it was written by a version of this code that kept other things.
         """
+        group = self.ranks.writing
         try:
-            self._go_on(state, directory)
+            sharded.read_model(directory, self.task.model, group)
+            self.progress = Progress.from_state(state["account"])
+            self._saved_step = self.progress.step
+            if not self.ranks.first:
+                self.progress.memory_peak = 0  # what is saved is the first process's
+            self.optimizer.load_state_dict(sharded.read_optimizer(state["optimizer"], directory, self.optimizer, group))
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.place.set_random_state(state["random"])
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint was written by another version of this code ({error}): continue with that version, or "
                 "remove the run's directory to begin anew"
             ) from error
-
-    def _go_on(self, state: dict[str, Any], directory: Path) -> None:
-        group = self.ranks.writing
-        sharded.read_model(directory, self.task.model, group)
-        self.account = Account.from_state(state["account"])
-        self._saved_step = self.account.step
-        if not self.ranks.first:
-            self.account.memory_peak = 0  # what is saved is the first process's
-        self.optimizer.load_state_dict(sharded.read_optimizer(state["optimizer"], directory, self.optimizer, group))
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.place.set_random_state(state["random"])
 
     def _state_bytes(self) -> StateBytes:
         """The optimizer's state; where each process has a part of the moments, with those of all."""
@@ -384,23 +367,24 @@ class Loop:
         return counted
 
     def summary(self) -> dict[str, Any]:
-        """The end of the run in numbers, for summary.json; of the process that writes it alone."""
+        """The end of the run in numbers, for summary.json; empty on all ranks but the first."""
         counted = self._state_bytes()
-        own, peaks = zip(*self.ranks.gather((state_bytes(self.optimizer).total, self.account.memory_peak)), strict=True)
+        mine = state_bytes(self.optimizer).total, self.progress.memory_peak
+        own, peaks = zip(*self.ranks.gather(mine), strict=True)
         if not self.ranks.first:
             return {}
         every, last = self.settings.eval.every, self.settings.trainer.steps
         # those that a control asked for do not count: other arms have fewer, and the best of more is better
         scheduled = [line for line in self.record.metrics() if line["step"] % every == 0 or line["step"] == last]
         evaluations = [line for line in scheduled if "validation_loss" in line]
-        found = self.account.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
+        found = self.progress.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
         here = {"device": self.place.device.type, "precision": self.place.precision, "data": self.task.data}
         here |= self.compilation.decided(self.settings)
         if self.place.is_gpu:
             found["memory"]["peak_is"] = "reserved" if self.compilation.replays else "allocated"
         if self.ranks.size > 1:
             here["processes"] = {"parallel": self.settings.trainer.parallel, "state_bytes": own, "memory_peak": peaks}
-        return found | {"epochs": self.task.epochs(self.account.step)} | here
+        return found | {"epochs": self.task.epochs(self.progress.step)} | here
 
 
 def _observation(optimizer: torch.optim.Optimizer) -> tuple[int | None, str | None]:

@@ -32,7 +32,7 @@ class Window:
 
 
 @dataclass
-class Account:
+class Progress:
     """How far a run is, over all of its starts; plain numbers, saved with every checkpoint."""
 
     step: int = 0
@@ -57,7 +57,7 @@ class Account:
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Account:
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
         """What `state_dict` gave."""
         windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})

@@ -11,6 +11,7 @@ from adafrugal.settings.schema import LlamaSettings
 from adafrugal.system.errors import TrainingError
 from adafrugal.training.checkpoints import checkpoint, sharded
 from adafrugal.training.checkpoints.writer import Staging, Writer
+from adafrugal.training.distributed.ranks import Ranks
 
 TINY = LlamaSettings(
     vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
@@ -61,7 +62,7 @@ def test_what_the_training_does_meanwhile_is_not_in_it(tmp_path, model, monkeypa
     """The copy is of the moment of `save`; the training goes on while it is written."""
     may_write, save = threading.Event(), checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *given: may_write.wait(60) and save(*given))
-    writer, moments = Writer(tmp_path, keep=1), torch.ones(5)
+    writer, moments = Writer(tmp_path, 1, Ranks(), is_sharded=False), torch.ones(5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert writer.save(3, {"model": model}, {"moments": moments}) is None
     assert writer.done() is None
@@ -81,7 +82,7 @@ def test_what_the_training_does_meanwhile_is_not_in_it(tmp_path, model, monkeypa
 
 
 def test_one_is_written_at_a_time_and_each_is_told_of_once(tmp_path, model):
-    writer = Writer(tmp_path, keep=5)
+    writer = Writer(tmp_path, 5, Ranks(), is_sharded=False)
     told = [writer.save(step, {"model": model}, {"step": step}) for step in (1, 2, 3)]
     told += [writer.wait(), writer.wait(), writer.done()]
     assert [written and written.step for written in told] == [None, 1, 2, 3, None, None]
@@ -91,7 +92,7 @@ def test_one_is_written_at_a_time_and_each_is_told_of_once(tmp_path, model):
 @pytest.mark.parametrize("ask", [Writer.wait, lambda writer: writer.save(2, {}, {})])
 def test_what_could_not_be_written_is_told_to_who_asks_next(tmp_path, model, monkeypatch, ask):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    writer = Writer(tmp_path, keep=1)
+    writer = Writer(tmp_path, 1, Ranks(), is_sharded=False)
     writer.save(1, {"model": model}, {})
     with pytest.raises(TrainingError, match=r"step 1 cannot be written to .*: Input/output error"):
         ask(writer)
@@ -100,7 +101,7 @@ def test_what_could_not_be_written_is_told_to_who_asks_next(tmp_path, model, mon
 def test_the_checkpoint_of_a_tied_model_is_whole(tmp_path):
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     tied = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True))
-    writer = Writer(tmp_path, keep=1)
+    writer = Writer(tmp_path, 1, Ranks(), is_sharded=False)
     writer.save(1, {"model": tied}, {})
     writer.wait()
     again = LlamaForCausalLM.from_pretrained(tmp_path / "step-00000001")

@@ -17,7 +17,7 @@ from adafrugal.training.distributed import ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
-_next_work, _train_step, _step = Loop._next_work, Loop._train_step, Loop._step
+_next_batch, _train_step = Loop._next_batch, Loop._train_step
 
 
 class Seen(dict):
@@ -34,26 +34,24 @@ def made(job):
     found, choices, _ = compose.composed(job["words"])
     seen, rank = Seen(), int(os.environ.get("RANK", "0"))
 
-    def next_work(loop, stop):
-        return None if loop.account.step == job.get("stop") else _next_work(loop, stop)
+    def next_batch(loop, stop):
+        return None if loop.progress.step == job.get("stop") else _next_batch(loop, stop)
 
     def train_step(loop, work):
-        step, loss = loop.account.step + 1, type(loop.task).loss
+        step, loss = loop.progress.step + 1, type(loop.task).loss
         if job.get("poison") == [rank, step]:
             loop.task.loss = lambda batch: loss(loop.task, batch) * float("nan")
+        if job.get("listen to the optimizer") == step:
+            update = loop.scaler.step
+            loop.scaler.step = lambda optimizer: seen.listen("optimizer", lambda: update(optimizer))
         if step in job.get("listen", ()):
             seen.listen(f"step {step}", lambda: _train_step(loop, work))
         else:
             _train_step(loop, work)
         loop.task.__dict__.pop("loss", None)
+        loop.scaler.__dict__.pop("step", None)
 
-    def optimizer_step(loop):
-        if job.get("listen to the optimizer") == loop.account.step + 1:
-            seen.listen("optimizer", lambda: _step(loop))
-        else:
-            _step(loop)
-
-    Loop._next_work, Loop._train_step, Loop._step = next_work, train_step, optimizer_step
+    Loop._next_batch, Loop._train_step = next_batch, train_step
     try:
         record, outcome = run(check.check(found, choices), choices)
     except Exception as error:

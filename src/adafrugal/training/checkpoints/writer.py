@@ -50,8 +50,8 @@ class Writer:
         is_sharded: whether each of them has a part of the tensors; else the first has all that is written.
     """
 
-    def __init__(self, root: Path, keep: int, ranks: Ranks | None = None, is_sharded: bool = False) -> None:
-        self._root, self._keep, self._ranks, self._is_sharded = root, keep, ranks or Ranks(), is_sharded
+    def __init__(self, root: Path, keep: int, ranks: Ranks, is_sharded: bool) -> None:
+        self._root, self._keep, self._ranks, self._is_sharded = root, keep, ranks, is_sharded
         self._staging = Staging()
         self._writing: Future[Written] | None = None
 

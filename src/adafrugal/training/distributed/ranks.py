@@ -1,7 +1,7 @@
-"""The processes that make one run together, as torchrun starts them: the first writes, prints and decides for all.
+"""The processes that make one run, as torchrun starts them: rank 0 writes, prints and decides for all.
 
-torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and the address of a store in the environment. Without them a process is the
-first of one, and nothing here imports torch.
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and the address of a store in the environment. Without them the run has one
+process, and nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from adafrugal.system.errors import SettingError, TrainingError, line
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
 
-_LOOKS_EVERY = 0.1  # seconds between two looks at what another process has told
-_TELLS_WITHIN = 2.0  # seconds that a process which fails has for telling why, after others have noticed
-_SAME_WITHIN = 1.0  # seconds in which all have found out what is wrong for all, and the first has told it
-_SPEAKS_WITHIN = 2.0  # seconds that each has for telling its error before one of them has ended
-_RUNS = count()  # of this process: each has its own part of the store
+_LOOKS_EVERY = 0.1  # seconds between two looks at the store
+_TELLS_WITHIN = 2.0  # seconds in which a failed process announces its error, after others have noticed its end
+_SAME_WITHIN = 1.0  # seconds in which rank 0 announces an error that all ranks have
+_SPEAKS_WITHIN = 2.0  # seconds from the first error to the first exit, after which torchrun ends all processes
+_RUNS = count()  # each run of this process has its own part of the store
 
 
 class LostError(TrainingError):
@@ -35,7 +35,7 @@ class LostError(TrainingError):
 
     Args:
         reason: in one line.
-        is_told: whether that process tells its error itself.
+        is_told: whether that process prints its error itself.
     """
 
     def __init__(self, reason: str, is_told: bool) -> None:
@@ -49,63 +49,118 @@ def is_alone() -> bool:
 
 
 def is_first() -> bool:
-    """Whether it is this process that prints and writes."""
+    """Whether this process prints and writes."""
     return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 class Ranks:
-    """One process among those of its run. Made by `joined`.
+    """One process among those of its run. `join` before the rest, `leave` at the end: each run has groups of its own.
 
     Attributes:
         rank: of this process, from 0.
         size: the number of processes.
-        local: the number of this process on its machine: the number of its GPU.
-        writing: a group that checkpoints talk in; None where there is one process.
+        local: the rank of this process on its machine: the number of its GPU.
+        writing: a group for checkpoints; None where there is one process.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local: int = 0, timeout: float = 0) -> None:
-        self.rank, self.size, self.local, self._timeout = rank, size, local, timeout
+    def __init__(self, rank: int = 0, size: int = 1, local: int = 0) -> None:
+        self.rank, self.size, self.local = rank, size, local
         self.writing: ProcessGroup | None = None
         self._talking: ProcessGroup | None = None
         self._store: Store | None = None
+        self._timeout = 0.0
         self._told = count()
         self._at = "its start"
+
+    @classmethod
+    def of_environment(cls) -> Ranks:
+        """The process that the environment describes.
+
+        Raises:
+            SettingError: a variable of torchrun's is no number, or missing.
+        """
+        size = _number("WORLD_SIZE", 1)
+        return cls() if size == 1 else cls(_number("RANK"), size, _number("LOCAL_RANK"))
 
     @property
     def first(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
+    def join(self, settings: TrainerSettings) -> None:
+        """Meet the other processes of the run.
+
+        Raises:
+            SettingError: the settings do not allow so many processes, or the GPU of this one is missing.
+            TrainingError: the others cannot be reached.
+        """
+        _refuse_size(settings, self.size)
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        from adafrugal.training import devices
+
+        self._timeout = settings.timeout
+        patience = timedelta(seconds=settings.timeout)
+        try:
+            self._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store(patience))
+        except (RuntimeError, ValueError) as error:  # torch's, of an address that is not set or does not answer
+            raise TrainingError(
+                f"process {self.rank} of {self.size} does not reach the others: {line(error)}"
+            ) from error
+        on_gpu = devices.open_device(settings, self.local).is_gpu
+        # NCCL ends a process that waits too long; the groups on the CPU, whose errors say who is missing, give up first
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore("groups", self._store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=patience + timedelta(seconds=60 if on_gpu else 0),
+        )
+        self._talking, self.writing = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+
+    def leave(self) -> None:
+        """Give up the groups of this run."""
+        if self._store is not None:
+            import torch.distributed as dist
+
+            with suppress(Exception):  # of processes that are gone
+                dist.destroy_process_group()
+
     # -- what all say ---------------------------------------------------------------------------------------------
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all processes, in double precision: the same bits on each."""
-        if self.size == 1 or not values:
-            return list(values)
-        return self._reduced(values, "SUM")
+        return list(values) if self.size == 1 or not values else self._reduced(values, "SUM")
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether it is set on one of the processes."""
-        if self.size == 1:
-            return list(flags)
-        return [bool(flag) for flag in self._reduced(flags, "MAX")]
+        return list(flags) if self.size == 1 else [bool(flag) for flag in self._reduced(flags, "MAX")]
+
+    def _reduced(self, values: Sequence[float], how: str) -> list[float]:
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, how), group=self._talking)
+        return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process says, in their order; plain values."""
+        """A plain value of each process, in the order of ranks."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        with self._heard():
-            dist.all_gather_object(found, value, group=self._talking)
+        dist.all_gather_object(found, value, group=self._talking)
         return found
 
     def insist_alike(self, value: Any, what: str) -> None:
-        """Refuse to go on where processes that must agree do not.
+        """Refuse to go on where a value differs between processes.
 
         Raises:
-            TrainingError: with what each has.
+            TrainingError: with the value of each.
         """
         found = self.gather(value)
         if any(other != found[0] for other in found):
@@ -115,34 +170,25 @@ class Ranks:
                 "the same command goes on from the last checkpoint"
             )
 
-    def _reduced(self, values: Sequence[float], how: str) -> list[float]:
-        import torch
-        import torch.distributed as dist
-
-        tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
-        with self._heard():
-            dist.all_reduce(tensor, getattr(dist.ReduceOp, how), group=self._talking)
-        return tensor.tolist()
-
     # -- what the first says --------------------------------------------------------------------------------------
 
     def tell(self, value: Any = None) -> Any:
-        """What the first process says, as JSON has it; the others wait for it, however long that takes."""
+        """Rank 0's value, as JSON has it; the others wait for it, however long that takes."""
         if self.size == 1:
             return value
         key = f"told {next(self._told)}"
         if self.first:
             self._store.set(key, json.dumps(value))
             return value
-        with self._heard():
-            while not self._store.check([key]):
-                self._raise_what_was_announced()
-                time.sleep(_LOOKS_EVERY)
-            return json.loads(self._store.get(key))
+        while not self._store.check([key]):
+            if announced := self._announced():
+                raise announced
+            time.sleep(_LOOKS_EVERY)
+        return json.loads(self._store.get(key))
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """The first process does what is within, then the others do: they find there what it made."""
+        """Rank 0 runs the body before the others, which find what it made."""
         if not self.first:
             self.tell()
         yield
@@ -155,33 +201,31 @@ class Ranks:
         """Note where this process is, for those who may wait for it."""
         self._at = at
         if self.size > 1:
-            with self._heard():
-                self._store.set(f"at {self.rank}", json.dumps([at, time.time()]))
+            self._store.set(f"at {self.rank}", json.dumps([at, time.time()]))
 
-    def lost(self, error: BaseException) -> LostError | None:
-        """What to say of an error that came of another process's end or absence; None for all others."""
-        if self.size == 1 or not _is_of_communication(error):
+    def lost(self, error: BaseException) -> BaseException | None:
+        """The error of the other process whose end or absence an error came of; None for all other errors."""
+        if self._store is None or not _is_of_communication(error):
             return None
+        given = f"process {self.rank} of {self.size}"
         try:
             until = time.monotonic() + _TELLS_WITHIN
             while time.monotonic() < until:
-                self._raise_what_was_announced()
+                if announced := self._announced():
+                    return announced
                 time.sleep(_LOOKS_EVERY)
-        except LostError as told:
-            return told
+            others = "; ".join(self._last_seen()) or "none of them"
         except Exception:  # the store is gone with the process that kept it
-            return LostError(f"process {self.rank} of {self.size} has lost the others at {self._at}", is_told=False)
-        said = line(error)
-        how = f"for {self._timeout:g} s (trainer.timeout)" if "imed out" in said else "until one of them was gone"
-        others = "; ".join(self._last_seen())
-        return LostError(
-            f"process {self.rank} of {self.size} waited at {self._at} for the others {how}; last seen: {others}; "
-            "the same command goes on from the last checkpoint",
-            is_told=False,
-        )
+            return LostError(f"{given} has lost the others at {self._at}", is_told=False)
+        timed_out = "imed out" in line(error)
+        how = f"for {self._timeout:g} s (trainer.timeout)" if timed_out else "until one of them was gone"
+        waited = f"{given} waited at {self._at} for the others {how}; last seen: {others}"
+        return LostError(f"{waited}; the same command goes on from the last checkpoint", is_told=False)
 
     def announce(self, error: BaseException) -> bool:
-        """Tell the others why this process ends, so that the first can note it; True where the first tells the same."""
+        """Tell the others why this process ends; True where rank 0 tells the same, and this one need not."""
+        if self._store is None:  # all have the same settings
+            return not self.first and isinstance(error, SettingError)
         if isinstance(error, LostError):
             return False
         kind = "error" if isinstance(error, Exception) else "interrupted"
@@ -194,82 +238,20 @@ class Ranks:
             return rank != self.rank and kind == "error" and reason == line(error)
         return False
 
-    def _raise_what_was_announced(self) -> None:
+    def _announced(self) -> BaseException | None:
+        """The error that another process has announced."""
         if not self._store.check(["failed"]):
-            return
+            return None
         rank, kind, reason = json.loads(self._store.get("failed"))
         if rank == self.rank:
-            return
-        if kind == "interrupted":
-            raise KeyboardInterrupt
-        raise LostError(f"process {rank}: {reason}", is_told=True)
+            return None
+        return KeyboardInterrupt() if kind == "interrupted" else LostError(f"process {rank}: {reason}", is_told=True)
 
-    def _last_seen(self) -> list[str]:
-        found = []
+    def _last_seen(self) -> Iterator[str]:
         for rank in range(self.size):
             if rank != self.rank and self._store.check([f"at {rank}"]):
                 at, when = json.loads(self._store.get(f"at {rank}"))
-                found.append(f"process {rank} at {at}, {max(0, time.time() - when):.0f} s ago")
-        return found or ["none of them"]
-
-    @contextmanager
-    def _heard(self) -> Iterator[None]:
-        try:
-            yield
-        except LostError:
-            raise
-        except Exception as error:
-            raise self.lost(error) or error from error
-
-
-@contextmanager
-def joined(settings: TrainerSettings) -> Iterator[Ranks]:
-    """Be one of the run's processes: in a context, since each run of a sweep has its own groups.
-
-    Raises:
-        SettingError: as many processes as the settings do not allow.
-    """
-    size = _number("WORLD_SIZE", 1)
-    try:
-        _refuse_size(settings, size)
-    except SettingError as error:
-        raise (error if is_first() else LostError(str(error), is_told=True)) from None
-    if size == 1:
-        yield Ranks()
-        return
-    import torch.distributed as dist
-
-    from adafrugal.training import devices
-
-    found = Ranks(_number("RANK"), size, _number("LOCAL_RANK"), settings.timeout)
-    patience = timedelta(seconds=settings.timeout)
-    on_gpu = devices.open_device(settings, found.local).is_gpu  # refuses one that is not there
-    try:
-        found._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store(patience))
-    except (RuntimeError, ValueError) as error:  # torch's, of a store that is not reached or an address that is not set
-        raise TrainingError(f"process {found.rank} of {size} does not reach the others: {line(error)}") from error
-    groups = dist.PrefixStore("groups", found._store)
-    # NCCL ends a process that waits too long; the talk on the CPU, which says who is missing, gives up before it
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=groups,
-            rank=found.rank,
-            world_size=size,
-            timeout=patience + timedelta(seconds=60 if on_gpu else 0),
-        )
-        found._talking, found.writing = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
-        yield found
-    except BaseException as caught:
-        error = found.lost(caught) or caught
-        if found.announce(error):
-            raise LostError(line(error), is_told=True) from caught
-        if error is caught:
-            raise
-        raise error from caught
-    finally:
-        with suppress(Exception):  # of processes that are gone
-            dist.destroy_process_group()
+                yield f"process {rank} at {at}, {max(0, time.time() - when):.0f} s ago"
 
 
 def _number(name: str, default: int | None = None) -> int:
@@ -281,7 +263,6 @@ def _number(name: str, default: int | None = None) -> int:
 
 
 def _refuse_size(settings: TrainerSettings, size: int) -> None:
-    """Refuse as many processes as the settings do not allow."""
     given = f"WORLD_SIZE is {size}"
     if size > 1 and settings.parallel == "none":
         raise SettingError(
@@ -306,13 +287,13 @@ def _environments_store(patience: timedelta) -> Store:
 
 
 def let_all_speak() -> None:
-    """Wait before a process ends in an error: torchrun ends all as soon as one has ended, and each is to be heard."""
+    """Wait before a process ends in an error, since torchrun ends all as soon as one has ended."""
     if not is_alone():
         time.sleep(_SPEAKS_WITHIN)
 
 
 def silence_others() -> None:
-    """Let what all processes would print be printed by the first; errors still are by each that has one."""
+    """Let rank 0 alone print to stdout; each process still prints its own errors."""
     if not is_first():
         import warnings
 
@@ -322,10 +303,8 @@ def silence_others() -> None:
 
 def _is_of_communication(error: BaseException) -> bool:
     """Whether torch.distributed raised it; gloo's errors have no class of their own."""
-    if isinstance(error, TrainingError):  # which says it itself, and may quote a disk's answer
+    if isinstance(error, TrainingError):  # which may quote an answer of the system
         return False
-    said = str(error)
     words = ("gloo", "Connection closed by peer", "NCCL", "imed out", "TCPStore", "onnection reset", "Broken pipe")
-    return type(error).__name__.startswith("Dist") or (
-        isinstance(error, RuntimeError) and any(word in said for word in words)
-    )
+    is_said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return is_said or type(error).__name__.startswith("Dist")

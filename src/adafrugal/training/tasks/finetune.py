@@ -17,32 +17,25 @@ from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import EncoderSettings, Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.training.devices import Place
-from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.tasks.metrics import better, scores
-from adafrugal.training.tasks.task import Work
+from adafrugal.training.tasks.task import StepBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Finetune:
-    """Fine-tuning of an encoder on labelled examples.
+    """Fine-tuning of an encoder on labelled examples, in one process: settings refuse more, whose dropout would differ.
 
     Args:
         settings: of the run.
         place: device and precision.
         say: told what takes long, in a sentence.
         state: of the run that goes on, as `state_dict` gave it.
-        ranks: of one process; settings refuse more, since dropout would not draw on several what it draws on one.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        place: Place,
-        say: Callable[[str], None],
-        state: dict[str, Any] | None = None,
-        ranks: Ranks | None = None,
+        self, settings: Settings, place: Place, say: Callable[[str], None], state: dict[str, Any] | None = None
     ) -> None:
         data, trainer = settings.data, settings.trainer
         self._place, self._metrics, self._is_score = place, list(data.metrics), data.classes is None
@@ -99,12 +92,12 @@ class Finetune:
         """Always: the examples are in memory."""
         return True
 
-    def work(self, step: int) -> Work:
+    def work(self, step: int) -> StepBatch:
         """A step's examples, in micro-batches that are padded each to its own longest one."""
         places, size = self._order[step], self._micro_batch_size
         batches = [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
         sums = zip(*((b.count(), b.tokens.numel(), b.real_tokens()) for b in batches), strict=True)
-        return Work(batches, *(sum(numbers) for numbers in sums))
+        return StepBatch(batches, *(sum(numbers) for numbers in sums))
 
     def rows(self, step: int) -> list[int]:
         """The numbers of a step's examples in the training split, or in the part of it that is trained on."""

@@ -19,7 +19,7 @@ from adafrugal.settings.schema import Settings
 from adafrugal.training.devices import Place
 from adafrugal.training.distributed import parallel
 from adafrugal.training.distributed.ranks import Ranks
-from adafrugal.training.tasks.task import Work
+from adafrugal.training.tasks.task import StepBatch
 
 
 class Pretrain:
@@ -38,10 +38,10 @@ class Pretrain:
         settings: Settings,
         place: Place,
         say: Callable[[str], None],
-        state: dict[str, Any] | None = None,
-        ranks: Ranks | None = None,
+        state: dict[str, Any] | None,
+        ranks: Ranks,
     ) -> None:
-        self._place, self._ranks = place, ranks or Ranks()
+        self._place, self._ranks = place, ranks
         self._batch_size = settings.trainer.batch_size
         self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
         self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
@@ -92,11 +92,12 @@ class Pretrain:
         """Whether `work` would answer at once, after at most `timeout` seconds of waiting for it."""
         return self._corpus.batches.is_ready(step, timeout)
 
-    def work(self, step: int) -> Work:
+    def work(self, step: int) -> StepBatch:
         """The rows that this process takes of a step's batch: neighbours in it."""
         whole = self._corpus.batches(step)
         mine = whole.share(self._ranks.rank, self._ranks.size)
-        return Work(list(mine.split(self._micro_batch_size)), whole.count(), whole.tokens.numel(), whole.real_tokens())
+        batches = list(mine.split(self._micro_batch_size))
+        return StepBatch(batches, whole.count(), whole.tokens.numel(), whole.real_tokens())
 
     def rows(self, step: int) -> list[int]:
         """The numbers of a step's rows, in the order in which the run reads them."""

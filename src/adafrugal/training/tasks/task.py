@@ -11,22 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Batch(Protocol):
-    """A micro-batch."""
-
-    tokens: Tensor
-
-    def count(self) -> int:
-        """What the loss is averaged over: targets, or examples."""
-        ...
-
-    def real_tokens(self) -> int:
-        """The number of tokens that are no padding."""
-        ...
-
-
-class Work(NamedTuple):
-    """What this process does of a step.
+class StepBatch(NamedTuple):
+    """One process's part of a step.
 
     Args:
         batches: its micro-batches, on the CPU; as many as every other process has.
@@ -90,8 +76,8 @@ class Task(Protocol):
         """Whether `work` would answer at once, after at most `timeout` seconds of waiting for it."""
         ...
 
-    def work(self, step: int) -> Work:
-        """What this process does of a step: a pure function of seed, step, and which of the processes it is."""
+    def work(self, step: int) -> StepBatch:
+        """One process's part of a step: a pure function of seed, step and rank."""
         ...
 
     def rows(self, step: int) -> list[int]:

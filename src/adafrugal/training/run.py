@@ -1,0 +1,220 @@
+"""A run in this process: device, task, optimizer and loop, from a session to its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adafrugal.memory import breakdown, estimate, fit, measure, on_device
+from adafrugal.memory.fit import Fitted
+from adafrugal.models import optimizers
+from adafrugal.models.schedule import factor
+from adafrugal.settings.identity import differing, still_part
+from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.validate import refuse_impossible
+from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.tracking import environment
+from adafrugal.training import compiling, devices
+from adafrugal.training.checkpoints import checkpoint
+from adafrugal.training.devices import Place
+from adafrugal.training.display import Display
+from adafrugal.training.loop import Loop
+from adafrugal.training.progress import Progress
+from adafrugal.training.session import Outcome, Session, unless_at_once
+from adafrugal.training.tasks.task import Task
+
+
+class Run:
+    """Makes a session's run.
+
+    Args:
+        session: which knows its settings, record and processes, and what to close.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.settings, self.record, self.ranks = session.settings, session.record, session.ranks
+        self.display = Display()
+        self._memory_before = 0
+
+    def train(self) -> Outcome:
+        """Train to the end, or until asked to stop."""
+        session, notes = self.session, []
+        # before anything else asks CUDA for something, and before the record is touched
+        place = devices.open_device(self.settings.trainer, self.ranks.local, notes.append)
+        session.begin()
+        session.ends.enter_context(self.display)
+        for note in notes:
+            self._warn(note)
+        loop = self._set_up(place)
+        self._copy_to_wandb()
+        session.ends.push(unless_at_once(loop.close))
+        session.stop.training = True
+        outcome: Outcome = "finished" if loop.fit(session.stop) else "interrupted"
+        if outcome == "finished":
+            summary = loop.summary()
+            if self.ranks.first:
+                self._add_estimate(summary)
+                self.record.write_summary(summary)
+        self.record.set_status(outcome, step=loop.progress.step)
+        if outcome == "interrupted":
+            self.display.say(f"interrupted after step {loop.progress.step}; the same command continues the run")
+        return outcome
+
+    def _warn(self, text: str) -> None:
+        """Record and show what went wrong without ending the run."""
+        with suppress(OSError):  # a full disk
+            self.record.add_event("warning", text=text)
+        self.display.warn(text)
+
+    # -- before the first step ------------------------------------------------------------------------------------
+
+    def _set_up(self, place: Place) -> Loop:
+        """Build everything, show it, and go to the step where the run stands."""
+        settings, display = self.settings, self.display
+        saved = self._latest_checkpoint()
+        state = checkpoint.load_state(saved) if saved else None
+        if state is not None:
+            _refuse_another(state, differing(settings), self.record.directory)
+            place = place.begun_in(state["precision"], settings.trainer.precision)
+        self._memory_before = measure.begin(place.device)
+        settings = self._on_device(place)
+        task = self._task(settings, place, state and state["task"])
+        settings = settled(settings, task.epoch, task.model.config.hidden_size)
+        refuse_impossible(settings)
+        settings, fitted = self._within_budget(settings, state)
+        self.session.made = settings
+        display.expect(settings.trainer.steps)
+
+        optimizers.adapt(settings, task.model)
+        groups = optimizers.groups(settings, task.model)
+        optimizer = optimizers.build(settings, groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
+        known_as, progress = differing(self.settings), Progress(fitted_density=fitted and fitted.density)
+        loop = Loop(settings, task, optimizer, scheduler, place, self.record, display, self.ranks, known_as, progress)
+        display.say(f"{self.session.identity.key} → {self.record.directory}\n\n{groups}\n")
+        if saved is not None:
+            loop.resume(state, saved)
+            display.say(f"continuing after step {loop.progress.step}")
+        self.record.go_back_to(loop.progress.step)
+        if fitted is not None:
+            self.record.add_event("fitted", step=1, **asdict(fitted))
+        loop.compile(self._warn)
+        if loop.compilation.mode:  # the next run of a sweep needs the memory, and torch compiles a function 8 times
+            self.session.ends.callback(compiling.forget)
+        self._describe(loop)
+        return loop
+
+    def _latest_checkpoint(self) -> Path | None:
+        """The checkpoint to continue from; rank 0 looks, and puts damaged ones aside."""
+        found = checkpoint.latest(self.record.directory / "checkpoints", self._warn) if self.ranks.first else None
+        told = self.ranks.tell(found and str(found))
+        return Path(told) if told else None
+
+    def _on_device(self, place: Place) -> Settings:
+        """The settings with what is left to the device: precision, micro-batch, rows of logits."""
+        settings, size = self.settings, self.ranks.size
+        free = min(self.ranks.gather(place.free()))
+        chooses = place.is_gpu and on_device.chooses_micro_batch(settings)
+        if chooses:
+            self.display.say("estimating which micro-batch fits: seconds, for 7B a minute")
+        try:
+            found = on_device.resolved(settings, place.precision, place.memory(), free, size)
+        except Exception as error:  # of whatever kind: an estimate is no reason for a run not to start
+            self._warn(f"there is no estimate by which to choose a micro-batch, which is the batch: {error}")
+            whole = replace(settings.trainer, micro_batch_size=settings.trainer.batch_size)
+            return on_device.resolved(replace(settings, trainer=whole), place.precision, place.memory(), free, size)
+        if chooses and (rows := found.trainer.micro_batch_size) < settings.trainer.batch_size // size:
+            fits = f"by the estimate more do not fit into {free / 2**30:.1f} GiB"
+            self.display.say(f"micro-batches of {rows} rows: {fits}")
+        return found
+
+    def _task(self, settings: Settings, place: Place, state: dict[str, Any] | None) -> Task:
+        """The task, which goes on where `state` says."""
+        if settings.task.kind == "pretrain":
+            from adafrugal.training.tasks.pretrain import Pretrain
+
+            task: Task = Pretrain(settings, place, self.display.say, state, self.ranks)
+        else:
+            from adafrugal.training.tasks.finetune import Finetune
+
+            task = Finetune(settings, place, self.display.say, state)
+        self.session.ends.push(unless_at_once(task.close))
+        return task
+
+    def _within_budget(self, settings: Settings, state: Mapping[str, Any] | None) -> tuple[Settings, Fitted | None]:
+        """The settings with the density that `optimizer.fit_gib` leaves, and the choice if this start makes it."""
+        if getattr(settings.optimizer, "fit_gib", None) is None:
+            return settings, None
+        if state is not None:
+            return fit.beginning_with(settings, state["account"]["fitted_density"]), None
+        found = fit.fitted(self._of_one_process(settings))
+        self.display.say(breakdown.chosen(settings, found))
+        return fit.beginning_with(settings, found.density), found
+
+    def _of_one_process(self, settings: Settings) -> Settings:
+        """Settings of one process's part of the batch."""
+        trainer = settings.trainer
+        rows = trainer.batch_size // self.ranks.size
+        micro = min(trainer.micro_batch_size or rows, rows)
+        return replace(settings, trainer=replace(trainer, batch_size=rows, micro_batch_size=micro))
+
+    def _describe(self, loop: Loop) -> None:
+        """Record the environment; set status to running."""
+        here = {"device": loop.place.name(), "precision": loop.place.precision}
+        here |= loop.compilation.decided(loop.settings)
+        if self.ranks.size > 1:
+            here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
+        found = environment.describe() | here | {"data": loop.task.data}
+        found["identity"] = asdict(self.session.identity) | {"differs": loop.known_as}
+        del found["identity"]["directory"]
+        self.record.write_config(self.session.config())
+        self.record.write_environment(found)
+        self.record.add_event("start", step=loop.progress.step, code=found["code"], **here)
+        self.record.set_status("running")
+
+    def _copy_to_wandb(self) -> None:
+        """Have the record copied to W&B, if the settings say so, until the run ends."""
+        if self.settings.tracking.kind != "wandb" or not self.ranks.first:
+            return
+        from adafrugal.tracking.wandb import WandbCopy
+
+        identity = self.session.identity
+        copy = WandbCopy(self.settings.tracking, self.record, identity.key, identity.labels, self._warn)
+        self.session.ends.push(unless_at_once(lambda: copy.finish(0 if self.record.status == "finished" else 1)))
+
+    # -- after the last -------------------------------------------------------------------------------------------
+
+    def _add_estimate(self, summary: dict[str, Any]) -> None:
+        """Add the estimate of `python -m adafrugal.memory` to the memory that was measured."""
+        if self.settings.task.kind != "pretrain" or self.settings.trainer.parallel == "fsdp":
+            return
+        try:
+            foretold = estimate.estimate(self._of_one_process(self.session.made)).peak
+        except Exception as error:  # of whatever kind: a run that is made does not fail for what was to be said of it
+            self._warn(f"there is no estimate of the memory in the summary: {error}")
+            return
+        summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
+        summary["memory"] |= {"estimate_phase": foretold.phase, "is_upper_bound": summary["compile"] is not None}
+
+
+def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], directory: Path) -> None:
+    """A directory is named by its settings, but it can be renamed, or copied over another."""
+    if "settings" not in state:
+        raise TrainingError(
+            "the checkpoint was written by another version of this code: continue with that version, or remove the "
+            "run's directory to begin anew"
+        )
+    theirs = still_part(state["settings"])
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if names:
+        listed = ", ".join(f"{name} ({theirs.get(name, 'default')}; now {ours.get(name, 'default')})" for name in names)
+        raise SettingError(
+            f"the checkpoint in {directory} is of a run with other settings: {listed}; remove that directory, "
+            "or set another run_root"
+        )

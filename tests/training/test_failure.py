@@ -1,0 +1,105 @@
+"""How a run ends: what is noted and raised, and when."""
+
+import contextlib
+import errno
+import os
+import signal
+
+import pytest
+
+from adafrugal.settings.identity import identify
+from adafrugal.system.errors import FAILED, INTERRUPTED, WRONG, SettingError, TrainingError
+from adafrugal.system.signals import Stop
+from adafrugal.tracking.record import Record
+from adafrugal.training import failure, session
+from adafrugal.training.distributed.ranks import LostError, Ranks
+from adafrugal.training.run import Run
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (SettingError("x is 1;\nallowed: 2"), (WRONG, "x is 1; allowed: 2", "error: x is 1; allowed: 2")),
+        (TrainingError("no room"), (FAILED, "no room", "error: no room")),
+        (LostError("gone", is_told=False), (FAILED, "gone", "error: gone")),
+        (LostError("process 1: no room", is_told=True), (FAILED, "process 1: no room", "")),
+        (KeyError("x"), (FAILED, "KeyError: 'x'", "KeyError: 'x'")),
+        (KeyboardInterrupt(), (INTERRUPTED, "", "interrupted; the same command continues")),
+    ],
+)
+def test_an_error_becomes_a_code_a_reason_and_a_line(error, end):
+    assert failure.classify(error, Stop()) == end
+
+
+def test_a_defect_is_shown_with_its_traceback():
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError as error:
+        assert failure.classify(error, Stop()).text.startswith("Traceback (most recent call last)")
+
+
+def test_an_error_after_a_lost_interruption_is_an_interruption():
+    stop = Stop()
+    stop.was_lost = True
+    assert failure.classify(ImportError("half imported"), stop).code == INTERRUPTED
+
+
+def test_disk_and_memory_are_explained(settings, tmp_path):
+    chosen, _ = settings()
+    full = failure.explained(OSError(errno.ENOSPC, "No space left", "/disk/x"), Ranks(), chosen, tmp_path)
+    assert str(full).startswith("/disk/x: No space left; what is whole stays")
+    assert str(failure.explained(MemoryError(), Ranks(), chosen, tmp_path)).startswith("memory was refused")
+    for error in (
+        KeyError("x"),
+        FileNotFoundError(errno.ENOENT, "no such file"),
+        SettingError("x"),
+        KeyboardInterrupt(),
+    ):
+        assert failure.explained(error, Ranks(), chosen, tmp_path) is error
+
+
+def status_after(set_up, raised, settings, monkeypatch):
+    """The status of a run that is set up so, and ends with that exception."""
+    monkeypatch.setattr(Run, "_set_up", set_up)
+    chosen, choices = settings()
+    with pytest.raises(raised):
+        session.run(chosen, choices)
+    return Record(identify(chosen, choices).directory).status
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "raised", "status"), [(True, KeyboardInterrupt, "interrupted"), (False, ImportError, "failed")]
+)
+def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(
+    interrupted, raised, status, settings, monkeypatch
+):
+    """Modules imported by half fail later, with an error of their own."""
+
+    def set_up(self, place):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT if interrupted else 0)
+        raise ImportError("half imported")
+
+    assert status_after(set_up, raised, settings, monkeypatch) == status
+
+
+@pytest.mark.parametrize(("error", "waits"), [(None, True), (ValueError, True), (KeyboardInterrupt, False)])
+def test_a_process_that_is_stopped_at_once_waits_for_nothing(error, waits):
+    waited = []
+    with contextlib.suppress(ValueError, KeyboardInterrupt), contextlib.ExitStack() as ends:
+        ends.push(session.unless_at_once(lambda: waited.append(True)))
+        if error:
+            raise error
+    assert bool(waited) is waits
+
+
+def test_how_it_ended_is_noted_before_anything_is_waited_for(settings, monkeypatch):
+    """A scheduler that asked may kill the process in the meantime."""
+    found = []
+
+    def set_up(self, place):
+        self.session.ends.callback(lambda: found.append(self.record.status))
+        raise ImportError("missing")
+
+    assert status_after(set_up, ImportError, settings, monkeypatch) == "failed"
+    assert found == ["failed"]
