@@ -102,7 +102,7 @@ def forks(tmp_path_factory):
 
 def main():
     """Import what a run imports, then answer requests until there are no more."""
-    names = ("session", "loop", "tasks.pretrain", "tasks.finetune", "display", "compiling")
+    names = ("run", "tasks.pretrain", "tasks.finetune", "display", "compiling")
     names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.data.labelled"]
     others = (
         "hydra",

@@ -1,14 +1,10 @@
 """A run that is killed, at any instant, and typed again ends as one that is not."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
 from torture import FEWER, LONG, end_of, record_under
 
 # four micro-batches a step, a refresh every third, ρ falls, T moves, three checkpoints and a best one
@@ -49,12 +45,12 @@ def survives(forks, cache_root, tmp_path, whole):
     return check
 
 
-@pytest.mark.parametrize("part", range(300 if LONG else 5))
+@pytest.mark.parametrize("part", range(300 if LONG else 3))
 def test_when_it_touches_a_file(part, whole, survives, tally):
     """Between any two files of a checkpoint, of the record, in the middle of removing an old one, …"""
     files = whole[1]
     assert 40 < files <= 300
-    n = part + 1 if LONG else round((part + 0.5) * files / 5)
+    n = part + 1 if LONG else round((part + 0.5) * files / 3)
     if n > files:
         pytest.skip(FEWER)
     survives({"file": n})
@@ -86,35 +82,25 @@ def test_in_the_middle_of_a_call(call, n, survives, forks, cache_root, tmp_path,
 
 
 @pytest.mark.parametrize("seed", range(10 if LONG else 1))
-def test_at_random_instants(seed, cache_root, tmp_path, tally):
-    """The real command, three times in a row, by somebody else."""
+def test_at_random_instants(seed, forks, cache_root, tmp_path, tally):
+    """Three times in a row, from outside."""
     chosen = random.Random(seed)
-    words = [*ADAFRUGAL, "trainer.steps=240", "trainer.log_every=2", "checkpoint.every=4", f"cache_root={cache_root}"]
-    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [*ADAFRUGAL, "trainer.steps=120", "trainer.log_every=2", "checkpoint.every=4", f"cache_root={cache_root}"]
 
     def end(name):
-        done = subprocess.run(
-            [*command, f"run_root={tmp_path / name}"],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=tmp_path,
-            env=env,
-        )
-        assert done.returncode == 0, done.stderr
+        done = forks(*words, f"run_root={tmp_path / name}")
+        assert done.code == 0, done.err
         return end_of(tmp_path / name)
 
     for _ in range(3):
-        process = subprocess.Popen([*command, f"run_root={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, cwd=tmp_path, env=env)  # fmt: skip
+        process = forks.begin(*words, f"run_root={tmp_path / 'killed'}")
         if chosen.random() < 0.2:  # most instants are of the training, few of what comes before it
             time.sleep(chosen.uniform(0, 3))
         else:
-            _await_steps(tmp_path / "killed", chosen.randint(0, 60))
+            _await_steps(tmp_path / "killed", chosen.randint(0, 30))
             time.sleep(chosen.uniform(0, 0.1))
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, "it was done before"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait().code == -signal.SIGKILL, "it was done before"
         tally("instants: at random, from outside")
     assert end("killed") == end("whole")
 
@@ -133,23 +119,22 @@ def _lines(root, name):
     return b"".join(file.read_bytes() for file in root.glob(f"*/*/{name}"))
 
 
-def test_a_second_signal_in_the_middle_of_a_checkpoint(cache_root, tmp_path, tally):
+def test_a_second_signal_in_the_middle_of_a_checkpoint(forks, cache_root, tmp_path, tally):
     """Where nearly all the time is spent writing them, in a thread that nobody waits for then."""
     words = ["scale=smoke", "model.hidden_size=256", "model.intermediate_size=1024", "model.num_hidden_layers=4",
              "tracking=local", "optimizer=adamw", "trainer.steps=3000", "trainer.sequence_length=16",
              "checkpoint.every=1", "eval.every=3000", "eval.tokens=64", f"run_root={tmp_path}",
              f"cache_root={cache_root}"]  # fmt: skip
-    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
     for times in range(3 if LONG else 1):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         until, before = time.monotonic() + 120, _checkpoints(tmp_path)
+        process = forks.begin(*words)
         while _checkpoints(tmp_path) <= before and time.monotonic() < until:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.02 * (times + 1))
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-        assert (process.returncode, err.count("\n")) == (75, 2), err
+        done = process.wait(60)
+        assert (done.code, done.err.count("\n")) == (75, 2), done.err
         assert record_under(tmp_path).status == "interrupted"
         tally("faults: a second signal")
 
@@ -160,27 +145,26 @@ def _checkpoints(root):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM] if LONG else [signal.SIGUSR1])
-def test_a_second_signal_stops_at_once_and_nothing_is_lost(number, cache_root, tmp_path, tally):
+def test_a_second_signal_stops_at_once_and_nothing_is_lost(number, forks, cache_root, tmp_path, tally):
     """Where the step in hand takes long: one over many rows."""
-    words = [*ADAFRUGAL, "trainer.steps=4", "trainer.batch_size=512", "checkpoint.every=1", "eval.every=4",
-             "optimizer.interval=50", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    words = [*ADAFRUGAL, "trainer.steps=3", f"trainer.batch_size={512 if LONG else 256}", "checkpoint.every=1",
+             "eval.every=3", "optimizer.interval=50", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
+    process = forks.begin(*words)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("*/*/checkpoints/step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(number)
-    time.sleep(0.3)
+    time.sleep(0.1)
     asked = time.monotonic()
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    done = process.wait(60)
     assert time.monotonic() - asked < 5
-    assert process.returncode == 75
-    assert err.splitlines() == [
+    assert done.code == 75
+    assert done.err.splitlines() == [
         "stopping after this step; a second signal stops at once", "interrupted; the same command continues"
     ]  # fmt: skip
     assert record_under(tmp_path).status == "interrupted"
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "continuing after step" in done.stdout
+    again = forks(*words)
+    assert again.code == 0, again.err
+    assert "continuing after step" in again.out
     tally("faults: a second signal")

@@ -302,7 +302,7 @@ def test_the_last_evaluation_may_read_more_and_is_compared_with_no_other(setting
     chosen, _ = settings("eval.every=5", "eval.tokens=1280")
     evaluated = [line for line in record.metrics() if "validation_loss" in line]
     assert [line["step"] for line in evaluated] == [5, 10, 15, 20]
-    summary, task = record.summary(), Pretrain(chosen, open_device(chosen.trainer), str)
+    summary, task = record.summary(), Pretrain(chosen, open_device(chosen.trainer), str, None, Ranks())
     saved = load_file(record.directory / "checkpoints" / "step-00000020" / "model.safetensors")
     task.model.load_state_dict(saved, strict=True)
     assert task.evaluate(last=False)["validation_loss"] == summary["validation_loss"]

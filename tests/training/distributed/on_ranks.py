@@ -15,6 +15,7 @@ import torch
 from adafrugal.settings import check, compose
 from adafrugal.training.distributed import ranks
 from adafrugal.training.loop import Loop
+from adafrugal.training.run import Run
 from adafrugal.training.session import run
 
 _next_batch, _train_step = Loop._next_batch, Loop._train_step
@@ -52,10 +53,13 @@ def made(job):
         loop.scaler.__dict__.pop("step", None)
 
     Loop._next_batch, Loop._train_step = next_batch, train_step
+    Run._add_estimate = lambda run, summary: None  # which takes longer than these runs
     try:
         record, outcome = run(check.check(found, choices), choices)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        Loop._next_batch, Loop._train_step = _next_batch, _train_step
     return {"outcome": outcome, "directory": str(record.directory), **seen}
 
 

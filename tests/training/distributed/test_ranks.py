@@ -19,7 +19,7 @@ from adafrugal.training.distributed import ranks
 from adafrugal.training.distributed.ranks import Ranks
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-LONG = ["trainer.steps=100", "eval.every=1000", "trainer.log_every=5", "checkpoint.every=20", "optimizer.interval=50"]
+LONG = ["trainer.steps=100", "eval.every=1000", "trainer.log_every=2", "checkpoint.every=5", "optimizer.interval=50"]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def begin_ended(process):
 
 def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on(torchrun, tmp_path):
     process = torchrun("trainer.parallel=ddp", *LONG)
-    trained(process, tmp_path, 30)
+    trained(process, tmp_path, 20)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     assert process.wait(30) == 1
     waited = r"process 0 of 2 waited at step \d+ for the others until one of them was gone"
@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on(to
 @pytest.mark.skipif(not torture.LONG, reason="make torture: test_launchers stops several, too")
 def test_all_are_stopped_in_order_and_go_on(torchrun, tmp_path):
     process = torchrun("trainer.parallel=fsdp", *LONG, "trainer.steps=1000")
-    trained(process, tmp_path, 30)
+    trained(process, tmp_path, 10)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) != 0
     assert torchrun.status()["status"] == "interrupted"
@@ -107,14 +107,14 @@ def test_all_are_stopped_in_order_and_go_on(torchrun, tmp_path):
 
 
 def test_a_process_that_hangs_is_waited_for_so_long_and_no_longer(torchrun, tmp_path):
-    process = torchrun("trainer.parallel=ddp", "trainer.timeout=4", *LONG)
-    trained(process, tmp_path, 30)
+    process = torchrun("trainer.parallel=ddp", "trainer.timeout=3", *LONG, "trainer.steps=1000")
+    trained(process, tmp_path, 10)
     hanging = children(process.pid)[1]
     os.kill(hanging, signal.SIGSTOP)
     until(lambda: "error: " in torchrun.err(), 20)
     os.kill(hanging, signal.SIGKILL)
     assert process.wait(30) == 1
-    waited = r"process 0 of 2 waited at step \d+ for the others for 4 s \(trainer.timeout\)"
+    waited = r"process 0 of 2 waited at step \d+ for the others for 3 s \(trainer.timeout\)"
     assert re.search(rf"^error: {waited}; last seen: process 1 at step \d+", torchrun.err(), re.MULTILINE)
 
 
@@ -123,9 +123,13 @@ def test_what_is_wrong_for_all_is_said_once(torchrun):
     assert process.wait(60) == 1
     lines = [line for line in torchrun.err().splitlines() if line.startswith("error: ")]
     assert lines == ["error: WORLD_SIZE is 2; allowed: a divisor of trainer.batch_size (3)"]
-    process = torchrun("trainer.parallel=ddp", "optimizer.lr=-1")
-    assert process.wait(60) == 1
-    assert torchrun.err().count("error: optimizer.lr is -1") == 1
+
+
+def test_a_wrong_setting_is_said_by_the_first_alone(forks):
+    for rank, said in (("0", 1), ("1", 0)):
+        done = forks("trainer.parallel=ddp", "optimizer.lr=-1", env={"WORLD_SIZE": "2", "RANK": rank})
+        assert done.code == 2
+        assert done.err.count("error: optimizer.lr is -1") == said
 
 
 @pytest.mark.skipif(not torture.LONG, reason="make torture")
