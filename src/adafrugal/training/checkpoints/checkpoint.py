@@ -1,4 +1,4 @@
-"""What a run continues from: the model as transformers reads it, and beside it everything else as tensors and numbers.
+"""A checkpoint: the model as transformers reads it, and beside it everything else as tensors and numbers.
 
 checkpoints/step-00000100/
 model.safetensors, config.json   for `from_pretrained`, and a tokenizer's files where the task has one; LoRA's names are
@@ -7,7 +7,7 @@ state.pt                         optimizer, schedule, random state, progress; lo
 checksums.json                   SHA-256 of each of these files, by which a damaged one is found out
 
 Of a run whose processes each have a part of the model, the tensors stand in shard-*.safetensors instead, a file a
-process (`shards`), and `python -m adafrugal.training` makes the form above of it.
+process (`sharded`), and `python -m adafrugal.training` makes the form above of it.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from adafrugal.memory import out_of_memory
-from adafrugal.system.errors import TrainingError
+from adafrugal.system.errors import TrainingError, chain, line
 from adafrugal.system.files import to_disk
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    Saved = PreTrainedModel | PreTrainedTokenizerBase
 
 CHECKSUMS = "checksums.json"
 
 
+def name(step: int) -> str:
+    """The directory of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def begin(root: Path, step: int) -> Path:
+    """A new directory beside the place of a checkpoint; what a process that was killed has left there is removed."""
+    for stale in root.glob(".step-*.new"):
+        shutil.rmtree(stale)
+    beside = root / f".{name(step)}.new"
+    beside.mkdir(parents=True)
+    return beside
+
+
 def save(
-    root: Path,
-    step: int,
-    parts: Mapping[str, Saved],
-    weights: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    keep: int,
-    best: int | None = None,
+    root: Path, step: int, fill: Callable[[], Path], state: Mapping[str, Any], keep: int, best: int | None = None
 ) -> Path:
-    """Write a checkpoint beside its place, move it there when it is whole, and drop what need not be kept.
+    """Write a checkpoint beside its place, move it there when it is whole, and drop those that need not be kept.
 
     Args:
         root: where checkpoints are.
         step: of this one.
-        parts: `model`, and `tokenizer` where there is one, as transformers has them.
-        weights: of the model, which may be on its way already.
+        fill: writes the model into the directory of `begin`, and returns that.
         state: all the rest.
         keep: so many of the newest stay.
         best: the step of one that stays, too.
@@ -61,78 +61,28 @@ def save(
         TrainingError: it cannot be written; nothing of it is left, and those before it stay.
         RuntimeError, MemoryError: memory was refused for it; likewise.
     """
-    final = root / f"step-{step:08d}"
-    beside = root / f".{final.name}.new"
-    with _whole_or_not(root, step, beside):
-        begin(root, step)
-        for name, part in parts.items():
-            part.save_pretrained(beside, **({"state_dict": dict(weights)} if name == "model" else {}))
-        _finish(beside, state, final)
-    _drop(root, keep, best)
+    final = root / name(step)
+    with writing(root, step):
+        try:
+            _finish(fill(), state, final)
+        except Exception:
+            shutil.rmtree(root / f".{name(step)}.new", ignore_errors=True)
+            raise
+    for old in _all(root)[:-keep]:
+        if best is None or old.name != name(best):
+            shutil.rmtree(old, ignore_errors=True)  # the run has what it needs; tried again with the next one
     return final
-
-
-def begin(root: Path, step: int) -> Path:
-    """A new directory beside the place of a checkpoint; what a process that was killed has left there is removed."""
-    for stale in root.glob(".step-*.new"):
-        shutil.rmtree(stale)
-    beside = root / f".step-{step:08d}.new"
-    beside.mkdir(parents=True)
-    return beside
-
-
-def complete(
-    root: Path,
-    step: int,
-    written: Future[Any],
-    model: PreTrainedModel,
-    state: Mapping[str, Any],
-    keep: int,
-    best: int | None = None,
-) -> Path:
-    """Make a checkpoint of the shards that all processes are writing, as one of them: as `save` does, else.
-
-    Args:
-        root: where checkpoints are.
-        step: of this one.
-        written: ends when all shards are on the disk.
-        model: whose settings stand beside them.
-        state: all that is not in the shards.
-        keep: so many of the newest stay.
-        best: the step of one that stays, too.
-    """
-    final = root / f"step-{step:08d}"
-    beside = root / f".{final.name}.new"
-    with _whole_or_not(root, step, beside):
-        written.result()
-        model.config.save_pretrained(beside)
-        _finish(beside, state, final)
-    _drop(root, keep, best)
-    return final
-
-
-def wait_for(written: Future[Any], root: Path, step: int) -> None:
-    """Wait for the shards, as one of the processes that leave the rest to another."""
-    with _whole_or_not(root, step, None):
-        written.result()
 
 
 @contextmanager
-def _whole_or_not(root: Path, step: int, beside: Path | None) -> Iterator[None]:
+def writing(root: Path, step: int) -> Iterator[None]:
+    """Explain an error in writing a checkpoint; a refused allocation stays as it is."""
     try:
         yield
     except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
         if out_of_memory.is_memory(error):
             raise
         raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
-
-
-def _drop(root: Path, keep: int, best: int | None) -> None:
-    for old in _all(root)[:-keep]:
-        if best is None or old.name != f"step-{best:08d}":
-            shutil.rmtree(old, ignore_errors=True)  # the run has what it needs; tried again with the next one
 
 
 def _finish(directory: Path, state: Mapping[str, Any], final: Path) -> None:
@@ -148,11 +98,8 @@ def _finish(directory: Path, state: Mapping[str, Any], final: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, whoever passed it on."""
-    known = next(
-        (e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError) and e.strerror), None
-    )
-    return str(known.strerror) if known else " ".join(str(error).split())
+    """The system's answer, whichever library passed it on."""
+    return next((str(e.strerror) for e in chain(error) if isinstance(e, OSError) and e.strerror), line(error))
 
 
 def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -165,10 +112,9 @@ def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
         warn: told of each that is damaged, in a sentence.
 
     Raises:
-        TrainingError: there are some, and all of them are damaged. To begin anew is somebody's decision, not ours.
+        TrainingError: there are some, and all of them are damaged. To begin anew is the user's decision.
     """
-    found = _all(root)
-    damaged = []
+    found, damaged = _all(root), []
     for directory in reversed(found):
         damage = _damage(directory)
         if damage is None:
@@ -187,7 +133,7 @@ def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def _damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where they are as they were written."""
+    """The fault of a checkpoint's files; None where they are as they were written."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
         has_weights = any(name.endswith(".safetensors") for name in checksums)

@@ -17,7 +17,9 @@ from adafrugal.training.checkpoints import checkpoint, sharded
 from adafrugal.training.distributed.ranks import Ranks
 
 if TYPE_CHECKING:
-    from adafrugal.training.checkpoints.checkpoint import Saved
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Saved = PreTrainedModel | PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Written:
 class Writer:
     """Writes one checkpoint at a time, in a thread. Of several processes the first does, with the others' shards.
 
-    The thread is no reason for a process to live: one that is stopped at once leaves a checkpoint half-written,
-    under a name that nobody reads.
+    The thread does not keep a process alive: one that is stopped at once leaves a checkpoint half-written, under a name
+    that is never read.
 
     Args:
         root: where checkpoints are.
@@ -80,43 +82,57 @@ class Writer:
         """
         begun = begun or time.perf_counter()
         before = self.wait()
-        make = (self._with_shards if self._is_sharded else self._alone)(step, parts, state, best)
+        fill, state = (self._copied_shards if self._is_sharded else self._copied)(step, parts, state)
         held = time.perf_counter() - begun
-        writing: Future[Written] = Future()
+        self._writing = writing = Future()
 
         def write() -> None:
             started = time.perf_counter()
             try:
-                make()
-                writing.set_result(Written(step, f"step-{step:08d}", held, time.perf_counter() - started))
-            except BaseException as error:  # is raised where somebody asks
+                if self._ranks.first:
+                    checkpoint.save(self._root, step, fill, state, self._keep, best)
+                else:
+                    with checkpoint.writing(self._root, step):
+                        fill()
+                writing.set_result(Written(step, checkpoint.name(step), held, time.perf_counter() - started))
+            except BaseException as error:  # raised by `wait`
                 writing.set_exception(error)
 
         threading.Thread(target=write, name=f"checkpoint of step {step}", daemon=True).start()
-        self._writing = writing
         return before
 
-    def _alone(
-        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None
-    ) -> Callable[[], Any]:
-        """Copy everything; what then remains to be done."""
-        weights, copied = self._staging.copy([parts["model"].state_dict(), state])
-        return lambda: checkpoint.save(self._root, step, parts, weights, copied, self._keep, best)
+    def _copied(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any]
+    ) -> tuple[Callable[[], Path], Mapping[str, Any]]:
+        """A function that writes copies of the parts, and a copy of the state."""
+        weights, state = self._staging.copy([parts["model"].state_dict(), state])
 
-    def _with_shards(
-        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None
-    ) -> Callable[[], Any]:
-        """Copy this process's parts, and the rest of the state where it is written; what then remains to be done."""
+        def fill() -> Path:
+            place = checkpoint.begin(self._root, step)
+            for name, part in parts.items():
+                part.save_pretrained(place, **({"state_dict": dict(weights)} if name == "model" else {}))
+            return place
+
+        return fill, state
+
+    def _copied_shards(
+        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any]
+    ) -> tuple[Callable[[], Path], Mapping[str, Any]]:
+        """A function that waits for the shards, which all processes begin to write here, and the rest of the state."""
         tensors, rest = sharded.taken_apart(state)
-        place = self._root / f".step-{step:08d}.new"
+        place, model = self._root / f".{checkpoint.name(step)}.new", parts["model"]
         with self._ranks.first_goes_first():  # what one that was killed has left is removed before anybody writes
             if self._ranks.first:
                 checkpoint.begin(self._root, step)
-        written = sharded.write(place, {**parts["model"].state_dict(), **tensors}, self._ranks.writing)
-        if not self._ranks.first:
-            return lambda: checkpoint.wait_for(written, self._root, step)
-        copied = self._staging.copy(rest)
-        return lambda: checkpoint.complete(self._root, step, written, parts["model"], copied, self._keep, best)
+        written = sharded.write(place, {**model.state_dict(), **tensors}, self._ranks.writing)
+
+        def fill() -> Path:
+            written.result()
+            if self._ranks.first:
+                model.config.save_pretrained(place)
+            return place
+
+        return fill, self._staging.copy(rest) if self._ranks.first else rest
 
     def done(self) -> Written | None:
         """The checkpoint that has become whole since the last call, if there is one.

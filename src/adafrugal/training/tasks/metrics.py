@@ -5,14 +5,44 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 
-def scores(metrics: Sequence[str], labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
-    """Metric -> its value, between 0 and 1, or −1 and 1 for correlations.
+def _scikit(name: str, **more: Any) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A metric of scikit-learn, imported when it is used."""
 
-    A metric that is not defined (a correlation with outputs that are all alike) is NaN.
+    def metric(labels: np.ndarray, found: np.ndarray) -> float:
+        import sklearn.metrics
+
+        return float(getattr(sklearn.metrics, name)(labels, found, **more))
+
+    return metric
+
+
+def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A correlation of scipy, imported when it is used."""
+
+    def metric(labels: np.ndarray, found: np.ndarray) -> float:
+        import scipy.stats
+
+        return float(getattr(scipy.stats, name)(labels, found).statistic)
+
+    return metric
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": _scikit("accuracy_score"),
+    "f1": _scikit("f1_score", zero_division=0),  # of class 1
+    "matthews": _scikit("matthews_corrcoef"),
+    "pearson": _correlation("pearsonr"),
+    "spearman": _correlation("spearmanr"),
+}
+
+
+def scores(metrics: Sequence[str], labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
+    """Metric -> its value, between 0 and 1, or −1 and 1 for correlations; NaN where it is not defined.
 
     Args:
         metrics: names of `METRICS`.
@@ -28,47 +58,3 @@ def scores(metrics: Sequence[str], labels: np.ndarray, outputs: np.ndarray) -> d
 def better(new: float, old: float) -> bool:
     """Whether a score is better than an earlier one; NaN is worse than any number."""
     return not math.isnan(new) and (math.isnan(old) or new > old)
-
-
-def _accuracy(labels: np.ndarray, found: np.ndarray) -> float:
-    """The share of the examples whose class is found."""
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, found))
-
-
-def _f1(labels: np.ndarray, found: np.ndarray) -> float:
-    """The harmonic mean of precision and recall of class 1."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, found, zero_division=0))
-
-
-def _matthews(labels: np.ndarray, found: np.ndarray) -> float:
-    """Matthews' correlation of classes: 0 where only one is found."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, found))
-
-
-def _pearson(labels: np.ndarray, found: np.ndarray) -> float:
-    """The linear correlation of scores."""
-    from scipy.stats import pearsonr
-
-    return float(pearsonr(labels, found).statistic)
-
-
-def _spearman(labels: np.ndarray, found: np.ndarray) -> float:
-    """The correlation of the scores' ranks."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(labels, found).statistic)
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
