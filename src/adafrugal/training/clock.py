@@ -12,9 +12,9 @@ PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "
 
 
 class PhaseClock:
-    """Adds up what each phase takes. On a GPU the phases are measured there, and waited for only in `take`.
+    """Sums the seconds of each phase; a phase within another is not counted as the other's.
 
-    A phase within another is counted as its own and not as the other's.
+    On a GPU the phases are measured by events, and waited for only in `take`.
     """
 
     def __init__(self, device: torch.device) -> None:

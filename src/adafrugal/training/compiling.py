@@ -1,7 +1,7 @@
 """torch.compile for a run: whether, in which mode, and when it happens.
 
-What is compiled is a task's `forward`: autocast, the model and its loss in one region. All of it is compiled before the
-first step, on batches of the shapes that the run will see, so that no step waits for it and a failure changes nothing.
+A task's `forward` is compiled: autocast, the model and its loss in one region. That happens before the first step, on
+batches of the shapes that the run will see, so that no step waits for it and a failure changes nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Compilation:
         return self.mode in _GRAPHS
 
     def decided(self, settings: Settings) -> dict[str, Any]:
-        """What was left to the device, as it came to be: for the record of a run with these settings."""
+        """The choices that were left to the device, for the record of a run with these settings."""
         found: dict[str, Any] = {"compile": self.mode, "micro_batch_size": settings.trainer.micro_batch_size}
         found |= {"compile_reason": self.reason} if self.reason else {}
         if hasattr(settings.model, "loss_chunk_rows"):
@@ -69,12 +69,12 @@ def start(
     """Compile a task's forward and backward passes as `trainer.compile` says, or say why not.
 
     Args:
-        task: whose `forward` is replaced; its model and optimizer are complete, and its weights are loaded.
+        task: whose `forward` is replaced; its model and optimizer are complete, its weights loaded.
         settings: of the run.
         place: device and precision.
         say: told that it takes long.
-        warn: told, once, why something else than what was asked for is done.
-        ranks: the processes of the run: all of them compile, or none.
+        warn: told, once, why another mode than the one asked for is used, or none.
+        ranks: the processes of the run; all of them compile, or none.
     """
     trainer = settings.trainer
     if reason := _why_not(trainer, place):
@@ -99,22 +99,29 @@ def start(
         reason = f"torch.compile does not work here ({problems[0]}); trainer.compile is false from here on"
         warn(reason)
         return Compilation(None, time.perf_counter() - begun, reason)
-    if mode in _GRAPHS and (skipped := _skipped_graphs()):
+    if mode in _GRAPHS and (skipped := _counted().get("cudagraph_skips", 0)):
         mode, reason = _WITHOUT[mode], f"torch recorded no CUDA graphs ({skipped} skipped)"
         warn(reason)
     return Compilation(mode, time.perf_counter() - begun, reason)
 
 
 def forget() -> None:
-    """Drop everything that was compiled in this process, and let go of its memory."""
+    """Drop everything that was compiled in this process, and free its memory."""
     torch.compiler.reset()
-    kernels.forget_compiled()  # which torch would make anew of other sizes than those that it was made for
+    kernels.forget_compiled()  # torch would compile it anew, for other sizes
 
 
 def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exception | None:
     """Compile and rehearse; where that fails, undo it and return the error, of whatever kind torch.compile raises."""
-    _inductor().pop("cudagraph_skips", None)
-    task.forward = _compiled(eager, mode, dynamic=task.shapes_vary)
+    _counted().pop("cudagraph_skips", None)
+    task.forward = compiled = torch.compile(eager, mode=mode, dynamic=task.shapes_vary)
+
+    def begin_and_run(*tensors: Tensor | None) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # the output of the last call may be overwritten from here on
+        return compiled(*tensors)
+
+    if mode in _GRAPHS:
+        task.forward = begin_and_run
     try:
         _rehearse(task, place, passes=3 if mode in _GRAPHS else 1)  # graphs: warm up, record, replay
     except Exception as error:
@@ -131,12 +138,8 @@ def _go_back(task: Task, eager: Callable[..., Any]) -> None:
         torch.cuda.empty_cache()
 
 
-def _skipped_graphs() -> int:
-    return _inductor().get("cudagraph_skips", 0)
-
-
-def _inductor() -> dict[str, int]:
-    """What torch counts while it compiles."""
+def _counted() -> dict[str, int]:
+    """Counters of a compilation, by torch."""
     from torch._dynamo.utils import counters  # a third of a second, for runs that compile alone
 
     return counters["inductor"]
@@ -155,18 +158,16 @@ def _why_not(trainer: TrainerSettings, place: Place) -> str | None:
 
 
 def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str | None]:
-    """The mode, and why it is not the one that was asked for, or not CUDA graphs."""
+    """The mode, and the reason if it is not the one asked for, or has no CUDA graphs."""
     asked = trainer.compile_mode
     if asked not in ("auto", *_GRAPHS):
         return asked, None
     without = _WITHOUT.get(asked, "default")
-    if not place.is_gpu:
-        return without, f"CUDA graphs need a GPU: trainer.compile_mode is {without}"
-    # each replay writes to the same memory, in which the gradients of the micro-batch before it still lie
-    several = task.micro_batches > 1
     for is_so, what in (
+        (not place.is_gpu, "a GPU"),
         (task.shapes_vary, "batches of one shape"),
-        (several, "one micro-batch a step"),
+        # each replay writes to the same memory, in which the gradients of the micro-batch before it still lie
+        (task.micro_batches > 1, "one micro-batch a step"),
         (trainer.parallel != "none", "one process"),
         (trainer.activation_checkpointing != "none", "trainer.activation_checkpointing=none"),
     ):
@@ -175,25 +176,13 @@ def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str 
     return ("reduce-overhead" if asked == "auto" else asked), None
 
 
-def _compiled(forward: Callable[..., Any], mode: str, dynamic: bool) -> Callable[..., Any]:
-    compiled = torch.compile(forward, mode=mode, dynamic=dynamic)
-    if mode not in _GRAPHS:
-        return compiled
-
-    def begin_and_run(*tensors: Tensor | None) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()  # what the last call gave may be overwritten from here on
-        return compiled(*tensors)
-
-    return begin_and_run
-
-
 def _rehearse(task: Task, place: Place, passes: int) -> None:
     """Run forward and backward on each shape, in training and in evaluation, and leave no trace."""
     random = place.random_state()
     try:
         for batch in task.shapes():
             for _ in range(passes):
-                with parallel.accumulating(task.module, is_last=False):  # no process waits for another
+                with parallel.accumulating(task.module, is_last=False):  # without communication
                     task.loss(batch).backward()
                 task.model.zero_grad(set_to_none=True)
             task.model.eval()

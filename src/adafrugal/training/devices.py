@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device of a run, and its precision."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from adafrugal.training.distributed import ranks
 
 @dataclass(frozen=True)
 class Place:
-    """An opened device, and the type that matrix products are made in.
-
-    Weights and state have the type that the settings say, whatever the precision.
-    """
+    """An opened device, and the precision of matrix products. Weights and state have the types of the settings."""
 
     device: torch.device
     precision: str
@@ -32,34 +29,34 @@ class Place:
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
     def random_state(self) -> dict[str, torch.Tensor]:
-        """Of the global generators, from which dropout draws."""
+        """State of the global generators, from which dropout draws."""
         gpu = {"cuda": torch.cuda.get_rng_state(self.device)} if self.is_gpu else {}
         return {"cpu": torch.get_rng_state(), **gpu}
 
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on where `random_state` was taken; on another kind of device the numbers are others anyway."""
+        """Continue from `random_state`; on another kind of device the draws differ anyway."""
         torch.set_rng_state(state["cpu"])
         if self.is_gpu and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def name(self) -> str:
-        """The device as its maker calls it."""
+        """The maker's name of the device."""
         return torch.cuda.get_device_name(self.device) if self.is_gpu else self.device.type
 
     def memory(self) -> int | None:
-        """Bytes of the GPU's memory, whoever uses them; None on a CPU."""
+        """Bytes of the GPU's memory, used or not; None on a CPU."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.is_gpu else None
 
     def free(self) -> int:
-        """Bytes of the GPU's memory that nobody uses; 0 on a CPU."""
+        """Bytes of the GPU's memory that are not in use; 0 on a CPU."""
         if not self.is_gpu:
             return 0
         gc.collect()
-        torch.cuda.empty_cache()  # what an earlier run of this process has left with torch is free
+        torch.cuda.empty_cache()  # torch keeps the memory of an earlier run of this process
         return torch.cuda.mem_get_info(self.device)[0]
 
     def begun_in(self, precision: str, asked: str) -> Place:
-        """The same device for a run that goes on: with `trainer.precision=auto` it keeps the precision it began in."""
+        """The same device for a resumed run: with `trainer.precision=auto` it keeps the precision it began in."""
         return replace(self, precision=precision) if asked == "auto" else self
 
     @property
@@ -69,17 +66,17 @@ class Place:
 
 
 def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str], None] | None = None) -> Place:
-    """Open the device that is asked for, or the best there is.
+    """Open the device of the settings, or the best there is.
 
-    The first call of a process that touches CUDA: several of torch's functions fail before CUDA is initialised.
+    Call it before all else that touches CUDA: several of torch's functions fail before CUDA is initialised.
 
     Args:
         settings: `device=auto` is the GPU where there is one; `precision=auto` is bf16 on a GPU that has it, else fp32.
-        number: of the GPU among those of the machine, where several processes have one each.
-        warn: told why a GPU that is there is not used; None: nobody is told.
+        number: index of the GPU, where several processes have one each.
+        warn: told why an existing GPU is not used.
 
     Raises:
-        SettingError: the device that is asked for is not there, or torch cannot use it.
+        SettingError: the device is missing, or torch cannot use it.
     """
     device = torch.device("cpu")
     if settings.device != "cpu":
@@ -101,11 +98,11 @@ _NO_GPU = "torch finds no GPU"
 
 
 def _open_gpu(number: int) -> str | None:
-    """Initialise CUDA and make a GPU the current one; the reason where torch can never do that here.
+    """Initialise CUDA and select a GPU; return the reason where torch can never do that here.
 
     Raises:
-        SettingError: the machine has GPUs, but none of this number; or it cannot be used now, or by one of several
-            processes alone.
+        SettingError: there are GPUs, but none of this number; or it cannot be used now, or not by one of several
+            processes.
     """
     if not torch.cuda.is_available():
         return _why_unavailable()

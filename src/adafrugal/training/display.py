@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
+"""The progress of a run on stdout: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
 
 
 class _Console(Console):
-    """Goes quiet where nobody reads any more, as behind a pipe whose reader has ended: no reason for a run to end."""
+    """Goes quiet when the reader of its pipe has ended, which is no reason for a run to end."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -36,14 +36,8 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=self.console, transient=True)
             self._task = self._bar.add_task("starting", total=None)
             self._bar.start()
         return self
@@ -53,30 +47,30 @@ class Display:
             self._bar.stop()
 
     def expect(self, steps: int) -> None:
-        """So many steps make the run."""
+        """Set the number of steps of the run."""
         self._total = steps
         if self._bar is not None:
             self._bar.update(self._task, total=steps)
 
     def say(self, text: str) -> None:
-        """A line, or several, above the bar."""
+        """Print a line, or several, above the bar."""
         self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """A line that something is not as it should be."""
+        """Print a warning, in which secrets are hidden."""
         self.console.print(hidden(f"warning: {text}"), style="yellow", markup=False)
 
     def step(self, step: int) -> None:
-        """A step is done."""
+        """Show that a step is done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def metrics(self, line: Mapping[str, Any], headline: Sequence[str]) -> None:
-        """A line of metrics is written: on the bar; as text where it ends with an evaluation, or now and then.
+        """Show a line of metrics: on the bar; as text where it ends with an evaluation, or now and then.
 
         Args:
             line: of the record.
-            headline: what of an evaluation is shown beside its loss.
+            headline: names of the evaluation's numbers to show beside its loss.
         """
         evaluated = "validation_loss" in line
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""What a run has done so far, in numbers: the lines of its metrics and its summary are made of them."""
+"""A run's progress in numbers, from which the lines of its metrics and its summary are made."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Window:
 
 @dataclass
 class Progress:
-    """How far a run is, over all of its starts; plain numbers, saved with every checkpoint."""
+    """The progress of a run over all of its starts: plain numbers, saved with every checkpoint."""
 
     step: int = 0
     tokens: int = 0
@@ -53,17 +53,17 @@ class Progress:
     best: dict[str, Any] | None = None  # the line of the best evaluation so far, of those that `eval.every` asks for
 
     def state_dict(self) -> dict[str, Any]:
-        """As plain numbers and strings."""
+        """The same as nested dicts of plain values."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """What `state_dict` gave."""
+        """Inverse of `state_dict`, of older versions, too."""
         windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})
 
     def add_step(self, tokens: int, real_tokens: int, count: int) -> None:
-        """A step is done, with so many tokens, without their padding, and a count of what the loss is averaged over."""
+        """Count a step: its tokens, those without padding, and the count that its loss is averaged over."""
         self.step += 1
         self.tokens += tokens
         self.real_tokens += real_tokens
@@ -72,7 +72,7 @@ class Progress:
             window.count += count
 
     def add(self, loss: float, seconds: Mapping[str, float], wall: float) -> None:
-        """What was summed elsewhere since the last call: loss, seconds by phase, seconds in all."""
+        """Add sums since the last call: loss, seconds by phase, seconds in all."""
         self.window.loss += loss
         self.unobserved.loss += loss
         for sums in (self.window.seconds, self.seconds):
@@ -99,9 +99,9 @@ class Progress:
         Args:
             optimizer: its ρ and T are read.
             counted: its state, over all processes that share it.
-            lr: the rate that the last step applied.
-            memory: as `measure.read` gives it.
-            evaluated: what the evaluation after the last step found, if there was one.
+            lr: learning rate of the last step.
+            memory: of `measure.read`.
+            evaluated: numbers of the evaluation after the last step, if there was one.
         """
         window = self.window
         self.state_bytes_peak = max(self.state_bytes_peak, counted.total)
@@ -138,8 +138,8 @@ class Progress:
         Args:
             optimizer: of the run.
             counted: its state, over all processes that share it.
-            model: its parameters are.
-            conclusion: what the task says of it.
+            model: that was trained.
+            conclusion: the task's own numbers.
         """
         line = self.last_line
         parameters = [p for name, p in model.named_parameters() if ".lora_" not in name]  # adapters are peft's, no part

@@ -1,4 +1,4 @@
-"""How much of what a GPU can do a run reaches."""
+"""Model FLOP/s utilisation (MFU): the share of the GPU's peak that a run reaches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ SMALL = 2**15  # tokens of a micro-batch
 
 
 def peak_flops(place: Place) -> float | None:
-    """What the GPU's datasheet promises for products in the run's precision, in FLOP/s; None where it is not known.
-
-    Products of float32 are made in TF32, at half the rate.
-    """
+    """The datasheet's FLOP/s of the GPU in the run's precision (TF32 for fp32: half); None where it is not known."""
     if not place.is_gpu:
         return None
     peak = cards.peak_flops(place.name())
@@ -27,17 +24,16 @@ def peak_flops(place: Place) -> float | None:
 
 
 def flops_per_token(model: torch.nn.Module) -> int:
-    """Of forward and backward: six for each parameter that a token is multiplied with.
+    """FLOPs of forward and backward passes: six for each parameter but those of the input embedding.
 
-    That is all but the input embedding, which is looked up (Kaplan et al., arXiv 2001.08361; attention's own products
-    are left out, as there).
+    As in Kaplan et al., arXiv 2001.08361, attention's own products are left out.
     """
     embedding = model.get_input_embeddings().weight
     return 6 * (sum(p.numel() for p in model.parameters()) - embedding.numel())
 
 
 class Meter:
-    """What part of the GPUs' peak the steps of a pre-training run reach (MFU).
+    """Measures MFU of a pre-training run.
 
     Args:
         settings: of the run.
@@ -55,11 +51,11 @@ class Meter:
         self._lines = 0
 
     def mfu(self, tokens_per_second: float) -> dict[str, float]:
-        """The part, as what a line of metrics has of it; nothing where the peak is not known."""
+        """The share, for a line of metrics; empty where the peak is not known."""
         return {} if self._share_of_a_token is None else {"mfu": tokens_per_second * self._share_of_a_token}
 
     def idle(self, line: Mapping[str, Any]) -> str | None:
-        """Say, once, that a small batch leaves the GPU idle: at the second line of metrics, since steps warm up."""
+        """A warning, once, that a small batch leaves the GPU idle: at the second line, since steps warm up."""
         self._lines += 1
         mfu, tokens = line.get("mfu"), self._micro_batch_tokens
         if self._lines != 2 or mfu is None or mfu >= IDLE_BELOW or tokens >= SMALL:

@@ -1,8 +1,7 @@
-"""The tensors of a checkpoint of which each process has a part: written side by side, read by any number of processes.
+"""Sharded tensors of a checkpoint: each process writes its parts, any number of processes reads them.
 
-torch.distributed.checkpoint writes them as safetensors, a file a process, each part with its place in the whole.
-(torch's own form of its index is a pickle, which could run code when it is read.) A checkpoint's other file, state.pt,
-says where in the state each belongs.
+torch.distributed.checkpoint writes safetensors, a file a process. (Its own format has an index that is a pickle, which
+could run code when it is read.) In state.pt marks stand for these tensors.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 
-_MARK = "in the shards"  # the key of what stands in state.pt for a tensor
+_MARK = "in the shards"  # the key of a mark, which has the name of its tensor
 
 
 def taken_apart(value: Any, name: str = "state") -> tuple[dict[str, DTensor], Any]:
-    """What is sharded in nested dicts and lists, by name, and the rest, with a mark where each was."""
+    """The sharded tensors in nested dicts and lists, by name, and the rest with a mark for each."""
     if isinstance(value, Tensor) and hasattr(value, "placements"):
         mark = {_MARK: name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         return {name: value}, mark
@@ -52,7 +51,7 @@ def write(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup) -
     Args:
         directory: for the files.
         tensors: by name; each process gives the same names.
-        group: on the CPU, which nobody else talks in meanwhile.
+        group: on the CPU, unused until the writing ends.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -74,7 +73,7 @@ def read(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | N
 
 
 def _with_rows_here(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of which this process has something; storage without a byte cannot be copied."""
+    """The tensors of which this process has a part; empty storage cannot be copied."""
     return {name: tensor for name, tensor in tensors.items() if local(tensor).numel()}
 
 
@@ -89,46 +88,34 @@ def read_model(directory: Path, model: PreTrainedModel, group: ProcessGroup | No
 def read_optimizer(
     state: Mapping[str, Any], directory: Path, optimizer: torch.optim.Optimizer, group: ProcessGroup | None = None
 ) -> dict[str, Any]:
-    """An optimizer's saved state as this process needs it: parts of what it has parts of, all else whole.
+    """An optimizer's saved state as this process needs it: its parts of what is sharded, all else whole.
 
     Args:
         state: as a checkpoint's state.pt has it, with marks or with whole tensors.
         directory: of the checkpoint.
-        optimizer: whose parameters say what lies where.
+        optimizer: whose parameters are sharded or not.
         group: of the processes that read; None where one does.
     """
     params = [param for each in optimizer.param_groups for param in each["params"]]
     if not any(map(is_sharded, params)):
         return whole(state, directory, group)
+    divides = isinstance(optimizer, Frugal)  # whole tensors, when they are loaded
     numbers = [number for saved in state["param_groups"] for number in saved["params"]]
     tensors: dict[str, Tensor] = {}
-    found = {}
-    for number, param in zip(numbers, params, strict=True):
-        kept = state["state"].get(number)
-        if kept is not None:
-            found[number] = {key: _lying_as(param, value, tensors) for key, value in kept.items()}
+
+    def placed(value: Any, param: Tensor) -> Any:
+        if isinstance(value, Mapping) and _MARK in value:
+            return _empty(value, tensors, param)
+        is_like_it = isinstance(value, Tensor) and value.shape == param.shape
+        return as_sharded(value, param) if is_like_it and is_sharded(param) and not divides else value
+
+    found = {
+        number: {key: placed(value, param) for key, value in state["state"][number].items()}
+        for number, param in zip(numbers, params, strict=True)
+        if number in state["state"]
+    }
     read(directory, tensors, group)
-    if not isinstance(optimizer, Frugal):  # which divides whole tensors itself
-        for number, param in zip(numbers, params, strict=True):
-            for key, value in found.get(number, {}).items():
-                if is_sharded(param) and isinstance(value, Tensor) and value.shape == param.shape:
-                    found[number][key] = value if is_sharded(value) else as_sharded(value, param)
     return {**state, "state": found}
-
-
-def _lying_as(param: Tensor, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What a mark stands for, as an empty tensor that is noted to be filled; all other values as they are."""
-    if not (isinstance(value, Mapping) and _MARK in value):
-        return value
-    shape, dtype = value["shape"], getattr(torch, value["dtype"])
-    if is_sharded(param):
-        from torch.distributed.tensor import empty
-
-        made: Tensor = empty(*shape, dtype=dtype, device_mesh=param.device_mesh, placements=param.placements)
-    else:
-        made = torch.empty(shape, dtype=dtype)
-    tensors[value[_MARK]] = made
-    return made
 
 
 def whole(state: Any, directory: Path, group: ProcessGroup | None = None) -> Any:
@@ -142,8 +129,21 @@ def whole(state: Any, directory: Path, group: ProcessGroup | None = None) -> Any
 def _without_marks(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         if _MARK in value:
-            return _lying_as(torch.empty(0), value, tensors)
+            return _empty(value, tensors)
         return type(value)((key, _without_marks(part, tensors)) for key, part in value.items())
     if isinstance(value, list | tuple):
         return type(value)(_without_marks(part, tensors) for part in value)
     return value
+
+
+def _empty(mark: Mapping[str, Any], tensors: dict[str, Tensor], like: Tensor | None = None) -> Tensor:
+    """An empty tensor for a mark, sharded as `like` is, and noted in `tensors` to be filled."""
+    shape, dtype = mark["shape"], getattr(torch, mark["dtype"])
+    if like is not None and is_sharded(like):
+        from torch.distributed.tensor import empty
+
+        made: Tensor = empty(*shape, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
+    else:
+        made = torch.empty(shape, dtype=dtype)
+    tensors[mark[_MARK]] = made
+    return made

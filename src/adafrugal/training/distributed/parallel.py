@@ -17,10 +17,10 @@ from adafrugal.training.distributed.ranks import Ranks
 
 
 def made_on(device: torch.device, settings: TrainerSettings) -> AbstractContextManager[Any]:
-    """The context in which a model is made: its weights are drawn by the device's generator, where they will lie.
+    """The context in which to build a model: on its device, whose generator draws the weights.
 
-    A model that will be sharded is made on the CPU, since no GPU may hold the whole of it; its weights are drawn on the
-    device one tensor after the other, and are those of one process.
+    A model that will be sharded is built on the CPU, since it may not fit on one GPU; its weights are drawn on the
+    device one tensor after the other, and equal those of one process.
     """
     if settings.parallel == "fsdp" and device.type != "cpu":
         return _DrawnOn(device)
@@ -31,11 +31,7 @@ _DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_n
 
 
 class _DrawnOn(TorchFunctionMode):
-    """Random numbers for tensors on the CPU are those that a device's generator draws.
-
-    Args:
-        device: whose generator draws.
-    """
+    """Draw random numbers for tensors on the CPU with a device's generator."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -54,14 +50,13 @@ class _DrawnOn(TorchFunctionMode):
 
 
 def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:
-    """What to call instead of `module`, whose forward pass gives a loss, on each of the processes.
+    """The module to call instead of `module`, whose forward pass gives a loss, on each of the processes.
 
     Gradients are means over the processes: a loss that is to be summed is multiplied by their number.
 
     Args:
-        module: the same on all processes, made within `made_on`. Where it is sharded it is moved to the device block by
-            block.
-        settings: which way, and with which choices.
+        module: the same on all processes, built within `made_on`; a sharded one is moved to the device block by block.
+        settings: `parallel`, `replicas`, `offload`.
         place: device and precision.
         ranks: the processes.
     """
@@ -88,8 +83,8 @@ def _shard(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
     options: dict[str, Any] = {"mesh": init_device_mesh(place.device.type, shape, mesh_dim_names=names)}
     if settings.offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=place.device.type == "cuda")
-    # the blocks' weights travel in the type that autocast would make of them; what lies outside stays as it is, and
-    # with it the sums that run through the blocks, as on one device
+    # the blocks' weights are gathered in autocast's type; those outside stay float32, and so do the residual sums that
+    # run through the blocks, as on one device
     halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     precision = {"mp_policy": halved} if place.precision == "bf16" else {}
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
@@ -99,9 +94,9 @@ def _shard(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
 
 
 def accumulating(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """The context of a micro-batch's passes: copies sum their gradients once a step, after the last of its batches.
+    """The context of a micro-batch's passes: DDP sums gradients once a step, after its last micro-batch.
 
-    Shards do after each, since a gradient that waited for the last would be whole on every process.
+    FSDP does after each, since gradients that wait for the last would be unsharded on every process.
     """
     if isinstance(module, DistributedDataParallel) and not is_last:
         return module.no_sync()

@@ -1,4 +1,4 @@
-"""The task of telling classes or scores of sentences and pairs from a pretrained encoder."""
+"""The task of fine-tuning a pretrained encoder to predict classes or scores of sentences and pairs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Finetune:
         settings: of the run.
         place: device and precision.
         say: told what takes long, in a sentence.
-        state: of the run that goes on, as `state_dict` gave it.
+        state: of `state_dict`, of a resumed run.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Finetune:
         return {"metric": main, "metrics": list(self.headline), **at}
 
     def state_dict(self) -> dict[str, Any]:
-        """What tells whether a resumed run has the same data and weights; a batch needs its step alone."""
+        """The fingerprint of data and weights, which a resume compares; a batch depends on its step alone."""
         return {"fingerprint": self._fingerprint}
 
     def close(self) -> None:

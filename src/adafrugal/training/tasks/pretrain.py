@@ -1,4 +1,4 @@
-"""The task of predicting the next token: model, batches, loss and evaluation, as the loop wants them."""
+"""The task of predicting the next token: model, batches, loss and evaluation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pretrain:
         settings: of the run.
         place: device and precision.
         say: told what takes long, in a sentence.
-        state: where the data go on, as `state_dict` gave it.
+        state: of `state_dict`, where the data continue; None: at their beginning.
         ranks: the processes that share the work.
     """
 
@@ -145,7 +145,7 @@ class Pretrain:
         return line["validation_loss"] < other["validation_loss"]
 
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The best loss, and what a model has that knows only the token frequencies of the first window.
+        """Best validation loss, and the unigram baseline of the first window.
 
         A last evaluation that read other tokens than the rest is compared with none of them.
         """
