@@ -1,7 +1,6 @@
-"""Where the jobs of a sweep run: on the GPUs of this machine, or through submitit as jobs of a scheduler.
+"""Launchers of a sweep's jobs: on the GPUs of this machine, or through submitit as jobs of a scheduler.
 
-Files of conf/hydra/launcher choose one. Each job is sent as the words that compose it, so that it is made of what
-stands on the disk when it begins, and tells how it ended.
+Files of conf/hydra/launcher choose one. A job is sent as the words that compose it, and composed when it begins.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -30,18 +29,20 @@ if TYPE_CHECKING:
 
 
 class _Elsewhere(Launcher):
-    """A launcher of jobs that are not run in this process.
+    """A launcher of jobs that run in other processes.
 
     Attributes:
-        processes: how many make one job.
-        package: what has to be installed.
+        processes: number of processes of a job.
+        package: that has to be installed.
+        counts: the settings that must be whole numbers from 1 on.
     """
 
     processes: int
     package: str
+    counts: dict[str, Any]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has: `task_function` is an `adafrugal.launching.jobs.Jobs`.
+        """Prepare for `launch`; `task_function` is an `adafrugal.launching.jobs.Jobs`.
 
         Raises:
             SettingError: a package is missing, or a setting that counts something is no number.
@@ -55,13 +56,9 @@ class _Elsewhere(Launcher):
         if find_spec(self.package) is None:
             given = f"hydra/launcher is {self._name}, which needs {self.package}"
             raise SettingError(f"{given}; pip install {self.package}, or leave it out")
-        for setting, number in self._counts().items():
+        for setting, number in self.counts.items():
             if not isinstance(number, int) or number < 1:
                 raise SettingError(f"hydra.launcher.{setting} is {number}; allowed: a whole number from 1 on")
-
-    def _counts(self) -> dict[str, Any]:
-        """The settings that count something."""
-        raise NotImplementedError
 
 
 class GpusLauncher(_Elsewhere):
@@ -76,9 +73,7 @@ class GpusLauncher(_Elsewhere):
 
     def __init__(self, gpus_per_job: int, n_jobs: int | None) -> None:
         self.processes, self._n_jobs = gpus_per_job, n_jobs
-
-    def _counts(self) -> dict[str, Any]:
-        return {"gpus_per_job": self.processes, "n_jobs": 1 if self._n_jobs is None else self._n_jobs}
+        self.counts = {"gpus_per_job": gpus_per_job, "n_jobs": 1 if n_jobs is None else n_jobs}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run the jobs; each has a thread here that waits for it."""
@@ -102,38 +97,37 @@ class GpusLauncher(_Elsewhere):
         if found and len(found) < each:
             raise SettingError(f"hydra.launcher.gpus_per_job is {each}; allowed: up to {len(found)}, which are here")
         if not found and self._n_jobs is None:
-            _print_line("no GPU is found, so jobs run one by one; hydra.launcher.n_jobs=2: two at a time, on the CPU")
+            several = "hydra.launcher.n_jobs=2: two at a time, on the CPU"
+            local.say(sys.stdout, f"no GPU is found, so jobs run one by one; {several}\n")
         groups = [",".join(found[first : first + each]) for first in range(0, len(found) - each + 1, each)] or [None]
         return [groups[n % len(groups)] for n in range(self._n_jobs or len(groups))]
 
 
 class SubmititLauncher(_Elsewhere):
-    """Has submitit start the jobs: as one array on Slurm, or for trying it all at once on this machine.
+    """Has submitit start the jobs: as one array on Slurm, or for a trial all at once on this machine.
 
     Args:
         cluster: slurm or local.
-        submitit_folder: where submitit keeps what it needs for a job, and what the job prints.
-        parameters: of submitit's executor, by the names that it has for them.
+        submitit_folder: for submitit's files of each job, and the job's output.
+        parameters: of submitit's executor, by its own names.
     """
 
     package = "submitit"
 
     def __init__(self, cluster: str, submitit_folder: str, **parameters: Any) -> None:
         self._cluster, self._folder, self._parameters = cluster, submitit_folder, parameters
+        self.counts = {name: parameters[name] for name in ("nodes", "tasks_per_node", "timeout_min")}
 
     @property
     def processes(self) -> int:
-        """How many make one job."""
+        """Number of processes of a job."""
         return self._parameters["nodes"] * self._parameters["tasks_per_node"]
-
-    def _counts(self) -> dict[str, Any]:
-        return {name: self._parameters[name] for name in ("nodes", "tasks_per_node", "timeout_min")}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Submit the jobs, and wait for them."""
         jobs = self._submit([[*overrides, *self._always] for overrides in job_overrides])
         for number, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True), initial_job_idx + 1):
-            _print_line(f"── job {number}: {' '.join(overrides)} → {job.paths.stdout}")
+            local.say(sys.stdout, f"── job {number}: {' '.join(overrides)} → {job.paths.stdout}\n")
         self._stop.training = self._cluster == "local"
         try:
             return self._ends(jobs, job_overrides)
@@ -155,8 +149,12 @@ class SubmititLauncher(_Elsewhere):
             executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
             given = {name: value for name, value in self._parameters.items() if value is not None}
             executor.update_parameters(**{f"{self._cluster}_{name}": value for name, value in given.items()})
-            with _without_interrupts():  # on this machine Ctrl-C would reach submitit's processes, which end their jobs
+            # on this machine Ctrl-C would reach submitit's processes, which end their jobs
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
                 return executor.map_array(slurm.run, jobs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         except (RuntimeError, ValueError, NameError, TypeError) as error:  # submitit's, and what Slurm refuses
             raise SettingError(f"hydra/launcher is {self._name}: {line(error)}") from error
 
@@ -189,18 +187,3 @@ def _end(job: submitit.Job[Job], overrides: Sequence[str]) -> Job:
 
 def _returned(job: Job) -> JobReturn:
     return JobReturn(status=JobStatus.COMPLETED, _return_value=job)
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes that are started in the meantime never get SIGINT."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _print_line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

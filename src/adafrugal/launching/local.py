@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LOOKS = 0.1  # at a process
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Needs no torch."""
+    """The GPUs that this process may use, by the names of CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
@@ -36,11 +36,11 @@ def gpus() -> list[str]:
 
 
 class SideBySide:
-    """Runs jobs as processes, each in a slot that no other has at the time. Threads call `run`, one for each slot.
+    """Runs jobs as processes, each in a slot of its own. Threads call `run`, one for each slot.
 
     Args:
-        slots: the GPUs of each, as CUDA_VISIBLE_DEVICES has them; None: what this process has.
-        processes: that make one job; more than one are started by torchrun.
+        slots: the GPUs of each, for CUDA_VISIBLE_DEVICES; None: those of this process.
+        processes: of a job; more than one are started by torchrun.
         stop: of this process. The first signal is passed on to every job once, which then ends in order.
     """
 
@@ -59,18 +59,18 @@ class SideBySide:
         slot = self._free.get()
         try:
             where = f" (GPU {slot})" if slot else ""
-            _print(sys.stdout, f"── job {number + 1}{where}: {' '.join(words)}\n")
+            say(sys.stdout, f"── job {number + 1}{where}: {' '.join(words)}\n")
             with tempfile.TemporaryDirectory(prefix="adafrugal-") as place:
                 told = Path(place) / "end.json"
                 code = self._wait(self._start(words, slot, told), f"[{number + 1}] ")
                 job = Job(" ".join(words), *self._outcome(told, code))
         finally:
             self._free.put(slot)
-        _print(sys.stdout, f"── job {number + 1}: {job.outcome}\n")
+        say(sys.stdout, f"── job {number + 1}: {job.outcome}\n")
         return job
 
     def stop_at_once(self) -> None:
-        """A second signal for all processes of every job."""
+        """Send a second signal to all processes of every job."""
         for child in list(self._children):
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
@@ -111,7 +111,7 @@ class SideBySide:
         return child.returncode
 
     def _outcome(self, told: Path, code: int) -> tuple[int, str]:
-        """How a job ended, and why: what it told, or else what its exit code says."""
+        """Exit code and reason of a job: from its file, or else from its exit code."""
         if told.exists():
             _, code, reason = json.loads(told.read_text())
             return code, reason
@@ -123,7 +123,7 @@ class SideBySide:
 
 
 def command(words: Sequence[str], processes: int) -> list[str]:
-    """What runs one job; words of a sweep, too, where they are those of one of its jobs."""
+    """The command of one job."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [
         sys.executable,
@@ -136,11 +136,11 @@ def command(words: Sequence[str], processes: int) -> list[str]:
 
 def _pass_on(stream: TextIO, to: TextIO, label: str) -> None:
     for line in stream:
-        _print(to, f"{label}{line.rstrip()}\n" if line.strip() else "")
+        say(to, f"{label}{line.rstrip()}\n" if line.strip() else "")
 
 
-def _print(to: TextIO, text: str) -> None:
-    """Print; where nobody reads any more, that is no reason for a job to end."""
+def say(to: TextIO, text: str) -> None:
+    """Print; a closed pipe is no reason for a job to end."""
     try:
         to.write(text)
         to.flush()
