@@ -61,17 +61,8 @@ def test_so_it_is_in_fine_tuning(finetune_settings, tmp_path):
     assert ended(base, choices, tmp_path / "plain")[1] == ended(cut, choices, tmp_path / "cut")[1]
 
 
-def test_a_step_is_left_out_before_its_gradients_are_anywhere(settings, monkeypatch, tmp_path):
-    from adafrugal.training.tasks.pretrain import Pretrain
-
-    loss, work, current = Pretrain.loss, Pretrain.work, []
-    monkeypatch.setattr(Pretrain, "work", lambda self, step: current.append(step) or work(self, step))
-    spoilt = {3, 4}
-
-    def spoiling(self, given):
-        return loss(self, given) * (float("nan") if self.model.training and current[-1] in spoilt else 1)
-
-    monkeypatch.setattr(Pretrain, "loss", spoiling)
+def test_a_step_is_left_out_before_its_gradients_are_anywhere(settings, poison, tmp_path):
+    poison(3, 4)
     base, choices = settings("trainer.on_nonfinite=skip")
     cut, _ = settings("trainer.on_nonfinite=skip", *CUTS)
     record, plain = ended(base, choices, tmp_path / "plain")

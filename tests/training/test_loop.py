@@ -1,8 +1,6 @@
 """The loop against a few lines written by hand: same losses, same gradients, same evaluation."""
 
-import itertools
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -195,21 +193,9 @@ def test_only_evaluations_of_eval_every_can_be_the_best(settings):
     assert [event["step"] for event in record.events() if event["event"] == "checkpoint"] == [7, 14, 20]
 
 
-def _poisoned(monkeypatch, steps, kind=math.nan):
-    """The loss of these steps is no number, whatever the weights are."""
-    work, loss = Pretrain.work, Pretrain.loss
-    current = []
-    monkeypatch.setattr(Pretrain, "work", lambda self, step: current.append(step) or work(self, step))
-    monkeypatch.setattr(
-        Pretrain,
-        "loss",
-        lambda self, given: loss(self, given) * (kind if self.model.training and current[-1] in steps else 1),
-    )
-
-
 @pytest.mark.parametrize(("log_every", "evaluates"), [(1, 100), (4, 100), (100, 100), (100, 10)])
-def test_the_step_whose_loss_is_no_number_is_named(settings, monkeypatch, log_every, evaluates, tally):
-    _poisoned(monkeypatch, {6})
+def test_the_step_whose_loss_is_no_number_is_named(settings, poison, log_every, evaluates, tally):
+    poison(6)
     chosen, choices = settings(f"trainer.log_every={log_every}", f"eval.every={evaluates}", "optimizer.interval=50")
     with pytest.raises(TrainingError, match=r"^the loss is nan at step 6: lower optimizer.lr"):
         run(chosen, choices)
@@ -224,9 +210,9 @@ def test_the_step_whose_loss_is_no_number_is_named(settings, monkeypatch, log_ev
 
 @pytest.mark.parametrize("kind", [math.nan, math.inf])
 @pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer.interval.source=training"]])
-def test_a_step_can_be_left_out(settings, monkeypatch, kind, overrides):
+def test_a_step_can_be_left_out(settings, poison, kind, overrides):
     """Weights, optimizer and learning rate stand still, and no mean has the loss in it."""
-    _poisoned(monkeypatch, {1, 6, 7}, kind)
+    poison(1, 6, 7, kind=kind)
     chosen, choices = settings(
         "trainer.on_nonfinite=skip",
         "trainer.log_every=1",
@@ -244,27 +230,13 @@ def test_a_step_can_be_left_out(settings, monkeypatch, kind, overrides):
     assert rates[5] != rates[6] == rates[7] == rates[8] != rates[9]
 
 
-def test_the_number_of_steps_left_out_is_bounded(settings, monkeypatch):
-    _poisoned(monkeypatch, set(range(3, 20)))
+def test_the_number_of_steps_left_out_is_bounded(settings, poison):
+    poison(*range(3, 20))
     bound = ["trainer.on_nonfinite=skip", "trainer.max_skips=4"]
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 7, and 4 steps were left out before \(trainer.max"
     ):
         run(*settings(*bound))
-
-
-def test_a_clock_that_jumps_changes_nothing(settings, monkeypatch):
-    """An hour back at every look, as after a correction in the middle of a run."""
-    (one, choices), (other, _) = settings("arm=one"), settings("arm=other")
-    straight, _ = run(one, choices)
-    clock = itertools.count(1e9, -3600)
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    monkeypatch.setattr(time, "strftime", lambda form, *_: f"1970-01-01T{next(clock)}")
-    jumping, outcome = run(other, choices)
-    assert outcome == "finished"
-    lines = [[line["loss"] for line in record.metrics()] for record in (straight, jumping)]
-    assert lines[0] == lines[1]
-    assert all(seconds >= 0 for line in jumping.metrics() for seconds in line["seconds"].values())
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_they_are_listed(settings, tmp_path):
