@@ -17,6 +17,8 @@ from adafrugal.training.devices import Place
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
+pytestmark = pytest.mark.usefixtures("no_estimate")
+
 GPU, CPU = (Place(torch.device(kind), "bf16") for kind in ("cuda", "cpu"))
 FEW = ("model.num_hidden_layers=1", "trainer.steps=4", "eval.every=2", "eval.tokens=700")
 

@@ -13,6 +13,8 @@ from adafrugal.system.errors import TrainingError
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
+pytestmark = pytest.mark.usefixtures("no_estimate")
+
 CUTS = ["trainer.update_in_backward=true", "trainer.activation_checkpointing=layers"]
 ARMS = {
     "adafrugal": ["optimizer=adafrugal"],

@@ -22,6 +22,8 @@ from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 from adafrugal.training.tasks.pretrain import Pretrain
 
+pytestmark = pytest.mark.usefixtures("no_estimate")
+
 
 @pytest.fixture
 def loop(settings, tmp_path):

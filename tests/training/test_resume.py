@@ -13,6 +13,8 @@ from adafrugal.optim.choices import SUBSPACES
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
+pytestmark = pytest.mark.usefixtures("no_estimate")
+
 STOPS = range(12) if LONG else (3, 7)  # a refresh is due at steps 1, 4, 7, …: just before one, and just after
 EVERY = [
     f"trainer.steps={12 if LONG else 9}",

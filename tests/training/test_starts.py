@@ -14,6 +14,8 @@ from adafrugal.training import devices
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 
+pytestmark = pytest.mark.usefixtures("no_estimate")
+
 ROOT = Path(__file__).resolve().parents[2] / "experiments"
 PARTS = ("results", "tables", "published", "pretraining", "benchmarks")
 FILES = [file.relative_to(ROOT) for file in ROOT.rglob("*.yaml") if not file.stem.startswith("_")]

@@ -15,6 +15,8 @@ from adafrugal.training.devices import open_device
 from adafrugal.training.session import run
 from adafrugal.training.tasks.finetune import Finetune
 
+pytestmark = pytest.mark.usefixtures("no_estimate")
+
 
 @pytest.fixture
 def task(finetune_settings):
