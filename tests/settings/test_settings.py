@@ -8,7 +8,10 @@ import pytest
 from conftest import REPOSITORY
 
 from adafrugal.reports.arms import jobs
-from adafrugal.settings import check, compose, schema
+from adafrugal.settings import compose
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.compose import check
+from adafrugal.settings.explain import groups
 from adafrugal.settings.schema import SCHEMAS
 from adafrugal.system.errors import SettingError
 
@@ -49,16 +52,16 @@ def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, compos
     found, choices = composed(*with_it, f"{group}={file.name}")
     if (extra := EXTRAS.get(file.as_posix())) and not find_spec(extra.replace("-", "_")):
         with pytest.raises(SettingError, match=f"pip install {extra}"):
-            check.check(found, choices)
+            check(found, choices)
         return
-    check.check(found, choices)
+    check(found, choices)
     assert choices[group] == file.name
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name, composed):
     found, choices = composed(f"experiments={name}")
-    settings = check.check(found, choices)
+    settings = check(found, choices)
     assert settings.arm == choices["optimizer"]
 
 
@@ -101,7 +104,7 @@ GLUE = {  # FACTS: learning rate, epochs, batch, metrics of FRUGAL's scripts
 @pytest.mark.parametrize("task", GLUE)
 @pytest.mark.parametrize(("arm", "rank"), [("frugal", 8.0), ("signsgd", 0.0)])
 def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, composed):
-    s = check.check(*composed(f"experiments=glue/{task}", f"optimizer={arm}"))
+    s = check(*composed(f"experiments=glue/{task}", f"optimizer={arm}"))
     o, t = s.optimizer, s.trainer
     assert (o.lr, t.epochs, t.batch_size, s.data.metrics) == GLUE[task]
     assert (s.data.source, s.data.subset, s.model.name) == ("nyu-mll/glue", task, "FacebookAI/roberta-base")
@@ -114,36 +117,36 @@ def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, composed):
 
 def test_arms_and_tasks_compose_and_an_arm_may_have_a_rate_of_its_own(composed):
     def lr(task, arm):
-        return check.check(*composed(f"experiments=glue/{task}", f"optimizer={arm}")).optimizer.lr
+        return check(*composed(f"experiments=glue/{task}", f"optimizer={arm}")).optimizer.lr
 
     assert (lr("rte", "adafrugal"), lr("cola", "adafrugal")) == (2e-4, 5e-4)
     assert lr("rte", "adamw") == lr("cola", "adamw") == 2e-5
     assert lr("rte", "galore") == 3e-5
-    typed = check.check(*composed("experiments=glue/rte", "optimizer=frugal", "optimizer.lr=0.5", "optimizer.rank=16"))
+    typed = check(*composed("experiments=glue/rte", "optimizer=frugal", "optimizer.lr=0.5", "optimizer.rank=16"))
     assert (typed.optimizer.lr, typed.optimizer.rank["value"]) == (0.5, 16.0)
 
 
 def test_adafrugal_on_glue_falls_from_rank_8_to_2(composed):
-    s = schema.settled(check.check(*composed("experiments=glue/rte", "optimizer=adafrugal")), 78, 768)
+    s = settled(check(*composed("experiments=glue/rte", "optimizer=adafrugal")), 78, 768)
     assert s.optimizer.density == {"kind": "linear", "start": 8 / 768, "end": 2 / 768, "steps": None}
     assert {k: s.optimizer.interval[k] for k in ("start", "max", "every")} == {"start": 100, "max": 500, "every": 78}
     assert (s.trainer.steps, s.eval.every) == (80 * 78, 78)
 
 
 def test_what_the_data_decide_is_filled_in_and_nothing_else_changes(composed):
-    given = check.check(*composed("experiments=glue/rte", "optimizer=adamw", "trainer.epochs=2.5", "eval.every=7"))
-    found = schema.settled(given, 10, 32)
+    given = check(*composed("experiments=glue/rte", "optimizer=adamw", "trainer.epochs=2.5", "eval.every=7"))
+    found = settled(given, 10, 32)
     assert (found.trainer.steps, found.eval.every) == (25, 7)
     assert given.trainer.steps is None
-    assert schema.settled(check.check(*composed()), None, 256) == check.check(*composed())
+    assert settled(check(*composed()), None, 256) == check(*composed())
     with pytest.raises(SettingError, match=r"optimizer.rank is .*8.*; allowed: up to the hidden size, 4"):
-        schema.settled(check.check(*composed("experiments=glue/rte", "optimizer=frugal")), 10, 4)
+        settled(check(*composed("experiments=glue/rte", "optimizer=frugal")), 10, 4)
 
 
 def test_an_observation_that_is_typed_is_kept_and_one_that_is_not_fits_the_run(composed):
     def every(*typed):
-        found = check.check(*composed("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", *typed))
-        return schema.settled(found, 78, 768).optimizer.interval["every"]
+        found = check(*composed("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", *typed))
+        return settled(found, 78, 768).optimizer.interval["every"]
 
     assert every("trainer.steps=2000", "optimizer.interval.every=100") == 100
     assert every("trainer.steps=2000") == 78  # an epoch
@@ -153,7 +156,7 @@ def test_an_observation_that_is_typed_is_kept_and_one_that_is_not_fits_the_run(c
 
 def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed):
     found, choices = composed()
-    settings = check.check(found, choices)
+    settings = check(found, choices)
     assert (settings.arm, choices["data"], settings.task.kind) == ("adafrugal", "embedded", "pretrain")
     assert settings.optimizer.density == {"kind": "linear", "start": 0.25, "end": 0.05, "steps": None}
     assert settings.optimizer.interval["start"] == 25
@@ -161,7 +164,7 @@ def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed
 
 
 def test_a_number_means_constant(composed):
-    settings = check.check(*composed("optimizer.density=0.5", "optimizer.interval=7"))
+    settings = check(*composed("optimizer.density=0.5", "optimizer.interval=7"))
     assert settings.optimizer.density == {"kind": "constant", "value": 0.5}
     assert settings.optimizer.interval == {"kind": "constant", "value": 7}
 
@@ -391,7 +394,7 @@ def test_the_settings_read_from_top_to_bottom(tmp_path):
 
 
 def test_help_names_every_group_file_experiment_and_sweep():
-    text = check.groups(REPOSITORY)
+    text = groups(REPOSITORY)
     others = [*(f"experiments/{name}" for name in EXPERIMENTS), *(f"sweeps/{name}" for name in SWEEPS)]
     for file in [*GROUP_FILES, *others]:
         group, _, name = str(file).rpartition("/")
@@ -402,4 +405,4 @@ def test_help_names_every_group_file_experiment_and_sweep():
 def test_an_arm_that_only_dots_is_refused(composed):
     for arm in ("..", "."):
         with pytest.raises(SettingError, match="arm is"):
-            check.check(*composed(f"arm={arm}"))
+            check(*composed(f"arm={arm}"))

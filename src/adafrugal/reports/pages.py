@@ -10,7 +10,7 @@ from adafrugal.reports import claims, gpu, layouts, pictures
 from adafrugal.reports.arms import Job
 from adafrugal.reports.figures import Measured
 from adafrugal.reports.plan import Page, Section
-from adafrugal.settings.validate import nearest
+from adafrugal.settings.explain import nearest
 from adafrugal.system.errors import SettingError
 
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
