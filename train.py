@@ -38,7 +38,8 @@ try:
         from omegaconf.errors import OmegaConfBaseException
 
         from adafrugal.launching import jobs
-        from adafrugal.settings import check, compose
+        from adafrugal.settings import compose
+        from adafrugal.settings.explain import explain
         from adafrugal.system.errors import INTERRUPTED, SettingError
 except ModuleNotFoundError as missing:
     _tell(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
@@ -79,7 +80,7 @@ def _explained(error: BaseException) -> BaseException:
         reason = f"{error.filename}: {error.strerror}"
         return SettingError(f"{reason}; set run_root to a directory that can be written to")
     if isinstance(error, HydraException | OmegaConfBaseException | ValueError) and not isinstance(error, SettingError):
-        return SettingError(check.explain(error))
+        return SettingError(explain(error))
     return error
 
 

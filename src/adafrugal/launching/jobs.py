@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.secrets import hidden
 from adafrugal.system.signals import Stop
@@ -106,7 +106,7 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
     """
     settings = None
     try:
-        settings = check.check(composed, choices)
+        settings = check(composed, choices)
         record, outcome = session.run(settings, choices, stop)
         if outcome == "interrupted":
             return End(INTERRUPTED)

@@ -14,8 +14,9 @@ from adafrugal.memory import breakdown, estimate, fit, measure, on_device
 from adafrugal.memory.fit import Fitted
 from adafrugal.models import optimizers
 from adafrugal.models.schedule import factor
+from adafrugal.settings.canonical import settled
 from adafrugal.settings.identity import differing, still_part
-from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.schema import Settings
 from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.tracking import environment
