@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from adafrugal.launching import local
 from adafrugal.launching import slurm as on_slurm
 from adafrugal.launching.jobs import TOLD, Job
-from adafrugal.reports import table
+from adafrugal.reports import records as found_by_reports
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
@@ -117,7 +117,7 @@ def test_tasks_of_a_job_are_the_processes_of_one_run(begin):
 
 
 def test_a_job_that_fails_leaves_the_others_alone(begin):
-    process = begin(*TWO, "optimizer.lr=1e30,1e-3", *SHORT)
+    process = begin(*TWO, *SHORT, "optimizer.lr=1e30,1e-3")
     out, err = process.communicate(timeout=120)
     assert process.returncode == FAILED
     assert listed(out) == ["failed", "done"]
@@ -284,7 +284,7 @@ def test_submitit_on_this_machine_brings_the_ends_of_jobs_home(begin):
     assert listed(out) == ["failed", "interrupted"]
     found = {path.name for path in begin.root.iterdir()}
     assert found == {".submitit", "multirun.yaml", "pretrain-embedded-llama_tiny"}
-    assert len(table.find([begin.root])) == 2, "what submitit keeps is no run"
+    assert len(found_by_reports.find([begin.root])) == 2, "what submitit keeps is no run"
     if torture.LONG:
         again = begin(*words)
         out, err = again.communicate(timeout=120)
