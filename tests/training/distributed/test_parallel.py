@@ -25,7 +25,7 @@ SAME = [
     "trainer.timeout=60", "eval.every=7", "eval.tokens=500", "trainer.sequence_length=32",
     "model.vocabulary_size=511", "model.intermediate_size=85",
 ]  # fmt: skip
-MOVING = ["optimizer=adafrugal", "optimizer.interval.every=2", "optimizer.interval.start=2", "optimizer.interval.max=4",
+MOVING = ["optimizer=adafrugal", "optimizer.interval.every=2", "optimizer.interval.start=3", "optimizer.interval.max=4",
           "optimizer.interval.gate=99", "optimizer.interval.threshold=0.9", "optimizer.density.start=0.6"]  # fmt: skip
 RIGHT = "{{kind:{},side:right}}".format
 ARMS = {
