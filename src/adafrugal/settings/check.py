@@ -151,6 +151,8 @@ def _refuse_overruled_controls(choices: Mapping[str, str | None]) -> None:
 def _no_such(key: str, path: str, last: str, allowed: Iterable[str]) -> str:
     if key == "optimizer.density.fit_gib":
         return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
+    if key == "data.store":
+        return f"{key} is gone: tokens are always kept under cache_root; data.store_limit_gib limits them"
     what = f"{path} has no {last!r}" if path else "there is no such setting"
     return f"{key}: {what}; {nearest(last, allowed)}"
 

@@ -31,7 +31,7 @@ NOT_PART = (
     "trainer.update_in_backward",
     "trainer.activation_checkpointing",
     "task.lr",  # counts where optimizer.lr refers to it
-    "data.store",  # the same batches from the disk or not
+    "data.store",  # gone; old records have it
     "data.store_limit_gib",
     "data.processes",
     "optimizer.fused",

@@ -89,7 +89,6 @@ class EmbeddedSettings:
     mask_documents: bool = False  # packed rows: attention and loss stop at a document's end
     repeat: bool = True  # read the text again when the run is longer than it; false: stop with a message
     window_tokens: int = 1 << 24  # rows are permuted within windows of about so many tokens
-    store: bool = True  # keep tokens under cache_root; false: only the windows in use, in memory
     store_limit_gib: float | None = None  # null: as long as the text, or what the run needs of it
     processes: int | None = None  # that cut text into tokens; null: one for each core
 
