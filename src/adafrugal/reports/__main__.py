@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafrugal.reports import table
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import WRONG, SettingError
+from adafrugal.system.stderr import tell
 from adafrugal.tracking.record import Record
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def main() -> int:
     try:
         return _report(given)
     except SettingError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        tell(f"error: {error}")
+        return WRONG
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -49,8 +50,8 @@ def _report(given: argparse.Namespace) -> int:
         return _pages(records, places, Path(given.pages))
     if not records:
         looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
-        sys.stderr.write(f"error: there are no runs in {looked}; make one with `python train.py`, or name another\n")
-        return 2
+        tell(f"error: there are no runs in {looked}; make one with `python train.py`, or name another")
+        return WRONG
     sys.stdout.write(table.markdown(records))
     return 0
 
