@@ -7,8 +7,7 @@ import pytest
 from adafrugal.data.rows import Layout
 from adafrugal.data.text.sources import Position
 from adafrugal.data.tokens.encoding import Shard
-from adafrugal.data.tokens.store import StoredPart, rows
-from adafrugal.system import files
+from adafrugal.data.tokens.store import StoredSplit
 from adafrugal.system.errors import SettingError
 
 
@@ -19,7 +18,7 @@ def shard(number, documents=5):
 
 
 def filled(directory, count, **more):
-    part = StoredPart(directory, **more)
+    part = StoredSplit(directory, **more)
     with part.alone() as alone:
         assert alone
         part.extend((shard(n) for n in range(count)), lambda: False)
@@ -28,7 +27,7 @@ def filled(directory, count, **more):
 
 def test_what_was_written_is_read_memory_mapped(tmp_path):
     filled(tmp_path / "train", 3)
-    part = StoredPart(tmp_path / "train")
+    part = StoredSplit(tmp_path / "train")
     assert len(part.entries) == 3 and part.ended and part.is_complete
     for number in range(3):
         found = part.open(number)
@@ -40,11 +39,11 @@ def test_what_was_written_is_read_memory_mapped(tmp_path):
 
 
 def test_a_part_that_is_enough_is_not_ended_and_goes_on_where_it_stopped(tmp_path):
-    part = StoredPart(tmp_path / "train")
+    part = StoredSplit(tmp_path / "train")
     with part.alone():
         part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 2)
     assert len(part.entries) == 2 and not part.is_complete
-    later = StoredPart(tmp_path / "train")
+    later = StoredSplit(tmp_path / "train")
     with later.alone():
         later.extend((shard(n) for n in range(2, 4)), lambda: False)
     part.refresh()
@@ -53,7 +52,7 @@ def test_a_part_that_is_enough_is_not_ended_and_goes_on_where_it_stopped(tmp_pat
 
 
 def test_a_reader_sees_what_is_added(tmp_path):
-    reader, writer = StoredPart(tmp_path / "train"), StoredPart(tmp_path / "train")
+    reader, writer = StoredSplit(tmp_path / "train"), StoredSplit(tmp_path / "train")
     seen = []
 
     def look():
@@ -69,18 +68,18 @@ def test_a_reader_sees_what_is_added(tmp_path):
 
 
 def test_half_a_line_of_the_index_is_never_read_and_is_mended(tmp_path):
-    part = StoredPart(tmp_path / "train")
+    part = StoredSplit(tmp_path / "train")
     with part.alone():
         part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 2)
     index = tmp_path / "train" / "index.jsonl"
     whole = index.read_bytes()
     index.write_bytes(whole + whole[: len(whole) // 3])
-    later = StoredPart(tmp_path / "train")
+    later = StoredSplit(tmp_path / "train")
     assert len(later.entries) == 2
     with later.alone():
         later.extend(iter([shard(2)]), lambda: False)
     assert [json.loads(line)["tokens"] for line in index.read_text().splitlines()] == [20, 20, 20]
-    assert len(StoredPart(tmp_path / "train").entries) == 3
+    assert len(StoredSplit(tmp_path / "train").entries) == 3
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
@@ -95,14 +94,14 @@ def test_a_damaged_shard_is_named_when_it_is_opened(tmp_path, harm):
         file.write_bytes(content[:-10])
     else:
         file.unlink()
-    part = StoredPart(tmp_path / "train")
+    part = StoredSplit(tmp_path / "train")
     part.open(0)
     with pytest.raises(SettingError, match=r"00001.tokens.npy is damaged.*remove .*the same command prepares it again"):
         part.open(1)
 
 
 def test_only_one_process_writes(tmp_path):
-    first, second = StoredPart(tmp_path / "train"), StoredPart(tmp_path / "train")
+    first, second = StoredSplit(tmp_path / "train"), StoredSplit(tmp_path / "train")
     with first.alone() as alone, second.alone() as also:
         assert alone and not also
     with second.alone() as alone:
@@ -114,12 +113,12 @@ def test_the_limit_ends_a_part_and_a_higher_one_goes_on(tmp_path):
     part = filled(tmp_path / "train", 9, limit=2 * size + 1)
     assert len(part.entries) == 3 and part.full and not part.ended
     assert not (tmp_path / "train" / "ended").exists()
-    more = StoredPart(tmp_path / "train", limit=10 * size)
+    more = StoredSplit(tmp_path / "train", limit=10 * size)
     assert not more.is_complete
     with more.alone():
         more.extend((shard(n) for n in range(3, 5)), lambda: False)
     assert more.ended and len(more.entries) == 5
-    less = StoredPart(tmp_path / "train", limit=size)
+    less = StoredSplit(tmp_path / "train", limit=size)
     assert less.full and len(less.entries) == 1
 
 
@@ -134,18 +133,13 @@ def test_an_index_that_is_damaged_is_named(tmp_path):
     filled(tmp_path / "train", 1)
     (tmp_path / "train" / "index.jsonl").write_text("not json\n")
     with pytest.raises(SettingError, match=r"index.jsonl is damaged; remove "):
-        StoredPart(tmp_path / "train")
+        StoredSplit(tmp_path / "train")
 
 
-def test_rows_count_in_whole_windows_until_the_text_has_ended(tmp_path):
-    part = StoredPart(tmp_path / "train")
+def test_rows_are_counted_in_a_range_of_shards(tmp_path):
+    split = filled(tmp_path / "train", 5)
     layout = Layout(4, False, False, 1, 0)
-    with part.alone():
-        part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 5)
-    assert rows(part, layout, window=2) == 4 * 5
-    with part.alone():
-        part.extend(iter([]), lambda: False)
-    assert rows(part, layout, window=2) == 5 * 5
+    assert split.rows(layout, stop=4) == 4 * 5 and split.rows(layout, 3, 5) == 2 * 5 and split.rows(layout) == 5 * 5
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
@@ -156,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_full_disk_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     part = filled(tmp_path / "before", 1)
-    part = StoredPart(tmp_path / "train")
+    part = StoredSplit(tmp_path / "train")
     with part.alone():
         part.extend((shard(n) for n in range(9)), lambda: len(part.entries) == 1)
 
@@ -165,18 +159,13 @@ def test_a_full_disk_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatc
 
     with monkeypatch.context() as broken, part.alone():
         broken.setattr(os, "fsync", full)
-        with pytest.raises(SettingError, match=r"train is full: make room .*data.store=false"):
+        with pytest.raises(SettingError, match=r"train is full: make room .*data.store_limit_gib"):
             part.extend(iter([shard(1)]), lambda: False)
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == [
         ".lock", "00000.ends.npy", "00000.tokens.npy", "index.jsonl"
     ]  # fmt: skip
-    again = StoredPart(tmp_path / "train")
+    again = StoredSplit(tmp_path / "train")
     assert len(again.entries) == 1 and not again.is_complete
     with again.alone():
         again.extend(iter([shard(1)]), lambda: False)
     assert int(again.open(1).tokens[0]) == 1
-
-
-def test_other_errors_of_the_disk_name_the_setting():
-    line = files.explain_disk(PermissionError(13, "Permission denied"), "/a/cache")
-    assert line == "cache_root is /a/cache: Permission denied; choose a directory that can be written to and has room"

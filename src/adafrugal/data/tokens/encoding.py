@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
@@ -18,8 +17,9 @@ from adafrugal.data.text import sources
 from adafrugal.data.text.documents import Counts, Rules, select
 from adafrugal.data.text.sources import Position, Source, Split
 from adafrugal.data.text.tokenizer import Tokenizer
-from adafrugal.system import signals
 from adafrugal.system.errors import SettingError
+from adafrugal.system.processes import end_with_parent
+from adafrugal.system.signals import leave_to_the_parent
 
 AHEAD = 3  # bundles in work or waiting for each process
 ADVICE = {"not UTF-8": "convert the files to UTF-8", "not JSON": "one object a line", "no object": "one object a line"}
@@ -184,18 +184,12 @@ _tokenizer: Tokenizer  # of this worker
 def _begin(tokenizer: Tokenizer) -> None:
     global _tokenizer
     _tokenizer = tokenizer
-    work_for_the_parent()
-    parent = parent_process()
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
+    leave_to_the_parent()
+    end_with_parent()
+    work_in_the_background()
 
 
-def work_for_the_parent() -> None:
-    """Leave signals to the parent process, and let it have the processor first."""
-    signals.leave_to_the_parent()
+def work_in_the_background() -> None:
+    """Let the training process have the processor first."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.nice(5)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import threading
 import time
 import traceback
@@ -12,10 +10,8 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
-from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from adafrugal.data.rows import Layout
 from adafrugal.data.text.sources import Source
@@ -24,6 +20,7 @@ from adafrugal.data.tokens import encoding
 from adafrugal.data.tokens.store import StoredSplit
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
+from adafrugal.system.processes import Helper, end_with_parent
 
 VALIDATION_TOKENS = 1 << 18  # in a validation shard; few, so that little text is read for a held-out share
 PATIENCE = 0.1  # seconds between two looks at another process
@@ -85,8 +82,6 @@ class Plan:
 class Preparation:
     """The store of a plan, and a process that fills it where tokens are missing.
 
-    It is a plain Python process rather than one of multiprocessing's, which would import the main program again.
-
     Args:
         plan: to follow.
         say: called with a line now and then during a wait.
@@ -98,19 +93,14 @@ class Preparation:
     def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
         self.train, self.validation = plan.splits()
-        self._process: Popen[bytes] | None = None
+        self._helper: Helper | None = None
         self._closed = False
-        if self._is_done():
-            return
-        if not plan.directory.is_dir():
-            _describe(plan)
-        say(f"preparing tokens of {plan.source.name} → {plan.directory}")
-        self._pipe, theirs = Pipe()
-        code = "from adafrugal.data.tokens.preparation import main; main()"
-        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: a user's modules are not imported
-        with theirs:  # closed here, so that the pipe ends when the process does
-            self._process = Popen(command, pass_fds=[theirs.fileno()], stdin=DEVNULL, start_new_session=True)
-        self._pipe.send(plan)
+        if not self._is_done():
+            if not plan.directory.is_dir():
+                _describe(plan)
+            say(f"preparing tokens of {plan.source.name} → {plan.directory}")
+            self._helper = Helper(__name__)
+            self._helper.pipe.send(plan)
 
     def finish(self) -> None:
         """Wait until all that the plan asks for is prepared, and end the process."""
@@ -127,10 +117,14 @@ class Preparation:
         """
         said = time.monotonic()
         while not until():
-            if self._closed or self._process is None:
+            if self._closed or self._helper is None:
                 raise RuntimeError("tokens are waited for, and nothing prepares them")
-            if self._process.poll() is not None and not until():  # asked again: it may have ended just now
-                raise SettingError(self._why_it_ended(self._process.returncode))
+            code = self._helper.process.poll()
+            if code is not None and not until():  # asked again: it may have ended just now
+                line = KILLED.format(self._plan.source.name, f"exit code {code}")
+                with suppress(EOFError, OSError):  # killed, it has sent nothing
+                    line = self._helper.pipe.recv()
+                raise SettingError(line)
             if time.monotonic() - said > SAYS_EVERY:
                 said = time.monotonic()
                 tokens = sum(entry.tokens for entry in self.train.entries)
@@ -140,23 +134,12 @@ class Preparation:
     def close(self) -> None:
         """End the process; the tokens that it has prepared stay."""
         self._closed = True
-        if self._process is None:
-            return
-        self._pipe.close()
-        try:
-            self._process.wait(10)
-        except TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._helper is not None:
+            self._helper.pipe.close()
+            self._helper.end(10)
 
     def _is_done(self) -> bool:
         return self._plan.can_evaluate(self.validation) and self._plan.has_enough(self.train)
-
-    def _why_it_ended(self, code: int) -> str:
-        with suppress(EOFError, OSError):  # killed, it has sent nothing
-            if self._pipe.poll():
-                return self._pipe.recv()
-        return KILLED.format(self._plan.source.name, f"exit code {code}")
 
 
 def _describe(plan: Plan) -> None:
@@ -175,24 +158,17 @@ class _Stopped(Exception):
     """The preparation is to end."""
 
 
-def main() -> None:
+def main(pipe: Connection) -> None:
     """Prepare the validation split, then the training split; end when the other end of the pipe closes."""
-    encoding.work_for_the_parent()
-    pipe = Connection(int(sys.argv[1]))
+    encoding.work_in_the_background()
     plan: Plan = pipe.recv()
     stopped = threading.Event()
-
-    def watch() -> None:
-        wait([pipe])  # nothing else is sent
-        stopped.set()
-        time.sleep(5)  # to end in order
-        os._exit(1)
+    end_with_parent(5, pipe, stopped)  # seconds to end in order
 
     def look() -> None:
         if stopped.is_set():
             raise _Stopped
 
-    threading.Thread(target=watch, daemon=True, name="parent").start()
     try:
         with encoding.Encoder(plan.tokenizer, plan.processes, look) as encoder:
             train, validation = plan.splits()

@@ -15,13 +15,12 @@ A shard exists once its line is whole, and its line is written when its files ar
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,17 +151,17 @@ class StoredSplit:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Try to be the one process that writes this split; True if it is."""
-        with _on_disk(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = (self.directory / ".lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            self.refresh()
-            yield True
+        with ExitStack() as stack:
+            with _on_disk(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(files.locked(self.directory / ".lock"))
+                except BlockingIOError:
+                    is_alone = False
+                else:
+                    is_alone = True
+                    self.refresh()
+            yield is_alone
 
     def extend(self, shards: Iterable[Shard], enough: Callable[[], bool]) -> None:
         """Add shards until there are enough or no more; call it only while `alone`.
@@ -189,7 +188,7 @@ class StoredSplit:
                         written.append(self._file(len(self.entries), name))
                         with written[-1].open("wb") as opened:
                             np.save(opened, array)
-                            _to_disk(opened)
+                            files.to_disk(opened)
                         checksums[name] = _checksum(array)
                 entry = Entry(
                     len(shard.ends), len(shard.tokens), shard.text_bytes, sum(file.stat().st_size for file in written),
@@ -197,7 +196,7 @@ class StoredSplit:
                 )  # fmt: skip
                 with self._index.open("a") as index:
                     index.write(json.dumps(asdict(entry)) + "\n")
-                    _to_disk(index)
+                    files.to_disk(index)
         except BaseException:
             with suppress(SettingError):
                 self._mend_index()
@@ -218,12 +217,6 @@ def _on_disk(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SettingError(files.explain_disk(error, str(directory))) from error
-
-
-def _to_disk(file: Any) -> None:
-    """Wait until what was written would survive a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _checksum(array: np.ndarray) -> int:
