@@ -10,8 +10,8 @@ import pytest
 
 from adafrugal.data.rows import Layout
 from adafrugal.data.text import sources, tokenizer
-from adafrugal.data.tokens import encoding
-from adafrugal.data.tokens.preparation import VALIDATION_TOKENS, Plan
+from adafrugal.data.tokens import encoding, preparation
+from adafrugal.data.tokens.preparation import Plan
 from adafrugal.settings.schema import CorpusSettings
 
 WORDS = ["the", "a", "of", "every", "matrix", "gradient", "moment", "keeps", "loses", "follows", "café", "Việt", "ρ"]
@@ -80,13 +80,5 @@ def plan(corpus_settings, tmp_path):
 def prepare(plan):
     """Prepare a plan's store in this process."""
     with encoding.Encoder(plan.tokenizer, 1) as encoder:
-        for split, enough, tokens in zip(
-            plan.splits(), (plan.has_enough, plan.can_evaluate), (plan.shard_tokens, VALIDATION_TOKENS), strict=True
-        ):
-            name, count_bytes = split.directory.name, split.directory.name == "validation"
-            with split.alone():
-                if not enough(split):
-                    part = getattr(plan.source, name)
-                    shards = encoder.shards(plan.source, part, split.position(), tokens, count_bytes)
-                    split.extend(shards, lambda split=split, enough=enough: enough(split))
+        preparation.fill(plan, encoder)
     return plan

@@ -1,16 +1,31 @@
 """From settings to batches."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from corpora import sentences
 
-from adafrugal.data.corpus import Corpus
+from adafrugal.data.corpus import Corpus, locate
 from adafrugal.data.text import embedded
 from adafrugal.data.text.tokenizer import train as train_tokenizer
 from adafrugal.system.errors import SettingError
+
+OWN = ["data.tokenizer.kind=train", "data.tokenizer.name=null", "data.processes=1", "eval.tokens=500"]
+
+
+@pytest.fixture
+def plan(settings, c4_layout):
+    """A function that plans the tokens of a tiny run on `c4_layout`: overrides, lines that it says -> Plan."""
+
+    def make(*overrides, data="c4", said=None):
+        source = [] if data == "embedded" else [f"data.source={c4_layout}"]
+        chosen, _ = settings("trainer.steps=4", f"data={data}", *OWN, *source, *overrides)
+        return locate(chosen, (said if said is not None else []).append)
+
+    return make
 
 
 @pytest.fixture
@@ -19,10 +34,7 @@ def corpus(settings, c4_layout):
     opened = []
 
     def make(*overrides, data="c4", state=None, said=None, pin=False):
-        own = ["data.tokenizer.kind=train", "data.tokenizer.name=null", "data.processes=1", "eval.tokens=500"]
-        if data != "embedded":
-            own += [f"data.source={c4_layout}"]
-        chosen, _ = settings("trainer.steps=4", f"data={data}", *own, *overrides)
+        chosen, _ = settings("trainer.steps=4", f"data={data}", *OWN, f"data.source={c4_layout}", *overrides)
         opened.append(Corpus(chosen, (said if said is not None else []).append, state, pin=pin))
         return opened[-1]
 
@@ -50,7 +62,9 @@ def test_it_pins_batches_where_it_is_asked_to(corpus, monkeypatch, pin):
     assert len(pinned) == (3 if pin else 0)
 
 
-def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_state(corpus, c4_layout):
+def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_state_unless_the_text_has_changed(
+    corpus, c4_layout
+):
     own = ["seed=3", "data.tokenizer.vocabulary_size=350"]
     said = [[], []]
     first = corpus(*own, said=said[0])
@@ -60,6 +74,8 @@ def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_stat
     assert [line.split()[0] for line in said[0]] == ["training", "preparing"] and said[1] == []
     assert second.unigram_loss == first.unigram_loss
     assert all(torch.equal(second.batches(step).tokens, read[step - 1]) for step in (3, 4, 1))
+    shutil.rmtree(first.plan.directory)
+    assert torch.equal(corpus(*own).batches(2).tokens, read[1]), "a store that is removed is made again"
     (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").unlink()
     with pytest.raises(SettingError, match=r"the run was begun on other data \(fingerprint .*, now .*\)"):
         corpus(*own, state=state, said=said[1])
@@ -81,13 +97,12 @@ def test_it_describes_itself(corpus):
 
 def test_evaluation_reads_about_the_tokens_that_were_asked_for_the_same_for_all(corpus):
     for rows in ("document", "packed"):
-        found = corpus(f"data.rows={rows}")
+        found = corpus(f"data.rows={rows}", "eval.last_tokens=1000000")
         real = sum(batch.real_tokens() for batch in found.validation.batches)
         assert 350 < real < 650
         other = corpus(f"data.rows={rows}", "seed=5", "optimizer=adamw", "trainer.steps=2")
         assert torch.equal(found.validation.batches[0].tokens, other.validation.batches[0].tokens)
-    everything = corpus("eval.tokens=1000000", "data.rows=document")
-    batches = everything.validation.batches
+    batches = corpus("eval.last_tokens=1000000").last_validation.batches
     assert [len(batch.tokens) for batch in batches] == [8] * 13, "the last is filled up"
     assert sum(int((batch.real > 0).sum()) for batch in batches) == 100
 
@@ -102,29 +117,24 @@ def test_own_files(corpus, tmp_path):
     assert about["source"]["validation"] == "5.00% of the documents, by hash"
 
 
-def test_an_own_sentencepiece_model(corpus, tmp_path):
+def test_an_own_sentencepiece_model(plan, tmp_path):
     made = train_tokenizer(sentences(200), 310, "unigram")
     made.save(tmp_path)
     own = ["data.tokenizer.kind=sentencepiece", f"data.tokenizer.name={tmp_path}/tokenizer.model"]
-    found = corpus(*own)
-    assert found.plan.tokenizer.fingerprint == made.fingerprint
-    assert found.batches(1).tokens.max() < 310
+    assert plan(*own).tokenizer.fingerprint == made.fingerprint
     with pytest.raises(SettingError, match=r"data.tokenizer.name is .*none.model: No such file.*; allowed: .*.model"):
-        corpus(own[0], f"data.tokenizer.name={tmp_path}/none.model")
-    said = []
+        plan(own[0], f"data.tokenizer.name={tmp_path}/none.model")
     with pytest.raises(SettingError, match=r"model.vocabulary_size is 309, and the tokenizer can emit ids up to 309"):
-        corpus(*own, "model.vocabulary_size=309", said=said)
-    assert said == [], "refused before anything is cut"
+        plan(*own, "model.vocabulary_size=309")
 
 
-def test_a_trained_tokenizer_is_named_by_its_settings_and_the_corpus(corpus, c4_layout):
-    size = "data.tokenizer.vocabulary_size=400"
-    said = [[], [], []]
-    corpus(size, said=said[0])
-    corpus(size, "data.tokenizer.byte_fallback=false", said=said[1])
+def test_a_trained_tokenizer_is_named_by_its_settings_and_the_corpus(plan, c4_layout):
+    size, said = "data.tokenizer.vocabulary_size=400", []
+    plan(size, said=said)
+    plan(size, "data.tokenizer.byte_fallback=false", said=said)
     (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").unlink()
-    corpus(size, said=said[2])
-    names = {lines[0].rpartition("/")[2] for lines in said}
+    plan(size, said=said)
+    names = {line.rpartition("/")[2] for line in said}
     assert len(names) == 3 and all(name.startswith("bpe-400-") for name in names)
 
 
@@ -138,9 +148,9 @@ def test_a_text_without_enough_documents_is_one_line(corpus, tmp_path):
         corpus(f"data.source={tmp_path}/empty.txt", data="text")
 
 
-def test_the_fingerprint_is_that_of_the_committed_records(corpus):
+def test_the_fingerprint_is_that_of_the_committed_records(plan):
     if embedded.versions() != {"torch": "2.13.0", "numpy": "2.4.6"}:
         pytest.skip("other versions than requirements.txt pins")
     records = REPOSITORY / "experiments" / "results" / "embedded"
     found = json.loads(next(records.rglob("environment.json")).read_text())["data"]["fingerprint"]
-    assert corpus("model=llama_3m", data="embedded").plan.fingerprint == found
+    assert plan("model=llama_3m", data="embedded").fingerprint == found

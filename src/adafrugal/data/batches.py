@@ -13,7 +13,7 @@ import numpy as np
 
 from adafrugal.data.rows import IGNORED, Batch, Layout, Window
 from adafrugal.data.tokens.encoding import Shard
-from adafrugal.data.tokens.windows import Windows
+from adafrugal.data.tokens.preparation import Plan, Preparation
 from adafrugal.system.errors import SettingError
 
 AHEAD = 2  # steps whose batches are made before they are wanted
@@ -22,9 +22,12 @@ AHEAD = 2  # steps whose batches are made before they are wanted
 class TrainingBatches:
     """The batch of each step, in an order that is shuffled within windows, anew in every epoch.
 
+    A window is `plan.window` shards. Windows are numbered in the order of the text, and on in the next epoch. A batch
+    waits until the windows that it reads are prepared.
+
     Args:
-        windows: of the training split.
-        layout: of its rows.
+        plan: of the store.
+        preparation: of the plan.
         seed: of the order.
         batch_size: rows per step, over all devices and micro-batches.
         steps: how many the run wants.
@@ -34,11 +37,14 @@ class TrainingBatches:
         SettingError: in any method: the text is too short for the run and must not repeat, as soon as that is known.
     """
 
-    def __init__(self, windows: Windows, layout: Layout, seed: int, batch_size: int, steps: int, repeat: bool) -> None:
-        self._windows, self._layout = windows, layout
+    def __init__(
+        self, plan: Plan, preparation: Preparation, seed: int, batch_size: int, steps: int, repeat: bool
+    ) -> None:
+        self._plan, self._preparation, self._train = plan, preparation, preparation.train
         self._seed, self._batch_size, self._steps, self._repeat = seed, batch_size, steps, repeat
-        self._begins = [0]  # the first row of each window, over all epochs, as far as they are known
+        self._begins = [0]  # the first row of each window, as far as they are known
         self._open: tuple[int, Window, np.ndarray] | None = None  # its number, it, its rows as they are read
+        self._total: int | None = None
         self._refuse_a_short_text()
 
     def __getitem__(self, step: int) -> Batch:
@@ -48,10 +54,11 @@ class TrainingBatches:
         found: list[Batch] = []
         while row < stop:
             while row >= self._begins[-1]:
-                self._begins.append(self._begins[-1] + self._rows(len(self._begins) - 1))
+                shards = self._shards(len(self._begins) - 1)
+                self._begins.append(self._begins[-1] + self._train.rows(self._plan.layout, shards.start, shards.stop))
             number = bisect_right(self._begins, row) - 1
             if self._open is None or self._open[0] != number:
-                window = self._windows.open(number)
+                window = self.window(number)
                 self._open = number, window, permutation(window.rows, key=f"{self._seed}/{number}")
             _, window, order = self._open
             first = self._begins[number]
@@ -59,35 +66,54 @@ class TrainingBatches:
             row += len(found[-1].tokens)
         return Batch.joined(found)
 
+    def window(self, number: int) -> Window:
+        """Open a window, memory-mapped; wait until it is prepared."""
+        return Window(map(self._train.open, self._shards(number)), self._plan.layout)
+
+    def total(self) -> int | None:
+        """The rows of an epoch; None while the text is not prepared to its end."""
+        if self._total is None:
+            self._train.refresh()
+            self._total = self._train.rows(self._plan.layout) if self._train.is_complete else None
+        return self._total
+
     def epochs(self, steps: int) -> float | None:
         """How often the text has been read after so many steps; None while its length is not known."""
-        total = self._windows.total()
+        total = self.total()
         return steps * self._batch_size / total if total else None
 
-    def first_window(self) -> Window:
-        """The window that is read first."""
-        self._rows(0)
-        return self._windows.open(0)
+    def _shards(self, number: int) -> range:
+        """The shards of a window, once they are prepared."""
+        size, train = self._plan.window, self._train
 
-    def _rows(self, number: int) -> int:
-        rows = self._windows.rows(number)
-        if rows is None:
+        def is_ready() -> bool:
+            train.refresh()
+            return train.is_complete or len(train.entries) >= (number + 1) * size
+
+        self._preparation.wait(is_ready)
+        if train.is_complete and number * size >= len(train.entries):
             self._refuse_a_short_text()
-            raise SettingError("the training part has not one row; see data.source and trainer.sequence_length")
-        return rows
+            if train.full:
+                raise SettingError(
+                    "data.store_limit_gib is reached, so that data.repeat would repeat a part of the text; allowed: "
+                    "a higher limit or null, or data.repeat=false"
+                )
+            number %= -(-len(train.entries) // size)
+        return range(number * size, min((number + 1) * size, len(train.entries)))
 
     def _refuse_a_short_text(self) -> None:
-        total, wanted = self._windows.total(), self._steps * self._batch_size
+        total, wanted = self.total(), self._steps * self._batch_size
         if total is None or (total and (self._repeat or wanted <= total)):
             return
         if not total:
             raise SettingError(
-                f"the training part of the text has not one row of trainer.sequence_length ({self._layout.length}) "
-                "tokens; shorten the sequence, or see what data.source reads"
+                f"the training part of the text has not one row of trainer.sequence_length ({self._plan.layout.length})"
+                " tokens; shorten the sequence, or see what data.source reads"
             )
+        why = "data.store_limit_gib is reached" if self._train.full else "the text has no more"
         raise SettingError(
-            f"trainer.steps is {self._steps}: that takes {wanted:,} rows and there are {total:,}, since "
-            f"{self._windows.why_short()}; allowed: up to {total // self._batch_size:,} steps, or data.repeat=true"
+            f"trainer.steps is {self._steps}: that takes {wanted:,} rows and there are {total:,}, since {why}; "
+            f"allowed: up to {total // self._batch_size:,} steps, or data.repeat=true"
         )
 
 

@@ -16,9 +16,8 @@ from adafrugal.data.rows import Layout
 from adafrugal.data.text import faults, sources, tokenizer
 from adafrugal.data.text.sources import Source
 from adafrugal.data.text.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
-from adafrugal.data.tokens.preparation import Plan
+from adafrugal.data.tokens.preparation import Plan, Preparation
 from adafrugal.data.tokens.store import Entry
-from adafrugal.data.tokens.windows import Windows
 from adafrugal.settings.schema import CorpusSettings, Settings, trained_size
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
@@ -49,14 +48,15 @@ class Corpus:
         processes: int = 1,
         pin: bool = False,
     ) -> None:
-        repeat, trainer = settings.data.repeat, settings.trainer
+        trainer = settings.trainer
         self.plan = plan = locate(settings, say)
         if state:
             faults.refuse_other_data(state["fingerprint"], plan.fingerprint)
-        self._windows = Windows(plan, repeat, say)
+        self._preparation = preparation = Preparation(plan, say)
         try:
+            preparation.wait(lambda: plan.can_evaluate(preparation.validation))
             self._batches = TrainingBatches(
-                self._windows, plan.layout, settings.seed, trainer.batch_size, trainer.steps, repeat
+                plan, preparation, settings.seed, trainer.batch_size, trainer.steps, settings.data.repeat
             )
             each = -(-trainer.batch_size // processes)  # rows of a step that a process has
             rows = min(trainer.micro_batch_size or each, each) * processes
@@ -64,20 +64,20 @@ class Corpus:
             self.last_validation = self._validation(settings.eval.last_tokens or settings.eval.tokens, rows)
             self.unigram_loss: float = (state or {}).get("unigram_loss") or self._unigram_loss()
         except BaseException:
-            self._windows.close()
+            preparation.close()
             raise
         self.batches = Prefetched(self._batches, trainer.steps, pin)
 
     @property
     def about(self) -> dict[str, Any]:
         """The identity of the data, and how much of it is prepared."""
-        plan, windows = self.plan, self._windows
+        plan, train, held_out = self.plan, self._preparation.train, self._preparation.validation
         return {
             "fingerprint": plan.fingerprint,
             "source": plan.source.described(),
             "tokenizer": {"size": plan.tokenizer.size, "fingerprint": plan.tokenizer.fingerprint},
-            "train": _counts(windows.train.entries) | {"complete": windows.total() is not None},
-            "validation": _counts(windows.validation.entries) | {"complete": windows.validation.ended},
+            "train": _counts(train.entries) | {"complete": self._batches.total() is not None},
+            "validation": _counts(held_out.entries) | {"complete": held_out.ended},
         }
 
     def epochs(self, steps: int) -> float | None:
@@ -90,15 +90,15 @@ class Corpus:
 
     def close(self) -> None:
         """End the work in the background."""
-        self._windows.close()
+        self._preparation.close()
         self.batches.close()
 
     def _validation(self, tokens: int, rows: int) -> Validation:
-        return validation(self._windows.validation.shards(), self.plan.layout, tokens, rows)
+        return validation(self._preparation.validation.shards(), self.plan.layout, tokens, rows)
 
     def _unigram_loss(self) -> float:
         """Of the first window's token frequencies, on the validation rows of the last evaluation."""
-        train = [shard.tokens for shard in self._batches.first_window().shards]
+        train = [shard.tokens for shard in self._batches.window(0).shards]
         return unigram_loss(train, self.plan.tokenizer.size, self.last_validation.batches)
 
 

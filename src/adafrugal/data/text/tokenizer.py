@@ -39,6 +39,11 @@ class Tokenizer(ABC):
     end: int
     pad: int
     serialized: bytes
+    _made_of: tuple[Any, ...]
+    _files: dict[str, str | bytes]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
 
     @property
     def fingerprint(self) -> str:
@@ -65,13 +70,14 @@ class Tokenizer(ABC):
             for text, (ids, ends) in zip(documents, self._ids_and_ends(documents), strict=True)
         ]
 
+    def save(self, directory: Path) -> None:
+        """Write the files that `load` reads."""
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
-
-    @abstractmethod
-    def save(self, directory: Path) -> None:
-        """Write the files that `load` reads."""
 
     @abstractmethod
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
@@ -96,7 +102,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise SettingError("data.tokenizer.name: the file is no SentencePiece model") from error
-        self.serialized = model
+        self.serialized, self._made_of, self._files = model, (model,), {"tokenizer.model": model}
         self.size, self.end = self._model.get_piece_size(), self._model.eos_id()
         if self.end < 0:
             raise SettingError(
@@ -105,16 +111,9 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.end
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.serialized,)
-
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
         return self._model.decode([int(i) for i in ids])
-
-    def save(self, directory: Path) -> None:
-        """Write `tokenizer.model`."""
-        (directory / "tokenizer.model").write_bytes(self.serialized)
 
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         return self._model.encode(list(documents), return_type="numpy", num_threads=1)
@@ -130,16 +129,14 @@ class PretrainedTokenizer(Tokenizer):
     def __init__(self, described: str, end: int, pad: int) -> None:
         import tokenizers
 
-        self._described = described
+        self._made_of = described, end, pad
+        self._files = {"tokenizer.json": described, "tokenizer.yaml": f"end: {end}\npad: {pad}\n"}
         self._model = tokenizers.Tokenizer.from_str(described)
         self._model.encode_special_tokens = True
         ids = self._model.get_vocab(with_added_tokens=True).values()
         self.size, self.end, self.pad = max(*ids, end, pad) + 1, end, pad
         self._inside = _inside([self._model.id_to_token(number) or "" for number in (end, pad)])
         self.serialized = json.dumps([described, end, pad]).encode()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._described, self.end, self.pad)
 
     @classmethod
     def of_transformers(cls, name: str) -> PretrainedTokenizer:
@@ -181,11 +178,6 @@ class PretrainedTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
         return self._model.decode([int(i) for i in ids if int(i) not in (self.end, self.pad)])
-
-    def save(self, directory: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer.yaml`."""
-        (directory / "tokenizer.json").write_text(self._described)
-        (directory / "tokenizer.yaml").write_text(f"end: {self.end}\npad: {self.pad}\n")
 
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         found = self._model.encode_batch_fast(list(documents), add_special_tokens=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import traceback
@@ -10,13 +11,14 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adafrugal.data.rows import Layout
 from adafrugal.data.text.sources import Source
 from adafrugal.data.text.tokenizer import Tokenizer
-from adafrugal.data.tokens import encoding
+from adafrugal.data.tokens.encoding import Encoder, work_in_the_background
 from adafrugal.data.tokens.store import StoredSplit
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
@@ -96,8 +98,7 @@ class Preparation:
         self._helper: Helper | None = None
         self._closed = False
         if not self._is_done():
-            if not plan.directory.is_dir():
-                _describe(plan)
+            _describe(plan)
             say(f"preparing tokens of {plan.source.name} → {plan.directory}")
             self._helper = Helper(__name__)
             self._helper.pipe.send(plan)
@@ -143,7 +144,9 @@ class Preparation:
 
 
 def _describe(plan: Plan) -> None:
-    """Make a new store with a description for people."""
+    """Make a store, if it is not there, with a description for people."""
+    if plan.directory.is_dir():
+        return
     tokenizer, source = plan.tokenizer.fingerprint, plan.source.described()
     about = {"fingerprint": plan.fingerprint, "source": source, "tokenizer": tokenizer}
     with files.made(plan.directory) as scratch:
@@ -154,28 +157,20 @@ def _describe(plan: Plan) -> None:
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-class _Stopped(Exception):
-    """The preparation is to end."""
-
-
 def main(pipe: Connection) -> None:
     """Prepare the validation split, then the training split; end when the other end of the pipe closes."""
-    encoding.work_in_the_background()
+    work_in_the_background()
     plan: Plan = pipe.recv()
     stopped = threading.Event()
     end_with_parent(5, pipe, stopped)  # seconds to end in order
 
     def look() -> None:
         if stopped.is_set():
-            raise _Stopped
+            sys.exit()
 
     try:
-        with encoding.Encoder(plan.tokenizer, plan.processes, look) as encoder:
-            train, validation = plan.splits()
-            _extend(plan, validation, lambda: plan.can_evaluate(validation), encoder, look)
-            _extend(plan, train, lambda: plan.has_enough(train), encoder, look)
-    except _Stopped:
-        pass
+        with Encoder(plan.tokenizer, plan.processes, look) as encoder:
+            fill(plan, encoder, look)
     except Exception as error:
         line = str(error)
         if isinstance(error, BrokenProcessPool):
@@ -187,17 +182,20 @@ def main(pipe: Connection) -> None:
             pipe.send(line)
 
 
-def _extend(
-    plan: Plan, stored: StoredSplit, enough: Callable[[], bool], encoder: encoding.Encoder, look: Callable[[], None]
-) -> None:
-    """Add the missing shards to a split, as soon as no other process does."""
-    name = stored.directory.name
-    held_out = name == "validation"
-    tokens = VALIDATION_TOKENS if held_out else plan.shard_tokens
-    while not enough():
-        with stored.alone() as alone:
-            if alone and not enough():
-                split, begin = getattr(plan.source, name), stored.position()
-                stored.extend(encoder.shards(plan.source, split, begin, tokens, count_bytes=held_out), enough)
-        look()
-        time.sleep(PATIENCE)
+def fill(plan: Plan, encoder: Encoder, look: Callable[[], None] = lambda: None) -> None:
+    """Add the missing shards to each split, as soon as no other process does; `look` is called during a wait."""
+    train, validation = plan.splits()
+    for split, stored, is_enough, tokens in (
+        (plan.source.validation, validation, plan.can_evaluate, VALIDATION_TOKENS),
+        (plan.source.train, train, plan.has_enough, plan.shard_tokens),
+    ):
+        enough = partial(is_enough, stored)
+        while not enough():
+            with stored.alone() as alone:
+                if alone and not enough():
+                    count_bytes = stored is validation
+                    shards = encoder.shards(plan.source, split, stored.position(), tokens, count_bytes)
+                    stored.extend(shards, enough)
+            look()
+            if not enough():
+                time.sleep(PATIENCE)

@@ -1,4 +1,4 @@
-"""The windows of a store: which rows a run reads, in which order, and how it waits for them."""
+"""Training batches of a store that is being prepared: which rows, in which order, and how they are waited for."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from corpora import prepare
 
 from adafrugal.data.batches import TrainingBatches
 from adafrugal.data.rows import Layout
-from adafrugal.data.tokens.windows import Windows
+from adafrugal.data.tokens.preparation import Preparation
 from adafrugal.system.errors import SettingError
 
 BATCH = 7
@@ -22,12 +22,12 @@ def open_batches(plan):
 
     def make(steps, repeat=False, prepared=True, **more):
         wanted = plan(**{"rows": steps * BATCH, **more})
-        opened.append(Windows(prepare(wanted) if prepared else wanted, repeat, str))
-        return TrainingBatches(opened[-1], wanted.layout, 3, BATCH, steps, repeat)
+        opened.append(Preparation(prepare(wanted) if prepared else wanted, str))
+        return TrainingBatches(wanted, opened[-1], 3, BATCH, steps, repeat)
 
     yield make
-    for windows in opened:
-        windows.close()
+    for preparation in opened:
+        preparation.close()
 
 
 def tokens(batches, first, last):
@@ -39,8 +39,8 @@ def test_an_epoch_reads_the_windows_in_order_and_every_row_of_them_once_and_the_
     open_batches, packed
 ):
     layout = Layout(16, packed, False, 1, 0)
-    windows = open_batches(1, rows=None, layout=layout)._windows
-    opened, total = [windows.open(number) for number in range(3)], windows.total()
+    whole = open_batches(1, rows=None, layout=layout)
+    opened, total = [whole.window(number) for number in range(3)], whole.total()
     assert [len(window.shards) for window in opened] == [2, 2, 1] and sum(w.rows for w in opened) == total
     batches = open_batches(2 * total // BATCH, repeat=True, layout=layout)
     read = tokens(batches, 1, 2 * total // BATCH)
@@ -61,7 +61,7 @@ def test_a_broken_file_far_ahead_does_not_end_a_run_before_its_rows_are_wanted(o
     file = c4_layout / "en" / "c4-train.00009-of-00010.json.gz"
     file.write_bytes(file.read_bytes()[:200])
     batches = open_batches(580, prepared=False)
-    batches._windows._preparation._helper.process.wait(30)
+    batches._preparation._helper.process.wait(30)
     assert len(tokens(batches, 1, 400)) == 400 * BATCH
     with pytest.raises(SettingError, match=r"c4-train.00009.* is damaged"):
         tokens(batches, 401, 580)
@@ -73,7 +73,7 @@ def test_a_run_that_wants_more_than_there_is_stops_when_that_is_known(open_batch
         tokens(batches, 1, 900)
     with pytest.raises(SettingError, match=r"allowed: up to \d+ steps, or data.repeat=true"):
         open_batches(900)
-    steps = batches._windows.total() // BATCH
+    steps = batches.total() // BATCH
     assert len(open_batches(steps)[steps].tokens) == BATCH, "all of a complete text is not too much"
 
 
@@ -88,7 +88,7 @@ def test_a_store_that_reached_its_limit_says_so_and_is_not_repeated(open_batches
 def test_a_store_is_prepared_only_as_far_as_the_run_reads(open_batches):
     batches = open_batches(10, prepared=False)
     read = tokens(batches, 1, 10)
-    batches._windows._preparation._helper.process.wait(20)
-    assert len(batches._windows.train.entries) == 2, "one window of two shards"
+    batches._preparation._helper.process.wait(20)
+    assert len(batches._preparation.train.entries) == 2, "one window of two shards"
     more = open_batches(300)
-    assert torch.equal(tokens(more, 1, 10), read) and len(more._windows.train.entries) > 2
+    assert torch.equal(tokens(more, 1, 10), read) and len(more._preparation.train.entries) > 2
