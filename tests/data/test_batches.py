@@ -74,15 +74,6 @@ def test_permutations_differ_by_key_and_mix():
     assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.15
 
 
-def test_an_epoch_reads_every_row_once_and_the_next_in_another_order(batches):
-    found = batches(seed=1, batch_size=4, steps=50, repeat=True)
-    firsts = [first for step in range(1, 51) for first in found[step].tokens[:, 0].tolist()]
-    first, second = firsts[:100], firsts[100:]
-    assert sorted(first) == sorted(second) == list(range(0, 1000, 10))
-    assert first != second
-    assert found.epochs(50) == 2.0
-
-
 def test_a_batch_depends_on_seed_and_step_alone(batches):
     def batch(seed, step):
         return batches(seed, 4, steps=25)[step].tokens
@@ -124,15 +115,6 @@ def test_micro_batches_are_slices_of_the_batch(batches):
         micro = list(batch.split(rows))
         assert torch.equal(torch.cat([p.tokens for p in micro]), batch.tokens)
         assert sum(p.count() for p in micro) == sum(p.real_tokens() for p in micro) == batch.count() == 80
-
-
-def test_positions_are_there_only_where_attention_is_masked():
-    found = Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position())
-    twice = np.array([0, 0])
-    assert LAYOUT.rows(found, twice).positions is None
-    batch = Layout(10, True, True, 1, 0).rows(found, twice)
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] * 2
-    assert [micro.positions.shape for micro in batch.split(1)] == [(1, 10)] * 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])

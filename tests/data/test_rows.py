@@ -35,15 +35,6 @@ def every(layout, shard):
     return layout.rows(shard, np.arange(layout.count(len(shard.ends), len(shard.tokens))))
 
 
-def test_packed_rows_predict_every_token_but_the_first_once():
-    layout, found = Layout(4, True, False, END, PAD), shard(5, 3, 6, 3)
-    rows = every(layout, found)
-    assert np.array_equal(rows.targets.flatten(), found.tokens[1:17])
-    assert np.array_equal(rows.tokens.flatten(), found.tokens[:16])
-    assert rows.real.tolist() == [4] * 4
-    assert layout.target_bytes(found, np.arange(4)).sum() == found.token_bytes[1:17].sum()
-
-
 @pytest.mark.parametrize(
     ("length", "number", "tokens", "targets", "target_bytes"),
     [
@@ -141,12 +132,3 @@ def test_rows_of_a_memory_mapped_shard_are_tensors_of_their_own(tmp_path):
         rows.tokens[0, 0] += 0  # a tensor of a map would be read-only, and this a crash
         assert all(torch.equal(getattr(rows, name), getattr(expected, name)) for name in NAMES[:3])
         assert rows.tokens.is_contiguous()
-
-
-def test_a_window_numbers_the_rows_of_its_shards_one_after_the_other():
-    layout, shards = Layout(4, True, False, END, PAD), [shard(9), shard(3), shard(5, 4)]
-    window = Window(shards, layout)
-    assert window.rows == 2 + 0 + 2
-    rows = window.take(np.arange(4))
-    assert rows.tokens[:, 0].tolist() == [10, 14, 10, END]
-    assert np.array_equal(rows.tokens[3], one(layout, shards[2], 1).tokens)
