@@ -63,12 +63,12 @@ def test_every_document_of_c4_is_prepared_and_a_run_reads_them(train, c4, cache_
     assert __main__.main(["--all", *own, f"cache_root={cache_root}"]) == 0
     (counts,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("documents")]
     assert counts == ["documents", "500", "250"]
-    done = train(*own, "trainer.steps=3", "eval.every=3")
+    done = train(*own, "trainer.steps=3", "eval.every=3", "trainer.sequence_length=256", "trainer.batch_size=4")
     assert done.returncode == 0, done.stderr
     record = Record(next(train.root.glob("*/*/status.json")).parent)
     summary = record.summary()
     assert 0 < summary["padding"] < 0.5
-    assert summary["real_tokens"] < summary["tokens"] == 3 * 8 * 64
+    assert summary["real_tokens"] < summary["tokens"] == 3 * 4 * 256
     assert summary["seconds"]["data"] < summary["seconds"]["forward"]
     assert record.environment()["data"]["tokenizer"]["size"] == 32_000
 

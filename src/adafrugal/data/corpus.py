@@ -18,7 +18,8 @@ from adafrugal.data.text.sources import Source
 from adafrugal.data.text.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
 from adafrugal.data.tokens.preparation import Plan, Preparation
 from adafrugal.data.tokens.store import Entry
-from adafrugal.settings.schema import CorpusSettings, Settings, trained_size
+from adafrugal.settings.canonical import trained_size
+from adafrugal.settings.schema import CorpusSettings, Settings
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 
