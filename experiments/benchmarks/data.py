@@ -126,11 +126,11 @@ def resident() -> float:
 
 def step_and_batch(source: str, tokenizer_name: str, cache: Path) -> dict[str, float]:
     """Milliseconds of a training step of the 9M model (8 rows of 128 tokens), and of making its batch."""
-    from adafrugal.training.devices import place
+    from adafrugal.training.devices import open_device
     from adafrugal.training.tasks.pretrain import Pretrain
 
     wanted = settings(source, tokenizer_name, cache, "trainer.steps=400")
-    task = Pretrain(wanted, place(wanted.trainer), print)
+    task = Pretrain(wanted, open_device(wanted.trainer), print)
     optimizer = torch.optim.AdamW(task.model.parameters(), fused=True)
     steps, batches = [], []
     for step in range(1, 21):
