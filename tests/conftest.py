@@ -21,7 +21,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-pytest_plugins = [
+pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture"]  # what several directories of tests have in common
     "corpora",
     "hub",
     "labelled_sets",
