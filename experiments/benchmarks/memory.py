@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+import bench
+import torch
+from torch.profiler import ProfilerActivity, profile
 
-if TYPE_CHECKING:
-    from adafrugal.settings.schema import Settings
+from adafrugal.memory import fit, measure
+from adafrugal.memory.estimate import estimate
+from adafrugal.memory.on_device import with_chunks
+from adafrugal.models import llama, optimizers
+from adafrugal.models.loss import TokenNats
+from adafrugal.models.recompute import checkpoint_activations
+from adafrugal.optim import UpdateInBackward
+from adafrugal.settings import compose
+from adafrugal.settings.schema import Settings, settled
 
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 OPTIMIZERS = ("adamw", "galore", "badam", "frugal", "adafrugal")
@@ -71,9 +78,6 @@ SMALL = {
 
 def foretold(model: str, optimizer: str) -> dict[str, Any]:
     """One column, or two where ρ falls."""
-    from adafrugal.memory.estimate import estimate
-    from adafrugal.settings import compose
-
     found = estimate(compose.settings([f"model=llama_{model}", f"optimizer={optimizer}", *SHAPE]))
     stages = [{"density": s.density, "state": s.state_bytes, "peak": s.peak.total} for s in found.stages]
     return {"model": model, "optimizer": optimizer, "weights": found.peak.weights, "stages": stages}
@@ -81,10 +85,6 @@ def foretold(model: str, optimizer: str) -> dict[str, Any]:
 
 def small(name: str, words: tuple[str, ...]) -> dict[str, Any]:
     """What a model would take that no machine here could hold."""
-    from adafrugal.memory import fit
-    from adafrugal.memory.estimate import estimate
-    from adafrugal.settings import compose
-
     settings = compose.settings([CHUNKS, *words])
     if getattr(settings.optimizer, "fit_gib", None):
         settings = fit.beginning_with(settings, fit.fitted(settings).density)
@@ -103,14 +103,6 @@ class Real:
     """
 
     def __init__(self, settings: Settings, device: str = "cpu") -> None:
-        import torch
-
-        from adafrugal.memory.on_device import with_chunks
-        from adafrugal.models import llama, optimizers
-        from adafrugal.models.recompute import checkpoint_activations
-        from adafrugal.optim import UpdateInBackward
-        from adafrugal.settings.schema import settled
-
         self.settings = with_chunks(settled(settings, None, settings.model.hidden_size))
         trainer, self.device = self.settings.trainer, device
         self._rows = trainer.micro_batch_size or trainer.batch_size
@@ -121,18 +113,15 @@ class Real:
         self.optimizer = optimizers.build(self.settings, optimizers.groups(self.settings, self.model))
         if trainer.update_in_backward:
             UpdateInBackward(self.optimizer)
+        self._nats = TokenNats(self.model, self.settings.model.loss_chunk_rows)
         self._tokens = torch.randint(0, 100, (self._rows, trainer.sequence_length), device=device)
 
     def step(self) -> None:
         """One step, of two micro-batches where it has more than one."""
-        import torch
-
-        from adafrugal.models.loss import token_nats
-
-        trainer, chunks = self.settings.trainer, self.settings.model.loss_chunk_rows
+        trainer = self.settings.trainer
         for _ in range(min(2, trainer.batch_size // self._rows)):
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=trainer.precision == "bf16"):
-                loss = token_nats(self.model, self._tokens, self._tokens, chunks)
+                loss = self._nats(self._tokens, self._tokens)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,8 +129,6 @@ class Real:
 
 def allocated_at_most(settings: Settings, steps: int = 2) -> int:
     """Bytes that the steps of a run had at most, by the CPU allocator's own events as torch's profiler gives them."""
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         real = Real(settings)
         for _ in range(steps):
@@ -157,12 +144,6 @@ def allocated_at_most(settings: Settings, steps: int = 2) -> int:
 
 def held_against(words: list[str]) -> dict[str, Any]:
     """An estimate, and what two real steps allocate; in a process that does nothing else."""
-    import torch
-
-    from adafrugal.memory import measure
-    from adafrugal.memory.estimate import estimate
-    from adafrugal.settings import compose
-
     settings = compose.settings([CHUNKS, *words])
     expected = estimate(settings).peak
     before = measure.read(torch.device("cpu"))["resident"]
@@ -174,8 +155,6 @@ def held_against(words: list[str]) -> dict[str, Any]:
 
 def compared(words: list[str]) -> float:
     """The time of a step with these settings ÷ without the last of them, steps in turn; the median of some."""
-    from adafrugal.settings import compose
-
     plain, cut = (Real(compose.settings(some)) for some in (CUT_FROM, words))
     ratios = []
     for _ in range(STEPS):
@@ -280,8 +259,7 @@ def main() -> None:
     }
     tables = [estimates_table(found["estimates"]), measured_table(found["measured"]), cuts_table(found["cuts"])]
     print("\n\n".join([*tables, small_table(found["small"])]))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    bench.keep(found, given.out)
 
 
 if __name__ == "__main__":

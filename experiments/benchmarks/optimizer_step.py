@@ -13,10 +13,8 @@ an update does.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib.util
-import json
 import os
 import platform
 import statistics
@@ -28,9 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
+import bench
 import torch
 import yaml
 
@@ -269,13 +265,11 @@ def machine(device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is asked for; print the table as it grows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.parser(__doc__, device="cpu")
     parser.add_argument("--sizes", nargs="+", default=["60m", "130m", "350m"])
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns for their names: 'frugal *' '*slab*'")
     parser.add_argument("--others", action="store_true", help="torch's other optimizers, and libraries that are there")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=20, help="for each optimizer and size")
-    parser.add_argument("--json", type=Path, help="where the results are written to")
     given = parser.parse_args()
     found, rows = machine(given.device), []
     print(", ".join(f"{key} {value}" for key, value in found.items() if value is not None))
@@ -286,9 +280,7 @@ def main() -> None:
             if any(fnmatch(name, pattern) for pattern in given.only):
                 rows.append(measure(size, name, make, groups, given.seconds, given.device))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-                if given.json:
-                    whole = {"machine": found, "rows": [asdict(row) for row in rows]}
-                    given.json.write_text(json.dumps(whole, indent=1) + "\n")
+                bench.keep({"machine": found, "rows": [asdict(row) for row in rows]}, given.json)
 
 
 if __name__ == "__main__":

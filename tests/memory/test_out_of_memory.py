@@ -1,18 +1,18 @@
-"""What a refused allocation says, and what it leaves."""
+"""Out-of-memory errors: the line, and the record."""
 
 import resource
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 
 from adafrugal.memory import out_of_memory
+from adafrugal.system.errors import TrainingError
 from adafrugal.tracking.record import Record
+from adafrugal.training.session import run
 
 
-def test_torchs_own_refusal_on_a_cpu_is_one(settings):
+def test_torchs_error_on_a_cpu_is_explained(settings):
     chosen, _ = settings()
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -27,38 +27,39 @@ def test_torchs_own_refusal_on_a_cpu_is_one(settings):
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
 )
-def test_the_others_are_too(settings, error):
+def test_other_errors_of_memory_are_explained(settings, error):
     assert "what lowers it: " in out_of_memory.reason(error, settings()[0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("can't allocate memory"), KeyError()])
-def test_another_error_is_none(settings, error):
+def test_any_other_error_is_not(settings, error):
     assert out_of_memory.reason(error, settings()[0]) is None
 
 
 @pytest.mark.gpu
-def test_a_gpus_refusal_is_one(settings):
+def test_a_gpus_error_is_explained(settings):
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
     assert out_of_memory.reason(caught.value, settings()[0])
 
 
-def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path, tally):
-    """For real, under a limit of the address space: 400,000 pieces make logits of tens of gigabytes."""
-    limit = 12 * 2**30
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.batch_size=128",
-               "model.vocabulary_size=400000", "data.tokenizer.vocabulary_size=4096", "model.loss_chunk_rows=null",
-               f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: memory was refused (")
+def test_a_run_that_is_refused_memory_fails_with_that_line(settings, tally):
+    """For real, under a limit of the address space: 400,000 pieces make logits of 13 GB."""
+    chosen, choices = settings("trainer.batch_size=128", "model.vocabulary_size=400000", "model.loss_chunk_rows=null",
+                               "data.tokenizer.vocabulary_size=512")  # fmt: skip
+    pages, limits = int(Path("/proc/self/statm").read_text().split()[0]), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**30, limits[1]))
+    try:
+        with pytest.raises(TrainingError) as caught:
+            run(chosen, choices)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    line = str(caught.value)
+    assert line.startswith("memory was refused (")
     assert "; the estimate of the peak is " in line
     assert "trainer.micro_batch_size (now 128), trainer.sequence_length (64), model.loss_chunk_rows (null" in line
-    (status,) = tmp_path.glob("*/*/status.json")
+    assert "\n" not in line
+    (status,) = Path(chosen.run_root).glob("*/*/status.json")
     record = Record(status.parent)
     assert (record.status, record.reason[:33]) == ("failed", "TrainingError: memory was refused")
     tally("faults: memory is refused")
