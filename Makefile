@@ -38,7 +38,7 @@ tables: $(READY)  ## the pages of experiments/results, made anew of the records 
 	$(VENV)/bin/python -m adafrugal.reports $(RUNS) --pages $(OUT)
 
 gpu: OUT = gpu-results
-gpu:  ## all measurements on a machine with a GPU, in 5 minutes, with PYTHON as given (ARGS='--device cpu' to try it)
+gpu:  ## all measurements on a machine with a GPU, in about seven minutes, with PYTHON as given (ARGS='--device cpu' to try it)
 	PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) experiments/benchmarks/gpu.py --out $(OUT) $(ARGS)
 
 lint: $(READY)  ## ruff

@@ -2,14 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from labelled_sets import COLUMNS
 from safetensors.torch import load_file
 from torture import LONG
@@ -180,14 +177,13 @@ def typed(glue, tiny_encoder, cache_root, tmp_path):
 
 def test_train_py_stops_goes_on_prints_scores_and_is_reported(typed, forks, tmp_path, capsys):
     typed = [*typed, "trainer.epochs=20", "trainer.log_every=1"]
-    command = [sys.executable, str(REPOSITORY / "train.py"), *typed]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = forks.begin(*typed, cwd=tmp_path)
     until = time.monotonic() + 120
     while time.monotonic() < until and not any(f.stat().st_size for f in tmp_path.rglob("metrics.jsonl")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
+    stopped = process.wait()
+    assert stopped.code == 75, stopped.err
     done = forks(*typed, cwd=tmp_path)
     assert done.code == 0, done.err
     assert "continuing after step" in done.out

@@ -1,15 +1,10 @@
 """Out-of-memory errors: the line, and the record."""
 
-import resource
-from pathlib import Path
-
 import pytest
 import torch
 
 from adafrugal.memory import out_of_memory
-from adafrugal.system.errors import TrainingError
 from adafrugal.tracking.record import Record
-from adafrugal.training.session import run
 
 
 def test_torchs_error_on_a_cpu_is_explained(settings):
@@ -43,23 +38,18 @@ def test_a_gpus_error_is_explained(settings):
     assert out_of_memory.reason(caught.value, settings()[0])
 
 
-def test_a_run_that_is_refused_memory_fails_with_that_line(settings, tally):
+def test_a_run_that_is_refused_memory_fails_with_that_line(forks, cache_root, tmp_path, tally):
     """For real, under a limit of the address space: 400,000 pieces make logits of 13 GB."""
-    chosen, choices = settings("trainer.batch_size=128", "model.vocabulary_size=400000", "model.loss_chunk_rows=null",
-                               "data.tokenizer.vocabulary_size=512")  # fmt: skip
-    pages, limits = int(Path("/proc/self/statm").read_text().split()[0]), resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**30, limits[1]))
-    try:
-        with pytest.raises(TrainingError) as caught:
-            run(chosen, choices)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-    line = str(caught.value)
-    assert line.startswith("memory was refused (")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, resource.RLIM_INFINITY))"
+    large = ["trainer.batch_size=128", "model.vocabulary_size=400000", "model.loss_chunk_rows=null"]
+    places = [f"run_root={tmp_path}", f"cache_root={cache_root}", "data.tokenizer.vocabulary_size=512"]
+    done = forks("scale=smoke", "tracking=local", *large, *places, cwd=tmp_path, before=limit)
+    assert done.code == 1, done.err
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: memory was refused (")
     assert "; the estimate of the peak is " in line
     assert "trainer.micro_batch_size (now 128), trainer.sequence_length (64), model.loss_chunk_rows (null" in line
-    assert "\n" not in line
-    (status,) = Path(chosen.run_root).glob("*/*/status.json")
+    (status,) = tmp_path.glob("*/*/status.json")
     record = Record(status.parent)
     assert (record.status, record.reason[:33]) == ("failed", "TrainingError: memory was refused")
     tally("faults: memory is refused")

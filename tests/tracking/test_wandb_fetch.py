@@ -9,7 +9,7 @@ import json
 import pytest
 from made import recorded
 
-from adafrugal.reports import table
+from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import wandb as copies
 
@@ -63,7 +63,7 @@ def test_fetched_records_make_the_same_table(project, here, tmp_path):
     answers.append(Answer(here("frugal", place="other"), 1, state="crashed"))
     found = copies.fetch("team/project", tmp_path / "there")
     assert asked == ["team/project"]
-    local = table.find([tmp_path / "here"])
+    local = records.find([tmp_path / "here"])
     assert sorted(table.markdown(found).splitlines()) == sorted(table.markdown(local).splitlines())
     by_name = {record.directory.name: record for record in local}
     for record in found:

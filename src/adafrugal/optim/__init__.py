@@ -1,80 +1,41 @@
 """The FRUGAL family of optimizers: AdamW state for a share ρ of each matrix's entries, signSGD for the rest.
 
-Needs torch and nothing else of this project. Names are imported when first used, so that
-`adafrugal.optim.controls`, which knows no tensors, can be read without waiting for torch.
+Needs torch and nothing else of this project. Names are imported when first used, so that `choices` and `controls`
+can be read without waiting for torch.
 """
-
-from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adafrugal.optim.accounting import StateBytes, state_bytes
-    from adafrugal.optim.combined import Several
-    from adafrugal.optim.controls import Constant, CosineDecay, LinearDecay, LossAware
-    from adafrugal.optim.frugal import Frugal
-    from adafrugal.optim.groups import ParameterGroups, Rule, default_rules, split_parameters
-    from adafrugal.optim.in_backward import UpdateInBackward
-    from adafrugal.optim.refresh import Refresh
-    from adafrugal.optim.subspaces import SVD, Blocks, Columns, RandK, Random, RandPerm, Rows, Slab
+    from adafrugal.optim.accounting import *  # noqa: F403
+    from adafrugal.optim.combined import *  # noqa: F403
+    from adafrugal.optim.controls import *  # noqa: F403
+    from adafrugal.optim.frugal import *  # noqa: F403
+    from adafrugal.optim.groups import *  # noqa: F403
+    from adafrugal.optim.in_backward import *  # noqa: F403
+    from adafrugal.optim.refresh import *  # noqa: F403
+    from adafrugal.optim.subspaces import *  # noqa: F403
 
-_HOME = {
-    "Blocks": "subspaces",
-    "Columns": "subspaces",
-    "Constant": "controls",
-    "CosineDecay": "controls",
-    "Frugal": "frugal",
-    "LinearDecay": "controls",
-    "LossAware": "controls",
-    "ParameterGroups": "groups",
-    "RandK": "subspaces",
-    "RandPerm": "subspaces",
-    "Random": "subspaces",
-    "Refresh": "refresh",
-    "Rows": "subspaces",
-    "Rule": "groups",
-    "SVD": "subspaces",
-    "Several": "combined",
-    "Slab": "subspaces",
-    "StateBytes": "accounting",
-    "UpdateInBackward": "in_backward",
-    "default_rules": "groups",
-    "split_parameters": "groups",
-    "state_bytes": "accounting",
+_NAMES = {
+    "accounting": "StateBytes state_bytes",
+    "combined": "Several",
+    "controls": "Constant Control CosineDecay LinearDecay LossAware",
+    "frugal": "Frugal",
+    "groups": "ParameterGroups Rule default_rules split_parameters",
+    "in_backward": "UpdateInBackward",
+    "refresh": "Refresh",
+    "subspaces": "Blocks Columns RandK RandPerm Random Rows SVD Slab Subspace",
 }
-
-__all__ = [
-    "SVD",
-    "Blocks",
-    "Columns",
-    "Constant",
-    "CosineDecay",
-    "Frugal",
-    "LinearDecay",
-    "LossAware",
-    "ParameterGroups",
-    "RandK",
-    "RandPerm",
-    "Random",
-    "Refresh",
-    "Rows",
-    "Rule",
-    "Several",
-    "Slab",
-    "StateBytes",
-    "UpdateInBackward",
-    "default_rules",
-    "split_parameters",
-    "state_bytes",
-]
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

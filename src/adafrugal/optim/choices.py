@@ -1,4 +1,7 @@
-"""Every name, policy and range of the optimizer, without torch: the optimizer and the settings read them here alone."""
+"""Every name, policy and range of the optimizer, without torch: the one place for both the optimizer and the settings.
+
+The ranges of densities and intervals are in `controls`, which needs no torch either.
+"""
 
 from __future__ import annotations
 
@@ -30,29 +33,24 @@ NAMES: dict[str, tuple[str | None, ...]] = {
     "state_dtype": (None, "float32", "bfloat16"),
     "nonfinite": (None, "error", "skip"),
 }
+_IMPOSSIBLE_POLICY = {"blocks": "keep", "svd": "keep_overlap", "random": "keep_overlap"}
 # kind of subspace -> the policies of on_refresh that it allows
 POLICIES: dict[str, tuple[str, ...]] = {
-    kind: tuple(policy for policy in NAMES["on_refresh"] if policy and policy != refused)
-    for kind, refused in {
-        **dict.fromkeys(SUBSPACES), "blocks": "keep", "svd": "keep_overlap", "random": "keep_overlap"
-    }.items()
-}  # fmt: skip
-TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's weights
+    kind: tuple(p for p in NAMES["on_refresh"] if p and p != _IMPOSSIBLE_POLICY.get(kind)) for kind in SUBSPACES
+}
+TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's weights, the one that keeps most first
 ON_SHARDS = "blocks, columns, slab, {kind: svd, side: right}, {kind: random, side: right}"
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 # option -> what it allows, in words, and whether a value is allowed
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
-        ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"), ("0 or more", _is_rate)
+        ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"),
+        ("0 or more", lambda rate: 0 <= rate < math.inf),
     ),
     "betas": ("two numbers from 0 to below 1", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas)),
     "stagger": ("a whole number of steps, 1 or more", lambda steps: isinstance(steps, int) and steps >= 1),
-}  # fmt: skip
+}
 
 
 def allowed(name: str, value: Any) -> str | None:
@@ -61,6 +59,13 @@ def allowed(name: str, value: Any) -> str | None:
         words, holds = RANGES[name]
         return None if holds(value) else words
     return None if value in NAMES[name] else ", ".join(choice or "null" for choice in NAMES[name])
+
+
+def allowed_stagger(steps: int, kind: str, interval: int) -> str | None:
+    """What `stagger` allows with a kind of subspace and the first interval, where `steps` is not allowed; else None."""
+    if kind == "blocks":
+        return None if steps == 1 else "1 with blocks, which choose among all matrices at once"
+    return None if 1 <= steps <= interval else f"1 to the interval ({interval})"
 
 
 def works_on_shards(kind: str, settings: Mapping[str, Any]) -> bool:

@@ -30,6 +30,7 @@ from adafrugal.system.errors import SettingError
 from adafrugal.system.secrets import hidden
 
 _LINES = ("metrics.jsonl", "events.jsonl")
+FILES = ("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "status.json", "summary.json")
 
 
 class Record:
@@ -53,7 +54,7 @@ class Record:
 
     def config(self) -> dict[str, Any]:
         """The composed and checked settings."""
-        return OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml"))
+        return OmegaConf.to_container(OmegaConf.create((self._bytes("config.yaml") or b"").decode()))
 
     def summary(self) -> dict[str, Any] | None:
         """The results; None for a run that has not finished."""
@@ -75,18 +76,18 @@ class Record:
         """The complete lines of events.jsonl."""
         return self._lines("events.jsonl")[0]
 
-    def _json(self, name: str) -> dict[str, Any] | None:
+    def _bytes(self, name: str) -> bytes | None:
         file = self.directory / name
-        return _read(file, file.read_bytes()) if file.exists() else None
+        return file.read_bytes() if file.exists() else None
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        found = self._bytes(name)
+        return None if found is None else _read(self.directory / name, found)
 
     def _lines(self, name: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        file = self.directory / name
-        if not file.exists():
-            return [], offset
-        with file.open("rb") as opened:
-            opened.seek(offset)
-            whole, end, _torn = opened.read().rpartition(b"\n")  # a killed process may leave half a line
-        return [_read(file, line) for line in whole.splitlines()], offset + len(whole + end)
+        text = (self._bytes(name) or b"")[offset:]
+        whole, end, _torn = text.rpartition(b"\n")  # a killed process may leave half a line
+        return [_read(self.directory / name, line) for line in whole.splitlines()], offset + len(whole + end)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
