@@ -43,12 +43,6 @@ def test_a_typed_number_is_taken(llama_60m, given):
     assert on_device.with_chunks(chosen, SMALL_CARD).model.loss_chunk_rows == given
 
 
-def test_the_default_run_makes_its_logits_in_one_piece(settings):
-    from adafrugal.settings import compose
-
-    assert on_device.chunk_rows(compose.settings([])) is None
-
-
 def test_an_estimate_counts_the_chunks_of_auto(settings):
     words = ["optimizer=adamw", "model.vocabulary_size=600000", "trainer.batch_size=8"]
     rows = on_device.chunk_rows(settings(*words)[0])

@@ -90,7 +90,7 @@ def test_each_start_is_an_offline_run_of_its_own_with_metrics_settings_group_and
     made = start()
     assert eventually(lambda: list(record.directory.glob("wandb/offline-run-*")))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        os.kill(made._process.pid, number)
+        os.kill(made._helper.process.pid, number)
     record.add_metrics({"step": 20, "loss": 6.0, "density": 0.2, "seconds": {"forward": 1.25}})
     made.finish(75)
     record.add_event("start", step=20)
@@ -151,7 +151,7 @@ def test_a_copy_that_hangs_is_waited_for_until_the_limit(record, copied, monkeyp
     monkeypatch.setattr(tracking, "SECONDS", 1)
     start, warnings = copied
     made = start()
-    os.kill(made._process.pid, signal.SIGSTOP)
+    os.kill(made._helper.process.pid, signal.SIGSTOP)
     begun = time.monotonic()
     record.add_metrics({"step": 1, "loss": 1.0})
     made.finish(0)
@@ -166,7 +166,7 @@ def test_a_copy_ends_by_itself_when_its_run_is_killed(record, copied):
     here, there = multiprocessing.Pipe()
 
     def train():
-        there.send(copied[0]()._process.pid)
+        there.send(copied[0]()._helper.process.pid)
         time.sleep(600)
 
     run = multiprocessing.get_context("fork").Process(target=train)  # a pipe closed here would stay open in the thread

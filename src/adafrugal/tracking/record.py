@@ -27,6 +27,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from adafrugal.system.errors import SettingError
+from adafrugal.system.files import to_disk
 from adafrugal.system.secrets import hidden
 
 _LINES = ("metrics.jsonl", "events.jsonl")
@@ -187,8 +188,7 @@ class Record:
         try:
             with beside.open("w") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+                to_disk(file)
             beside.replace(self.directory / name)
             to_disk(self.directory)
         except OSError:
@@ -203,15 +203,6 @@ class Unwritten(Record):
         """Leave the directory as it is."""
 
     begin = set_status = to_disk = go_back_to = _append = _write = _nothing
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file's content, or a directory's names, would survive a power cut."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def spoken(name: str) -> str:

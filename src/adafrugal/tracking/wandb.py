@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any
 
 from adafrugal.settings.schema import WandbTracking, is_plain_name
 from adafrugal.system.errors import SettingError, line
-from adafrugal.system.signals import leave_to_the_parent
+from adafrugal.system.processes import Helper, end_with_parent
 from adafrugal.tracking.record import Record
 
 SECONDS = 30  # a run waits for W&B at its end
@@ -48,42 +44,35 @@ class WandbCopy:
         warn: Callable[[str], None],
     ) -> None:
         self._warn: Callable[[str], None] | None = warn
-        self._pipe, theirs = Pipe()
-        starts = sum(event["event"] == "start" for event in record.events())
-        code = "from adafrugal.tracking.wandb import main; main()"
-        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: not the user's modules
-        quiet = {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL}
-        self._process: Popen[bytes] | None = None
+        self._helper: Helper | None = None
         try:
-            with theirs:  # closed here, so that the pipe ends when the process does
-                self._process = Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, **quiet)
+            self._helper = Helper(__name__, quiet=True)
         except OSError as error:  # no memory for another process
             self._say(error.strerror)
+            return
+        starts = sum(event["event"] == "start" for event in record.events())
+        sent = (asdict(settings), str(record.directory.absolute()), f"{identity}-{starts}", dict(labels))
         with suppress(OSError):  # it has ended already; `finish` reports that
-            self._pipe.send((asdict(settings), str(record.directory.absolute()), f"{identity}-{starts}", dict(labels)))
+            self._helper.pipe.send(sent)
         self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B")
         self._listener.start()
 
     def finish(self, exit_code: int) -> None:
         """Wait up to `SECONDS` for the process to copy the rest; the exit code is 0 for a run that finished."""
-        if self._process is None:
+        if self._helper is None:
             return
         with suppress(OSError):  # it has ended already and said why
-            self._pipe.send(exit_code)
-        try:
-            ended = self._process.wait(SECONDS)
-        except TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            ended = f"it has not taken the rest within {SECONDS} seconds"
+            self._helper.pipe.send(exit_code)
+        ended = self._helper.end(SECONDS)
         self._listener.join(1)  # for the last message
         if ended != 0:
-            self._say(ended if isinstance(ended, str) else f"its process ended with {ended}")
+            late = f"it has not taken the rest within {SECONDS} seconds"
+            self._say(late if ended is None else f"its process ended with {ended}")
 
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._say(self._pipe.recv())
+                self._say(self._helper.pipe.recv())
 
     def _say(self, reason: str) -> None:
         warn, self._warn = self._warn, None
@@ -91,11 +80,9 @@ class WandbCopy:
             warn(f"W&B gets no copy of this run ({reason}); the record is complete without it")
 
 
-def main() -> None:
+def main(pipe: Connection) -> None:
     """The process: copy until the run sends its exit code, or is gone."""
-    leave_to_the_parent()
-    pipe = Connection(int(sys.argv[1]))
-    threading.Thread(target=_watch, args=[os.getppid()], daemon=True, name="parent").start()
+    end_with_parent(grace=SECONDS)
     settings, directory, identity, labels = pipe.recv()
     try:
         _copy(WandbTracking(**settings), Record(Path(directory)), identity, labels, pipe)
@@ -105,16 +92,26 @@ def main() -> None:
         os._exit(0)  # W&B would wait at the end for what has failed
 
 
-def _watch(parent: int) -> None:
-    """End this process `SECONDS` after its parent has died."""
-    while os.getppid() == parent:
-        time.sleep(_POLL)
-    time.sleep(SECONDS)
-    os._exit(1)
-
-
 def _copy(settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any], pipe: Connection) -> None:
-    run = _start(settings, record, identity, labels)
+    import wandb
+
+    if settings.mode == "online" and not wandb.login(prompt=False):
+        raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
+    limits = {"init_timeout": _WANDB_SECONDS, "finish_timeout": _WANDB_SECONDS, "finish_timeout_raises": True}
+    training = os.getppid()  # whose memory and processor W&B's charts show
+    run = wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        mode=settings.mode,
+        dir=str(record.directory),
+        id=identity,
+        group=_group(labels),
+        name=f"{labels['arm']}-seed{labels['seed']}",
+        tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
+        config=record.config() | {"environment": record.environment()},
+        reinit="create_new",
+        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_stats_pid=training, **limits),
+    )
     offset, code = 0, None
     while code is None:
         try:
@@ -126,34 +123,6 @@ def _copy(settings: WandbTracking, record: Record, identity: str, labels: Mappin
             run.log(_flat(metrics), step=metrics["step"])
     run.summary.update(_flat(record.summary() or {}))
     run.finish(exit_code=code)
-
-
-def _start(settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any]) -> Any:
-    import wandb
-
-    if settings.mode == "online" and not wandb.login(prompt=False):
-        raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
-    return wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        mode=settings.mode,
-        dir=str(record.directory),
-        id=identity,
-        group=_group(labels),
-        name=f"{labels['arm']}-seed{labels['seed']}",
-        tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
-        config=record.config() | {"environment": record.environment()},
-        reinit="create_new",
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            init_timeout=_WANDB_SECONDS,
-            finish_timeout=_WANDB_SECONDS,
-            finish_timeout_raises=True,
-            x_stats_pid=os.getppid(),  # the training, whose memory and processor W&B's charts show
-        ),
-    )
 
 
 def _group(labels: Mapping[str, Any]) -> str:
