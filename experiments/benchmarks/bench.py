@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,9 @@ def keep(found: Any, file: Path | None) -> None:
     """Write the results so far, where a file is named."""
     if file:
         file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def markdown(heads: str, rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """A table under "head | head | …"; its first columns, `names` of them, are text, and all others numbers."""
+    sides = ["---"] * names + ["---:"] * (heads.count(" | ") + 1 - names)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ([heads], sides, *rows))

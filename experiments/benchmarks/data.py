@@ -176,8 +176,7 @@ def table(found: dict[str, float]) -> str:
         ("resident memory, reading all rows", f"{found['before']:.0f} MiB → at most {found['most']:.0f} MiB"),
         ("the same, ten times the text", f"{found['before_10']:.0f} MiB → at most {found['most_10']:.0f} MiB"),
     ]
-    lines = ["| what | measured |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)
+    return bench.markdown("what | measured", rows)
 
 
 def main() -> None:

@@ -183,58 +183,49 @@ def _in_a_process(*arguments: str) -> Any:
 
 def estimates_table(rows: list[dict[str, Any]]) -> str:
     """GiB of optimizer state, and in parentheses of the peak, in Markdown."""
-    heads = ["GiB", *(f"{m.upper()}" for m in MODELS)]
-    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * len(MODELS)}"]
     weights = {row["model"]: row["weights"] for row in rows}
-    lines.append(f"| weights | {' | '.join(_gib(weights[m]) for m in MODELS)} |")
+    cells = [["weights", *(_gib(weights[m]) for m in MODELS)]]
     for optimizer in OPTIMIZERS:
         found = {row["model"]: row["stages"] for row in rows if row["optimizer"] == optimizer}
-        for place in range(len(found[MODELS[0]])):
-            density = found[MODELS[0]][place]["density"]
-            name = optimizer if density is None else f"{optimizer}, ρ {density:.3g}"
-            cells = (f"{_gib(found[m][place]['state'])} ({_gib(found[m][place]['peak'])})" for m in MODELS)
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for place, stage in enumerate(found[MODELS[0]]):
+            name = optimizer if stage["density"] is None else f"{optimizer}, ρ {stage['density']:.3g}"
+            stages = [found[m][place] for m in MODELS]
+            cells.append([name, *(f"{_gib(one['state'])} ({_gib(one['peak'])})" for one in stages)])
+    return bench.markdown(" | ".join(["GiB", *map(str.upper, MODELS)]), cells)
 
 
 def measured_table(rows: list[dict[str, Any]]) -> str:
     """MiB foretold and handed out, in Markdown."""
-    lines = [
-        "| settings | estimate, MiB | allocated, MiB | error | resident, MiB |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    cells = []
     for row in rows:
         error = f"{100 * (row['estimate'] / row['allocated'] - 1):+.1f}%"
         sizes = [f"{row[key] / 2**20:,.0f}" for key in ("estimate", "allocated", "resident")]
-        lines.append(f"| `{' '.join(row['words'])}` | {sizes[0]} | {sizes[1]} | {error} | {sizes[2]} |")
-    return "\n".join(lines)
+        cells.append([f"`{' '.join(row['words'])}`", *sizes[:2], error, sizes[2]])
+    return bench.markdown("settings | estimate, MiB | allocated, MiB | error | resident, MiB", cells)
 
 
 def cuts_table(rows: list[dict[str, Any]]) -> str:
     """MiB of the peak with each setting, and the time of a step, in Markdown."""
-    lines = [
-        "| settings | 1,024 tokens: estimate, MiB | allocated | saved | 32 tokens: estimate, MiB | allocated | saved "
-        "| time of a step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    each = " | ".join(f"{tokens} tokens: estimate, MiB | allocated | saved" for tokens in ("1,024", "32"))
+    cells = []
     for row in rows:
-        cells = []
+        cells.append([row["name"]])
         for tokens in ("many", "few"):
             found, base = row[tokens], rows[0][tokens]
             saved = f"{1 - found['allocated'] / base['allocated']:.0%}"
-            cells += [f"{found['estimate'] / 2**20:,.0f}", f"{found['allocated'] / 2**20:,.0f}", saved]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['time']:.2f} |")
-    return "\n".join(lines)
+            cells[-1] += [f"{found['estimate'] / 2**20:,.0f}", f"{found['allocated'] / 2**20:,.0f}", saved]
+        cells[-1].append(f"{row['time']:.2f}")
+    return bench.markdown(f"settings | {each} | time of a step", cells)
 
 
 def small_table(rows: list[dict[str, Any]]) -> str:
     """GiB of the peak and of its parts, in Markdown."""
     parts = ("weights", "gradients", "state", "activations", "temporaries", "total")
-    lines = [f"| GiB | ρ at the start | {' | '.join(parts[:-1])} | peak | in |", f"| --- | ---: |{' ---: |' * 7}"]
+    cells = []
     for row in rows:
         density = "" if row["density"] is None else f"{row['density']:.3g}"
-        lines.append(f"| {row['name']} | {density} | {' | '.join(_gib(row[p]) for p in parts)} | {row['phase']} |")
-    return "\n".join(lines)
+        cells.append([row["name"], density, *(_gib(row[part]) for part in parts), row["phase"]])
+    return bench.markdown(" | ".join(["GiB", "ρ at the start", *parts[:-1], "peak", "in"]), cells)
 
 
 def _gib(size: int) -> str:

@@ -28,13 +28,11 @@ from typing import Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
 import bench
 import torch
-import yaml
 
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_bytes
-from adafrugal.settings.schema import LlamaSettings
+from adafrugal.settings import compose
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FULL, FREE = 28, 12  # bytes per entry and step, fp32
 REPEATS = 4
 
@@ -56,10 +54,9 @@ class Row:
 
 def parameters(size: str, device: str) -> ParameterGroups:
     """The groups of a LLaMA of this size, filled with noise, each with a gradient."""
-    with (REPOSITORY / "conf" / "model" / f"llama_{size}.yaml").open() as file:
-        shape = {key: value for key, value in yaml.safe_load(file).items() if key != "defaults"}
+    shape = compose.settings([f"model=llama_{size}"]).model
     with torch.device("meta"):
-        groups = split_parameters(llama.build(LlamaSettings(**shape)))
+        groups = split_parameters(llama.build(shape))
     generator = torch.Generator(device).manual_seed(0)
     for group in groups:
         group["params"] = [(name, _noise(p.shape, device, generator)) for name, p in group["params"]]
@@ -236,18 +233,13 @@ def pair(
 
 def table(rows: Iterable[Row]) -> str:
     """Markdown."""
-    lines = [
-        "| size | optimizer | ms per step | ÷ fused AdamW | bytes ÷ AdamW's | floor, ms | refresh, ms | state, MiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in rows:
-        cells = (
-            r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}",
-            f"{r.bytes_ratio:.2f}" if r.bytes_ratio else "", f"{r.floor:.1f}" if r.floor else "",
-            f"{r.refresh:.1f}" if r.refresh is not None else "", f"{r.state_bytes / 2**20:.1f}",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    heads = "size | optimizer | ms per step | ÷ fused AdamW | bytes ÷ AdamW's | floor, ms | refresh, ms | state, MiB"
+    cells = [(
+        r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}",
+        f"{r.bytes_ratio:.2f}" if r.bytes_ratio else "", f"{r.floor:.1f}" if r.floor else "",
+        f"{r.refresh:.1f}" if r.refresh is not None else "", f"{r.state_bytes / 2**20:.1f}",
+    ) for r in rows]  # fmt: skip
+    return bench.markdown(heads, cells, names=2)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -20,18 +20,13 @@ from adafrugal.system.errors import SettingError
 
 @dataclass(frozen=True)
 class Stage:
-    """The run at one density, in the refresh period whose subspace keeps most.
-
-    Args:
-        density: ρ; None where the optimizer has none.
-        state: bytes by the tensors they are of (`split` or `state-full`) and their role (`moments`, `indices`, `basis`,
-            `counters`).
-        peak: of a step that chooses the subspace anew.
-    """
+    """The run at one density ρ (None: the optimizer has none), in the refresh period whose subspace keeps most."""
 
     density: float | None
-    state: Mapping[tuple[str, str], int]
-    peak: Footprint
+    state: Mapping[
+        tuple[str, str], int
+    ]  # bytes by tensors (split, state-full), role (moments, indices, basis, counters)
+    peak: Footprint  # of a step that chooses the subspace anew
 
     @property
     def state_bytes(self) -> int:
@@ -41,17 +36,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The memory of a run.
+    """The memory of a run."""
 
-    Args:
-        parameters: entries of the model.
-        first_state: bytes of the state after the first step.
-        stages: at the first density, and at the last one where that differs.
-    """
-
-    parameters: int
-    first_state: int
-    stages: tuple[Stage, ...]
+    parameters: int  # entries of the model
+    first_state: int  # bytes of optimizer state after the first step
+    stages: tuple[Stage, ...]  # at the first density, and at the last one where that differs
 
     @property
     def peak(self) -> Footprint:

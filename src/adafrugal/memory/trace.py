@@ -27,21 +27,14 @@ from adafrugal.settings.schema import TrainerSettings
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes in use at the peak of a step.
-
-    Args:
-        weights, gradients, state: of the model and its optimizer.
-        activations: kept by the blocks for the backward pass.
-        temporaries: all else: logits and their gradients, the working memory of single operations.
-        phase: of the peak: forward, backward or optimizer.
-    """
+    """Bytes in use at the peak of a step."""
 
     weights: int
     gradients: int
-    state: int
-    activations: int
-    temporaries: int
-    phase: str
+    state: int  # of the optimizer
+    activations: int  # kept by the blocks for the backward pass
+    temporaries: int  # all else: logits and their gradients, the working memory of single operations
+    phase: str  # of the peak: forward, backward or optimizer
 
     @property
     def total(self) -> int:
