@@ -23,9 +23,7 @@ class Stage:
     """The run at one density ρ (None: the optimizer has none), in the refresh period whose subspace keeps most."""
 
     density: float | None
-    state: Mapping[
-        tuple[str, str], int
-    ]  # bytes by tensors (split, state-full), role (moments, indices, basis, counters)
+    state: Mapping[tuple[str, str], int]  # bytes by kind of tensor (split, state-full) and role (moments, basis, …)
     peak: Footprint  # of a step that chooses the subspace anew
 
     @property
