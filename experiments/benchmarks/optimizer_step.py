@@ -16,13 +16,11 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
@@ -32,6 +30,7 @@ import torch
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_bytes
 from adafrugal.settings import compose
+from adafrugal.tracking import environment
 
 FULL, FREE = 28, 12  # bytes per entry and step, fp32
 REPEATS = 4
@@ -244,11 +243,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    cpu, gpu = environment.describe()["processor"], torch.cuda.get_device_name() if device == "cuda" else None
     return {
         "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
         "torch": torch.__version__, "bandwidth_gb_per_s": round(bandwidth(device) / 1e6, 1),
