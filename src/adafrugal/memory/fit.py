@@ -55,7 +55,7 @@ def fitted(settings: Settings) -> Fitted:
     """The density at which a run under `optimizer.fit_gib` begins: the one set, or the largest hundredth that fits.
 
     Raises:
-        SettingError: none fits.
+        SettingError: none fits, or the one set selects nothing.
     """
     settings = settled(settings, None, settings.model.hidden_size)
     gib, density = settings.optimizer.fit_gib, settings.optimizer.density
@@ -68,15 +68,13 @@ def fitted(settings: Settings) -> Fitted:
     if (found := largest_density(settings, gib, candidates)) is not None:
         return found
     for share in (*candidates, highest):
-        try:
+        with suppress(SettingError):  # too small to select anything, as `highest` is not
             least = _peak(settings, density=share)
-        except SettingError:  # too small to select anything
-            continue
-        raise SettingError(
-            f"optimizer.fit_gib is {gib:g}; allowed: {math.ceil(least.total / GIB * 100) / 100:.2f} or more, the "
-            f"estimate with ρ {share:g} (its peak is in the {least.phase} phase); docs/memory.md has what lowers it"
-        )
-    raise SettingError(f"optimizer.density: none up to {highest:g} selects anything; raise it")
+            break
+    raise SettingError(
+        f"optimizer.fit_gib is {gib:g}; allowed: {math.ceil(least.total / GIB * 100) / 100:.2f} or more, the "
+        f"estimate with ρ {share:g} (its peak is in the {least.phase} phase); docs/memory.md has what lowers it"
+    )
 
 
 def beginning_with(settings: Settings, density: float) -> Settings:
