@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from importlib.util import find_spec
 
@@ -168,7 +169,7 @@ def typed(glue, tiny_encoder, cache_root, tmp_path):
     return ["experiments=glue/rte", "optimizer=adafrugal", *tiny, *places, "trainer.precision=fp32"]
 
 
-def test_train_py_stops_goes_on_prints_scores_and_is_reported(typed, forks, tmp_path, capsys):
+def test_train_py_stops_goes_on_prints_scores_and_is_reported(typed, forks, tmp_path, capsys, monkeypatch):
     typed = [*typed, "trainer.epochs=20", "trainer.log_every=1"]
     process = forks.begin(*typed, cwd=tmp_path)
     until = time.monotonic() + 120
@@ -191,7 +192,8 @@ def test_train_py_stops_goes_on_prints_scores_and_is_reported(typed, forks, tmp_
     again = forks(*typed, cwd=tmp_path)
     assert again.code == 0
     assert "this run was finished before" in again.out
-    reports.main([str(tmp_path / "runs")])
+    monkeypatch.setattr(sys, "argv", ["reports", str(tmp_path / "runs")])
+    reports.main()
     assert f"| adafrugal | 1 | {100 * summary['last']['validation_accuracy']:.2f} |" in capsys.readouterr().out
 
 
