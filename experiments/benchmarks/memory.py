@@ -31,7 +31,8 @@ from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.optim import UpdateInBackward
 from adafrugal.settings import compose
-from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.schema import Settings
 
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 OPTIMIZERS = ("adamw", "galore", "badam", "frugal", "adafrugal")

@@ -9,7 +9,7 @@ from adafrugal.memory import __main__ as command
 from adafrugal.memory.estimate import estimate
 from adafrugal.optim import Constant, state_bytes
 from adafrugal.optim.choices import SUBSPACES
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
 
 FEW = ["trainer.batch_size=1", "trainer.sequence_length=8"]
 ALL_CUTS = [
@@ -125,8 +125,8 @@ def test_on_a_gpu_the_peak_is_near_too(words, composed):
     """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
     bf16 = ALL_CUTS[1]
     tiny = ["model=llama_tiny", "data.tokenizer.vocabulary_size=512", "trainer.sequence_length=8", bf16]
-    chosen = check.check(*composed("trainer.sequence_length=256", bf16, *words))
-    script("memory").Real(check.check(*composed(*tiny)), "cuda").step()  # cuBLAS keeps workspaces from its first call
+    chosen = check(*composed("trainer.sequence_length=256", bf16, *words))
+    script("memory").Real(check(*composed(*tiny)), "cuda").step()  # cuBLAS keeps workspaces from its first call
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     real = script("memory").Real(chosen, "cuda")

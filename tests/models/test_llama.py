@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from adafrugal.models import llama
 from adafrugal.models.loss import TokenNats
 from adafrugal.optim import split_parameters
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
 from adafrugal.settings.schema import LlamaSettings
 
 # FACTS: parameters, and those in split matrices; in millions where the papers' table rounds
@@ -35,7 +35,7 @@ def model():
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
-    settings = check.check(*composed(f"model={name}")).model
+    settings = check(*composed(f"model={name}")).model
     with torch.device("meta"):
         model = llama.build(settings)
     groups = split_parameters(model)

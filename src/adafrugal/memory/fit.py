@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
-from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.schema import Settings
 from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError
 
