@@ -1,7 +1,7 @@
 """Choices that one process makes for all that share a matrix: those that cost much, or look at the whole gradient.
 
 Matrices are taken in rounds of as many as there are processes, the costliest first: each is one process's, all choose
-at the same time, and each tells the others. In a round every process gathers one gradient at most.
+at the same time, and each broadcasts its choice. In a round every process gathers one gradient at most.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.subspaces import Selection, Subspace
+from adafrugal.optim.subspaces.base import Selection, Subspace
 
 
 class Ask(NamedTuple):
-    """What a choice in one matrix depends on: see `Subspace.select`."""
+    """The arguments of `Subspace.select` for one matrix."""
 
     param: Tensor
     share: float
@@ -27,7 +27,7 @@ class Ask(NamedTuple):
 
 
 def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
-    """The numbers of the matrices that are chosen in at the same time; one after the other where each can alone."""
+    """The numbers of the matrices that are chosen in at the same time: several only where one process chooses."""
     if not subspace.chosen_by_one:
         return [[i] for i in range(len(params))]
     found = [[i] for i, param in enumerate(params) if not shards.is_sharded(param)]
@@ -41,14 +41,11 @@ def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
 def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selection]:
     """The selections of one round, the same on every process that shares its matrices; they all call this.
 
-    Args:
-        asks: one for each matrix.
-        subspace: chooses.
-        first: any number, the same on all processes, by which the owners of short rounds take turns.
+    `first` is any number, the same on all processes, by which the owners of short rounds take turns.
     """
-    if not (subspace.chosen_by_one and shards.is_sharded(asks[0].param)):
-        return [subspace.select(ask.param, ask.param.grad, *ask[1:]) for ask in asks]
     like = asks[0].param
+    if not (subspace.chosen_by_one and shards.is_sharded(like)):
+        return [subspace.select(ask.param, ask.param.grad, *ask[1:]) for ask in asks]
     owners = [(first + i) % shards.size_of(like) for i in range(len(asks))]
     grads: list[Tensor | None] = [None] * len(asks)
     if subspace.needs_gradient:  # one of them is whole here, at most
@@ -68,11 +65,11 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
 def _gathered(tensor: Tensor, owner: int) -> Tensor | None:
     """The whole of a sharded matrix on the process that owns it, None on the others."""
     size, is_owner = shards.size_of(tensor), shards.rank_in(tensor) == owner
-    rows = shards.runs(tensor.shape[0], size)
+    most = shards.row_ranges(tensor.shape[0], size)[0].count
     own = shards.local(tensor)
-    padded = own.new_zeros(rows[0].count, tensor.shape[1])  # all give alike
+    padded = own.new_zeros(most, tensor.shape[1])  # all give alike
     padded[: len(own)] = own
-    result = own.new_empty(size * rows[0].count, tensor.shape[1]) if is_owner else None
+    result = own.new_empty(size * most, tensor.shape[1]) if is_owner else None
     pieces = list(result.chunk(size)) if is_owner else None
     torch.distributed.gather(padded, pieces, group=shards.group_of(tensor), group_dst=owner)
     return result[: tensor.shape[0]] if is_owner else None
