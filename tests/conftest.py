@@ -46,22 +46,28 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def cache_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def shared(tmp_path_factory):
+    """A directory that all of xdist's workers have in common."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    root = tmp_path_factory.getbasetemp().parent / f"shared-{run}" if run else tmp_path_factory.mktemp("shared")
+    root.mkdir(exist_ok=True)
+    return root
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory):
+def cache_root(shared):
+    return shared / "cache"
+
+
+@pytest.fixture(scope="session")
+def once(shared):
     """A function that makes something once for all of xdist's workers: a name, and what makes JSON of a directory."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    root = tmp_path_factory.getbasetemp().parent / f"once-{run}" if run else tmp_path_factory.mktemp("once")
-    root.mkdir(exist_ok=True)
 
     def make(name, maker):
-        made = root / f"{name}.json"
-        with FileLock(root / f"{name}.lock"):
+        made = shared / f"{name}.json"
+        with FileLock(shared / f"{name}.lock"):
             if not made.exists():
-                made.write_text(json.dumps(maker(root)))
+                made.write_text(json.dumps(maker(shared)))
         return json.loads(made.read_text())
 
     return make
@@ -93,21 +99,21 @@ def settings(composed, cache_root, tmp_path):
 
 
 @pytest.fixture
-def train(cache_root, tmp_path):
-    """A function that runs the real train.py as a process, on the tiny scale, in a directory of its own."""
+def train(forks, cache_root, tmp_path):
+    """A function that runs train.py on the tiny scale, in a directory of its own: a fork, or a process from the start.
 
-    def run(*arguments, scale="scale=smoke", tracking="tracking=local", env=None, timeout=240, **more):
+    A process from the start is needed for variables that libraries read when they are imported, such as the hub's.
+    """
+
+    def run(*arguments, scale="scale=smoke", tracking="tracking=local", env=None, fresh=False, timeout=240):
         places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
-        command = [sys.executable, str(REPOSITORY / "train.py"), scale, tracking, *places, *arguments]
-        return subprocess.run(
-            [part for part in command if part],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=tmp_path,
-            env={**os.environ, **(env or {})},
-            **more,
-        )
+        words = [word for word in (scale, tracking, *places, *arguments) if word]
+        if not (fresh or any(name.startswith("HF_") for name in env or {})):
+            done = forks(*words, cwd=tmp_path, env=env, timeout=timeout)
+            return subprocess.CompletedProcess(words, done.code, done.out, done.err)
+        command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+        environment = {**os.environ, **(env or {})}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment)
 
     run.root = tmp_path / "runs"
     return run

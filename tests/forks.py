@@ -1,13 +1,14 @@
-"""Runs of train.py, many times over without its imports each time: a process that has made them forks.
+"""Runs of train.py without its imports each time: a process that has made them forks.
 
-Each line of standard input is a request in JSON, each line of standard output an answer:
+Each line of standard input is a request in JSON, each line of standard output its answer:
 
-    {"argv": […], "cwd": "…", "out": "…", "err": "…", "kill": {…}}  →  {"code": 0, "seconds": 1.5, "files": 0}
+    {"argv": […], "cwd": "…", "place": "…", "env": {…}, "before": "…", "kill": {…}}  →  {"pid": 123}
+    {"wait": 123, "timeout": 240}                                                    →  {"code": 0, "seconds": 1.5}
 
-What a fork runs is train.py itself, as `python train.py …` runs it: its own process, settings, signals and exit code.
-`kill` has it kill itself with SIGKILL, at an instant that repeats: `{"file": n}` at the n-th time that it touches a
-file under run_root, `{"call": "module:Class.method", "n": n}` at the n-th call. `{"file": 0}` only counts: the answer
-has `files`.
+A fork runs train.py itself, as `python train.py …` does, with its own process group, settings, signals and exit code.
+`before` is Python that runs first, such as a patch. `kill` makes the fork kill itself with SIGKILL at an instant that
+repeats: `{"file": n}` at the n-th time that it touches a file under run_root (0 only counts), `{"call":
+"module:Class.method", "n": n}` at the n-th call; `"signal"` names another signal.
 """
 
 import importlib
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +40,26 @@ class Done:
     files: int
 
 
+class Begun:
+    """A fork under way."""
+
+    def __init__(self, forks, pid, place):
+        self._forks, self.pid, self._place = forks, pid, place
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=240):
+        ended = self._forks.ask({"wait": self.pid, "timeout": timeout})
+        out, err, files = ((self._place / name).read_text() for name in ("out", "err", "files"))
+        return Done(**ended, out=out, err=err, files=int(files or 0))
+
+
 class Forks:
-    """Runs train.py, one process after the other."""
+    """Begins runs of train.py, or runs them to their end."""
 
     def __init__(self, place):
-        self._place = place
+        self._place, self._count = place, 0
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -52,13 +69,20 @@ class Forks:
         )
         assert json.loads(self._server.stdout.readline())["ready"]
 
-    def __call__(self, *argv, cwd=None, kill=None):
-        out, err = (self._place / name for name in ("out", "err"))
-        request = {"argv": argv, "cwd": str(cwd or self._place), "out": str(out), "err": str(err), "kill": kill}
+    def ask(self, request):
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        answer = json.loads(self._server.stdout.readline())
-        return Done(**answer, out=out.read_text(), err=err.read_text())
+        return json.loads(self._server.stdout.readline())
+
+    def begin(self, *argv, cwd=None, env=None, before="", kill=None):
+        self._count += 1
+        place = self._place / str(self._count)
+        place.mkdir()
+        request = {"argv": argv, "cwd": str(cwd or place), "place": str(place), "before": before, "kill": kill}
+        return Begun(self, self.ask(request | {"env": {**os.environ, **(env or {})}})["pid"], place)
+
+    def __call__(self, *argv, timeout=240, **how):
+        return self.begin(*argv, **how).wait(timeout)
 
     def close(self):
         self._server.stdin.close()
@@ -67,7 +91,7 @@ class Forks:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory):
-    """A function that runs train.py as a process: words, the directory it is in, where it dies -> `Done`."""
+    """A function that runs train.py as a process: its words and how (see `Forks.begin`) -> `Done`."""
     found = Forks(tmp_path_factory.mktemp("forks"))
     yield found
     found.close()
@@ -78,88 +102,101 @@ def forks(tmp_path_factory):
 
 def main():
     """Import what a run imports, then answer requests until there are no more."""
-    names = ("session", "loop", "tasks.pretrain", "tasks.finetune", "display")
-    names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.reports.summary"]
+    names = ("session", "loop", "tasks.pretrain", "tasks.finetune", "display", "compiling")
+    names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.data.labelled"]
     others = (
         "hydra",
         "torch",
         "sentencepiece",
+        "datasets",
         "transformers.models.llama.modeling_llama",
+        "adafrugal.memory.estimate",
+        "adafrugal.reports.summary",
+        "adafrugal.reports.picture",
         "matplotlib.backends.backend_svg",
     )
     for name in (*others, *names):
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
+    begun = {}
     answers.write(json.dumps({"ready": True}) + "\n")
     answers.flush()
     for line in sys.stdin:
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        request = json.loads(line)
+        if "wait" in request:
+            answer = _wait(request["wait"], request["timeout"], begun.pop(request["wait"]))
+        else:
+            pid = os.fork() or _run(request)
+            begun[pid] = time.monotonic()
+            answer = {"pid": pid}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def _answer(request):
-    read, write = os.pipe()
-    begun = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        _run(request, write)
-    os.close(write)
-    with os.fdopen(read) as told:
-        last = told.read().split()[-1:]
-    _, status = os.waitpid(child, 0)
-    ended_by = status & 0x7F
-    code = -ended_by if ended_by else status >> 8
-    return {"code": code, "seconds": time.monotonic() - begun, "files": int(last[0]) if last else 0}
+def _wait(pid, timeout, begun):
+    until = time.monotonic() + timeout
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return {"code": os.waitstatus_to_exitcode(ended[1]), "seconds": time.monotonic() - begun}
 
 
-def _run(request, tell):
+def _run(request):
     """In the fork: be train.py, and never come back."""
-    code = 1
+    code, place = 1, Path(request["place"])
+    with suppress(OSError):
+        os.setsid()
     try:
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        files = os.open(place / "files", os.O_WRONLY | os.O_CREAT)
         os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["env"])
         sys.argv = [str(REPOSITORY / "train.py"), *request["argv"]]
         sys.path[0] = str(REPOSITORY)
-        _die_where_told(request.get("kill") or {}, request["argv"], tell)
+        exec(request["before"], {})
+        _die_where_told(request["kill"] or {}, request["argv"], files)
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:  # a traceback, as Python would print it
         sys.excepthook(*sys.exc_info())
+    else:
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _die_where_told(kill, argv, tell):
+def _die_where_told(kill, argv, files):
     if "file" in kill:
         root = next(word.removeprefix("run_root=") for word in argv if word.startswith("run_root="))
-        _count_files(root, kill["file"], tell)
+        _count_files(root, kill["file"], files)
     if "call" in kill:
         module, _, path = kill["call"].partition(":")
         owner = importlib.import_module(module)
         *classes, name = path.split(".")
         for part in classes:
             owner = getattr(owner, part)
-        setattr(owner, name, _deadly(getattr(owner, name), kill["n"]))
+        setattr(owner, name, _deadly(getattr(owner, name), kill["n"], kill.get("signal", signal.SIGKILL)))
 
 
-def _deadly(function, n):
+def _deadly(function, n, number):
     calls = []
 
     def called(*given, **named):
         calls.append(None)
         if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return function(*given, **named)
 
     return called
 
 
-def _count_files(root, n, tell):
+def _count_files(root, n, files):
     """Python says of every open, rename, removal and new directory that it is about to happen."""
     count, lock = [0], threading.Lock()
 
@@ -170,7 +207,7 @@ def _count_files(root, n, tell):
         if touches and inside:  # what removes a whole directory names files by the place that it is at
             with lock:
                 count[0] += 1
-                os.write(tell, b"%d\n" % count[0])
+                os.pwrite(files, b"%d" % count[0], 0)
                 if count[0] == n:
                     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 from adafrugal.optim import controls
-from adafrugal.reports import plan, table
+from adafrugal.reports import plan, records
 from adafrugal.settings import check
 from adafrugal.settings.identity import differing
 from adafrugal.settings.schema import with_run_length
@@ -146,8 +146,8 @@ def test_a_decay_may_last_a_share_of_the_run(given, steps):
 
 def test_the_small_versions_have_the_best_rates_of_their_search(settings_of, tmp_path):
     (tmp_path / "rates.yaml").write_text((plan.TABLES / "rates.yaml").read_text())
-    records = table.find([REPOSITORY / "experiments" / "results" / "mini"])
-    (page,) = plan.filled(plan.pages(tmp_path), records)
+    found = records.find([REPOSITORY / "experiments" / "results" / "mini"])
+    (page,) = plan.filled(plan.pages(tmp_path), found)
     search = page.sections[0]
     if any(job.missing for job in search.jobs):
         pytest.skip(

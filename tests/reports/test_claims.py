@@ -3,7 +3,7 @@
 import pytest
 from made import recorded
 
-from adafrugal.reports import claims, plan, table
+from adafrugal.reports import claims, plan, records
 from adafrugal.reports.arms import jobs as jobs_of
 from adafrugal.reports.plan import Section
 
@@ -26,7 +26,7 @@ def judged(jobs, tmp_path):
                 more = given if isinstance(given, dict) else {"loss": given}
                 recorded(tmp_path, job.command, seed=seed, **more)
         empty = plan.Page("page", plan.PageFile(), [Section("main", "Main", [], jobs=jobs)])
-        (page,) = plan.filled([empty], table.find([tmp_path]))
+        (page,) = plan.filled([empty], records.find([tmp_path]))
         findings = claims.judge(claims.CLAIMS[name], page.sections[0])
         return claims.verdict(findings), [finding.verdict for finding in findings]
 
@@ -135,7 +135,7 @@ def test_autonomy_is_against_the_best_that_a_search_found_on_other_seeds(tmp_pat
         for seed, loss in enumerate(losses):
             recorded(tmp_path, job.command, loss, seed=seed)
     empty = plan.Page("page", plan.PageFile(), [Section("main", "Main", [], claims=["A4"], jobs=searched)])
-    (page,) = plan.filled([empty], table.find([tmp_path]))
+    (page,) = plan.filled([empty], records.find([tmp_path]))
     (finding,) = claims.judge(claims.CLAIMS["A4"], page.sections[0])
     assert "above ρ=0.25, the best of 2 static settings on seed 0, which cost as many runs" in finding.part.text
     assert (finding.found.n, finding.verdict) == (2, "holds"), "seed 0, on which 4.0 was luck, is left out"

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 from made import recorded
 
-from adafrugal.reports import gpu, layouts, pages, plan, table
+from adafrugal.reports import gpu, layouts, pages, plan, records
 from adafrugal.system.errors import SettingError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
         recorded(root, f"experiments=c4_60m/frugal {base} optimizer.lr={lr} optimizer.split_lr_scale={s}", loss)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "page.yaml").write_text(TABLES)
-    found = plan.filled(plan.pages(tmp_path / "tables"), table.find([tmp_path / "results"]))
+    found = plan.filled(plan.pages(tmp_path / "tables"), records.find([tmp_path / "results"]))
     pages.write(found, tmp_path / "results")
     return tmp_path / "results"
 
@@ -71,7 +71,7 @@ def test_a_page_is_what_it_was(made):
 def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made):
     names = [f"main-{name}.svg" for name in ("tradeoff", "loss", "controls", "state", "time")]
     first = {name: (made / "page" / name).read_bytes() for name in names}
-    found = plan.filled(plan.pages(made.parent / "tables"), table.find([made]))
+    found = plan.filled(plan.pages(made.parent / "tables"), records.find([made]))
     pages.write(found, made)
     assert {name: (made / "page" / name).read_bytes() for name in names} == first
     assert all(b"adafrugal" in data and b"<dc:date>" not in data for data in first.values())
@@ -105,7 +105,7 @@ def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkey
     (tmp_path / "published" / "paper.yaml").write_text(text)
     monkeypatch.setattr(layouts, "PUBLISHED", tmp_path / "published")
     (tmp_path / "page.yaml").write_text(TABLES.replace("[frugal_c4/60M, galore_c4/60M]", "[paper/60M]"))
-    found = plan.filled(plan.pages(tmp_path), table.find([made]))
+    found = plan.filled(plan.pages(tmp_path), records.find([made]))
     rows = {row[0]: row[-2:] for row in layouts.grids(found[0].sections[0])[""].rows}
     mean = (2.0**4.5 + 2.0**4.6) / 2
     assert rows["adamw"] == ["20.0", f"{mean - 20:+.2f}"]
@@ -142,7 +142,7 @@ def test_the_committed_pages_are_made_of_the_committed_records(tmp_path):
     """Somewhere else, with links that lead back: `make tables` gives the same files to the byte."""
     results, copy = REPOSITORY / "experiments" / "results", tmp_path / "experiments" / "results"
     shutil.copytree(results, copy)
-    made = plan.filled(plan.pages(), table.find([copy]))
+    made = plan.filled(plan.pages(), records.find([copy]))
     assert [page.file.place for page in made] == list(range(1, len(made) + 1))
     for page in made:
         assert set(page.file.commands) <= {command for section in page.sections for command in section.commands}

@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 from made import recorded
 
-from adafrugal.reports import pictures, plan, table
+from adafrugal.reports import pictures, plan, records
 from adafrugal.reports.arms import jobs
 
 
@@ -20,7 +20,7 @@ def axes(tmp_path):
     recorded(tmp_path, f"experiments=c4_60m/adafrugal {base}", 4.0, 0, state=(3, 1), share=0.1)
     made = tuple(jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"]))
     section = plan.Section("main", "Main", [], jobs=made)
-    (page,) = plan.filled([plan.Page("page", plan.PageFile(), [section])], table.find([tmp_path]))
+    (page,) = plan.filled([plan.Page("page", plan.PageFile(), [section])], records.find([tmp_path]))
 
     def draw(name):
         panels = 2 if name in ("controls", "roles") else 1

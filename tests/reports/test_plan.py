@@ -4,7 +4,7 @@ import pytest
 from made import recorded
 
 from adafrugal.reports import arms as jobs_module
-from adafrugal.reports import plan, table
+from adafrugal.reports import plan, records
 from adafrugal.settings import compose
 from adafrugal.system.errors import SettingError
 
@@ -21,7 +21,7 @@ def page(tmp_path):
         head = "place: 1\ntitle: A page\nabout: Words.\ncommands: [sweeps=c4_60m]\nsections:\n"
         (tmp_path / "tables").mkdir(exist_ok=True)
         (tmp_path / "tables" / "page.yaml").write_text(head + "".join(lines))
-        return plan.filled(plan.pages(tmp_path / "tables"), table.find([tmp_path / "runs"]))[0]
+        return plan.filled(plan.pages(tmp_path / "tables"), records.find([tmp_path / "runs"]))[0]
 
     return make
 

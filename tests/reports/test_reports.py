@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from adafrugal.reports import picture, summary, table
+from adafrugal.reports import picture, records, summary, table
 from adafrugal.tracking.record import Record
 
 
@@ -35,7 +35,7 @@ def test_seeds_share_a_row_with_mean_spread_and_number(tmp_path):
     for seed, loss in enumerate((5.0, 5.1, 5.2)):
         made(tmp_path, "frugal", seed, loss, end=(seed + 1) * 2**20)
     made(tmp_path, "adamw", 0, 4.9)
-    assert table.markdown(table.find([tmp_path])) == (
+    assert table.markdown(records.find([tmp_path])) == (
         "## pretrain embedded llama_3m\n\n"
         "| arm | n | steps | validation loss | perplexity | bits per byte | optimizer ÷ forward and backward |"
         " optimizer state, start → end |\n"
@@ -49,7 +49,7 @@ def test_runs_of_one_arm_with_other_settings_are_other_rows(tmp_path):
     made(tmp_path, "frugal", 0, 5.0)
     made(tmp_path, "frugal", 1, 5.0)
     made(tmp_path, "frugal", 0, 5.5, **{"optimizer.lr": 0.01})
-    rows = [line.split("|")[1:3] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
+    rows = [line.split("|")[1:3] for line in table.markdown(records.find([tmp_path])).splitlines()[4:]]
     assert rows == [[" frugal ", " 2 "], [" frugal optimizer.lr=0.01 ", " 1 "]]
 
 
@@ -57,21 +57,21 @@ def test_what_makes_no_difference_is_no_other_row(tmp_path):
     made(tmp_path, "frugal", 0, 5.0)
     made(tmp_path, "frugal", 1, 5.0, **{"trainer.log_every": 1, "data.source": "elsewhere"})
     made(tmp_path, "frugal", 2, 5.0, **{"trainer.compile": True, "model.loss_chunk_rows": 2048})  # once a difference
-    rows = [line.split("|")[1:3] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
+    rows = [line.split("|")[1:3] for line in table.markdown(records.find([tmp_path])).splitlines()[4:]]
     assert rows == [[" frugal ", " 3 "]]
 
 
 def test_runs_in_another_precision_are_another_row(tmp_path):
     made(tmp_path, "adamw", 0, 5.0)
     made(tmp_path, "adamw", 1, 5.0, precision="bf16")
-    rows = [line.split("|")[1] for line in table.markdown(table.find([tmp_path])).splitlines()[4:]]
+    rows = [line.split("|")[1] for line in table.markdown(records.find([tmp_path])).splitlines()[4:]]
     assert rows == [" adamw precision=fp32 ", " adamw precision=bf16 "]
 
 
 def test_a_run_with_a_loss_that_is_no_number_does_not_cost_the_table(tmp_path):
     made(tmp_path, "adamw", 0, 5.0)
     made(tmp_path, "frugal", 0, float("nan"))
-    text = table.markdown(table.find([tmp_path]))
+    text = table.markdown(records.find([tmp_path]))
     assert "| frugal | 1 | 20 | nan |" in text
     assert "| adamw | 1 | 20 | 5.0000 |" in text
 
@@ -109,7 +109,7 @@ def test_the_estimate_of_the_memory_stands_beside_what_was_measured(tmp_path):
 def test_what_is_not_finished_is_named_and_not_counted(tmp_path):
     made(tmp_path, "adamw")
     failed = made(tmp_path, "frugal", status="failed")
-    text = table.markdown(table.find([tmp_path]))
+    text = table.markdown(records.find([tmp_path]))
     assert f"- not finished (failed): {failed.directory}" in text
     assert "| frugal" not in text
 

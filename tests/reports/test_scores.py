@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from adafrugal.reports import scores, table
+from adafrugal.reports import records, scores, table
 from adafrugal.tracking.record import Record
 
 
@@ -46,7 +46,7 @@ def two_arms(tmp_path):
 
 
 def test_cells_are_means_over_seeds_in_points(two_arms):
-    found = rows(scores.markdown(table.find([two_arms])))["adamw"]
+    found = rows(scores.markdown(records.find([two_arms])))["adamw"]
     spread = statistics.stdev([70, 72, 80])
     assert found["mrpc accuracy"] == f"74.00 ± {spread:.2f}"
     assert found["mrpc f1"] == "80.00 ± 0.00"
@@ -55,7 +55,7 @@ def test_cells_are_means_over_seeds_in_points(two_arms):
 
 
 def test_the_mean_is_of_first_metrics_seed_by_seed(two_arms):
-    found = rows(scores.markdown(table.find([two_arms])))
+    found = rows(scores.markdown(records.find([two_arms])))
     means = [65, 68, 65]
     assert found["adamw"]["mean"] == f"66.00 ± {statistics.stdev(means):.2f}"
     assert found["adamw"]["− adamw"] == "–"
@@ -64,13 +64,13 @@ def test_the_mean_is_of_first_metrics_seed_by_seed(two_arms):
 
 
 def test_the_best_epoch_has_a_table_of_its_own(two_arms):
-    found = rows(scores.markdown(table.find([two_arms])), 1)
+    found = rows(scores.markdown(records.find([two_arms])), 1)
     assert found["adamw"]["mrpc accuracy"] == "90.00 ± 0.00"
 
 
 def test_what_did_not_run_is_missing_and_no_mean_is_made_of_the_rest(two_arms):
     made(two_arms, "cola", "adamw", 0, (0.4,), metrics=("matthews",))
-    found = rows(scores.markdown(table.find([two_arms])))
+    found = rows(scores.markdown(records.find([two_arms])))
     assert found["adafrugal"]["cola matthews"] == "missing"
     assert found["adafrugal"]["mean"] == "missing"
     assert found["adafrugal"]["− adamw"] == "missing"
@@ -82,7 +82,7 @@ def test_what_did_not_run_is_missing_and_no_mean_is_made_of_the_rest(two_arms):
 def test_one_arm_with_two_rates_is_two_rows_and_one_data_set_needs_no_mean(tmp_path):
     for lr in (3e-4, 1e-4):
         made(tmp_path, "cola", "lora", 0, (lr,), **{"optimizer.lr": lr})
-    found = rows(scores.markdown(table.find([tmp_path])))
+    found = rows(scores.markdown(records.find([tmp_path])))
     assert list(found) == ["lora optimizer.lr=0.0001", "lora optimizer.lr=0.0003"]
     assert not {"mean", "− adamw"} & found["lora optimizer.lr=0.0001"].keys()
 
@@ -92,7 +92,7 @@ def test_a_rate_that_stands_at_its_default_is_named_like_the_others(tmp_path):
     record = made(tmp_path, "cola", "lora", 0, (0.2,))
     for each, lr in ((other, 3e-3), (record, 1e-3)):
         each.write_config({"optimizer": {"lr": lr}})
-    names = list(rows(scores.markdown(table.find([tmp_path]))))
+    names = list(rows(scores.markdown(records.find([tmp_path]))))
     assert names == ["lora optimizer.lr=0.001", "lora optimizer.lr=0.003"]
 
 
@@ -100,14 +100,14 @@ def test_data_sets_of_ones_own_are_told_apart_and_may_have_other_metrics(tmp_pat
     for source, metrics, values in (("a/reviews", ("accuracy",), (0.5,)), ("b/likeness", ("pearson",), (0.25,))):
         record = made(tmp_path, "labelled", "adamw", 0, values, metrics=metrics, **{"data.source": source})
         record.write_config({"data": {"source": source}})
-    found = rows(scores.markdown(table.find([tmp_path])))["adamw"]
+    found = rows(scores.markdown(records.find([tmp_path])))["adamw"]
     assert (found["reviews accuracy"], found["likeness pearson"]) == ("50.00", "25.00")
 
 
 def test_a_metric_that_one_run_lacks_is_missing_there(tmp_path):
     made(tmp_path, "rte", "adamw", 0, (0.5,))
     made(tmp_path, "rte", "frugal", 0, (0.25, 0.1), metrics=("accuracy", "f1"))
-    found = rows(scores.markdown(table.find([tmp_path])))
+    found = rows(scores.markdown(records.find([tmp_path])))
     assert (found["adamw"]["rte f1"], found["frugal"]["rte f1"]) == ("missing", "10.00")
 
 
@@ -115,6 +115,6 @@ def test_both_kinds_of_runs_have_their_tables(two_arms):
     from test_reports import made as pretrained
 
     pretrained(two_arms, "adamw")
-    text = table.markdown(table.find([two_arms]))
+    text = table.markdown(records.find([two_arms]))
     assert "## pretrain embedded llama_3m" in text
     assert "## finetune tiny" in text

@@ -1,5 +1,6 @@
 """How threads wait is set before torch is there, and left to who has set it."""
 
+import os
 import subprocess
 import sys
 
@@ -17,9 +18,12 @@ from adafrugal.system import threads
     ],
 )
 def test_what_the_environment_says_counts(given, expected):
-    code = (
-        "import os, sys\nfrom adafrugal import threads\nthreads.wait_asleep()\nassert 'torch' not in sys.modules\n"
-        "print({name: os.environ[name] for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY') if name in os.environ})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given)
+    code = """if True:
+        import os, sys
+        from adafrugal.system import threads
+        threads.wait_asleep()
+        assert "torch" not in sys.modules
+        print({name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ})"""
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), **given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == str(expected), done.stderr

@@ -9,7 +9,7 @@ import json
 import pytest
 from made import recorded
 
-from adafrugal.reports import table
+from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import wandb as copies
 from adafrugal.tracking.record import Record
@@ -58,7 +58,7 @@ def test_what_comes_back_makes_the_same_table(project, tmp_path):
     answers.append(Answer(interrupted, 1, state="crashed"))
     found = copies.fetch("team/project", tmp_path / "there")
     assert asked == ["team/project"]
-    local = table.find([tmp_path / "here"])
+    local = records.find([tmp_path / "here"])
     assert sorted(table.markdown(found).splitlines()) == sorted(table.markdown(local).splitlines())
     by_name = {record.directory.name: record for record in local}
     for record in found:

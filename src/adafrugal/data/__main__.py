@@ -17,9 +17,8 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 from adafrugal.settings import compose
 from adafrugal.system import threads
-from adafrugal.system.errors import SettingError
-
-DONE, WRONG, INTERRUPTED = 0, 2, 75
+from adafrugal.system.errors import DONE, INTERRUPTED, WRONG, SettingError
+from adafrugal.system.stderr import tell
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         corpus.prepare(replace(tokens, plan=plan), _say)
         sys.stdout.write(overview.text(replace(tokens, plan=plan), plan.directory / "lengths.svg"))
     except SettingError as error:
-        sys.stderr.write(f"error: {error}\n")
+        tell(f"error: {error}")
         return WRONG
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues\n")
+        tell("interrupted; the same command continues")
         return INTERRUPTED
     return DONE
 

@@ -1,7 +1,11 @@
 """`python -m adafrugal.reports [directory …]`: the runs in these directories (default: runs), side by side.
 
 With --pages it writes the pages of `experiments/tables` instead: every table of the papers with the runs that belong to
-it, what is missing of it, its pictures and claims. Where there are results of `make gpu`, they have a page, too.
+it, its missing runs, pictures and claims. Results of `make gpu` have a page, too.
+
+--pack DIRECTORY writes the records of all runs below it to DIRECTORY.tar.xz, the same file for the same records. Every
+command here reads such a file like the directory. --unpack DIRECTORY.tar.xz [elsewhere] writes the records back, each
+byte as it was.
 """
 
 from __future__ import annotations
@@ -9,64 +13,59 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from adafrugal.reports import table
-from adafrugal.system.errors import SettingError
+from adafrugal.reports import records, table
+from adafrugal.system.errors import WRONG, SettingError
+from adafrugal.system.stderr import tell
 from adafrugal.tracking.record import Record
-
-if TYPE_CHECKING:
-    from adafrugal.reports.plan import Page
 
 
 def main() -> int:
-    """Print or write the tables; 2 where there is nothing to make them of."""
+    """Print or write the tables; 2 where there are no runs."""
     parser = argparse.ArgumentParser(
         prog="python -m adafrugal.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directories", nargs="*", help="where to look for runs")
-    parser.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT", help="a project at W&B, whose finished runs come to runs/wandb"
-    )
-    parser.add_argument("--pages", metavar="DIRECTORY", help="write the pages of all tables there")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="copy a W&B project's finished runs to runs/wandb")
+    parser.add_argument("--pages", metavar="DIRECTORY", type=Path, help="write the pages of all tables there")
+    parser.add_argument("--pack", metavar="DIRECTORY", type=Path, help="write the records below it to one file")
+    parser.add_argument("--unpack", metavar="FILE", type=Path, help="write the records of such a file to a directory")
     given = parser.parse_args()
     try:
-        return _report(given)
+        sys.stdout.write(_report(given))
     except SettingError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        tell(f"error: {error}")
+        return WRONG
+    return 0
 
 
-def _report(given: argparse.Namespace) -> int:
+def _report(given: argparse.Namespace) -> str:
+    if given.pack:
+        return f"{records.pack(given.pack)}\n"
+    if given.unpack:
+        to = Path(given.directories[0]) if given.directories else records.unpacked(given.unpack)
+        return f"{records.unpack(given.unpack, to)} runs → {to}\n"
     named = given.directories or ([] if given.wandb else ["runs"])
     places = [Path(name.removeprefix("run_root=")) for name in named]
-    records = table.find(places)
+    found = records.find(places)
     if given.wandb:
         from adafrugal.tracking import wandb
 
-        records += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
-    if given.pages and records:
-        return _pages(records, places, Path(given.pages))
-    if not records:
+        found += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
+    if not found:
         looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
-        sys.stderr.write(f"error: there are no runs in {looked}; make one with `python train.py`, or name another\n")
-        return 2
-    sys.stdout.write(table.markdown(records))
-    return 0
+        raise SettingError(f"there are no runs in {looked}; make one with `python train.py`, or name another")
+    return _write_pages(found, places, given.pages) if given.pages else table.markdown(found)
 
 
-def _pages(records: list[Record], places: list[Path], out: Path) -> int:
+def _write_pages(found: list[Record], places: list[Path], out: Path) -> str:
     from adafrugal.reports import gpu, pages, plan
 
-    sys.stderr.write("composing the settings of all tables: under a minute\n")
-    made = plan.filled(plan.pages(), records)
+    tell("composing the settings of all tables: under a minute")
+    made = plan.filled(plan.pages(), found)
     files = pages.write(made, out, gpu.find(places))
-    sys.stdout.write(f"{len(made)} pages in {len(files)} files, with {_used(made)} of {len(records)} runs → {out}\n")
-    return 0
-
-
-def _used(made: list[Page]) -> int:
-    return len({run.directory for p in made for s in p.sections for job in s.jobs for run in job.runs.values()})
+    used = {run.directory for page in made for section in page.sections for run in section.runs}
+    return f"{len(made)} pages in {len(files)} files, with {len(used)} of {len(found)} runs → {out}\n"
 
 
 if __name__ == "__main__":

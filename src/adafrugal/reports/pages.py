@@ -10,8 +10,10 @@ from adafrugal.reports import claims, gpu, layouts, pictures
 from adafrugal.reports.arms import Job
 from adafrugal.reports.figures import Measured
 from adafrugal.reports.plan import Page, Section
+from adafrugal.reports.records import Packed
 from adafrugal.settings.validate import nearest
 from adafrugal.system.errors import SettingError
+from adafrugal.tracking.record import Record
 
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
 
@@ -128,7 +130,7 @@ def _seeds(job: Job) -> str:
 def _runs(section: Section, out: Path) -> str:
     lines = ["<details><summary>The runs of this table</summary>", ""]
     for job in section.jobs:
-        links = (f"[seed {seed}]({_path(run.directory, out)})" for seed, run in job.runs.items())
+        links = (f"[seed {seed}]({_link(run, out)})" for seed, run in job.runs.items())
         if job.runs:
             lines.append(f"- {job.name}: {', '.join(links)}")
     return "\n".join([*lines, "", "</details>"])
@@ -136,12 +138,14 @@ def _runs(section: Section, out: Path) -> str:
 
 def _others(section: Section, out: Path) -> str:
     """What has the same settings and is left out."""
-    links = ", ".join(f"[{run.directory.name}]({_path(run.directory, out)})" for run in section.others)
+    links = ", ".join(f"[{run.directory.name}]({_link(run, out)})" for run in section.others)
     return f"Left out, since they read another text or are there twice: {links}." if links else ""
 
 
-def _path(directory: Path, out: Path) -> str:
-    return Path(os.path.relpath(directory.resolve(), out.resolve())).as_posix()
+def _link(run: Record, out: Path) -> str:
+    """The path to a run's directory; of a packed run, to its archive, with the name inside behind a #."""
+    file, inside = (run.archive, f"#{run.name}") if isinstance(run, Packed) else (run.directory, "")
+    return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix() + inside
 
 
 def _index(pages: Sequence[Page]) -> str:

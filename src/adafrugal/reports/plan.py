@@ -81,6 +81,11 @@ class Section(SectionFile):
     jobs: Sequence[Job] = ()
     others: Sequence[Record] = ()
 
+    @property
+    def runs(self) -> list[Record]:
+        """The finished runs of all jobs."""
+        return [run for job in self.jobs for run in job.runs.values()]
+
 
 @dataclass
 class Page:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adafrugal.reports import scores
@@ -26,12 +25,6 @@ COLUMNS = {  # of the summary: key, form, factor
 
 
 MEMORY = "peak memory, estimate / measured"
-
-
-def find(places: Iterable[Path]) -> list[Record]:
-    """The runs at or below some directories, in the order of their names."""
-    files = sorted({file for place in places for file in place.rglob("status.json")})
-    return [Record(file.parent) for file in files]
 
 
 def markdown(records: list[Record]) -> str:

@@ -1,8 +1,10 @@
-"""The errors that end a run with one line for its user. All others are defects, and are shown whole."""
+"""The errors that end a run with one line for its user, and the exit codes. All other errors are defects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75  # WRONG: a wrong setting or a missing input
 
 
 class SettingError(ValueError):
@@ -16,6 +18,11 @@ class TrainingError(RuntimeError):
 def line(error: BaseException) -> str:
     """The message of an error in one line; the name of its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without the pages that torch may add to it."""
+    return next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

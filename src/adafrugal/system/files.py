@@ -1,15 +1,44 @@
-"""Directories that appear under their names only when they are whole."""
+"""Locks, content that survives a power cut, and directories that appear only when they are whole."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from adafrugal.system.errors import SettingError
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made where it is missing.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be made, or its file system has no locks.
+    """
+    with file.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def to_disk(path: Path | IO) -> None:
+    """Wait until an open file's content, a file's, or a directory's names would survive a power cut."""
+    if not isinstance(path, Path):
+        path.flush()
+        os.fsync(path.fileno())
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager

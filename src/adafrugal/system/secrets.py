@@ -1,4 +1,4 @@
-"""Somebody's keys, which programs are given as variables of the environment: no record, copy or log has them."""
+"""Keys that programs are given as environment variables: no record, copy or log shows them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _SHORTEST = 8  # characters; shorter values are switches and numbers
 
 
 def named() -> dict[str, str]:
-    """Each variable that is called a key, a token, a secret or a password -> its value; paths to files are none."""
+    """Each variable that is called a key, a token, a secret or a password, with its value; paths are none."""
     called = {name: value for name, value in os.environ.items() if _CALLED.search(name)}
     is_path = os.path.exists  # which answers for any text, as Path's own does not
     return {name: value for name, value in called.items() if len(value) >= _SHORTEST and not is_path(value)}
 
 
 def hidden(text: str) -> str:
-    """The text with *** in the place of each such value, also of one over several lines that stand in one."""
+    """The text with *** for each secret, also where line breaks of a secret were made spaces."""
     values = {form for value in named().values() for form in (value, " ".join(value.split()))}
     for value in sorted(values, key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, "***")

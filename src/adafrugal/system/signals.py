@@ -1,4 +1,4 @@
-"""Being asked to stop: at once before the first step, after the step in hand from then on, at once when asked again."""
+"""Requests to stop: before training a signal interrupts; during it, the first ends the step, the second interrupts."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import signal
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-# the last two are what Slurm sends ahead of a time limit: as a user's script asks for it, and as submitit does
+# Slurm sends the last two ahead of a time limit: one as a user's script asks for it, one as submitit does
 ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def leave_to_the_parent() -> None:
-    """In a process that works for another: be ended by it alone, though Slurm sends signals to all of a job's step."""
+    """In a child: ignore the signals by which a run is stopped, which Slurm sends to all processes of a job's step."""
     for number in ASKED_BY:
         signal.signal(number, signal.SIG_IGN)
 
 
 class Stop:
-    """While entered, `ASKED_BY` set `requested` and, unless the run is `training`, raise KeyboardInterrupt.
+    """While entered, signals of `ASKED_BY` set `requested`, and raise KeyboardInterrupt unless `training`.
 
-    A KeyboardInterrupt in the middle of somebody's import or composition can get lost, or become an error of another
-    kind; `was_lost` stays. When training, only a second signal raises.
+    A KeyboardInterrupt in the middle of an import can get lost, or become an error of another kind; `was_lost` stays.
+    During training only a second signal raises.
 
     Attributes:
-        requested: whether somebody asked.
-        training: whether a run has begun its steps, which end in order.
-        was_lost: whether somebody asked while nothing was training; what is raised since may come of that.
+        requested: whether a signal arrived.
+        training: whether a run has begun its steps.
+        was_lost: whether a signal arrived outside training; later errors may be its consequence.
     """
 
     def __init__(self) -> None:
@@ -47,5 +47,5 @@ class Stop:
         self.was_lost = self.was_lost or not self.training
         if again or not self.training:
             raise KeyboardInterrupt
-        with suppress(OSError):  # there may be nobody left to tell
+        with suppress(OSError):  # the reader of stderr may be gone
             os.write(2, b"stopping after this step; a second signal stops at once\n")

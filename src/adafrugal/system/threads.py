@@ -8,7 +8,7 @@ SPINS = "2000"  # some microseconds
 
 
 def wait_asleep() -> None:
-    """Let threads that wait for each other sleep after some microseconds, unless the environment says how they wait.
+    """Let waiting threads sleep after some microseconds, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT say otherwise.
 
     Call it before torch is imported. By default they spin for milliseconds, which slows a step beside another process;
     with OMP_WAIT_POLICY=PASSIVE they sleep at once, which slows a step that is alone (docs/gpu.md has the figures).

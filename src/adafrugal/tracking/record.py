@@ -31,6 +31,7 @@ from adafrugal.system.errors import SettingError
 from adafrugal.system.secrets import hidden
 
 LINES = ("metrics.jsonl", "events.jsonl")
+FILES = ("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "status.json", "summary.json")
 STATUSES = ("created", "running", "interrupted", "failed", "finished")
 
 
@@ -55,7 +56,7 @@ class Record:
 
     def config(self) -> dict[str, Any]:
         """The settings, as they were composed and checked."""
-        return OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml"))
+        return OmegaConf.to_container(OmegaConf.create((self._bytes("config.yaml") or b"").decode()))
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a finished run."""
@@ -83,16 +84,17 @@ class Record:
         """The lines of events.jsonl."""
         return self._lines("events.jsonl")
 
-    def _json(self, name: str) -> dict[str, Any] | None:
+    def _bytes(self, name: str) -> bytes | None:
         file = self.directory / name
-        return _read(file, file.read_bytes()) if file.exists() else None
+        return file.read_bytes() if file.exists() else None
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        found = self._bytes(name)
+        return None if found is None else _read(self.directory / name, found)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        file = self.directory / name
-        if not file.exists():
-            return []
-        whole, _, _torn = file.read_bytes().rpartition(b"\n")  # a killed process may leave half a line
-        return [_read(file, line) for line in whole.splitlines()]
+        whole, _, _torn = (self._bytes(name) or b"").rpartition(b"\n")  # a killed process may leave half a line
+        return [_read(self.directory / name, line) for line in whole.splitlines()]
 
     # -- writing --------------------------------------------------------------------------------------------------
 

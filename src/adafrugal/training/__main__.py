@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.errors import DONE, WRONG, SettingError, TrainingError
+from adafrugal.system.stderr import tell
 
 
 def main() -> int:
@@ -23,10 +24,10 @@ def main() -> int:
     try:
         _convert(given.checkpoint, given.directory)
     except (SettingError, TrainingError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        tell(f"error: {error}")
+        return WRONG
     sys.stdout.write(f"{given.checkpoint} → {given.directory}\n")
-    return 0
+    return DONE
 
 
 def _convert(source: Path, target: Path) -> None:

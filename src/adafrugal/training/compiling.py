@@ -20,6 +20,7 @@ from torch import Tensor
 from adafrugal.memory import out_of_memory
 from adafrugal.optim import kernels
 from adafrugal.settings.schema import Settings, TrainerSettings
+from adafrugal.system.errors import first_line
 from adafrugal.training.devices import Place
 from adafrugal.training.distributed import parallel
 from adafrugal.training.distributed.ranks import Ranks
@@ -86,12 +87,12 @@ def start(
     begun, eager = time.perf_counter(), task.forward
     failed = _try(task, place, eager, mode)
     if failed is not None and out_of_memory.is_memory(failed) and mode in _GRAPHS and trainer.compile_mode == "auto":
-        reason = f"memory for CUDA graphs was refused ({_line(failed)}): trainer.compile_mode is default"
+        reason = f"memory for CUDA graphs was refused ({first_line(failed)}): trainer.compile_mode is default"
         warn(reason)
         mode, failed = "default", _try(task, place, eager, "default")
     if failed is not None and out_of_memory.is_memory(failed):
         raise failed
-    problems = [found for found in (ranks or Ranks()).gather(failed and _line(failed)) if found]
+    problems = [found for found in (ranks or Ranks()).gather(failed and first_line(failed)) if found]
     if problems:
         if failed is None:  # here, but not in another process
             _go_back(task, eager)
@@ -204,7 +205,3 @@ def _rehearse(task: Task, place: Place, passes: int) -> None:
         task.model.train()
         task.model.zero_grad(set_to_none=True)
         place.set_random_state(random)
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

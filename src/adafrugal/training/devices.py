@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from adafrugal.settings.schema import TrainerSettings
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, first_line
 from adafrugal.training.distributed import ranks
 
 
@@ -123,10 +123,10 @@ def _open_gpu(number: int) -> str | None:
         name = torch.cuda.get_device_name(device) if torch.cuda.is_initialized() else "the GPU"
         if any(words in str(error) for words in ("out of memory", "busy or unavailable")) or not ranks.is_alone():
             raise SettingError(
-                f"{name} cannot be used now ({_line(error)}); free it, choose another with CUDA_VISIBLE_DEVICES, or "
-                "set trainer.device=cpu"
+                f"{name} cannot be used now ({first_line(error)}); free it, choose another with CUDA_VISIBLE_DEVICES, "
+                "or set trainer.device=cpu"
             ) from error
-        return f"torch {torch.__version__} cannot use {name} ({_line(error)})"
+        return f"torch {torch.__version__} cannot use {name} ({first_line(error)})"
     torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     return None
 
@@ -140,9 +140,5 @@ def _why_unavailable() -> str:
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return f"this machine has an NVIDIA GPU that torch {torch.__version__} cannot use ({_line(error)})"
+        return f"this machine has an NVIDIA GPU that torch {torch.__version__} cannot use ({first_line(error)})"
     return _NO_GPU
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

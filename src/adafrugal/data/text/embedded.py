@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import json
 import re
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from adafrugal.system import files
+from adafrugal.system import files, signals
 
 PACKAGES = ("torch", "numpy")
 SHORTEST = 200  # characters: what is shorter is a label, not prose
@@ -89,7 +88,7 @@ def _write(place: Path) -> None:
 def read() -> Corpus:
     """All documents, deduplicated, the held-out part chosen by each document's hash."""
     files = [(str(file), package) for package in PACKAGES for file in _sources(package)]
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=signals.leave_to_the_parent) as pool:
         found = pool.map(_docstrings, [file for file, _ in files], chunksize=64)
         documents = list(_unrepeated(text for texts in found for text in texts))
     train, validation = [], []
@@ -99,11 +98,6 @@ def read() -> Corpus:
         everything.update(digest)
         (validation if int.from_bytes(digest[:8], "big") % 100 < HELD_OUT else train).append(document)
     return Corpus(train, validation, everything.hexdigest())
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _sources(package: str) -> list[Path]:

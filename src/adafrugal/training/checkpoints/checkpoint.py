@@ -27,7 +27,7 @@ from torch import Tensor
 
 from adafrugal.memory import out_of_memory
 from adafrugal.system.errors import TrainingError
-from adafrugal.tracking.record import to_disk
+from adafrugal.system.files import to_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from adafrugal.settings.schema import TrainerSettings
-from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.errors import SettingError, TrainingError, line
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
@@ -171,7 +171,7 @@ class Ranks:
             return told
         except Exception:  # the store is gone with the process that kept it
             return LostError(f"process {self.rank} of {self.size} has lost the others at {self._at}", is_told=False)
-        said = _line(error)
+        said = line(error)
         how = f"for {self._timeout:g} s (trainer.timeout)" if "imed out" in said else "until one of them was gone"
         others = "; ".join(self._last_seen())
         return LostError(
@@ -189,9 +189,9 @@ class Ranks:
             until = time.monotonic() + (0 if self.first else _SAME_WITHIN)
             while time.monotonic() < until and not self._store.check(["failed"]):
                 time.sleep(_LOOKS_EVERY)
-            told = self._store.compare_set("failed", "", json.dumps([self.rank, kind, _line(error)]))
+            told = self._store.compare_set("failed", "", json.dumps([self.rank, kind, line(error)]))
             rank, _, reason = json.loads(told)
-            return rank != self.rank and kind == "error" and reason == _line(error)
+            return rank != self.rank and kind == "error" and reason == line(error)
         return False
 
     def _raise_what_was_announced(self) -> None:
@@ -247,7 +247,7 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     try:
         found._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store(patience))
     except (RuntimeError, ValueError) as error:  # torch's, of a store that is not reached or an address that is not set
-        raise TrainingError(f"process {found.rank} of {size} does not reach the others: {_line(error)}") from error
+        raise TrainingError(f"process {found.rank} of {size} does not reach the others: {line(error)}") from error
     groups = dist.PrefixStore("groups", found._store)
     # NCCL ends a process that waits too long; the talk on the CPU, which says who is missing, gives up before it
     try:
@@ -263,7 +263,7 @@ def joined(settings: TrainerSettings) -> Iterator[Ranks]:
     except BaseException as caught:
         error = found.lost(caught) or caught
         if found.announce(error):
-            raise LostError(_line(error), is_told=True) from caught
+            raise LostError(line(error), is_told=True) from caught
         if error is caught:
             raise
         raise error from caught
@@ -309,10 +309,6 @@ def let_all_speak() -> None:
     """Wait before a process ends in an error: torchrun ends all as soon as one has ended, and each is to be heard."""
     if not is_alone():
         time.sleep(_SPEAKS_WITHIN)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def silence_others() -> None:

@@ -1,0 +1,100 @@
+"""Records of many runs in one file, DIRECTORY.tar.xz beside DIRECTORY: the same records, the same bytes."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from adafrugal.system.errors import SettingError
+from adafrugal.tracking.record import FILES, Record
+
+SUFFIX = ".tar.xz"
+
+
+class Packed(Record):
+    """The record of a run in an archive; `directory` is where `unpack` would put it."""
+
+    def __init__(self, archive: Path, name: str, files: dict[str, bytes]) -> None:
+        super().__init__(unpacked(archive) / name)
+        self.archive, self.name, self.files = archive, name, files
+
+    def _bytes(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+
+def find(places: Iterable[Path]) -> list[Record]:
+    """The runs below some directories, as train.py wrote them or packed, in the order of their names.
+
+    A place may also be an archive, or a directory that is now an archive beside its old place.
+    """
+    packed: dict[Path, Record] = {}
+    plain: dict[Path, Record] = {}  # where a run is there in both forms, this one counts
+    for place in places:
+        beside = Path(f"{place}{SUFFIX}")
+        archives = [place] if place.is_file() else [*place.rglob(f"*{SUFFIX}"), *([beside] if beside.exists() else [])]
+        packed |= {run.directory: run for archive in archives for run in read(archive)}
+        plain |= {file.parent: Record(file.parent) for file in place.rglob("status.json")}
+    found = packed | plain
+    return [found[directory] for directory in sorted(found)]
+
+
+def read(archive: Path) -> list[Packed]:
+    """The records of an archive.
+
+    Raises:
+        SettingError: the file is missing or no archive of records.
+    """
+    runs: dict[str, dict[str, bytes]] = {}
+    try:
+        with tarfile.open(archive, "r:xz") as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if not member.isfile() or path.is_absolute() or ".." in path.parts or path.name not in FILES:
+                    raise SettingError(f"{archive} has {member.name!r}, which is no part of a run's record")
+                runs.setdefault(path.parent.as_posix(), {})[path.name] = tar.extractfile(member).read()
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+        raise SettingError(f"{archive} cannot be read: {error}; name an archive that --pack wrote") from error
+    return [Packed(archive, name, files) for name, files in runs.items()]
+
+
+def pack(directory: Path) -> Path:
+    """Write the records below a directory into an archive beside it; checkpoints and pictures stay outside.
+
+    Raises:
+        SettingError: there are no runs.
+    """
+    runs = sorted(file.parent for file in directory.rglob("status.json"))
+    if not runs:
+        raise SettingError(f"there are no runs in {directory}; name a directory with runs below it")
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for file in _files(runs):
+            member = tarfile.TarInfo(file.relative_to(directory).as_posix())  # no owner, no time
+            member.size = file.stat().st_size
+            with file.open("rb") as opened:
+                tar.addfile(member, opened)
+    archive = directory.with_name(directory.name + SUFFIX)
+    archive.write_bytes(lzma.compress(data.getvalue(), preset=9))
+    return archive
+
+
+def _files(runs: Iterable[Path]) -> Iterator[Path]:
+    return (run / name for run in runs for name in FILES if (run / name).exists())
+
+
+def unpacked(archive: Path) -> Path:
+    """The directory of which an archive was made."""
+    return archive.with_name(archive.name.removesuffix(SUFFIX))
+
+
+def unpack(archive: Path, directory: Path) -> int:
+    """Write the records of an archive into a directory, each byte as it was; return their number."""
+    runs = read(archive)
+    for run in runs:
+        (directory / run.name).mkdir(parents=True, exist_ok=True)
+        for name, data in run.files.items():
+            (directory / run.name / name).write_bytes(data)
+    return len(runs)
