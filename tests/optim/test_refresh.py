@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adafrugal.optim import Frugal, LinearDecay
+from adafrugal.optim.choices import POLICIES
 from adafrugal.optim.subspaces import SUBSPACES
 
 
@@ -295,7 +296,7 @@ def test_a_scalar_can_be_a_block_whatever_becomes_of_its_moments():
 @pytest.mark.parametrize("subspace", SUBSPACES)
 def test_no_state_tensor_holds_more_storage_than_it_shows(subspace, on_refresh):
     params = made(4, (12, 8))
-    if on_refresh not in SUBSPACES[subspace].policies:
+    if on_refresh not in POLICIES[subspace]:
         return
     # one direction, one column: a slice of a larger tensor would look contiguous
     optimizer = frugal(params, subspace=subspace, density=LinearDecay(0.5, 0.13, 9), on_refresh=on_refresh)
@@ -359,7 +360,7 @@ def test_moments_are_stored_as_asked_and_the_update_is_made_in_float32(subspace,
 def test_a_large_tensor_is_updated_in_slices_with_the_same_result(settings, state_dtype, monkeypatch):
     found = []
     for in_a_slice in (2**22, 24):  # all 96 entries of a tensor at once, and three of its rows
-        monkeypatch.setattr("adafrugal.optim.state._IN_A_SLICE", in_a_slice)
+        monkeypatch.setattr("adafrugal.optim.updates._IN_A_SLICE", in_a_slice)
         params, other = made(dtype=torch.bfloat16), nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
         groups = [{"params": params, "split": True}, {"params": [other]}]
         optimizer = Frugal(groups, lr=0.01, interval=3, state_dtype=state_dtype, **settings)

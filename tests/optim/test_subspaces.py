@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Turn, subspace
+from adafrugal.optim import Frugal, choices, rules
+from adafrugal.optim.subspaces import SUBSPACES, Blocks, Columns, Matrix, Period, subspace
 
 
 def shapes(n):
@@ -16,23 +17,23 @@ def shapes(n):
 def draw(share, matrix=None, place=0):
     """Columns of a matrix at a share, always of the same turn."""
     matrix = torch.zeros(4, 20) if matrix is None else matrix
-    return Columns().select(matrix, None, share, Turn(3, 5).generator(place), {}, place)
+    return Columns().select(matrix, None, share, Period(3, 5).generator(place), {}, place)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.25, 1 / 3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("order", ["descending", "ascending", "random"])
 def test_blocks_are_counted_with_pythons_half_to_even(order, density):
-    shares = Blocks(order).shares(shapes(28), density, Turn(seed=0, number=3, start=5))
+    shares = Blocks(order).shares(shapes(28), density, Period(seed=0, number=3, start=5))
     assert set(shares) <= {0.0, 1.0}
     assert sum(shares) == round(density * 28)
-    assert sum(Blocks(order).shares(shapes(10), 0.25, Turn(0, 1))) == 2  # 2.5 rounds to 2
+    assert sum(Blocks(order).shares(shapes(10), 0.25, Period(0, 1))) == 2  # 2.5 rounds to 2
 
 
 def test_descending_starts_at_the_last_matrix_and_ascending_at_the_first():
-    turn = Turn(seed=0, number=1, start=0)
+    turn = Period(seed=0, number=1, start=0)
     assert Blocks("descending").shares(shapes(8), 0.25, turn) == [0, 0, 0, 0, 0, 0, 1, 1]
     assert Blocks("ascending").shares(shapes(8), 0.25, turn) == [1, 1, 0, 0, 0, 0, 0, 0]
-    assert Blocks("descending").shares(shapes(8), 0.25, Turn(0, 4, 7)) == [1, 0, 0, 0, 0, 0, 0, 1], "it wraps"
+    assert Blocks("descending").shares(shapes(8), 0.25, Period(0, 4, 7)) == [1, 0, 0, 0, 0, 0, 0, 1], "it wraps"
 
 
 @pytest.mark.parametrize("n", [1, 7, 28, 29])
@@ -40,7 +41,7 @@ def test_descending_starts_at_the_last_matrix_and_ascending_at_the_first():
 def test_over_a_cycle_every_block_has_its_turn_as_often_as_any_other(n, density):
     turns, start = torch.zeros(n), 0
     for number in range(1, 60):
-        shares = Blocks("descending").shares(shapes(n), density, Turn(0, number, start))
+        shares = Blocks("descending").shares(shapes(n), density, Period(0, number, start))
         start += int(sum(shares))
         turns += torch.tensor(shares)
         assert turns.max() - turns.min() <= 1
@@ -48,7 +49,7 @@ def test_over_a_cycle_every_block_has_its_turn_as_often_as_any_other(n, density)
 
 @pytest.mark.parametrize("order", ["descending", "ascending", "random"])
 def test_a_lower_density_selects_a_part_of_what_a_higher_one_does(order):
-    turn = Turn(seed=1, number=2, start=11)
+    turn = Period(seed=1, number=2, start=11)
     before = [1.0] * 28
     for density in (0.9, 0.6, 0.3, 0.1, 0.0):
         now = Blocks(order).shares(shapes(28), density, turn)
@@ -71,7 +72,7 @@ def test_columns_are_counted_down_to_whole_ones(shape, share):
 def test_columns_shrink_to_a_part_of_themselves_and_what_stays_keeps_its_values():
     columns, matrix = Columns(), torch.randn(4, 20)
     more = draw(0.6)
-    fewer = columns.shrink(matrix.shape, 0.25, Turn(3, 5).generator(0), more)
+    fewer = columns.shrink(matrix.shape, 0.25, Period(3, 5).generator(0), more)
     assert set(fewer["indices"].tolist()) < set(more["indices"].tolist())
     assert fewer["indices"].numel() == 5
     assert torch.equal(
@@ -95,7 +96,7 @@ def test_columns_are_closed_into_their_places_and_nothing_else_is_touched():
 
 def test_a_turn_draws_the_same_again_and_every_other_turn_place_and_group_otherwise():
     def numbers(place=None, **turn):
-        return tuple(torch.rand(4, generator=Turn(**{"seed": 0, "number": 1} | turn).generator(place)).tolist())
+        return tuple(torch.rand(4, generator=Period(**{"seed": 0, "number": 1} | turn).generator(place)).tolist())
 
     assert numbers() == numbers()
     assert numbers(place=2, first=1) == numbers(place=0, first=3), "a matrix is known by its place among all"
@@ -123,25 +124,15 @@ def test_an_unknown_subspace_is_refused_with_the_known_ones(value, says):
         subspace(value)
 
 
-def test_the_schema_of_settings_knows_every_choice_of_the_optimizer():
-    from adafrugal.optim import Frugal, choices
-    from adafrugal.optim.options import ON_REFRESH, Nonfinite, Shrink, StateDtype
-    from adafrugal.optim.rules import STATE_FREE, STATE_FULL
-    from adafrugal.settings import schema
-
-    assert {kind: s.choices() for kind, s in SUBSPACES.items()} == choices.SUBSPACES
+def test_the_first_name_of_each_choice_is_the_default():
     assert {kind: subspace(kind).settings() for kind in SUBSPACES} == {
-        kind: {"kind": kind} | {name: values[0] for name, values in names.items()}
-        for kind, names in choices.SUBSPACES.items()
+        kind: {"kind": kind} | {name: names[0] for name, names in settings.items()}
+        for kind, settings in choices.SUBSPACES.items()
     }
-    assert {kind: s.policies for kind, s in SUBSPACES.items()} == choices.POLICIES
-    known = {"state_full": tuple(STATE_FULL), "state_free": tuple(STATE_FREE), "on_refresh": ON_REFRESH,
-             "shrink": Shrink.__args__, "state_dtype": (None, *StateDtype.__args__),
-             "nonfinite": (None, *Nonfinite.__args__)}  # fmt: skip
-    assert known == choices.NAMES
+    assert tuple(rules.STATE_FULL) == tuple(rules.MOMENTS) == choices.NAMES["state_full"]
+    assert tuple(rules.STATE_FREE) == choices.NAMES["state_free"]
     defaults = {name: p.default for name, p in inspect.signature(Frugal).parameters.items()}
-    for name, names in choices.NAMES.items():
-        assert defaults[name] == names[0] == getattr(schema.FrugalSettings(), name)
+    assert {name: defaults[name] for name in choices.NAMES} == {name: n[0] for name, n in choices.NAMES.items()}
 
 
 # -- properties -------------------------------------------------------------------------------------------------------
@@ -155,7 +146,7 @@ WITH_DIRECTIONS = [*EVERYWHERE, "svd", "random", {"kind": "svd", "svd_method": "
 
 def chosen(kind, matrix, share, number=1, old=None, place=0):
     grad = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(number))
-    return subspace(kind).select(matrix, grad, share, Turn(3, number).generator(0), old or {}, place)
+    return subspace(kind).select(matrix, grad, share, Period(3, number).generator(0), old or {}, place)
 
 
 @pytest.mark.parametrize("kind", WITH_DIRECTIONS, ids=str)
@@ -224,7 +215,7 @@ def test_it_shrinks_to_a_part_of_itself_however_often(kind, shape, shares):
         if selection is None:
             selection = chosen(kind, matrix, share)
             continue
-        fewer = space.shrink(matrix.shape, share, Turn(3, 1).generator(0), selection)
+        fewer = space.shrink(matrix.shape, share, Period(3, 1).generator(0), selection)
         before, after = (set(space.positions(matrix.shape, s).tolist()) for s in (selection, fewer))
         assert after <= before
         grad = torch.randn(shape)
@@ -241,7 +232,7 @@ def test_it_shrinks_to_a_part_of_itself_however_often(kind, shape, shares):
 def test_over_any_cycle_blocks_have_their_turns_alike(n, density, start, order):
     turns = torch.zeros(n)
     for number in range(2 * n):
-        shares = Blocks(order).shares(shapes(n), density, Turn(0, number + 1, start))
+        shares = Blocks(order).shares(shapes(n), density, Period(0, number + 1, start))
         start += sum(map(bool, shares))
         turns += torch.tensor(shares)
         assert turns.max() - turns.min() <= 1
@@ -293,18 +284,18 @@ def layered(sizes_of_layers):
 
 def test_layers_are_taken_whole_and_counted_down():
     matrices = layered([[1, 2, 3]] * 12)
-    shares = Blocks(unit="layer").shares(matrices, 0.25, Turn(0, 1))
+    shares = Blocks(unit="layer").shares(matrices, 0.25, Period(0, 1))
     assert [m.layer for m, s in zip(matrices, shares, strict=True) if s] == [9] * 3 + [10] * 3 + [11] * 3
     assert Blocks(unit="layer").handed_out(matrices, [bool(s) for s in shares]) == 3
     for layers, expected in ((8, 2), (12, 3), (24, 6)):  # BAdam at 60M, 130M, 350M
-        shares = Blocks(unit="layer").shares(layered([[1]] * layers), 0.25, Turn(0, 1))
+        shares = Blocks(unit="layer").shares(layered([[1]] * layers), 0.25, Period(0, 1))
         assert sum(shares) == expected
     with pytest.raises(ValueError, match=r"the layer of layers\.0\.weight is not known; make the groups"):
-        Blocks(unit="layer").shares(shapes(3), 0.5, Turn(0, 1))
+        Blocks(unit="layer").shares(shapes(3), 0.5, Period(0, 1))
 
 
 def test_mirror_alternates_between_both_ends_and_leaves_no_middle_out():
-    walk = [Blocks("mirror").shares(shapes(5), 0.2, Turn(0, 1, start)).index(1.0) for start in range(6)]
+    walk = [Blocks("mirror").shares(shapes(5), 0.2, Period(0, 1, start)).index(1.0) for start in range(6)]
     assert walk == [4, 0, 3, 1, 2, 4]
 
 
@@ -314,7 +305,7 @@ def test_matched_by_elements_no_other_number_of_blocks_would_be_nearer(order, de
     matrices = layered([[1, 1, 1, 1, 4, 4, 4]] * 4)
     total = sum(m.shape.numel() for m in matrices)
     for start in range(9):
-        turn = Turn(1, 2, start)
+        turn = Period(1, 2, start)
         at = {
             d: sum(m.shape.numel() * s for m, s in zip(
                 matrices, Blocks(order, match="elements").shares(matrices, d, turn), strict=True))
@@ -355,7 +346,7 @@ def test_svd_finds_the_leading_directions(method, shape):
     grad = (signal + 0.01 * torch.randn(shape)).bfloat16()
     state = torch.get_rng_state()
     space = subspace({"kind": "svd", "svd_method": method})
-    selection = space.select(grad, grad, 0.1, Turn(0, 1).generator(0), {}, 0)
+    selection = space.select(grad, grad, 0.1, Period(0, 1).generator(0), {}, 0)
     assert torch.equal(torch.get_rng_state(), state), "torch's own generator is left alone"
     (_, compact), ((_, residual, _),) = space.regions(grad.float(), grad.float(), selection)
     assert compact.norm() > 0.999 * grad.float().norm()
