@@ -166,7 +166,7 @@ class Frugal(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if self._events is None:  # else the step began in the backward pass
-            if not self._gradients_are_sound():
+            if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
                 for group in self.param_groups:
                     group["skipped_steps"] += 1
                 return loss
@@ -201,20 +201,6 @@ class Frugal(torch.optim.Optimizer):
         self._events = None
         for group in self.param_groups:
             updates.begin_moments(group, self.state)
-
-    def _gradients_are_sound(self) -> bool:
-        """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
-        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        gradients.refuse_sparse(params)
-        if self.defaults["nonfinite"] is None or gradients.are_finite(params):
-            return True
-        if self.defaults["nonfinite"] == "error":
-            name, step = gradients.first_nonfinite(self.param_groups), self.param_groups[0]["steps"] + 1
-            raise FloatingPointError(
-                f"the gradient of parameter {name} is not finite at step {step}; "
-                "nothing was changed (nonfinite='skip' would go on without this step)"
-            )
-        return False
 
     def _begin_step(self) -> None:
         """Move the clocks by one step, and the subspaces as far as the gradients present allow."""

@@ -1,4 +1,4 @@
-"""Checks of gradients before a step; all processes that share a parameter come to the same result."""
+"""Checks of gradients before a step, with one result on all processes that share a parameter."""
 
 from __future__ import annotations
 
@@ -17,17 +17,28 @@ def refuse_sparse(params: Iterable[Tensor]) -> None:
         raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
 
 
-def are_finite(params: Sequence[Tensor]) -> bool:
-    """Whether the gradients of all parameters are finite; each parameter has one."""
-    grads = [grad for param in params if (grad := local(param.grad)).numel()]
-    finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
-    return all(agreed([finite] * len(params), params))
+def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
+    """Whether a step can be made of the gradients that are there; False where it is to be skipped.
 
-
-def first_nonfinite(groups: Iterable[Group]) -> str:
-    """The name of the first parameter whose gradient is not finite on some process."""
+    Raises:
+        ValueError: a gradient is sparse.
+        FloatingPointError: one is not finite, and `nonfinite` is "error".
+    """
     named = [pair for group in groups for pair in zip(parameter_names(group), group["params"], strict=True)]
     named = [(name, param) for name, param in named if param.grad is not None]
-    finite = [bool(local(param.grad).isfinite().all()) for _, param in named]
-    finite = agreed(finite, [param for _, param in named])
-    return next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
+    params = [param for _, param in named]
+    refuse_sparse(params)
+    if nonfinite is None:
+        return True
+    grads = [grad for param in params if (grad := local(param.grad)).numel()]
+    finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
+    if all(agreed([finite] * len(params), params)):
+        return True
+    if nonfinite == "skip":
+        return False
+    finite = agreed([bool(local(param.grad).isfinite().all()) for param in params], params)
+    name = next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
+    raise FloatingPointError(
+        f"the gradient of parameter {name} is not finite at step {groups[0]['steps'] + 1}; nothing was changed "
+        "(nonfinite='skip' would go on without this step)"
+    )

@@ -6,7 +6,7 @@ tensor, before the update, whatever rule updates which entry. `kernels` has fast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,19 +44,6 @@ class Rates:
     decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-
-    @classmethod
-    def state_full(cls, group: Mapping[str, Any]) -> Rates:
-        """Those of a group's state-full rule."""
-        lr = float(group["lr"])
-        scale = group["split_lr_scale"] if group["split"] else 1.0
-        return cls(lr * scale, lr * group["weight_decay"], tuple(group["betas"]), group["eps"])
-
-    @classmethod
-    def state_free(cls, group: Mapping[str, Any]) -> Rates:
-        """Those of a split group's state-free rule."""
-        lr = float(group["lr"])
-        return cls(lr * group["split_lr_scale"] * group["state_free_lr_scale"], lr * group["weight_decay"])
 
 
 def decay_(param: Tensor, rates: Rates) -> None:

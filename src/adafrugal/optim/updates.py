@@ -74,9 +74,13 @@ def _regions(
 
 
 def _apply_rules(group: Group, full: list[Full], free: list[Free] | tuple[Free, ...]) -> None:
-    kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
+    lr, scale = float(group["lr"]), group["split_lr_scale"] if group["split"] else 1.0
+    decay = lr * group["weight_decay"]
+    rates = Rates(lr * scale, decay, tuple(group["betas"]), group["eps"])
+    kernels.state_full(group["state_full"], full, rates, fused=group["fused"])
     if group["split"]:
-        kernels.state_free(group["state_free"], free, Rates.state_free(group), compiled=kernels.compiles(group))
+        rates = Rates(lr * scale * group["state_free_lr_scale"], decay)
+        kernels.state_free(group["state_free"], free, rates, compiled=kernels.compiles(group))
 
 
 def _update_alone(target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:

@@ -33,7 +33,7 @@ def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
     found = [[i] for i, param in enumerate(params) if not shards.is_sharded(param)]
     for numbers in shards.sharing(params):
         numbers.sort(key=lambda i: -params[i].numel() * min(params[i].shape))  # an SVD's cost, about
-        size = shards.size_of(params[numbers[0]])
+        size = shards.processes(params[numbers[0]]).size
         found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
     return found
 
@@ -46,30 +46,31 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
     like = asks[0].param
     if not (subspace.chosen_by_one and shards.is_sharded(like)):
         return [subspace.select(ask.param, ask.param.grad, *ask[1:]) for ask in asks]
-    owners = [(first + i) % shards.size_of(like) for i in range(len(asks))]
+    group, rank, size = shards.processes(like)
+    owners = [(first + i) % size for i in range(len(asks))]
     grads: list[Tensor | None] = [None] * len(asks)
     if subspace.needs_gradient:  # one of them is whole here, at most
         grads = [_gathered(ask.param.grad, owner) for ask, owner in zip(asks, owners, strict=True)]
     chosen = [subspace.blank(ask.param, ask.share) for ask in asks]
-    if (rank := shards.rank_in(like)) in owners:
+    if rank in owners:
         mine = owners.index(rank)
         chosen[mine] = subspace.select(asks[mine].param, grads[mine], *asks[mine][1:])
     del grads
     for selection, owner in zip(chosen, owners, strict=True):
         for value in selection.values():
             if isinstance(value, Tensor):
-                torch.distributed.broadcast(value, group=shards.group_of(like), group_src=owner)
+                torch.distributed.broadcast(value, group=group, group_src=owner)
     return chosen
 
 
 def _gathered(tensor: Tensor, owner: int) -> Tensor | None:
     """The whole of a sharded matrix on the process that owns it, None on the others."""
-    size, is_owner = shards.size_of(tensor), shards.rank_in(tensor) == owner
+    group, rank, size = shards.processes(tensor)
     most = shards.row_ranges(tensor.shape[0], size)[0].count
     own = shards.local(tensor)
     padded = own.new_zeros(most, tensor.shape[1])  # all give alike
     padded[: len(own)] = own
-    result = own.new_empty(size * most, tensor.shape[1]) if is_owner else None
-    pieces = list(result.chunk(size)) if is_owner else None
-    torch.distributed.gather(padded, pieces, group=shards.group_of(tensor), group_dst=owner)
-    return result[: tensor.shape[0]] if is_owner else None
+    result = own.new_empty(size * most, tensor.shape[1]) if rank == owner else None
+    pieces = list(result.chunk(size)) if rank == owner else None
+    torch.distributed.gather(padded, pieces, group=group, group_dst=owner)
+    return result[: tensor.shape[0]] if rank == owner else None

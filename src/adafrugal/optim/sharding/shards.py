@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,23 +45,19 @@ def whole(tensor: Tensor) -> Tensor:
 # -- the processes that share a tensor --------------------------------------------------------------------------------
 
 
-def group_of(tensor: Tensor) -> torch.distributed.ProcessGroup:
-    """The processes that share a sharded tensor."""
-    return tensor.device_mesh.get_group(_mesh_dimension(tensor))
+class Processes(NamedTuple):
+    """The processes that share a sharded tensor, with this one's rank among them."""
+
+    group: torch.distributed.ProcessGroup
+    rank: int
+    size: int
 
 
-def rank_in(tensor: Tensor) -> int:
-    """The rank of this process among them."""
-    return tensor.device_mesh.get_local_rank(_mesh_dimension(tensor))
-
-
-def size_of(tensor: Tensor) -> int:
-    """Their number."""
-    return tensor.device_mesh.size(_mesh_dimension(tensor))
-
-
-def _mesh_dimension(tensor: Tensor) -> int:
-    return next(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
+def processes(tensor: Tensor) -> Processes:
+    """Those that share a sharded tensor."""
+    mesh = tensor.device_mesh
+    dimension = next(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
+    return Processes(mesh.get_group(dimension), mesh.get_local_rank(dimension), mesh.size(dimension))
 
 
 def sharing(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -68,7 +65,7 @@ def sharing(tensors: Sequence[Tensor]) -> list[list[int]]:
     found: dict[torch.distributed.ProcessGroup, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor):
-            found.setdefault(group_of(tensor), []).append(i)
+            found.setdefault(processes(tensor).group, []).append(i)
     return list(found.values())
 
 
@@ -78,7 +75,7 @@ def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
     for numbers in sharing(params):
         like = params[numbers[0]]
         said = torch.tensor([flags[i] for i in numbers], dtype=torch.int32, device=like.device)
-        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MIN, group=group_of(like))
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MIN, group=processes(like).group)
         for i, all_do in zip(numbers, said.tolist(), strict=True):
             result[i] = bool(all_do)
     return result
@@ -87,23 +84,24 @@ def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
 # -- where rows lie ---------------------------------------------------------------------------------------------------
 
 
-def row_ranges(length: int, processes: int) -> list[RowRange]:
+def row_ranges(length: int, size: int) -> list[RowRange]:
     """How torch divides rows: by `torch.chunk`, the last processes having fewer, or none."""
-    each = -(-length // processes)
-    edges = [min(i * each, length) for i in range(processes + 1)]
+    each = -(-length // size)
+    edges = [min(i * each, length) for i in range(size + 1)]
     return [RowRange(first, end - first) for first, end in pairwise(edges)]
 
 
 def here(tensor: Tensor) -> RowRange:
     """The rows of it that this process has; from 0 on where it is not divided by rows."""
     if is_sharded(tensor) and is_split_by_rows(tensor):
-        return row_ranges(tensor.shape[0], size_of(tensor))[rank_in(tensor)]
+        sharers = processes(tensor)
+        return row_ranges(tensor.shape[0], sharers.size)[sharers.rank]
     return RowRange(0, len(local(tensor)) if tensor.ndim else 1)
 
 
 def parts(rows: RowRange, like: Tensor) -> list[RowRange]:
     """How a compact tensor lies over the processes that has a row for each of these rows of a parameter."""
-    common = [rows.common(each) for each in row_ranges(like.shape[0], size_of(like))]
+    common = [rows.common(each) for each in row_ranges(like.shape[0], processes(like).size)]
     return [RowRange(each.first - rows.first, each.count) for each in common]
 
 
@@ -118,12 +116,12 @@ def moved(value: Tensor, like: Tensor, old: Sequence[RowRange], new: Sequence[Ro
     """
     if old == new:
         return value
-    rank = rank_in(like)
+    rank = processes(like).rank
     gives = [old[rank].common(rows).count for rows in new]
     takes = [new[rank].common(rows).count for rows in old]
     result = value.new_empty(sum(takes), *value.shape[1:])
     given = value[: sum(gives)].contiguous()
-    torch.distributed.all_to_all_single(result, given, takes, gives, group=group_of(like))
+    torch.distributed.all_to_all_single(result, given, takes, gives, group=processes(like).group)
     return result
 
 
@@ -161,7 +159,7 @@ def shared(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
 
     shape = like.shape
     if is_split_by_rows(like):
-        value = moved(value, like, parts(rows, like), row_ranges(rows.count, size_of(like)))
+        value = moved(value, like, parts(rows, like), row_ranges(rows.count, processes(like).size))
         shape = torch.Size([rows.count, *value.shape[1:]])
     strides = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(value, like.device_mesh, like.placements, run_check=False, shape=shape, stride=strides)
@@ -174,11 +172,11 @@ def own_part(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
     """
     lies_alike = is_sharded(value) and (value.device_mesh, value.placements) == (like.device_mesh, like.placements)
     if lies_alike and is_split_by_rows(like):
-        return moved(local(value), like, row_ranges(rows.count, size_of(like)), parts(rows, like))
+        return moved(local(value), like, row_ranges(rows.count, processes(like).size), parts(rows, like))
     if lies_alike:
         return local(value)
     value = whole(value)
     if not is_split_by_rows(like):
         return local(_divided(value, like))
-    mine = parts(rows, like)[rank_in(like)]
+    mine = parts(rows, like)[processes(like).rank]
     return value[mine.first : mine.first + mine.count]

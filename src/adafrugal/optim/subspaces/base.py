@@ -41,18 +41,12 @@ class Period:
     """The time from one refresh to the next: all that a selection may depend on beside matrices and density.
 
     Nothing is drawn from torch's global generator, so that a resumed run and every rank choose the same.
-
-    Args:
-        seed: the optimizer's seed.
-        number: how many refreshes there have been, this one included.
-        start: how many blocks earlier periods have had; an ordered choice goes on from there.
-        first: the place of the group's first matrix among all parameters, so that no two groups draw the same.
     """
 
-    seed: int
-    number: int
-    start: int = 0
-    first: int = 0
+    seed: int  # the optimizer's
+    number: int  # of refreshes so far, this one included
+    start: int = 0  # blocks that earlier periods have had; an ordered choice goes on from there
+    first: int = 0  # place of the group's first matrix among all parameters, so that no two groups draw the same
 
     def generator(self, place: int | None = None) -> torch.Generator:
         """A CPU generator for this period: the whole group's, or that of the matrix at a place in it."""
@@ -62,16 +56,10 @@ class Period:
 
 
 class Regions(NamedTuple):
-    """A matrix as its two rules see it. Rules write into the targets; `Subspace.close` then settles the rest.
+    """The updates of a matrix by its two rules, which write into the targets; `Subspace.close` settles the rest."""
 
-    Args:
-        full: target and gradient of the state-full rule, compact; the target is a view of the matrix, a copy of
-            entries, or zeros in which the update is gathered.
-        free: updates by the state-free rule; they may cover entries that `close` overwrites.
-    """
-
-    full: tuple[Tensor, Tensor]
-    free: tuple[Free, ...] = ()
+    full: tuple[Tensor, Tensor]  # compact target (a view, a copy of entries, or zeros that take the update), gradient
+    free: tuple[Free, ...] = ()  # they may cover entries that `close` overwrites
 
 
 @dataclass(frozen=True)
@@ -85,23 +73,15 @@ class Subspace:
 
     Where processes share a matrix by rows, each holds the compact tensors of its own rows, and the selection passed
     to a method is the one seen from there (`within`).
-
-    Class attributes:
-        remembers: the names in a selection.
-        needs_gradient: whether `select` looks at the gradient's values.
-        chosen_by_one: whether one process chooses for all that share a matrix.
-        in_place: whether `regions` answers with views of the matrix, which need no `close`.
-        any_shape: whether vectors can be split too.
-        grain: the least relative fall of ρ that is worth a `shrink` between refreshes.
     """
 
     kind: ClassVar[str]
-    remembers: ClassVar[tuple[str, ...]] = ()
-    needs_gradient: ClassVar[bool] = False
-    chosen_by_one: ClassVar[bool] = False
-    in_place: ClassVar[bool] = False
-    any_shape: ClassVar[bool] = False
-    grain: ClassVar[float] = 0.0
+    remembers: ClassVar[tuple[str, ...]] = ()  # the names in a selection
+    needs_gradient: ClassVar[bool] = False  # whether `select` looks at the gradient's values
+    chosen_by_one: ClassVar[bool] = False  # whether one process chooses for all that share a matrix
+    in_place: ClassVar[bool] = False  # whether `regions` returns views of the matrix, which need no `close`
+    any_shape: ClassVar[bool] = False  # whether vectors can be split too
+    grain: ClassVar[float] = 0.0  # the least relative fall of ρ that is worth a `shrink` between refreshes
 
     def __post_init__(self) -> None:
         for name, allowed in choices.SUBSPACES.get(self.kind, {}).items():
@@ -150,7 +130,7 @@ class Subspace:
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """Which units of a matrix of this shape are selected: int64 [n], sorted, one for each of a compact tensor."""
-        raise NotImplementedError
+        return selection["indices"]
 
     def narrow(self, moment: Tensor, shape: torch.Size, old: Selection, new: Selection) -> Tensor:
         """What remains of a compact tensor when `old` shrinks to its part `new`, in storage of its own."""
@@ -171,10 +151,7 @@ class Subspace:
         return selection
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """The updates of a matrix [n_out, n_in] by the two rules.
-
-        Without `residual` the state-free rule ignores its gradient, and none need be computed for it.
-        """
+        """The updates of a matrix [n_out, n_in]; without `residual` the state-free rule ignores its gradient."""
         raise NotImplementedError
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:

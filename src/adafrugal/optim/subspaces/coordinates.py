@@ -39,28 +39,23 @@ class _Lines(Subspace):
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """The first of a random order of the lines, sorted."""
-        return {"indices": self._first(param.shape, share, generator).to(param.device)}
+        return {"indices": self._drawn(param.shape, share, generator).to(param.device)}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """Fewer of the first of the same random order."""
-        return {"indices": self._first(shape, share, generator).to(old["indices"].device)}
+        return {"indices": self._drawn(shape, share, generator).to(old["indices"].device)}
 
-    def _first(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
+    def _drawn(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
         order = torch.randperm(shape[self.axis(shape)], generator=generator)
         return order[: self.lines(shape, share)].sort().values
 
-    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """The indices themselves."""
-        return selection["indices"]
-
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The update is gathered in zeros; the state-free rule takes the whole matrix, selected lines scaled by 0."""
-        axis = self.axis(param.shape)
+        axis, scale = self.axis(param.shape), None
         taken = grad.gather(axis, self._spread(selection, axis, grad))
-        if not residual:
-            return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad),))
-        scale = torch.ones(param.shape[axis], dtype=param.dtype, device=param.device)
-        scale = scale.index_fill_(0, selection["indices"], 0.0).unsqueeze(1 - axis)
+        if residual:
+            scale = torch.ones(param.shape[axis], dtype=param.dtype, device=param.device)
+            scale = scale.index_fill_(0, selection["indices"], 0.0).unsqueeze(1 - axis)
         return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad, scale),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
@@ -137,10 +132,6 @@ class RandK(Subspace):
     def compact(self, shape: torch.Size, selection: Selection) -> torch.Size:
         """As many as there are indices."""
         return selection["indices"].shape
-
-    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """The indices themselves."""
-        return selection["indices"]
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Copies of the selected entries; the state-free rule takes the whole matrix, since `close` overwrites."""
