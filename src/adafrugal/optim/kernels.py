@@ -1,15 +1,17 @@
 """Rules applied to many tensors: in plain form one after the other, or in fast forms that agree with it.
 
 State-full AdamW has torch's fused kernel. The state-free update, which no library has, is compiled: one pass over
-weights and gradients, whose sizes are left open since compiling takes seconds.
+weights and gradients. Compiling takes seconds and depends on shapes, so it is arranged to happen once: tensors are
+flattened and come in lists of a fixed length with sizes left open, whichever of them are state-free at a step.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from adafrugal.optim.options import Group
 from adafrugal.optim.rules import Free, Full, Rates
 
 _COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
+_TOGETHER = 16  # flattened tensors in one compiled call
 _AT_ONCE = 2**24  # entries of tensors that are updated in one launch, for which a copy of their gradients is made
 _LEAST, _MOST = 1024, 2**31  # entries; compiling does not pay below, and above other indices are needed
 
@@ -89,16 +92,14 @@ def compiles(group: Group) -> bool:
 
 def state_free(rule: str, updates: Sequence[Free], rates: Rates, *, compiled: bool) -> None:
     """Make one step of a rule of `rules.STATE_FREE`, decay included; compiled where it can be and `compiled`."""
-    launched, plain = [], []
-    for update in updates:
-        if not (compiled and rule != "none" and _update_compiled(rule, update, rates)):
-            (launched if update.scale is None and _costs_a_launch(update.target) else plain).append(update)
-    for alike in _alike(launched):
+    left = _update_compiled(rule, updates, rates) if compiled and rule != "none" else updates
+    for alike in _alike([update for update in left if update.scale is None and _costs_a_launch(update.target)]):
         for some in _chunks(alike):
             _foreach(rule, [update.target for update in some], [update.grad for update in some], rates)
-    for target, grad, scale in plain:
-        rules.decay_(target, rates)
-        rules.STATE_FREE[rule](target, grad, rates, scale)
+    for target, grad, scale in left:
+        if scale is not None or not _costs_a_launch(target):
+            rules.decay_(target, rates)
+            rules.STATE_FREE[rule](target, grad, rates, scale)
 
 
 def _costs_a_launch(tensor: Tensor) -> bool:
@@ -131,33 +132,60 @@ def _foreach(rule: str, targets: list[Tensor], grads: Sequence[Tensor], rates: R
 # -- compiled ---------------------------------------------------------------------------------------------------------
 
 
-def _signsgd(target: Tensor, grad: Tensor, scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
-    target.copy_(target * kept - grad.sign() * (lr if scale is None else scale * lr))
+def _signsgd(targets: list[Tensor], grads: list[Tensor], scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(target * kept - grad.sign() * (lr if scale is None else scale * lr))
 
 
-def _sgd(target: Tensor, grad: Tensor, scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
-    target.copy_(target * kept - grad * (lr if scale is None else scale * lr))
+def _sgd(targets: list[Tensor], grads: list[Tensor], scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(target * kept - grad * (lr if scale is None else scale * lr))
 
 
 _TO_COMPILE = {"signsgd": _signsgd, "sgd": _sgd}
 
 
-def _update_compiled(rule: str, update: Free, rates: Rates) -> bool:
-    """Update a tensor by a compiled rule; False where that cannot be."""
+def _suits_compiled(update: Free) -> bool:
     target, grad, scale = update
     if type(target) not in (Tensor, Parameter) or type(grad) is not Tensor or target.dtype != grad.dtype:
         return False
     laid_out = target.is_contiguous() and grad.is_contiguous()
-    if not (laid_out and _LEAST <= target.numel() < _MOST) or (scale is not None and min(target.shape) == 1):
-        return False
-    axis = None if scale is None else 0 if scale.shape[0] == 1 else 1
-    compiled = _compiled(rule, target.dtype, target.device, axis)
-    if compiled is None:
-        return False
-    if scale is None:  # flat, since each number of dimensions would be compiled anew
-        target, grad = target.view(-1), grad.view(-1)
-    compiled(target.detach(), grad.detach(), scale, *_scalars(rates))  # a view would be guarded with its base
-    return True
+    return laid_out and _LEAST <= target.numel() < _MOST and (scale is None or min(target.shape) > 1)
+
+
+def _update_compiled(rule: str, updates: Sequence[Free], rates: Rates) -> list[Free]:
+    """Update whole tensors in calls of `_TOGETHER`, and matrices of which lines stand still; return all others."""
+    left = []
+    together: dict[Any, list[Free]] = {}  # no two of a list share storage, which torch.compile would look at
+    seen: Counter[int] = Counter()
+    for update in updates:
+        target = update.target
+        if not _suits_compiled(update):
+            left.append(update)
+        elif update.scale is not None:
+            left += _call(rule, [update], 0 if update.scale.shape[0] == 1 else 1, rates)
+        else:
+            storage = target.untyped_storage().data_ptr()
+            together.setdefault((target.dtype, target.device, seen[storage]), []).append(update)
+            seen[storage] += 1
+    for some in together.values():
+        for start in range(0, len(some), _TOGETHER):
+            left += _call(rule, some[start : start + _TOGETHER], None, rates)
+    return left
+
+
+def _call(rule: str, some: list[Free], axis: int | None, rates: Rates) -> list[Free]:
+    """Update some tensors in one call, flat where there is no scale; return them if that cannot be."""
+    dtype, device = some[0].target.dtype, some[0].target.device
+    if (compiled := _compiled(rule, dtype, device, axis)) is None:
+        return some
+    # detached last: torch.compile would guard the shapes and flags of what a view is a view of
+    pairs = [(target.detach(), grad.detach()) for target, grad, _ in some]
+    if axis is None:
+        pairs = [(target.view(-1).detach(), grad.view(-1).detach()) for target, grad, _ in some]
+        pairs += _fillers(dtype, device)[len(some) :]
+    compiled([target for target, _ in pairs], [grad for _, grad in pairs], some[0].scale, *_scalars(rates))
+    return []
 
 
 @functools.lru_cache(maxsize=4)  # one step asks for the same again and again
@@ -167,18 +195,26 @@ def _scalars(rates: Rates) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
+def _fillers(dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Targets and gradients that fill up a call; all sizes differ, or torch.compile would specialise on equality."""
+    with torch.inference_mode(False):  # they outlast the step
+        made = [[torch.zeros(_LEAST + i, dtype=dtype, device=device) for _ in "pg"] for i in range(_TOGETHER)]
+    return [(target, grad) for target, grad in made]
+
+
+@functools.cache
 def _compiled(rule: str, dtype: torch.dtype, device: torch.device, axis: int | None) -> Callable[..., None] | None:
     """Compile a rule for all sizes, and try it on small tensors; None where this machine cannot compile.
 
-    The sizes of a matrix differ here, so that torch.compile does not specialise on equality. `axis` is where `scale`
-    is 1 entry long; None for flat tensors without a scale.
+    `axis` is where `scale` is 1 entry long; None for a call of flat tensors without a scale.
     """
     compiled = torch.compile(_TO_COMPILE[rule], dynamic=True)
-    shape = (_LEAST,) if axis is None else (48, 40)
-    target, grad = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-    scale = None if axis is None else torch.ones_like(target.narrow(axis, 0, 1))
+    pairs, scale = _fillers(dtype, device), None
+    if axis is not None:
+        pairs = [tuple(torch.zeros(48, 40, dtype=dtype, device=device) for _ in range(2))]
+        scale = torch.ones_like(pairs[0][0].narrow(axis, 0, 1))
     try:
-        compiled(target, grad, scale, *_scalars(Rates(lr=0.0)))
+        compiled([target for target, _ in pairs], [grad for _, grad in pairs], scale, *_scalars(Rates(lr=0.0)))
     except Exception as error:  # of whatever kind: only these tensors are touched
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"torch.compile does not work here ({reason}); the plain form is used", stacklevel=2)
