@@ -127,6 +127,16 @@ def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too():
     assert updated([6400, 4096, 1500, 9000])
 
 
+def test_tensors_that_share_storage_are_not_compiled_together():
+    whole = torch.zeros(2, 60, 40)
+    params = [torch.nn.Parameter(whole[0]), torch.nn.Parameter(whole[1])]
+    optimizer = Frugal([{"params": params, "split": True}], lr=1.0, density=0.0, compile=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(whole, -torch.ones(2, 60, 40))
+
+
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "randperm", "random"])
 def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
     torch.manual_seed(0)
