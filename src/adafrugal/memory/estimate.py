@@ -109,12 +109,12 @@ def _largest_state(optimizer: torch.optim.Optimizer, density: float | None) -> M
     split = [group for group in optimizer.param_groups if group["split"] and group["density"] != Constant(0)]
     for group in split:
         group["density"], group["interval"], group["stagger"] = Constant(density), Constant(1), 1
-    optimizer.rehearse()
+    optimizer._rehearse()
     seen: set[tuple[int, ...]] = set()
     found = []
     while (turn := tuple(group["handed_out"] % len(group["params"]) for group in split)) not in seen:
         seen.add(turn)
-        optimizer.rehearse()
+        optimizer._rehearse()
         found.append(_state(optimizer))
     return max(found, key=Counter.total)
 
