@@ -21,7 +21,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-pytest_plugins = ["corpora", "labelled_sets", "forks", "torture", "runs"]  # shared by several directories of tests
+pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture", "runs"]  # fixtures of several directories
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -32,6 +32,8 @@ hypothesis.settings.load_profile("the same examples each time")
 def script(name):
     """A script of experiments/benchmarks as a module."""
     path = REPOSITORY / "experiments" / "benchmarks" / f"{name}.py"
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # the scripts import each other
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     benchmark = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
     spec.loader.exec_module(benchmark)
