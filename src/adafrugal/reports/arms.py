@@ -20,7 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.settings import check, compose
+from adafrugal.settings import compose
+from adafrugal.settings.compose import check
+from adafrugal.settings.explain import explain
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
@@ -92,7 +94,7 @@ def _jobs_of(command: str) -> list[Job]:
 def _job(fixed: Sequence[str], swept: Mapping[str, str], varied: set[str], seeds: tuple[int, ...]) -> Job:
     words = [*fixed, *(f"{name}={value}" for name, value in swept.items())]
     composed, choices = _composed(words)
-    settings = check.check(composed, choices, to_run=False)
+    settings = check(composed, choices, to_run=False)
     arm = (choices.get("experiments") or settings.arm).rpartition("/")[2]
     own = {name: value for name, value in swept.items() if name in varied}
     key = settings_key(differing(settings), choices["data"])
@@ -141,7 +143,7 @@ def _composed(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
                 (given,) = parser.parse_overrides([word])
                 OmegaConf.update(composed, given.key_or_group, given.value(), merge=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError(check.explain(error)) from error
+        raise SettingError(explain(error)) from error
     return composed, choices
 
 

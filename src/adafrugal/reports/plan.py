@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.reports.arms import Job, jobs, settings_key
 from adafrugal.reports.selection import label
-from adafrugal.settings import check, compose
-from adafrugal.settings.validate import nearest
+from adafrugal.settings import compose
+from adafrugal.settings.explain import explain, nearest
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
@@ -117,7 +117,7 @@ def _page(path: Path) -> Page:
     except yaml.YAMLError as error:
         raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
-        raise SettingError(f"{path}: {check.explain(error)}") from error
+        raise SettingError(f"{path}: {explain(error)}") from error
     names = [section.name for section in file.sections]
     if len(set(names)) < len(names):
         raise SettingError(f"{path}: two sections are called the same, among {', '.join(names)}")
