@@ -22,7 +22,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-pytest_plugins = ["corpora", "labelled_sets", "forks", "torture"]  # what several directories of tests have in common
+pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture"]  # fixtures of several directories
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
