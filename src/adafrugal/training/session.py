@@ -43,7 +43,7 @@ def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None
     with Stop() if stop is None else nullcontext(stop) as stop, ExitStack() as ends:
         ends.callback(gc.collect)  # model and optimizer know each other; the next run of a sweep needs their memory
         ends.callback(setattr, stop, "training", False)
-        session = Session(settings, settings, identity, record, stop, Ranks.of_environment(), ends)
+        session = Session(settings, settings, identity, record, stop, Ranks.of_environment(settings.trainer), ends)
         try:
             return record, session.make()
         except BaseException as caught:  # noted before anything is waited for: a scheduler may not wait

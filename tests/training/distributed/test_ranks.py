@@ -172,8 +172,9 @@ def test_a_store_that_nobody_keeps_is_told_in_a_line(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
+    settings = TrainerSettings(parallel="ddp", timeout=1.0)
     with pytest.raises(TrainingError, match=r"^process 1 of 2 does not reach the others: "):
-        Ranks.of_environment().join(TrainerSettings(parallel="ddp", timeout=1.0))
+        Ranks.of_environment(settings).join(settings)
 
 
 def test_processes_that_have_come_apart_do_not_go_on(monkeypatch):

@@ -73,13 +73,17 @@ class Ranks:
         self._at = "its start"
 
     @classmethod
-    def of_environment(cls) -> Ranks:
+    def of_environment(cls, settings: TrainerSettings) -> Ranks:
         """The process that the environment describes.
 
         Raises:
-            SettingError: a variable of torchrun's is no number, or missing.
+            SettingError: a variable of torchrun's is no number, or the settings do not allow so many processes.
         """
         size = _number("WORLD_SIZE", 1)
+        try:
+            _refuse_size(settings, size)
+        except SettingError as error:  # rank 0 says it
+            raise (error if is_first() else LostError(str(error), is_told=True)) from None
         return cls() if size == 1 else cls(_number("RANK"), size, _number("LOCAL_RANK"))
 
     @property
@@ -91,10 +95,9 @@ class Ranks:
         """Meet the other processes of the run.
 
         Raises:
-            SettingError: the settings do not allow so many processes, or the GPU of this one is missing.
+            SettingError: the GPU of this process is missing.
             TrainingError: the others cannot be reached.
         """
-        _refuse_size(settings, self.size)
         if self.size == 1:
             return
         import torch.distributed as dist
@@ -224,9 +227,7 @@ class Ranks:
 
     def announce(self, error: BaseException) -> bool:
         """Tell the others why this process ends; True where rank 0 tells the same, and this one need not."""
-        if self._store is None:  # all have the same settings
-            return not self.first and isinstance(error, SettingError)
-        if isinstance(error, LostError):
+        if self._store is None or isinstance(error, LostError):
             return False
         kind = "error" if isinstance(error, Exception) else "interrupted"
         with suppress(Exception):  # they may be gone
