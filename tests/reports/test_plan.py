@@ -3,8 +3,8 @@
 import pytest
 from made import recorded
 
-from adafrugal.reports import arms as jobs_module
 from adafrugal.reports import plan, records
+from adafrugal.reports.arms import compose_once, settings_key
 from adafrugal.settings import compose
 from adafrugal.system.errors import SettingError
 
@@ -106,9 +106,9 @@ def test_a_command_that_train_py_would_refuse_is_refused(page, commands, message
     ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: .*no such setting; did you mean title"),
     ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),
     ("sections: [{name: main, title: A, commands: [seed=0], reference: null}, {name: main, title: B, "
-     "commands: [seed=0], reference: null}]\n", "two sections are called the same, among main, main"),
+     "commands: [seed=0], reference: null}]\n", "two sections have the same name, among main, main"),
     ("sections: [{name: main, title: A, commands: [seed=0 optimizer.lr=1, seed=0], reference: null}]\n",
-     "two of its rows would be called the same"),
+     "two rows have the same name"),
     ("sections: {\n", "page.yaml is no YAML"),
     ("", r"page\.yaml: (place|title|about|commands|sections): "),
 ])  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_page_that_is_not_as_it_should_be_is_named_with_what_is_wrong(tmp_path
 def test_values_are_composed_as_hydra_does_it():
     words = ["experiments=c4_130m/adafrugal", "scale=mini", "data=embedded", "optimizer.density.steps=null",
              "optimizer.interval.threshold=2e-2", "optimizer.subspace={kind:blocks,order:random}"]  # fmt: skip
-    quick, choices = jobs_module._composed(words)
+    quick, choices = compose_once(words)
     whole, chosen, _ = compose.composed(words)
     assert (quick, choices) == (whole, chosen)
 
@@ -167,11 +167,11 @@ def test_a_whole_number_is_the_same_setting_with_and_without_its_point():
         {"optimizer.lr": lr, "model.bias": True, "optimizer.betas": betas}
         for lr, betas in ((1, [0, 1]), (1.0, [0.0, 1.0]))
     )
-    assert jobs_module.settings_key(one, "embedded") == jobs_module.settings_key(other, "embedded")
-    assert jobs_module.settings_key(one, "embedded") != jobs_module.settings_key(one | {"model.bias": 1}, "embedded")
+    assert settings_key(one, "embedded") == settings_key(other, "embedded")
+    assert settings_key(one, "embedded") != settings_key(one | {"model.bias": 1}, "embedded")
 
 
 def test_what_is_no_part_of_a_run_any_more_does_not_part_it_from_its_old_record():
     new = {"optimizer.lr": 0.1}
     old = new | {"trainer.compile": True, "model.loss_chunk_rows": 2048}
-    assert jobs_module.settings_key(old, "embedded") == jobs_module.settings_key(new, "embedded")
+    assert settings_key(old, "embedded") == settings_key(new, "embedded")
