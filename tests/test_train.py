@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import torture
 from conftest import REPOSITORY
 from transformers import LlamaForCausalLM
 
@@ -35,12 +36,14 @@ def what_happened(record):
 
 
 @pytest.fixture(scope="module")
-def sweep(cache_root, tmp_path_factory):
+def sweep(forks, cache_root, tmp_path_factory):
     """Three optimizers as one multirun, with W&B beside the record; and the same command once more."""
     root = tmp_path_factory.mktemp("sweep")
-    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "optimizer=adamw,frugal,adafrugal", "scale=smoke"]
-    command += [f"run_root={root / 'runs'}", f"cache_root={cache_root}"]
-    first, again = (subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root) for _ in range(2))
+    words = ["-m", "optimizer=adamw,frugal,adafrugal", "scale=smoke", f"run_root={root / 'runs'}"]
+    words.append(f"cache_root={cache_root}")
+    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+    again = forks(*words, cwd=root)
     return root / "runs", first, again
 
 
@@ -122,10 +125,10 @@ def test_transformers_reads_the_final_model(sweep):
 
 def test_the_same_command_again_does_nothing_but_print_the_summaries(sweep):
     root, _, again = sweep
-    assert again.returncode == 0
-    assert again.stdout.count("validation loss") == 3
-    assert "step 20/20" not in again.stdout
-    assert again.stdout.count("finished before: nothing is done") == 3
+    assert again.code == 0
+    assert again.out.count("validation loss") == 3
+    assert "step 20/20" not in again.out
+    assert again.out.count("finished before: nothing is done") == 3
     for record in records(root).values():
         assert [event["event"] for event in record.events()].count("start") == 1
 
@@ -145,71 +148,62 @@ def test_the_same_command_gives_the_same_losses_bit_for_bit(sweep, train):
     assert without_times(first.metrics()) == without_times(second.metrics())
 
 
-def test_an_interrupted_run_continues_to_the_same_end(sweep, cache_root, tmp_path):
-    """SIGTERM in the middle: exit code 75; the same command goes on, and every step is there once."""
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=400"]
-    command += ["checkpoint.every=37", f"cache_root={cache_root}"]
-    whole = subprocess.run([*command, f"run_root={tmp_path / 'whole'}"], capture_output=True, text=True, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    command.append(f"run_root={tmp_path / 'parts'}")
-    codes = []
+SIXTY = ["scale=smoke", "tracking=local", "trainer.steps=60", "eval.every=30", "optimizer.interval.every=15"]
+
+
+def at_loss(n, number=signal.SIGKILL):
+    """Where a fork gets a signal: at the n-th loss of training or evaluation."""
+    return {"call": "adafrugal.training.tasks.pretrain:Pretrain.loss", "n": n, "signal": number}
+
+
+@pytest.fixture(scope="module")
+def sixty(forks, cache_root, tmp_path_factory):
+    """The record of sixty steps that nothing disturbed."""
+    root = tmp_path_factory.mktemp("sixty")
+    done = forks(*SIXTY, f"run_root={root}", f"cache_root={cache_root}")
+    assert done.code == 0, done.err
+    return records(root)["adafrugal"]
+
+
+def weights(record):
+    return next(record.directory.glob("checkpoints/step-00000060/*.safetensors")).read_bytes()
+
+
+def test_an_interrupted_run_continues_to_the_same_end(sixty, forks, cache_root, tmp_path):
+    """SIGTERM and SIGINT within steps: exit code 75; the same command goes on, and every step is there once."""
+    words = [*SIXTY, "checkpoint.every=17", f"run_root={tmp_path}", f"cache_root={cache_root}"]
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-        begun = len(codes)
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            found = records(tmp_path / "parts").get("adafrugal")
-            starts = [e for e in found.events() if e["event"] == "start"] if found else []
-            if len(starts) > begun and found.metrics() and found.metrics()[-1]["step"] > starts[-1]["step"]:
-                break
-            time.sleep(0.02)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=120)
-        codes.append(process.returncode)
-        assert "the same command continues the run" in out, err
-        assert records(tmp_path / "parts")["adafrugal"].status == "interrupted"
-    assert codes == [75, 75]
-    last = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert last.returncode == 0, last.stderr
-    assert "continuing after step" in last.stdout
-    one, other = (records(tmp_path / part)["adafrugal"] for part in ("whole", "parts"))
-    assert without_times(one.metrics()) == without_times(other.metrics())
-    refreshes = [[e["step"] for e in r.events() if e["event"] == "refresh"] for r in (one, other)]
-    assert refreshes[0] == refreshes[1]
-    weights = [next(r.directory.glob("checkpoints/step-00000400/*.safetensors")).read_bytes() for r in (one, other)]
-    assert weights[0] == weights[1]
+        done = forks(*words, kill=at_loss(23, number))
+        assert done.code == 75, done.err
+        assert "the same command continues the run" in done.out
+        assert records(tmp_path)["adafrugal"].status == "interrupted"
+    last = forks(*words)
+    assert last.code == 0, last.err
+    assert "continuing after step" in last.out
+    record = records(tmp_path)["adafrugal"]
+    assert without_times(record.metrics()) == without_times(sixty.metrics())
+    assert what_happened(record) == what_happened(sixty)
+    assert weights(record) == weights(sixty)
 
 
-def test_a_killed_run_continues_from_its_last_whole_checkpoint(cache_root, tmp_path):
+def test_a_killed_run_continues_from_its_last_whole_checkpoint(sixty, forks, cache_root, tmp_path):
     """SIGKILL, and a bit of the newest checkpoint turned: the one before it is used, and the end is the same."""
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=300"]
-    command += ["checkpoint.every=20", "checkpoint.keep=2", f"cache_root={cache_root}"]
-    killed = [*command, f"run_root={tmp_path / 'killed'}"]
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    while not list(tmp_path.glob("killed/*/*/checkpoints/step-00000040")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    (record,) = records(tmp_path / "killed").values()
+    words = [*SIXTY, "checkpoint.every=10", "checkpoint.keep=2", f"run_root={tmp_path}", f"cache_root={cache_root}"]
+    assert forks(*words, kill=at_loss(58)).code == -signal.SIGKILL
+    (record,) = records(tmp_path).values()
     assert record.status == "running"
     *_, before, newest = sorted(record.directory.glob("checkpoints/step-*"))  # the kill may leave one too many
     data = bytearray((newest / "state.pt").read_bytes())
     data[len(data) // 2] ^= 1
     (newest / "state.pt").write_bytes(data)
-    done = subprocess.run(killed, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"{newest.name} is damaged (state.pt is not as it was written) and not used" in done.stdout + done.stderr
-    assert f"continuing after step {int(before.name.removeprefix('step-'))}\n" in done.stdout
-    steps = [line["step"] for line in record.metrics()]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 300
-    whole = subprocess.run([*command, f"run_root={tmp_path / 'whole'}"], capture_output=True, text=True, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    (unbroken,) = records(tmp_path / "whole").values()
-    assert without_times(record.metrics()) == without_times(unbroken.metrics())
-    assert [what_happened(r) for r in (record, unbroken)].count(what_happened(unbroken)) == 2
-    assert record.summary()["refreshes"] == unbroken.summary()["refreshes"]
+    done = forks(*words)
+    assert done.code == 0, done.err
+    assert f"{newest.name} is damaged (state.pt is not as it was written) and not used" in done.out + done.err
+    assert f"continuing after step {int(before.name.removeprefix('step-'))}\n" in done.out
+    assert without_times(record.metrics()) == without_times(sixty.metrics())
+    assert what_happened(record) == what_happened(sixty)
+    assert record.summary()["refreshes"] == sixty.summary()["refreshes"]
+    assert weights(record) == weights(sixty)
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train, tally):
@@ -231,17 +225,11 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_says_which(train, tally):
     tally("faults: a job of a sweep fails")
 
 
-def test_a_sweep_that_is_stopped_says_what_it_did_not_start(cache_root, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "scale=smoke", "tracking=local", "optimizer=adamw",
-               "seed=0,1", "trainer.steps=3000", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("*/*/checkpoints/step-*")) and time.monotonic() < until:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    first, second = out.splitlines()[-2:]
+def test_a_sweep_that_is_stopped_says_what_it_did_not_start(forks, cache_root, tmp_path):
+    words = ["-m", "scale=smoke", "tracking=local", "optimizer=adamw", "seed=0,1", f"cache_root={cache_root}"]
+    done = forks(*words, f"run_root={tmp_path}", kill=at_loss(5, signal.SIGTERM))
+    assert done.code == 75, done.err
+    first, second = done.out.splitlines()[-2:]
     assert first.startswith("interrupted  job 1: ")
     assert second.startswith("interrupted  job 2: ")
     assert second.endswith(": not started")
@@ -267,28 +255,22 @@ def test_nobody_left_to_print_to_costs_no_checkpoint(cache_root, tmp_path):
 @pytest.mark.parametrize(("where", "typed", "code"), [
     ("hydra._internal.hydra.Hydra.compose_config", "seed=0", 75), ("", "trainer.steps=0", 2), ("", "sweeps=nothing", 2)
 ])  # fmt: skip
-def test_nobody_left_to_print_to_changes_no_exit_code(tmp_path, where, typed, code):
-    words = ["scale=smoke", f"run_root={tmp_path}", typed]
-    command = [sys.executable, "-c", interrupted_at(where), *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
-    process.stdout.close()
-    assert process.wait(120) == code
+def test_nobody_left_to_print_to_changes_no_exit_code(forks, tmp_path, where, typed, code):
+    closed = "import os\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\nos.dup2(write, 2)\n"
+    before = closed + (interrupted_at(where) if where else "")
+    assert forks("scale=smoke", f"run_root={tmp_path}", typed, before=before).code == code
 
 
 def interrupted_at(where):
-    """A script that is train.py, where a function by its full name is interrupted and makes an error of it."""
-    patch = (
+    """Python that has a function, by its full name, interrupted and make another error of that."""
+    return (
+        "import os, signal\n"
         "from pydoc import locate\n"
         "def broken(*given, **named):\n"
         "    try: os.kill(os.getpid(), signal.SIGINT)\n"
         "    except KeyboardInterrupt: raise AttributeError('left by half') from None\n"
         f"owner, _, name = {where!r}.rpartition('.')\n"
         "setattr(locate(owner), name, broken)\n"
-    )
-    return (
-        f"import os, runpy, signal, sys\n{patch if where else ''}"
-        f"sys.argv = [{str(REPOSITORY / 'train.py')!r}, *sys.argv[1:]]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
 
 
@@ -404,7 +386,7 @@ def test_a_resume_on_other_data_is_refused(train):
     assert record.status == "failed"
 
 
-@pytest.mark.parametrize("seconds", [0.6, 1.5, 3.0])
+@pytest.mark.parametrize("seconds", [0.6, 1.5, 3.0] if torture.LONG else [1.5])
 def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_path, seconds):
     command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.steps=100000"]
     command += [f"cache_root={cache_root}", f"run_root={tmp_path}"]
@@ -421,14 +403,11 @@ def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_pa
     "adafrugal.settings.check.check",
     "adafrugal.training.session.Session.make",
 ])  # fmt: skip
-def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(cache_root, tmp_path, where):
+def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(forks, cache_root, tmp_path, where):
     """OmegaConf, interrupted in the middle of an assignment, raises an AttributeError of its own."""
     words = ["scale=smoke", "tracking=local", f"cache_root={cache_root}", f"run_root={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-c", interrupted_at(where), *words], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 75, done.stderr
-    assert done.stderr == "interrupted; the same command continues\n"
+    done = forks(*words, before=interrupted_at(where))
+    assert (done.code, done.err) == (75, "interrupted; the same command continues\n")
 
 
 def test_so_is_one_before_anything_could_take_it(tmp_path):
@@ -461,59 +440,50 @@ def test_on_a_gpu_a_run_trains_stops_and_goes_on(train):
     assert "continuing after step 40" in again.stdout
 
 
-def test_no_key_of_the_environment_gets_into_a_record(cache_root, tmp_path, tally):
+def test_no_key_of_the_environment_gets_into_a_record(train, tally):
     secret = "fake0123456789abcdef0123456789abcdef0123"
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "trainer.steps=2"]
-    command += [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
-    env = {**os.environ, "WANDB_API_KEY": secret, "HF_TOKEN": secret}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = train("trainer.steps=2", tracking="tracking=wandb", env={"WANDB_API_KEY": secret, "HF_TOKEN": secret})
     assert done.returncode == 0, done.stderr
-    for file in (tmp_path / "runs").rglob("*"):
+    for file in train.root.rglob("*"):
         if file.is_file():
             assert secret.encode() not in file.read_bytes(), file
     tally("faults: a key in the environment")
 
 
-def test_no_setting_holds_a_key(tmp_path, monkeypatch, tally):
+def test_no_setting_holds_a_key(forks, tmp_path, tally):
     """Not by a name that reads the environment, and not typed: the record has every setting."""
-    monkeypatch.setenv("MY_API_KEY", secret := "fake-secret-0123456789")
+    secret = "fake-secret-0123456789"
     typed_key = f"data.source=https://me:{secret}@host/x.txt"
     for typed, more in (("arm=${oc.env:MY_API_KEY}", []), (typed_key, []), (typed_key, ["-m", "seed=0,1"])):
-        words = [str(REPOSITORY / "train.py"), "data=text", typed, f"run_root={tmp_path / 'runs'}", *more]
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"error: {typed.split('=')[0]} holds the value of MY_API_KEY in the environment")
-        assert done.stderr.count("\n") == 1
-        assert secret not in done.stderr + done.stdout
+        done = forks("data=text", typed, f"run_root={tmp_path / 'runs'}", *more, env={"MY_API_KEY": secret})
+        assert done.code == 2
+        assert done.err.startswith(f"error: {typed.split('=')[0]} holds the value of MY_API_KEY in the environment")
+        assert done.err.count("\n") == 1
+        assert secret not in done.err + done.out
         tally("faults: a key in a setting")
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_error_prints_a_key(tmp_path, tally):
+def test_no_error_prints_a_key(forks, tmp_path, tally):
     """An unforeseen one, whose traceback quotes it."""
     secret = "fake-secret-0123456789"
-    driver = (
-        "import os, runpy, sys; import adafrugal.training.session as session; sys.argv = sys.argv[1:]\n"
+    before = (
+        "import os; import adafrugal.training.session as session\n"
         "def run(*_): raise ValueError('401 for ' + os.environ['HF_TOKEN'])\n"
-        "session.run = run; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "session.run = run"
     )
-    words = [str(REPOSITORY / "train.py"), "-m", "seed=0,1", f"run_root={tmp_path / 'runs'}"]
-    done = subprocess.run(
-        [sys.executable, "-c", driver, *words], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "HF_TOKEN": secret},
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.count("ValueError: 401 for ***") == 2
-    assert done.stdout.count("failed  job") == 2
-    assert secret not in done.stderr + done.stdout
+    done = forks("-m", "seed=0,1", f"run_root={tmp_path / 'runs'}", before=before, env={"HF_TOKEN": secret})
+    assert done.code == 1
+    assert done.err.count("ValueError: 401 for ***") == 2
+    assert done.out.count("failed  job") == 2
+    assert secret not in done.err + done.out
     tally("faults: a key in an error")
 
 
-def test_it_runs_from_any_directory_and_what_is_typed_is_relative_to_it(cache_root, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "trainer.steps=2", "tracking=local"]
-    command += ["run_root=here", f"cache_root={cache_root}", "experiments=embedded/frugal"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_it_runs_from_any_directory_and_what_is_typed_is_relative_to_it(forks, cache_root, tmp_path):
+    words = ["scale=smoke", "trainer.steps=2", "tracking=local", "run_root=here", f"cache_root={cache_root}"]
+    done = forks(*words, "experiments=embedded/frugal", cwd=tmp_path)
+    assert done.code == 0, done.err
     assert list((tmp_path / "here").glob("pretrain-embedded-llama_tiny/frugal-*/summary.json"))
 
 
