@@ -31,7 +31,7 @@ def axes(drawn_jobs):
 
     def draw(name):
         _, found = pyplot.subplots(2 if name in ("controls", "roles") else 1)
-        pictures.DRAWN[name](found, drawn_jobs)
+        pictures.DRAWN[name][1](found, drawn_jobs)
         return found
 
     yield draw

@@ -65,7 +65,6 @@ class Part:
 class Claim:
     """A statement, its source, and the parts that have to hold, which may depend on the table."""
 
-    name: str
     text: str
     source: str
     parts: tuple[Part, ...] | Callable[[Section], tuple[Part, ...]]
@@ -114,33 +113,28 @@ def _against_the_best(section: Section) -> tuple[Part, ...]:
 OVERHEAD = "optimizer, refreshes and evaluations take, as a share of forward and backward,"
 FRUGAL, ADAFRUGAL = "FRUGAL (arXiv 2411.07837)", "AdaFRUGAL (arXiv 2601.11568)"
 CLAIMS = {
-    claim.name: claim
-    for claim in (
-        Claim("F1", "At ρ = 0.25 FRUGAL beats GaLore and BAdam with the same memory budget and comes close to AdamW.",
-              FRUGAL, (_below("frugal", "galore"), _below("frugal", "badam"), _close("frugal", "adamw"))),
-        Claim("F2", "FRUGAL with ρ = 0 beats GaLore and BAdam with ρ = 0.25.", f"a public summary of {FRUGAL}",
-              (_below("frugal_0", "galore"), _below("frugal_0", "badam"))),
-        Claim("F3", "Moving the output head to signSGD hurts far more than moving embeddings or norms.",
-              f"a public summary of {FRUGAL}",
-              (_below("usual", "head"), _head_costs_more("embeddings"), _head_costs_more("norms"))),
-        Claim("F4", "SVD gives an early boost, random choice does better later.", f"quoted by a reviewer of {FRUGAL}",
-              (_below("svd", "random", number=_early_loss), _below("random", "svd"))),
-        Claim("A1", "Quality competitive with AdamW and static FRUGAL.", ADAFRUGAL,
-              (_close("adafrugal", "adamw"), _close("adafrugal", "frugal"))),
-        Claim("A2", "Less GPU memory, progressively.", ADAFRUGAL, (
-            _counted("adafrugal's optimizer state (MiB) is less at the end than at the start (on the way it rises, "
-                     "too, where larger matrices have their turn)", _state("end", less="start"), adafrugal=1),
-            _counted("and at its highest less than adamw's", _state("peak"), adafrugal=1, adamw=-1),
-            _counted("and at the end less than frugal's", _state("end"), adafrugal=1, frugal=-1),
-        )),
-        Claim("A3", "Less training time.", ADAFRUGAL,
-              (Part(f"adafrugal's {OVERHEAD} less than frugal's", {"adafrugal": 1, "frugal": -1}, _overhead),)),
-        Claim("A3-svd", "Less training time: a longer T, where the refresh is expensive.", ADAFRUGAL, (
-            Part(f"with a T that grows {OVERHEAD} less", {"adafrugal_interval": 1, "frugal": -1}, _overhead),
-            _close("adafrugal_interval", "frugal"),
-        )),
-        Claim("A4", "Autonomy: no manual tuning of ρ and T.", ADAFRUGAL, _against_the_best),
-    )
+    "F1": Claim("At ρ = 0.25 FRUGAL beats GaLore and BAdam with the same memory budget and comes close to AdamW.",
+                FRUGAL, (_below("frugal", "galore"), _below("frugal", "badam"), _close("frugal", "adamw"))),
+    "F2": Claim("FRUGAL with ρ = 0 beats GaLore and BAdam with ρ = 0.25.", f"a public summary of {FRUGAL}",
+                (_below("frugal_0", "galore"), _below("frugal_0", "badam"))),
+    "F3": Claim("Moving the output head to signSGD hurts far more than moving embeddings or norms.",
+                f"a public summary of {FRUGAL}",
+                (_below("usual", "head"), _head_costs_more("embeddings"), _head_costs_more("norms"))),
+    "F4": Claim("SVD gives an early boost, random choice does better later.", f"quoted by a reviewer of {FRUGAL}",
+                (_below("svd", "random", number=_early_loss), _below("random", "svd"))),
+    "A1": Claim("Quality competitive with AdamW and static FRUGAL.", ADAFRUGAL,
+                (_close("adafrugal", "adamw"), _close("adafrugal", "frugal"))),
+    "A2": Claim("Less GPU memory, progressively.", ADAFRUGAL, (
+        _counted("adafrugal's optimizer state (MiB) is less at the end than at the start (on the way it rises, too, "
+                 "where larger matrices have their turn)", _state("end", less="start"), adafrugal=1),
+        _counted("and at its highest less than adamw's", _state("peak"), adafrugal=1, adamw=-1),
+        _counted("and at the end less than frugal's", _state("end"), adafrugal=1, frugal=-1))),
+    "A3": Claim("Less training time.", ADAFRUGAL,
+                (Part(f"adafrugal's {OVERHEAD} less than frugal's", {"adafrugal": 1, "frugal": -1}, _overhead),)),
+    "A3-svd": Claim("Less training time: a longer T, where the refresh is expensive.", ADAFRUGAL, (
+        Part(f"with a T that grows {OVERHEAD} less", {"adafrugal_interval": 1, "frugal": -1}, _overhead),
+        _close("adafrugal_interval", "frugal"))),
+    "A4": Claim("Autonomy: no manual tuning of ρ and T.", ADAFRUGAL, _against_the_best),
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def write(pages: Sequence[Page], out: Path, measured: Sequence[gpu.Measured] = (
 def _refuse_unknown(page: Page, section: Section) -> None:
     allowed = {
         "kind": layouts.KINDS,
-        "pictures": pictures.TITLES,
+        "pictures": pictures.DRAWN,
         "claims": claims.CLAIMS,
         "published": layouts.columns(),
     }
@@ -73,7 +73,7 @@ def _page(page: Page, out: Path) -> dict[Path, str | None]:
         if section.runs:
             parts.append(claims.markdown(section))
         for name, file in pictures.draw(section, out).items():
-            parts.append(f"![{pictures.TITLES[name]}: {section.title}]({file.name})")
+            parts.append(f"![{pictures.DRAWN[name][0]}: {section.title}]({file.name})")
             files[file] = None
         parts.append(_runs(section, out))
     files[out / "README.md"] = "\n\n".join(part for part in parts if part) + "\n"

@@ -70,20 +70,18 @@ def draw_run(record: Record, file: Path) -> None:
             panels["scores"].plot(at, values, "o-", color=color, markersize=3, label=spoken(name))
             panels["scores"].set_ylabel("validation\nscores")
             panels["scores"].legend(frameon=False)
+        state = panels["state"]
         if moving:
             panels["density"].plot(steps, [line["density"] for line in lines], color="C1")
-            panels["density"].set_ylabel("density ρ")
-            panels["density"].set_ylim(bottom=0)
             panels["interval"].step(steps, [line["interval"] for line in lines], color="C2", where="post")
-            panels["interval"].set_ylabel("interval T\n(steps)")
-            panels["interval"].set_ylim(bottom=0)
-        state = panels["state"]
         state.step(steps, [line["state_bytes"] / MIB for line in lines], color="C3", where="post")
         if summary:
             state.axhline(summary["state_bytes"]["adamw"] / MIB, color="grey", linestyle=":", label="AdamW")
             state.legend(frameon=False)
-        state.set_ylabel("optimizer state\n(MiB)")
-        state.set_ylim(bottom=0)
+        labels = {"density": "density ρ", "interval": "interval T\n(steps)", "state": "optimizer state\n(MiB)"}
+        for name in (*moving, "state"):
+            panels[name].set_ylabel(labels[name])
+            panels[name].set_ylim(bottom=0)
         state.set_xlabel("step")
 
 
@@ -98,7 +96,7 @@ def draw(section: Section, directory: Path) -> dict[str, Path]:
         size = (7, 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels)
         files[name] = directory / f"{section.name}-{name}.svg"
         with _figure(files[name], panels, sharey=name == "roles", figsize=size) as axes:
-            DRAWN[name](axes, jobs)
+            DRAWN[name][1](axes, jobs)
     return files
 
 
@@ -119,6 +117,13 @@ def _steps(axes: Any, jobs: Sequence[Job], read: Callable[[dict[str, Any]], Any]
         steps, values = _mean_curve(job, read)
         if steps:
             axes.step(steps, values, color=_color(place), where="post", label=job.name)
+
+
+def _finish(axes: Any, ylabel: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(bottom=0)
+    axes.legend(**LEGEND)
 
 
 def _loss(axes: Any, jobs: Sequence[Job]) -> None:
@@ -170,10 +175,7 @@ def _controls(axes: Any, jobs: Sequence[Job]) -> None:
 
 def _state(axes: Any, jobs: Sequence[Job]) -> None:
     _steps(axes, jobs, lambda line: line["state_bytes"] / MIB)
-    axes.set_xlabel("step")
-    axes.set_ylabel("optimizer state (MiB)")
-    axes.set_ylim(bottom=0)
-    axes.legend(**LEGEND)
+    _finish(axes, "optimizer state (MiB)")
 
 
 def _roles(axes: Any, jobs: Sequence[Job]) -> None:
@@ -201,10 +203,7 @@ def _memory(axes: Any, jobs: Sequence[Job]) -> None:
     for place, job in enumerate(jobs):
         steps, sizes = _mean_curve(job, lambda line: in_use(line.get("memory", {})))
         axes.plot(steps, sizes, color=_color(place), label=job.name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("MiB: a GPU's peak since the last point,\nor what the process holds on a CPU")
-    axes.set_ylim(bottom=0)
-    axes.legend(**LEGEND)
+    _finish(axes, "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU")
 
 
 def in_use(memory: dict[str, float]) -> float | None:
@@ -217,10 +216,8 @@ def _time(axes: Any, jobs: Sequence[Job]) -> None:
     """Shares of each run's own forward and backward: seconds of different runs do not compare."""
     left = [0.0] * len(jobs)
     for place, phase in enumerate(PHASES):
-        widths = [
-            statistics.mean(s.get(phase, 0.0) / (s["forward"] + s["backward"]) for s in job.numbers("seconds"))
-            for job in jobs
-        ]
+        shares = ([s.get(phase, 0.0) / (s["forward"] + s["backward"]) for s in job.numbers("seconds")] for job in jobs)
+        widths = [statistics.mean(share) for share in shares]
         axes.barh(range(len(jobs)), widths, left=left, color=_color(place), label=phase)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(jobs)), [job.name for job in jobs])
@@ -229,16 +226,12 @@ def _time(axes: Any, jobs: Sequence[Job]) -> None:
     axes.legend(**LEGEND, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
-DRAWN = {
-    "loss": _loss, "tradeoff": _tradeoff, "controls": _controls, "state": _state, "roles": _roles, "memory": _memory,
-    "time": _time,
-}  # fmt: skip
-TITLES = {
-    "loss": "Training loss",
-    "tradeoff": "Perplexity against optimizer state",
-    "controls": "Density and interval over the run",
-    "state": "Optimizer state over the run",
-    "roles": "What the optimizer state is of",
-    "memory": "Memory over the run",
-    "time": "Time by phase",
+DRAWN = {  # name -> title, how it is drawn
+    "loss": ("Training loss", _loss),
+    "tradeoff": ("Perplexity against optimizer state", _tradeoff),
+    "controls": ("Density and interval over the run", _controls),
+    "state": ("Optimizer state over the run", _state),
+    "roles": ("What the optimizer state is of", _roles),
+    "memory": ("Memory over the run", _memory),
+    "time": ("Time by phase", _time),
 }

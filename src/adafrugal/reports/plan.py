@@ -32,7 +32,7 @@ class SectionFile:
     reference: str | None = "adamw"  # the row that the others are compared with
     text: str | None = None  # start of the data's fingerprint; null: that of most of its runs
     published: list[str] = field(default_factory=list)  # columns of `experiments/published`, as file/column
-    pictures: list[str] = field(default_factory=list)  # names of `pictures.TITLES`
+    pictures: list[str] = field(default_factory=list)  # names of `pictures.DRAWN`
     claims: list[str] = field(default_factory=list)  # names of `claims.CLAIMS`
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from adafrugal.system.errors import SettingError
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+@functools.cache  # once a process: it costs a fifth of a composition
 def register(repository: Path = REPOSITORY) -> None:
     """What composition needs beside the files: the schema, and the resolvers that they use."""
     schema.register()
