@@ -88,12 +88,12 @@ def composed():
 @pytest.fixture
 def settings(composed, cache_root, tmp_path):
     """A function that gives the checked settings of a tiny run: overrides -> (settings, choices)."""
-    from adafrugal.settings import check
+    from adafrugal.settings.compose import check
 
     def make(*overrides):
         places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", "tracking=local"]
         found, choices = composed("scale=smoke", *places, *overrides)
-        return check.check(found, choices), choices
+        return check(found, choices), choices
 
     return make
 

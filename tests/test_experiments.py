@@ -7,9 +7,9 @@ from conftest import REPOSITORY
 
 from adafrugal.optim import controls
 from adafrugal.reports import plan, records
-from adafrugal.settings import check
+from adafrugal.settings.canonical import with_run_length
+from adafrugal.settings.compose import check
 from adafrugal.settings.identity import differing
-from adafrugal.settings.schema import with_run_length
 
 ARMS = ("adamw", "galore", "badam", "frugal", "frugal_0", "adafrugal_density", "adafrugal_interval", "adafrugal")
 SIZES = {  # FACTS: micro-batch a device, warm-up, cycle, steps, hidden size, layers
@@ -25,7 +25,7 @@ STATIC, LADDER = {"kind": "constant", "value": 200}, {"kind": "loss_aware", "sta
 @pytest.fixture
 def settings_of(composed):
     """A function: overrides -> checked settings."""
-    return lambda *overrides: check.check(*composed(*overrides))
+    return lambda *overrides: check(*composed(*overrides))
 
 
 @pytest.mark.parametrize("size", SIZES)

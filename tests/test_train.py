@@ -400,7 +400,7 @@ def test_an_interruption_before_the_run_began_is_no_traceback(cache_root, tmp_pa
 
 @pytest.mark.parametrize("where", [
     "hydra._internal.hydra.Hydra.compose_config",
-    "adafrugal.settings.check.check",
+    "adafrugal.settings.compose.check",
     "adafrugal.training.session.Session.make",
 ])  # fmt: skip
 def test_an_interruption_that_becomes_an_error_of_another_kind_is_one(forks, cache_root, tmp_path, where):

@@ -36,6 +36,7 @@ from adafrugal.memory.estimate import estimate
 from adafrugal.models import llama, optimizers
 from adafrugal.models.schedule import factor
 from adafrugal.settings import compose, schema
+from adafrugal.settings.canonical import settled
 from adafrugal.tracking.record import Record
 from adafrugal.training import compiling, devices
 from adafrugal.training.devices import Place
@@ -93,7 +94,7 @@ def started(run: schema.Settings, directory: Path) -> Loop:
     place = devices.open_device(run.trainer)
     run = on_device.resolved(run, place.precision, place.memory(), place.free())
     task = Pretrain(run, place, print)
-    run = schema.settled(run, task.epoch, task.model.config.hidden_size)
+    run = settled(run, task.epoch, task.model.config.hidden_size)
     optimizer = optimizers.build(run, optimizers.groups(run, task.model))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
     record = Record(directory)

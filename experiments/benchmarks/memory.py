@@ -109,7 +109,7 @@ class Real:
         from adafrugal.models import llama, optimizers
         from adafrugal.models.recompute import checkpoint_activations
         from adafrugal.optim import UpdateInBackward
-        from adafrugal.settings.schema import settled
+        from adafrugal.settings.canonical import settled
 
         self.settings = with_chunks(settled(settings, None, settings.model.hidden_size))
         trainer, self.device = self.settings.trainer, device

@@ -11,7 +11,11 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
+
+from adafrugal.settings.compose import check
+from adafrugal.settings.validate import refuse_credentials
+from adafrugal.system.errors import SettingError
 
 
 @dataclass
@@ -30,7 +34,7 @@ class CheckedSweeper(BasicSweeper):
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what the jobs' ends go to."""
+        """Keep the task function, which collects the ends of jobs."""
         self._jobs = task_function
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -38,12 +42,10 @@ class CheckedSweeper(BasicSweeper):
         """Make the jobs.
 
         Raises:
-            SettingError: a word holds somebody's key; Hydra would write it beside the runs before any job is checked.
+            SettingError: a word holds a credential; Hydra would write it beside the runs before any job is checked.
         """
-        from adafrugal.settings.check import refuse_credential
-
         for word in arguments:
-            refuse_credential(word, word.partition("=")[0])
+            refuse_credentials(word, word.partition("=")[0])
         batches = super().sweep(arguments)
         self._jobs.ends.update(enumerate(job.return_value for batch in batches for job in batch))
         return batches
@@ -54,26 +56,18 @@ class CheckedSweeper(BasicSweeper):
         Raises:
             SettingError: names the job and what is wrong with it.
         """
-        from adafrugal.settings.check import check
-        from adafrugal.system.errors import SettingError
-
+        several = getattr(self.launcher, "processes", 1)
         for overrides in batch:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             choices = dict(composed.hydra.runtime.choices)
             with read_write(composed), open_dict(composed):
                 del composed["hydra"]
             try:
-                check(composed, choices)
-                self._refuse_processes_without_a_plan(composed)
+                if check(composed, choices).trainer.parallel == "none" and several > 1:
+                    each = f"and {several} processes make each job"
+                    raise SettingError(f"trainer.parallel is none, {each}; allowed: ddp, fsdp")
             except SettingError as error:
                 raise SettingError(f"no job was started, since {' '.join(overrides)} cannot run: {error}") from error
-
-    def _refuse_processes_without_a_plan(self, composed: DictConfig) -> None:
-        from adafrugal.system.errors import SettingError
-
-        several = getattr(self.launcher, "processes", 1)
-        if several > 1 and OmegaConf.select(composed, "trainer.parallel", default="none") == "none":
-            raise SettingError(f"trainer.parallel is none, and {several} processes make each job; allowed: ddp, fsdp")
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="adafrugal", node=CheckedSweeperConf, provider="adafrugal")

@@ -9,7 +9,7 @@ from adafrugal.memory import breakdown, fit
 from adafrugal.memory.estimate import estimate
 from adafrugal.optim import Constant, state_bytes
 from adafrugal.optim.choices import SUBSPACES
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
 from adafrugal.system.errors import SettingError
 
 ARMS = {
@@ -79,7 +79,7 @@ MEASURED = [
 
 @pytest.mark.parametrize("words", MEASURED)
 def test_the_peak_is_within_a_twentieth_of_what_a_run_allocates(words, composed):
-    chosen = check.check(*composed("trainer.sequence_length=64", "trainer.precision=fp32", *words))
+    chosen = check(*composed("trainer.sequence_length=64", "trainer.precision=fp32", *words))
     foretold = estimate(chosen).peak.total
     measured = script("memory").allocated_at_most(chosen)
     assert foretold == pytest.approx(measured, rel=0.05)
@@ -107,7 +107,7 @@ FEW = ["trainer.batch_size=1", "trainer.sequence_length=8"]
     ids=" ".join,
 )
 def test_so_it_is_with_what_lowers_it(words, composed):
-    chosen = check.check(*composed("model=llama_9m", "trainer.sequence_length=64", *words))
+    chosen = check(*composed("model=llama_9m", "trainer.sequence_length=64", *words))
     assert estimate(chosen).peak.total == pytest.approx(script("memory").allocated_at_most(chosen), rel=0.05)
 
 
@@ -133,16 +133,14 @@ def test_activations_that_are_made_again_are_not_kept(settings):
 @pytest.mark.parametrize("words", [*MEASURED[1:3], ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS]], ids=" ".join)
 def test_on_a_gpu_the_peak_is_near_too(words, composed):
     """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
-    chosen = check.check(*composed("trainer.sequence_length=256", "trainer.precision=bf16", *words))
+    chosen = check(*composed("trainer.sequence_length=256", "trainer.precision=bf16", *words))
     tiny = [
         "model=llama_tiny",
         "trainer.sequence_length=8",
         "trainer.precision=bf16",
         "data.tokenizer.vocabulary_size=512",
     ]
-    script("memory").Real(
-        check.check(*composed(*tiny)), "cuda"
-    ).step()  # cuBLAS keeps workspaces from its first call on
+    script("memory").Real(check(*composed(*tiny)), "cuda").step()  # cuBLAS keeps workspaces from its first call on
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     real = script("memory").Real(chosen, "cuda")

@@ -25,10 +25,10 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
-    from adafrugal.settings import check
+    from adafrugal.settings.compose import check
 
     found, choices = composed(f"model={name}")
-    settings = check.check(found, choices).model
+    settings = check(found, choices).model
     with torch.device("meta"):
         model = llama.build(settings)
     groups = split_parameters(model)

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 from adafrugal.models import llama, optimizers
 from adafrugal.optim import Frugal
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
 from adafrugal.settings.schema import LlamaSettings
 
 FILES = sorted(file.stem for file in (REPOSITORY / "conf" / "optimizer").glob("*.yaml") if file.stem != "lora")
@@ -24,7 +24,7 @@ def built(composed):
     """A function: overrides -> a tiny model and the optimizer that the settings describe for it."""
 
     def make(*overrides, model=None):
-        settings = check.check(*composed("trainer.steps=40", *overrides))
+        settings = check(*composed("trainer.steps=40", *overrides))
         torch.manual_seed(0)
         model = llama.build(TINY) if model is None else model
         return model, optimizers.build(settings, optimizers.groups(settings, model))

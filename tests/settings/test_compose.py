@@ -5,10 +5,10 @@ from adafrugal.system.errors import SettingError
 
 
 def test_the_settings_are_those_of_train(composed):
-    from adafrugal.settings import check
+    from adafrugal.settings.compose import check
 
     words = ["optimizer=frugal", "data=c4", "seed=3"]
-    assert compose.settings(words) == check.check(*composed(*words))
+    assert compose.settings(words) == check(*composed(*words))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
 from adafrugal.settings.identity import NOT_PART, differing, identify, still_part
 from adafrugal.settings.schema import FinetuneSettings
 
@@ -11,14 +11,14 @@ from adafrugal.settings.schema import FinetuneSettings
 def key(composed):
     def make(*overrides):
         found, choices = composed(*overrides)
-        return identify(check.check(found, choices), choices).key
+        return identify(check(found, choices), choices).key
 
     return make
 
 
 def test_the_directory_is_named_by_task_data_model_arm_and_hash(composed):
     found, choices = composed("run_root=/somewhere", "optimizer=frugal", "model=llama_9m", "seed=3")
-    identity = identify(check.check(found, choices), choices)
+    identity = identify(check(found, choices), choices)
     assert identity.directory.as_posix() == f"/somewhere/pretrain-embedded-llama_9m/{identity.key}"
     assert identity.key.startswith("frugal-")
     assert identity.labels == {
@@ -71,7 +71,7 @@ def test_two_spellings_of_one_run_have_one_key(key):
 
 def test_only_what_differs_from_the_schemas_defaults_is_hashed(composed):
     found, choices = composed("optimizer.eps=1e-6")
-    differs = differing(check.check(found, choices))
+    differs = differing(check(found, choices))
     assert differs["optimizer.eps"] == 1e-6
     assert differs["optimizer.density.kind"] == "linear"
     assert "optimizer.density.start" not in differs, "0.25 is LinearDecay's default"
@@ -82,7 +82,7 @@ def test_only_what_differs_from_the_schemas_defaults_is_hashed(composed):
 
 def test_what_is_left_out_exists(composed):
     found, choices = composed()
-    settings = check.check(found, choices)
+    settings = check(found, choices)
     groups = ("data", "model", "trainer", "optimizer")
     names = {f"{group}.{f.name}" for group in groups for f in fields(getattr(settings, group))}
     names |= {f.name for f in fields(settings)}

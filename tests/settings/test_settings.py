@@ -8,7 +8,10 @@ import pytest
 from conftest import REPOSITORY
 
 from adafrugal.reports.arms import jobs
-from adafrugal.settings import check, compose, schema
+from adafrugal.settings import compose
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.compose import check
+from adafrugal.settings.explain import groups
 from adafrugal.settings.schema import SCHEMAS
 from adafrugal.system.errors import SettingError
 
@@ -49,16 +52,16 @@ def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, compos
     found, choices = composed(*with_it, f"{group}={file.name}")
     if (extra := EXTRAS.get(file.as_posix())) and not find_spec(extra.replace("-", "_")):
         with pytest.raises(SettingError, match=f"pip install {extra}"):
-            check.check(found, choices)
+            check(found, choices)
         return
-    check.check(found, choices)
+    check(found, choices)
     assert choices[group] == file.name
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name, composed):
     found, choices = composed(f"experiments={name}")
-    settings = check.check(found, choices)
+    settings = check(found, choices)
     assert settings.arm == choices["optimizer"]
 
 
@@ -101,7 +104,7 @@ GLUE = {  # FACTS: learning rate, epochs, batch, metrics of FRUGAL's scripts
 @pytest.mark.parametrize("task", GLUE)
 @pytest.mark.parametrize(("arm", "rank"), [("frugal", 8.0), ("signsgd", 0.0)])
 def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, composed):
-    s = check.check(*composed(f"experiments=glue/{task}", f"optimizer={arm}"))
+    s = check(*composed(f"experiments=glue/{task}", f"optimizer={arm}"))
     o, t = s.optimizer, s.trainer
     assert (o.lr, t.epochs, t.batch_size, s.data.metrics) == GLUE[task]
     assert (s.data.source, s.data.subset, s.model.name) == ("nyu-mll/glue", task, "FacebookAI/roberta-base")
@@ -114,36 +117,36 @@ def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, composed):
 
 def test_arms_and_tasks_compose_and_an_arm_may_have_a_rate_of_its_own(composed):
     def lr(task, arm):
-        return check.check(*composed(f"experiments=glue/{task}", f"optimizer={arm}")).optimizer.lr
+        return check(*composed(f"experiments=glue/{task}", f"optimizer={arm}")).optimizer.lr
 
     assert (lr("rte", "adafrugal"), lr("cola", "adafrugal")) == (2e-4, 5e-4)
     assert lr("rte", "adamw") == lr("cola", "adamw") == 2e-5
     assert lr("rte", "galore") == 3e-5
-    typed = check.check(*composed("experiments=glue/rte", "optimizer=frugal", "optimizer.lr=0.5", "optimizer.rank=16"))
+    typed = check(*composed("experiments=glue/rte", "optimizer=frugal", "optimizer.lr=0.5", "optimizer.rank=16"))
     assert (typed.optimizer.lr, typed.optimizer.rank["value"]) == (0.5, 16.0)
 
 
 def test_adafrugal_on_glue_falls_from_rank_8_to_2(composed):
-    s = schema.settled(check.check(*composed("experiments=glue/rte", "optimizer=adafrugal")), 78, 768)
+    s = settled(check(*composed("experiments=glue/rte", "optimizer=adafrugal")), 78, 768)
     assert s.optimizer.density == {"kind": "linear", "start": 8 / 768, "end": 2 / 768, "steps": None}
     assert {k: s.optimizer.interval[k] for k in ("start", "max", "every")} == {"start": 100, "max": 500, "every": 78}
     assert (s.trainer.steps, s.eval.every) == (80 * 78, 78)
 
 
 def test_what_the_data_decide_is_filled_in_and_nothing_else_changes(composed):
-    given = check.check(*composed("experiments=glue/rte", "optimizer=adamw", "trainer.epochs=2.5", "eval.every=7"))
-    found = schema.settled(given, 10, 32)
+    given = check(*composed("experiments=glue/rte", "optimizer=adamw", "trainer.epochs=2.5", "eval.every=7"))
+    found = settled(given, 10, 32)
     assert (found.trainer.steps, found.eval.every) == (25, 7)
     assert given.trainer.steps is None
-    assert schema.settled(check.check(*composed()), None, 256) == check.check(*composed())
+    assert settled(check(*composed()), None, 256) == check(*composed())
     with pytest.raises(SettingError, match=r"optimizer.rank is .*8.*; allowed: up to the hidden size, 4"):
-        schema.settled(check.check(*composed("experiments=glue/rte", "optimizer=frugal")), 10, 4)
+        settled(check(*composed("experiments=glue/rte", "optimizer=frugal")), 10, 4)
 
 
 def test_an_observation_that_is_typed_is_kept_and_one_that_is_not_fits_the_run(composed):
     def every(*typed):
-        found = check.check(*composed("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", *typed))
-        return schema.settled(found, 78, 768).optimizer.interval["every"]
+        found = check(*composed("experiments=glue/rte", "optimizer=adafrugal", "trainer.epochs=null", *typed))
+        return settled(found, 78, 768).optimizer.interval["every"]
 
     assert every("trainer.steps=2000", "optimizer.interval.every=100") == 100
     assert every("trainer.steps=2000") == 78  # an epoch
@@ -153,7 +156,7 @@ def test_an_observation_that_is_typed_is_kept_and_one_that_is_not_fits_the_run(c
 
 def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed):
     found, choices = composed()
-    settings = check.check(found, choices)
+    settings = check(found, choices)
     assert (settings.arm, choices["data"], settings.task.kind) == ("adafrugal", "embedded", "pretrain")
     assert settings.optimizer.density == {"kind": "linear", "start": 0.25, "end": 0.05, "steps": None}
     assert settings.optimizer.interval["start"] == 25
@@ -161,7 +164,7 @@ def test_the_default_is_the_papers_method_scaled_to_a_few_hundred_steps(composed
 
 
 def test_a_number_means_constant(composed):
-    settings = check.check(*composed("optimizer.density=0.5", "optimizer.interval=7"))
+    settings = check(*composed("optimizer.density=0.5", "optimizer.interval=7"))
     assert settings.optimizer.density == {"kind": "constant", "value": 0.5}
     assert settings.optimizer.interval == {"kind": "constant", "value": 7}
 
@@ -202,16 +205,19 @@ WRONG = {
     "optimizer.subspace={kind:slab,order:random}": ["optimizer.subspace.order"],
     "optimizer.state_full=adam": ["optimizer.state_full", "did you mean adamw?", "lion, sgdm"],
     "optimizer.state_free=sign": ["optimizer.state_free", "did you mean signsgd?"],
-    "optimizer.on_refresh=keep": ["optimizer.on_refresh with blocks", "'keep'", "reset_all"],
-    "optimizer.subspace=svd optimizer.on_refresh=keep_overlap": ["optimizer.on_refresh with svd"],
+    "optimizer.on_refresh=keep": ["optimizer.on_refresh is 'keep'", "keep_overlap with blocks"],
+    "optimizer.subspace=svd optimizer.on_refresh=keep_overlap": [
+        "optimizer.on_refresh is 'keep_overlap'",
+        "keep with svd",
+    ],
     "optimizer.state_dtype=fp16": ["optimizer.state_dtype", "null, float32, bfloat16"],
     "optimizer.nonfinite=ignore": ["optimizer.nonfinite", "null, error, skip"],
     "optimizer.stagger=3": ["optimizer.stagger is 3", "blocks"],
     "optimizer.subspace=svd optimizer.stagger=90": ["optimizer.stagger is 90", "the interval (25)"],
     "optimizer.modules.head=statefull": ["optimizer.modules.head", "did you mean state_full?"],
     "optimizer.modules.heads=split": ["optimizer.modules", "did you mean head?"],
-    "optimizer.modules.norms=split optimizer.subspace=columns": ["optimizer.modules.norms is split", "blocks"],
-    "optimizer=badam optimizer.density.value=0.2": ["optimizer.density is 0.2", "4 layers", "state_free=none"],
+    "optimizer.modules.norms=split optimizer.subspace=columns": ["optimizer.modules.norms is 'split'", "blocks"],
+    "optimizer=badam optimizer.density.value=0.2": ["optimizer.density is {", "4 layers", "state_free=none"],
     "optimizer=badam optimizer.modules.head=split": ["optimizer.modules", "unit layer"],
     "optimizer.interval.source=test": ["optimizer.interval", "validation, training"],
     "optimizer.interval.smoothing=1": ["optimizer.interval", "smoothing is 1"],
@@ -236,7 +242,7 @@ WRONG = {
     "trainer.micro_batch_size=3": ["trainer.micro_batch_size is 3", "trainer.batch_size (8)", "1, 2, 4, 8"],
     "trainer.activation_checkpointing=all": ["activation_checkpointing is 'all'", "none, layers, selective"],
     "model.dtype=bf16": ["model.dtype is 'bf16'", "float32, bfloat16"],
-    "model.dtype=bfloat16": ["trainer.precision is auto", "bf16, since model.dtype is bfloat16"],
+    "model.dtype=bfloat16": ["trainer.precision is 'auto'", "bf16, since model.dtype is bfloat16"],
     "trainer.update_in_backward=true trainer.micro_batch_size=4": ["false with trainer.micro_batch_size=4", "8, or"],
     "trainer.update_in_backward=true trainer.clip_norm=1": ["false with trainer.clip_norm=1.0", "norm"],
     "trainer.update_in_backward=true trainer.precision=fp16": ["false with trainer.precision=fp16", "bf16"],
@@ -244,16 +250,16 @@ WRONG = {
     "trainer.parallel=dpp": ["trainer.parallel is 'dpp'", "did you mean ddp?", "none, ddp, fsdp"],
     "trainer.replicas=2": ["trainer.replicas is 2", "1, or more with trainer.parallel=fsdp"],
     "trainer.parallel=ddp trainer.offload=true": ["trainer.offload is true", "false, or true with"],
-    "trainer.timeout=0": ["trainer.timeout is 0", "seconds, above 0"],
+    "trainer.timeout=0": ["trainer.timeout is 0", "above 0 seconds"],
     "trainer.parallel=ddp trainer.update_in_backward=true": ["trainer.update_in_backward is true", "summed in buckets"],
-    "trainer.parallel=ddp optimizer.modules.head=frozen": ["optimizer.modules.head is frozen", "every gradient"],
-    "trainer.parallel=fsdp trainer.precision=fp16": ["trainer.precision is fp16", "fp32, bf16 or auto"],
-    "trainer.parallel=fsdp optimizer=muon": ["optimizer.kind is muon", "whole matrices", "ddp takes all"],
+    "trainer.parallel=ddp optimizer.modules.head=frozen": ["optimizer.modules.head is 'frozen'", "every gradient"],
+    "trainer.parallel=fsdp trainer.precision=fp16": ["trainer.precision is 'fp16'", "fp32, bf16 or auto"],
+    "trainer.parallel=fsdp optimizer=muon": ["optimizer.kind is 'muon'", "whole matrices", "ddp takes all"],
     "trainer.parallel=fsdp optimizer.fit_gib=4": ["optimizer.fit_gib is 4", "null with trainer.parallel=fsdp"],
-    "trainer.parallel=fsdp optimizer.subspace=rows": ["optimizer.subspace is rows", "blocks, columns, slab"],
-    "trainer.parallel=fsdp optimizer=galore": ["optimizer.subspace is svd", "{kind:svd,side:right}"],
+    "trainer.parallel=fsdp optimizer.subspace=rows": ["optimizer.subspace is 'rows'", "blocks, columns, slab"],
+    "trainer.parallel=fsdp optimizer=galore": ["optimizer.subspace is 'svd'", "{kind: svd, side: right}"],
     "trainer.update_in_backward=true optimizer.nonfinite=skip": ["optimizer.nonfinite=skip", "trainer.on_nonfinite"],
-    "optimizer.density.fit_gib=x": ["optimizer.fit_gib is x", "GiB"],
+    "optimizer.density.fit_gib=x": ["optimizer.fit_gib is 'x'", "GiB"],
     "optimizer.density.fit_gib=0": ["optimizer.fit_gib is 0", "above 0"],
     "optimizer.density.fit_gib=8 optimizer.fit_gib=4": ["optimizer.fit_gib is 4.0", "density.fit_gib is 8"],
     "optimizer.density=0.1 optimizer.density.fit_gib=1": ["optimizer.density.fit_gib", "optimizer.fit_gib=…"],
@@ -321,7 +327,11 @@ WRONG_IN_FINETUNING = {
     "experiments=glue/rte optimizer.rank=null": ["optimizer.density is null", "or give optimizer.rank"],
     "experiments=glue/rte optimizer=frugal optimizer.rank=-1": ["optimizer.rank is -1", "0 or more"],
     "experiments=glue/rte optimizer=frugal optimizer.rank={kind:linear,start:2,end:8}": ["optimizer.rank", "end is"],
-    "experiments=glue/rte optimizer=frugal optimizer.subspace=blocks": ["optimizer.rank with blocks", "columns"],
+    "experiments=glue/rte optimizer=frugal optimizer.subspace=blocks": [
+        "optimizer.rank is 8",
+        "null with blocks",
+        "columns",
+    ],
     "experiments=glue/rte optimizer.modules.split=[]": ["optimizer.modules.split is []", "*.query"],
     "experiments=glue/rte optimizer.modules.unsplit=none": ["optimizer.modules.unsplit", "state_free"],
     "experiments=glue/rte trainer.steps=9": ["trainer.epochs is 80", "null, since trainer.steps is 9"],
@@ -334,23 +344,23 @@ WRONG_IN_FINETUNING = {
     "experiments=glue/rte data.metrics=[accuracy,accuracy]": ["data.metrics is ['accuracy', 'accuracy']", "each once"],
     "experiments=glue/rte data.validation_splits=[a,a]": ["data.validation_splits", "each once"],
     "experiments=glue/rte task.lr=-1": ["task.lr is -1", "0 or more"],
-    "experiments=glue/rte model.name=null model.package=no.such": ["model.package is no.such", "imports a package"],
+    "experiments=glue/rte model.name=null model.package=no.such": ["model.package is 'no.such'", "imports a package"],
     "experiments=glue/rte trainer.epochs=0": ["trainer.epochs is 0", "above 0"],
     "experiments=glue/rte trainer.epochs=null": ["trainer.epochs is null", "above 0"],
     "experiments=glue/rte eval.every=0": ["eval.every is 0", "null for an epoch"],
     "experiments=glue/rte schedule.warmup=1.5": ["schedule.warmup is 1.5", "a share of it below 1"],
     "experiments=glue/rte data.fields=text": ["data.fields", "allowed: a list, such as '[text]'"],
-    "experiments=glue/rte data.metrics=[f2]": ["data.metrics is 'f2'", "accuracy, f1, matthews"],
-    "experiments=glue/stsb data.metrics=[accuracy]": ["data.metrics is 'accuracy'", "pearson, spearman"],
+    "experiments=glue/rte data.metrics=[f2]": ["data.metrics is ['f2']", "accuracy, f1, matthews"],
+    "experiments=glue/stsb data.metrics=[accuracy]": ["data.metrics is ['accuracy']", "pearson, spearman"],
     "experiments=glue/mnli data.metrics=[f1]": ["data.metrics is ['f1']", "two classes"],
     "experiments=glue/rte data.fields=[a,b,c]": ["data.fields is ['a', 'b', 'c']", "two of a pair"],
     "experiments=glue/rte data.classes=1": ["data.classes is 1", "null where labels are scores"],
     "experiments=glue/rte data.validation_splits=[]": ["data.validation_splits is []", "[validation]"],
-    "experiments=glue/rte data.validation_splits=[train]": ["data.split is train", "validation_splits"],
+    "experiments=glue/rte data.validation_splits=[train]": ["data.split is 'train'", "validation_splits"],
     "experiments=glue/rte data.examples=0": ["data.examples is 0", "null for all"],
     "experiments=glue/rte data.source=null": ["data.source is null", "nyu-mll/glue"],
     "experiments=glue/rte model=minilm model.package=no_such_package": [
-        "model.package is no_such_package",
+        "model needs the package no_such_package",
         "pip install",
     ],
     "eval.every=null": ["eval.every is null", "1 or more"],
@@ -391,7 +401,7 @@ def test_the_settings_read_from_top_to_bottom(tmp_path):
 
 
 def test_help_names_every_group_file_experiment_and_sweep():
-    text = check.groups(REPOSITORY)
+    text = groups(REPOSITORY)
     others = [*(f"experiments/{name}" for name in EXPERIMENTS), *(f"sweeps/{name}" for name in SWEEPS)]
     for file in [*GROUP_FILES, *others]:
         group, _, name = str(file).rpartition("/")
@@ -402,4 +412,4 @@ def test_help_names_every_group_file_experiment_and_sweep():
 def test_an_arm_that_only_dots_is_refused(composed):
     for arm in ("..", "."):
         with pytest.raises(SettingError, match="arm is"):
-            check.check(*composed(f"arm={arm}"))
+            check(*composed(f"arm={arm}"))

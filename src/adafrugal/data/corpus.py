@@ -20,7 +20,8 @@ from adafrugal.data.tokens.preparation import Plan, Preparation
 from adafrugal.data.tokens.store import Entry
 from adafrugal.data.tokens.windows import StoredWindows, StreamedWindows
 from adafrugal.data.unigram import unigram_loss
-from adafrugal.settings.schema import CorpusSettings, Settings, trained_size
+from adafrugal.settings.canonical import trained_size
+from adafrugal.settings.schema import CorpusSettings, Settings
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 

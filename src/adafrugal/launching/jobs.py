@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from adafrugal.settings import check
+from adafrugal.settings.compose import check
+from adafrugal.settings.explain import explain
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.secrets import hidden
 from adafrugal.system.signals import Stop
@@ -97,7 +98,7 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> tuple[i
     """
     settings = None
     try:
-        settings = check.check(composed, choices)
+        settings = check(composed, choices)
 
         # imported late: a wrong setting needs none of it
         from adafrugal.training.session import run as make
@@ -134,7 +135,7 @@ def ended(error: Exception) -> tuple[int, str]:
 
 def refused(error: Exception) -> int:
     """Say what is wrong with a setting, in one line; the exit code."""
-    line = str(error) if isinstance(error, SettingError) else check.explain(error)
+    line = str(error) if isinstance(error, SettingError) else explain(error)
     tell(f"error: {hidden(line)}\n")
     return WRONG
 

@@ -15,7 +15,8 @@ from adafrugal.models import llama, optimizers
 from adafrugal.models.loss import token_nats
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.optim import Constant, Frugal, UpdateInBackward, state_bytes
-from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
 

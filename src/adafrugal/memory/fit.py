@@ -13,7 +13,8 @@ from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
 from adafrugal.optim import controls
-from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.schema import Settings
 from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError
 

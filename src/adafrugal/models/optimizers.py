@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, split_parameters
-from adafrugal.settings.schema import LoraSettings, Settings, with_run_length
+from adafrugal.settings.canonical import with_run_length
+from adafrugal.settings.schema import LoraSettings, Settings
 from adafrugal.system.errors import SettingError
 
 

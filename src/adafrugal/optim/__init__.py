@@ -28,7 +28,7 @@ _NAMES = {
     "subspaces": "Blocks Columns RandK RandPerm Random Rows SVD Slab Subspace",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

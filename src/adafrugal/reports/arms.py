@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.settings import check, compose
+from adafrugal.settings import REPOSITORY, compose
+from adafrugal.settings.explain import explain
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
@@ -79,7 +80,7 @@ def _jobs_of(command: str) -> list[Job]:
         swept = dict(zip(values, combination, strict=True))
         words = [*fixed, *(f"{name}={value}" for name, value in swept.items())]
         composed, choices = compose_once(words)
-        settings = check.check(composed, choices, to_run=False)
+        settings = compose.check(composed, choices, to_run=False)
         arm = (choices.get("experiments") or settings.arm).rpartition("/")[2]
         name = _name({name: value for name, value in swept.items() if len(values[name]) > 1}) or arm
         command = shlex.join(sorted(words, key=lambda word: not word.startswith("experiments=")))
@@ -107,7 +108,7 @@ def compose_once(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     files = tuple(
         word
         for word in words
-        if word.startswith(("experiments=", "sweeps=")) or (compose.REPOSITORY / "conf" / word.split("=")[0]).is_dir()
+        if word.startswith(("experiments=", "sweeps=")) or (REPOSITORY / "conf" / word.split("=")[0]).is_dir()
     )
     base, choices, _ = _composed(files)
     composed = copy.deepcopy(base)
@@ -115,7 +116,7 @@ def compose_once(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
         values = OverridesParser.create().parse_overrides([word for word in words if word not in files])
         ConfigLoaderImpl._apply_overrides_to_config(values, composed)  # as Hydra itself does
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError(check.explain(error)) from error
+        raise SettingError(explain(error)) from error
     return composed, choices
 
 
@@ -154,7 +155,7 @@ def settings_key(differs: Mapping[str, Any], data: str) -> str:
     kept.pop("seed", None)
     kept.pop("trainer.log_every", None)
     if "data.source" in kept:
-        file = compose.REPOSITORY / "conf" / "data" / f"{data}.yaml"
+        file = REPOSITORY / "conf" / "data" / f"{data}.yaml"
         own = OmegaConf.load(file).get("source") if file.exists() else None
         kept["data.source"] = own if kept["data.source"] == own else "a copy"
     return json.dumps(kept, sort_keys=True)

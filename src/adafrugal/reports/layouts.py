@@ -15,9 +15,9 @@ from adafrugal.reports.arms import RATES, SHORT, Job
 from adafrugal.reports.grid import MISSING, Cell, Difference, Grid, Number
 from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample, contrast
-from adafrugal.settings import compose
+from adafrugal.settings import REPOSITORY
 
-PUBLISHED = compose.REPOSITORY / "experiments" / "published"
+PUBLISHED = REPOSITORY / "experiments" / "published"
 DIVERGED = "diverged"  # the loss became NaN or infinite
 LR, S, C = RATES
 LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lines through a search: the rate that

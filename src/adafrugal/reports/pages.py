@@ -10,7 +10,7 @@ from adafrugal.reports import claims, gpu, layouts, pictures
 from adafrugal.reports.arms import Job
 from adafrugal.reports.plan import Page, Section
 from adafrugal.reports.records import Packed
-from adafrugal.settings.validate import nearest
+from adafrugal.settings.explain import nearest
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 

@@ -12,12 +12,12 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.reports.arms import Job, jobs, settings_key
-from adafrugal.settings import check, compose
-from adafrugal.settings.validate import nearest
+from adafrugal.settings import REPOSITORY
+from adafrugal.settings.explain import explain, nearest
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
-TABLES = compose.REPOSITORY / "experiments" / "tables"
+TABLES = REPOSITORY / "experiments" / "tables"
 
 
 @dataclass
@@ -84,7 +84,7 @@ def _page(path: Path) -> Page:
     except yaml.YAMLError as error:
         raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
-        raise SettingError(f"{path}: {check.explain(error)}") from error
+        raise SettingError(f"{path}: {explain(error)}") from error
     _refuse_doubles([section.name for section in file.sections], f"{path}: two sections")
     return Page(path.stem, file, [_section(section, path) for section in file.sections])
 

@@ -1,26 +1,26 @@
-"""The repository's settings files, for the commands beside train.py that take the same settings."""
+"""From the words of a command and the repository's settings files to checked settings."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.settings import check, schema
+from adafrugal.settings import REPOSITORY, explain, schema, validate
+from adafrugal.settings.ranges import parts
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @functools.cache  # once a process: it costs a fifth of a composition
 def register(repository: Path = REPOSITORY) -> None:
-    """What composition needs beside the files: the schema, and the resolvers that they use."""
+    """Register what composition needs beside the files: the schema, and the resolvers that the files use."""
     schema.register()
     OmegaConf.register_new_resolver("repository", lambda path="": str(repository / path), replace=True)
-    OmegaConf.register_new_resolver("groups", lambda: check.groups(repository), replace=True)
+    OmegaConf.register_new_resolver("groups", lambda: explain.groups(repository), replace=True)
 
 
 def settings(overrides: Sequence[str]) -> Settings:
@@ -30,7 +30,7 @@ def settings(overrides: Sequence[str]) -> Settings:
         SettingError: a wrong setting, or there are no settings files, since the package is installed without them.
     """
     found, choices, _ = composed(overrides)
-    return check.check(found, choices)
+    return check(found, choices)
 
 
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], DictConfig]:
@@ -42,7 +42,6 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import open_dict
-    from omegaconf.errors import OmegaConfBaseException
 
     if not (REPOSITORY / "conf" / "config.yaml").exists():
         raise SettingError(f"{REPOSITORY} has no conf/config.yaml; `pip install -e .` in a clone of the repository")
@@ -53,6 +52,33 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
         hydra = found.hydra
         with open_dict(found):
             del found["hydra"]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError(check.explain(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # a group that is given a number
+        raise SettingError(explain.explain(error)) from error
     return found, dict(hydra.runtime.choices), hydra
+
+
+def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True) -> Settings:
+    """The settings of one run: typed, possible, and in one spelling.
+
+    Args:
+        composed: what Hydra composed.
+        choices: group -> the chosen file; the optimizer's names the arm where `arm` is null.
+        to_run: whether the packages that the run needs have to be installed.
+
+    Raises:
+        SettingError: an unknown key, a missing value or an impossible one; the message is one line.
+    """
+    validate.refuse_unknown_keys(composed)
+    try:
+        validate.refuse_credentials(OmegaConf.to_container(composed, resolve=True))
+        found: Settings = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise SettingError(explain.explain(error)) from error
+    validate.refuse_choices(choices)
+    found.arm = found.arm or choices["optimizer"]
+    validate.refuse_impossible(found)
+    if to_run:
+        validate.refuse_uninstalled(found)
+    for part in parts(found):
+        part.canonical(found)
+    return found

@@ -1,10 +1,13 @@
-"""Which run is it? The one with these settings. Needs no torch: a finished run is recognised at once."""
+"""The identity of a run: a hash of its settings, without those that decide where and how it is made, not what.
+
+Needs no torch: a finished run is recognised at once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +15,17 @@ from typing import Any
 from adafrugal.optim import controls
 from adafrugal.settings.schema import Settings
 
-# Where and how a run is made, not what it is.
 NOT_PART = (
-    "arm",  # stands in the directory's name
-    "run_root",
-    "cache_root",
-    "tracking",
-    "checkpoint",
-    "trainer.micro_batch_size",
-    "trainer.compile",
-    "trainer.compile_mode",
-    "model.loss_chunk_rows",  # the same loss up to the order of a sum
-    "trainer.device",
-    "trainer.parallel",
-    "trainer.replicas",
-    "trainer.offload",
-    "trainer.timeout",
-    "trainer.update_in_backward",
+    "arm", "run_root", "cache_root", "tracking", "checkpoint",  # the arm stands in the directory's name
+    "trainer.micro_batch_size", "trainer.compile", "trainer.compile_mode", "trainer.device", "trainer.parallel",
+    "trainer.replicas", "trainer.offload", "trainer.timeout", "trainer.update_in_backward",
     "trainer.activation_checkpointing",
+    "model.loss_chunk_rows",  # the same loss up to the order of a sum
     "task.lr",  # counts where optimizer.lr refers to it
-    "data.store",  # the same batches from the disk or not
-    "data.store_limit_gib",
-    "data.processes",
-    "optimizer.fused",
-    "optimizer.compile",
-)
-CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
+    "data.store", "data.store_limit_gib", "data.processes",  # the same batches, from the disk or not
+    "optimizer.fused", "optimizer.compile",
+)  # fmt: skip
+_CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
 
 
 @dataclass(frozen=True)
@@ -74,28 +62,21 @@ def differing(settings: Settings) -> dict[str, Any]:
 
 
 def still_part(differs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `differing` gave to an older version of this code, without the names that are no part of it any more."""
+    """Drop names that are no longer part of the identity from what an older version of `differing` returned."""
     return {name: value for name, value in differs.items() if name not in NOT_PART}
 
 
-def _differing(node: Any, path: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _differing(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     defaults = type(node)()
     for field in fields(node):
         name, value = f"{path}{field.name}", getattr(node, field.name)
         if name in NOT_PART:
             continue
         if is_dataclass(value):
-            found += _differing(value, f"{name}.")
-        elif name in CONTROLS and isinstance(value, Mapping):
-            found += _control(name, value)
+            yield from _differing(value, f"{name}.")
+        elif name in _CONTROLS and isinstance(value, Mapping):
+            kind = (controls.DENSITIES | controls.INTERVALS)[value["kind"]]
+            usual = {f.name: f.default for f in fields(kind)}
+            yield from ((f"{name}.{key}", v) for key, v in value.items() if key == "kind" or v != usual[key])
         elif field.name == "kind" or value != getattr(defaults, field.name):
-            found.append((name, value))
-    return found
-
-
-def _control(name: str, value: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    kind = {**controls.DENSITIES, **controls.INTERVALS}[value["kind"]]
-    defaults = {f.name: f.default for f in fields(kind)}
-    different = {key: v for key, v in value.items() if key == "kind" or v != defaults[key]}
-    return [(f"{name}.{key}", v) for key, v in different.items()]
+            yield name, value

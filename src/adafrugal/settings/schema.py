@@ -1,18 +1,28 @@
 """The typed schema of every setting: Hydra composes YAML files and command-line overrides onto these dataclasses.
 
-A setting whose choices differ in what they need (an optimizer, a schedule) has one dataclass for each `kind`.
-This module, `checks` and `possible` import neither torch nor anything that does, so that a wrong setting is answered at
-once.
+A setting whose choices differ in what they need (an optimizer, a schedule) has one dataclass for each `kind`. A range
+stands on its field; what goes together is checked by the class that it concerns.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from adafrugal.settings.canonical import run_steps
+from adafrugal.settings.data_settings import CorpusSettings, EmbeddedSettings, LabelledSettings
+from adafrugal.settings.optimizer_settings import (
+    AdafactorSettings,
+    AdamW8bitSettings,
+    AdamWSettings,
+    FrugalSettings,
+    LoraSettings,
+    MuonSettings,
+)
+from adafrugal.settings.ranges import Part, above, at_least, near_divisors, one_of, ranged, within
 from adafrugal.system.errors import SettingError
 
 
@@ -21,205 +31,113 @@ def is_plain_name(name: str) -> bool:
     return all(c.isalnum() or c in "._-+=" for c in name) and bool(name.strip("."))
 
 
-# -- the groups -------------------------------------------------------------------------------------------------------
+class TaskSettings(Part, path="task"):
+    """A task."""
+
+    has_epochs: ClassVar[bool]  # of known length
+    takes: ClassVar[dict[str, tuple[tuple[str, ...], str]]]  # group -> its kinds that go with the task, and a file
+
+    def check(self, s: Settings) -> None:
+        """The data and the model go with the task."""
+        for group, (kinds, such) in self.takes.items():
+            if (kind := type(getattr(s, group)).kind) not in kinds:
+                allowed = f"a {group} file of kind {' or '.join(kinds)}, such as {group}={such}, or another task"
+                raise SettingError(f"{group} is of kind {kind} and task is {type(self).kind}; allowed: {allowed}")
 
 
 @dataclass
-class PretrainSettings:
+class PretrainSettings(TaskSettings):
     """Causal language modelling from random weights."""
 
+    has_epochs: ClassVar[bool] = False
+    takes: ClassVar = {"data": (("embedded", "corpus"), "embedded"), "model": (("llama",), "llama_3m")}
     kind: str = "pretrain"
 
 
 @dataclass
-class FinetuneSettings:
+class FinetuneSettings(TaskSettings):
     """Classes or scores of sentences and pairs, from a pretrained encoder."""
 
+    has_epochs: ClassVar[bool] = True
+    takes: ClassVar = {"data": (("labelled",), "rte"), "model": (("encoder",), "roberta_base")}
     kind: str = "finetune"
-    lr: float = 1e-4  # of FRUGAL and its relatives on this task: their optimizer.lr refers to it
+    lr: float = at_least(0, 1e-4)  # of FRUGAL and its relatives on this task: their optimizer.lr refers to it
+
+
+def _is_chunk(rows: int | str) -> bool:
+    return rows == "auto" if isinstance(rows, str) else rows >= 1
 
 
 @dataclass
-class LlamaSettings:
+class LlamaSettings(Part, path="model"):
     """A LLaMA decoder; the names are transformers', except `vocabulary_size`."""
 
     kind: str = "llama"
-    vocabulary_size: int = 32_000
-    hidden_size: int = 256
-    intermediate_size: int = 688
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
+    vocabulary_size: int = at_least(1, 32_000)
+    hidden_size: int = ranged(256, lambda size: size > 0 and size % 2 == 0, "an even number, 2 or more")
+    intermediate_size: int = at_least(1, 688)
+    num_hidden_layers: int = within(1, 10_000, 4)
+    num_attention_heads: int = at_least(1, 4)
     max_position_embeddings: int = 1024
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    dtype: str = "float32"  # of the weights; or bfloat16
-    loss_chunk_rows: int | str | None = "auto"  # rows of logits held at once; null: all of a micro-batch; auto: as fit
+    rms_norm_eps: float = ranged(1e-6, lambda eps: 0 < eps < 1, "above 0, below 1")
+    initializer_range: float = ranged(0.02, lambda deviation: 0 <= deviation < 10, "0 or more, below 10")
+    dtype: str = one_of("float32", "bfloat16")  # of the weights
+    # rows of logits held at once; null: all of a micro-batch; auto: as many as fit
+    loss_chunk_rows: int | str | None = ranged("auto", _is_chunk, "auto, 1 or more, or null for no chunks")
+
+    def check(self, s: Settings) -> None:
+        """Heads make up the hidden size, sequences have positions, and types agree."""
+        pairs, heads, longest = self.hidden_size // 2, self.num_attention_heads, self.max_position_embeddings
+        such = f"such as {near_divisors(pairs, heads)}"
+        even = f"as many heads of an even size as make up model.hidden_size ({self.hidden_size}), {such}"
+        self.need(pairs % heads == 0, "num_attention_heads", even)
+        positions = f"up to model.max_position_embeddings ({longest})"
+        s.trainer.need(s.trainer.sequence_length <= longest, "sequence_length", positions)
+        is_same = self.dtype == "float32" or s.trainer.precision == "bf16"
+        s.trainer.need(is_same, "precision", "bf16, since model.dtype is bfloat16")
 
 
 @dataclass
-class EncoderSettings:
+class EncoderSettings(Part, path="model"):
     """A pretrained encoder and its tokenizer, as transformers' Auto classes read them."""
 
     kind: str = "encoder"
     name: str | None = None  # hub repository or directory
     revision: str | None = None  # of a hub repository; null: the newest
-    package: str | None = None  # an installed package whose directory `model` is read instead
+    # an installed package whose directory `model` is read instead
+    package: str | None = ranged(None, str.isidentifier, "the name by which Python imports a package")
+
+    def check(self, s: Settings) -> None:
+        """An encoder has one source."""
+        if self.package is None:
+            self.need(bool(self.name), "name", "a hub repository or a directory, such as FacebookAI/roberta-base")
+        else:
+            self.need(self.revision is None, "revision", "null, since a package is what is installed")
+            self.need(self.name is None, "name", "null, since model.package is given; or model.package=null")
 
 
 @dataclass
-class TokenizerSettings:
-    """What cuts text into tokens: made at first use, or read from files."""
-
-    kind: str = "train"  # on the corpus; or pretrained (as transformers reads it), sentencepiece (a .model file)
-    name: str | None = None  # pretrained: hub repository or directory; sentencepiece: the file
-    vocabulary_size: int | None = None  # of a trained one; null: 4,096, or the model's where that is smaller
-    model_type: str = "bpe"
-    byte_fallback: bool = True  # bytes that no piece covers are spelt out, so that no text is lost
-    normalization: str = "none"  # of Unicode before anything else: none, nfc, nfkc
-    sample_bytes: int = 2_000_000  # of text that one is trained on; more changes few pieces and costs minutes
-
-
-@dataclass
-class EmbeddedSettings:
-    """English prose that every installation has: the docstrings of pinned packages."""
-
-    kind: str = "embedded"
-    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
-    rows: str = "packed"  # no padding; or document: one a row, truncated or padded
-    mask_documents: bool = False  # packed rows: attention and loss stop at a document's end
-    repeat: bool = True  # read the text again when the run is longer than it; false: stop with a message
-    window_tokens: int = 1 << 24  # rows are permuted within windows of about so many tokens
-    store: bool = True  # keep tokens under cache_root; false: only the windows in use, in memory
-    store_limit_gib: float | None = None  # null: as long as the text, or what the run needs of it
-    processes: int | None = None  # that cut text into tokens; null: one for each core
-
-
-@dataclass
-class CorpusSettings(EmbeddedSettings):
-    """Documents from a hub repository, a local copy of one, or files."""
-
-    kind: str = "corpus"
-    source: str | None = None  # hub repository, directory in its layout, or a file name with * and ?
-    subset: str | None = None  # the hub's word for a repository's configuration
-    revision: str | None = None  # of a hub repository; null: the newest when it is first read
-    text_field: str = "text"
-    sample_by: str = "paragraph"  # what is one document of a .txt file: line, paragraph, document (the file)
-    split: str = "train"
-    validation_split: str | None = None  # null: "validation" where there is one, else documents held out by hash
-    held_out: float = 0.01  # the share of the documents that is held out where there is no such split
-    repeat: bool = False
-
-
-@dataclass
-class LabelledSettings:
-    """Sentences or pairs of them with a class or a score each, in the layout of GLUE."""
-
-    kind: str = "labelled"
-    source: str | None = None  # hub repository, or a directory in its layout
-    subset: str | None = None  # the hub's word for a repository's configuration
-    revision: str | None = None
-    fields: list[str] = field(default_factory=list)  # the columns that are read: one, or the two of a pair
-    label_field: str = "label"
-    classes: int | None = 2  # labels are 0 to classes − 1; null: they are scores, and the loss is the squared error
-    split: str = "train"
-    validation_splits: list[str] = field(default_factory=lambda: ["validation"])  # the first decides what is best
-    metrics: list[str] = field(default_factory=lambda: ["accuracy"])  # the first decides what is best
-    examples: int | None = None  # train on a part, the same for every seed; null: all
-
-
-@dataclass
-class AdamWSettings:
-    """torch.optim.AdamW."""
-
-    kind: str = "adamw"
-    lr: float = 1e-3
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    split_lr_scale: float = 1.0  # of lr, for the Linear weights in the blocks
-
-
-@dataclass
-class ModuleSettings:
-    """How modules outside FRUGAL's split are treated: state_full, split, state_free (permanently) or frozen."""
-
-    embeddings: str = "state_full"
-    norms: str = "state_full"
-    head: str = "state_full"
-    split: list[str] | None = None  # which Linear in the blocks, as patterns for their names; null: all
-    unsplit: str = "state_free"  # the other Linear in the blocks
-
-
-@dataclass
-class FrugalSettings(AdamWSettings):
-    """adafrugal.optim.Frugal: what is not set here is described there."""
-
-    kind: str = "frugal"
-    density: Any = 0.25
-    fit_gib: float | None = None  # of memory that the estimate has to stay under: ρ begins lower where it would not
-    rank: Any = None  # instead of the density: a number of columns out of the model's hidden size
-    interval: Any = 200
-    subspace: Any = "blocks"
-    state_full: str = "adamw"
-    state_free: str = "signsgd"
-    state_free_lr_scale: float = 1.0
-    on_refresh: str = "reset"
-    shrink: str = "immediately"
-    stagger: int = 1
-    state_dtype: str | None = None  # null: float32
-    stochastic_rounding: bool = False
-    nonfinite: str | None = None
-    modules: ModuleSettings = field(default_factory=ModuleSettings)
-    fused: bool = True
-    compile: bool | None = None  # null: for large models on a CPU
-
-
-@dataclass
-class AdafactorSettings:
-    """torch.optim.Adafactor; `lr` is its largest relative step, `clip` its d."""
-
-    kind: str = "adafactor"
-    lr: float = 1e-2
-    beta2_decay: float = -0.8
-    clip: float = 1.0
-    weight_decay: float = 0.0
-
-
-@dataclass
-class MuonSettings(AdamWSettings):
-    """torch.optim.Muon on the split matrices, at a rate that is adjusted to AdamW's, and fused AdamW elsewhere."""
-
-    kind: str = "muon"
-    momentum: float = 0.95
-    nesterov: bool = True
-    ns_steps: int = 5
-
-
-@dataclass
-class AdamW8bitSettings(AdamWSettings):
-    """torchao.optim.AdamW8bit, where torchao is installed: `pip install torchao`."""
-
-    kind: str = "adamw_8bit"
-    block_size: int = 256
-
-
-@dataclass
-class LoraSettings(AdamWSettings):
-    """LoRA through peft, where that is installed: AdamW on low-rank adapters and the head, all else frozen."""
-
-    kind: str = "lora"
-    rank: int = 8
-    alpha: float = 8.0  # the adapters' product is scaled by alpha ÷ rank
-    dropout: float = 0.0
-    targets: list[str] = field(default_factory=list)  # names of the modules that get adapters
-
-
-@dataclass
-class ConstantSchedule:
+class ConstantSchedule(Part, path="schedule"):
     """The full learning rate after the warm-up."""
 
     kind: str = "constant"
     warmup: int | float | None = None  # steps, or a share of the run below 1; null: a tenth of the run
+
+    def period(self, s: Settings) -> int:
+        """Return the steps after which the schedule ends or begins anew."""
+        return run_steps(s)
+
+    def check(self, s: Settings) -> None:
+        """The warm-up ends before the schedule does."""
+        steps, is_whole = self.period(s), self.period(s) == run_steps(s)
+        many = "as many as its epochs have" if is_whole and not s.trainer.steps else steps
+        longest = f"{'trainer.steps' if is_whole else 'schedule.cycle'} ({many})"
+        is_below = self.warmup is None or 0 <= self.warmup < (1 if isinstance(self.warmup, float) else steps)
+        self.need(is_below, "warmup", f"0 to below {longest}, a share of it below 1, or null for a tenth")
+
+    def canonical(self, s: Settings) -> None:
+        """Null is a tenth."""
+        self.warmup = None if self.warmup == self.period(s) // 10 else self.warmup
 
 
 @dataclass
@@ -227,7 +145,7 @@ class LinearSchedule(ConstantSchedule):
     """A straight line from the learning rate to `floor` of it at the end of the run."""
 
     kind: str = "linear"
-    floor: float = 0.0
+    floor: float = within(0, 1, 0.0, ", a share of the learning rate")
 
 
 @dataclass
@@ -235,7 +153,7 @@ class CosineSchedule(LinearSchedule):
     """Half a cosine from the learning rate to `floor` of it at the end of the run."""
 
     kind: str = "cosine"
-    floor: float = 0.1
+    floor: float = within(0, 1, 0.1, ", a share of the learning rate")
 
 
 @dataclass
@@ -245,73 +163,131 @@ class RestartingSchedule(CosineSchedule):
     kind: str = "cosine_restarts"
     cycle: int | None = None  # steps; null: the whole run
 
+    def period(self, s: Settings) -> int:
+        """Return the steps after which the schedule begins anew."""
+        return run_steps(s) if self.cycle is None else self.cycle
+
+    def check(self, s: Settings) -> None:
+        """A cycle ends within the run."""
+        self.need(1 <= self.period(s) <= run_steps(s), "cycle", f"1 to trainer.steps ({run_steps(s)})")
+        super().check(s)
+
+    def canonical(self, s: Settings) -> None:
+        """Null is a tenth of a cycle, and a cycle as long as the run."""
+        super().canonical(s)
+        self.cycle = None if self.cycle == run_steps(s) else self.cycle
+
 
 @dataclass
-class TrainerSettings:
+class TrainerSettings(Part, path="trainer"):
     """The loop."""
 
-    steps: int | None = 500  # null: as many as `epochs` are
-    epochs: float | None = None  # where steps is null
-    batch_size: int = 8  # sequences per optimizer step
+    steps: int | None = at_least(1, 500)  # null: as many as `epochs` are
+    epochs: float | None = above(0, None)  # where steps is null
+    batch_size: int = ranged(8, lambda rows: 1 <= rows <= 2**32, "1 to 2^32")  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward and backward; null: all, on a GPU as many as fit
-    sequence_length: int = 128
-    clip_norm: float | None = None  # null: gradients are not clipped
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool | str = "auto"  # forward, loss and backward with torch.compile; auto: on a GPU
-    compile_mode: str = "auto"  # torch.compile's; auto: reduce-overhead (CUDA graphs) where it is safe, else default
-    parallel: str = "none"  # of several processes: ddp (each has the whole model) or fsdp (each a part of it)
-    replicas: int = 1  # with fsdp: so many groups of processes that each have the whole model between them
+    sequence_length: int = at_least(2, 128)
+    clip_norm: float | None = ranged(None, lambda norm: norm > 0, "above 0, or null for none")
+    precision: str = one_of("auto", "fp32", "bf16", "fp16")
+    device: str = one_of("auto", "cpu", "cuda")
+    # forward, loss and backward with torch.compile; auto: on a GPU
+    compile: bool | str = ranged("auto", (True, False, "auto").__contains__, "auto, true, false")
+    # torch.compile's; auto: reduce-overhead (CUDA graphs) where it is safe, else default
+    compile_mode: str = one_of("auto", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    parallel: str = one_of("none", "ddp", "fsdp")  # each process has the whole model (ddp) or a part of it (fsdp)
+    replicas: int = at_least(1, 1)  # with fsdp: so many groups of processes that each have the whole model between them
     offload: bool = False  # with fsdp: weights, gradients and state wait in the CPU's memory
-    timeout: float = 600.0  # seconds that a process waits for the others in training
-    update_in_backward: bool = False  # each tensor as soon as its gradient is there, which is then let go of
-    activation_checkpointing: str = "none"  # layers: each is made again in the backward pass; selective: but products
-    log_every: int = 10  # steps in one line of metrics.jsonl
-    on_nonfinite: str = "error"  # where a step's loss is NaN or infinite; or skip: leave the step out
-    max_skips: int = 10  # of a run; one more is an error
+    timeout: float = above(0, 600.0, " seconds")  # that a process waits for the others in training
+    update_in_backward: bool = False  # update each tensor as soon as its gradient is there, then free the gradient
+    activation_checkpointing: str = one_of("none", "layers", "selective")  # recompute layers, or all but their products
+    log_every: int = at_least(1, 10)  # steps in one line of metrics.jsonl
+    on_nonfinite: str = one_of("error", "skip")  # where a step's loss is NaN or infinite; skip: leave the step out
+    max_skips: int = at_least(1, 10, "; trainer.on_nonfinite=error leaves out none")  # of a run; one more is an error
+
+    def check(self, s: Settings) -> None:
+        """The length is known, and a step can be made so."""
+        batch, micro, task = self.batch_size, self.micro_batch_size, s.task
+        if self.steps is None:
+            self.need(task.has_epochs, "steps", f"1 or more; task={task.kind} has no epochs that are known before")
+            self.need(self.epochs is not None, "epochs", "above 0, since trainer.steps is null")
+        other = f"null, since trainer.steps is {self.steps}{'; or trainer.steps=null' if task.has_epochs else ''}"
+        self.need(self.steps is None or self.epochs is None, "epochs", other)
+        if micro is not None:
+            divisors = f"a divisor of trainer.batch_size ({batch}), such as {near_divisors(batch, micro)}"
+            self.need(micro >= 1 and batch % micro == 0, "micro_batch_size", divisors)
+        self._check_parallel(task)
+        clashes = {  # another setting -> whether it is so, and why update_in_backward does not go with it
+            f"micro_batch_size={micro}": (micro not in (None, batch),
+                                          f"each backward pass is a step then; allowed with it: {batch}, or null"),
+            f"clip_norm={self.clip_norm}": (self.clip_norm is not None, "the norm is of all gradients at once"),
+            "precision=fp16": (self.precision == "fp16", "its gradients are scaled back all at once; bf16 needs none"),
+            "compile=true": (self.compile is True, "compiled code gives all gradients at once"),
+            "parallel=ddp": (self.parallel == "ddp", "its gradients are summed in buckets; or trainer.parallel=fsdp"),
+        }  # fmt: skip
+        for what, (is_so, why) in clashes.items():
+            allowed = f"false with trainer.{what}, since {why}"
+            self.need(not (self.update_in_backward and is_so), "update_in_backward", allowed)
+
+    def _check_parallel(self, task: TaskSettings) -> None:
+        is_sharded = self.parallel == "fsdp"
+        self.need(is_sharded or self.replicas == 1, "replicas", "1, or more with trainer.parallel=fsdp")
+        self.need(is_sharded or not self.offload, "offload", "false, or true with trainer.parallel=fsdp")
+        alone = "none, since dropout draws on several processes what it does not draw on one"
+        self.need(self.parallel == "none" or task.kind == "pretrain", "parallel", alone)
+        others = "fp32, bf16 or auto with trainer.parallel=fsdp"
+        self.need(not (is_sharded and self.precision == "fp16"), "precision", others)
 
 
 @dataclass
-class EvalSettings:
+class EvalSettings(Part, path="eval"):
     """Validation during and after the run."""
 
-    every: int | None = 100  # steps; null: an epoch
+    every: int | None = at_least(1, 100, ", or null for an epoch of labelled sets")  # steps
     tokens: int = 16_384  # of held-out text; labelled validation sets are read whole
     last_tokens: int | None = None  # of the evaluation that ends the run; null: as many as of the others
 
+    def check(self, s: Settings) -> None:
+        """Text has no epochs, and is read by sequences."""
+        if not s.task.has_epochs:
+            least, last = s.trainer.sequence_length, self.last_tokens
+            self.need(self.every is not None, "every", "1 or more")
+            self.need(self.tokens >= least, "tokens", f"one sequence ({least}) or more")
+            some = f"one sequence ({least}) or more, or null for eval.tokens"
+            self.need(last is None or last >= least, "last_tokens", some)
+
 
 @dataclass
-class LocalTracking:
+class LocalTracking(Part, path="tracking"):
     """The record in the run's directory, and nothing else."""
 
     kind: str = "local"
 
 
 @dataclass
-class WandbTracking:
+class WandbTracking(Part, path="tracking"):
     """The record, and a copy of it to Weights & Biases."""
 
     kind: str = "wandb"
-    mode: str = "offline"
+    mode: str = one_of("offline", "online")
     project: str = "adafrugal"
     entity: str | None = None
 
 
 @dataclass
-class CheckpointSettings:
+class CheckpointSettings(Part, path="checkpoint"):
     """When the state of the run is saved beside its end."""
 
-    every: int = 100
-    keep: int = 1  # of the newest
+    every: int = at_least(1, 100)
+    keep: int = at_least(1, 1)  # of the newest
     best: bool = True  # save at each evaluation of `eval.every` that is the best so far, and keep that one, too
 
 
 @dataclass
-class Settings:
+class Settings(Part):
     """Everything that can be set, in the order in which `--cfg job` shows it."""
 
-    seed: int = 0
-    arm: str | None = None
+    seed: int = ranged(0, lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2^63 − 1")
+    arm: str | None = ranged(None, is_plain_name, "letters, digits and . _ - + =, since it names the run's directory")
     task: Any = MISSING
     data: Any = MISSING
     model: Any = MISSING
@@ -335,12 +311,8 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "tracking": (LocalTracking, WandbTracking),
 }
 
-COMPILE_MODES = ("auto", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's
-TOKENIZERS = ("train", "pretrained", "sentencepiece")
-NORMALIZATIONS = ("none", "nfc", "nfkc")
-METRICS = {"classes": ("accuracy", "f1", "matthews"), "scores": ("pearson", "spearman")}  # for what labels are
 
-
+@functools.cache
 def register() -> None:
     """Put the schema into Hydra's ConfigStore."""
     from hydra.core.config_store import ConfigStore
@@ -350,66 +322,3 @@ def register() -> None:
     for group, schemas in SCHEMAS.items():
         for schema in schemas:
             store.store(group=group, name=f"schema_{schema.kind}", node=schema)
-
-
-def run_steps(settings: Settings) -> int:
-    """The steps of the run, or more than any run has where only its epochs are known."""
-    return settings.trainer.steps or 1 << 40
-
-
-def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings:
-    """The same settings with what the data and the model decide filled in.
-
-    Where `trainer.steps` is null, `trainer.epochs` counts; where `eval.every` is, an epoch; where a loss-aware
-    interval's `every` is, an epoch, or a twentieth of the run where that is shorter; where `optimizer.density` is,
-    `optimizer.rank`.
-
-    Args:
-        settings: as they were checked.
-        epoch: its steps; None where a run has no epochs to speak of, and nothing in the settings needs them.
-        hidden_size: of the model.
-
-    Raises:
-        SettingError: a rank above the hidden size.
-    """
-    found = copy.deepcopy(settings)
-    optimizer = found.optimizer
-    if epoch is not None:
-        found.trainer.steps = found.trainer.steps or max(1, round((found.trainer.epochs or 0) * epoch))
-        found.trainer.epochs = None
-        found.eval.every = found.eval.every or epoch
-        interval = getattr(optimizer, "interval", None)
-        if isinstance(interval, dict) and interval["kind"] == "loss_aware" and interval.get("every") is None:
-            interval["every"] = min(epoch, max(1, found.trainer.steps // 20))
-    if isinstance(optimizer, FrugalSettings) and optimizer.rank is not None:
-        density = density_of_rank(optimizer.rank, hidden_size)
-        if max(density.get(key, 0) for key in ("value", "start", "end")) > 1:
-            raise SettingError(f"optimizer.rank is {optimizer.rank}; allowed: up to the hidden size, {hidden_size}")
-        optimizer.density, optimizer.rank = density, None
-    return found
-
-
-def trained_size(settings: Settings) -> int:
-    """The number of pieces of a tokenizer that the run trains."""
-    return settings.data.tokenizer.vocabulary_size or min(4096, settings.model.vocabulary_size)
-
-
-def density_of_rank(rank: Any, hidden_size: int) -> dict[str, Any]:
-    """The density control that selects as many columns of `hidden_size` as a control of ranks says."""
-    control = dict(rank) if isinstance(rank, dict) else {"kind": "constant", "value": rank}
-    return {key: v / hidden_size if key in ("value", "start", "end") else v for key, v in control.items()}
-
-
-def with_run_length(control: Any, steps: int) -> dict[str, Any]:
-    """A control's settings, a plain number as a constant, and what is null filled in.
-
-    A decay lasts the run, or a share of it below 1; a loss is observed 20 times in it.
-    """
-    filled = dict(control) if isinstance(control, dict) else {"kind": "constant", "value": control}
-    if filled.get("kind") in ("linear", "cosine"):
-        given = filled.get("steps")
-        is_share = isinstance(given, float) and 0 < given < 1
-        filled["steps"] = steps if given is None else max(1, round(given * steps)) if is_share else given
-    if filled.get("kind") == "loss_aware" and filled.get("every") is None:
-        filled["every"] = max(1, steps // 20)
-    return filled

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from adafrugal.settings.canonical import settled
 from adafrugal.settings.identity import Identity, differing, identify, still_part
-from adafrugal.settings.schema import Settings, settled
+from adafrugal.settings.schema import Settings
 from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.secrets import hidden

@@ -12,7 +12,8 @@ from collections import Counter
 
 import torch
 
-from adafrugal.settings import check, compose
+from adafrugal.settings import compose
+from adafrugal.settings.compose import check
 from adafrugal.training.distributed import ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
@@ -55,7 +56,7 @@ def made(job):
 
     Loop._next_work, Loop._train_step, Loop._step = next_work, train_step, optimizer_step
     try:
-        record, outcome = run(check.check(found, choices), choices)
+        record, outcome = run(check(found, choices), choices)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {"outcome": outcome, "directory": str(record.directory), **seen}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from adafrugal.settings.schema import METRICS
+from adafrugal.settings.data_settings import METRICS
 from adafrugal.training.tasks import metrics
 
 # labels 1 1 1 0 0 0 1 0, found 1 1 0 0 0 1 1 0: three of four ones found, one zero taken for a one

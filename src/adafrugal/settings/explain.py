@@ -1,0 +1,93 @@
+"""What can be chosen, for `--help`, and one line for each exception of Hydra and OmegaConf."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
+
+from adafrugal.settings import REPOSITORY
+from adafrugal.system.errors import chain
+
+_PLACES = ("experiments", "sweeps")  # beside conf/; their groups have groups in them
+_NO_EXPERIMENTS = tuple(f"experiments/{name}" for name in ("published", "results", "tables"))
+
+
+def groups(repository: Path = REPOSITORY) -> str:
+    """The groups and the files that can be chosen from each, one group a line."""
+    found: dict[str, list[str]] = {}
+    for root, place in (("conf", "conf"), *((".", place) for place in _PLACES)):
+        for file in _choices(place, repository):
+            group = file.parent.relative_to(repository / root).as_posix()
+            if group != "." and not group.startswith(("optimizer/for", "optimizer/at")):  # these follow other choices
+                found.setdefault(group, []).append(file.stem)
+    return "\n".join(f"  {group}: {', '.join(names)}" for group, names in found.items())
+
+
+def _choices(place: str, repository: Path = REPOSITORY) -> list[Path]:
+    """The settings files of a directory that can be chosen by name; _*.yaml are included by others."""
+    files = [file for file in sorted((repository / place).rglob("*.yaml")) if not file.stem.startswith("_")]
+    return [file for file in files if not file.relative_to(repository).as_posix().startswith(_NO_EXPERIMENTS)]
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a message: the allowed name that is nearest to the given one, and all that are allowed."""
+    allowed = [a for a in allowed if not a.startswith("schema_")]
+    near = difflib.get_close_matches(name, allowed, n=1) or [a for a in allowed if a.rpartition("/")[2] == name]
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"{guess}allowed: {', '.join(allowed) or 'nothing'}"
+
+
+def no_such(key: str, allowed: Iterable[str]) -> str:
+    """The line for a setting that does not exist, and the names that do in its place."""
+    if key == "optimizer.density.fit_gib":
+        return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
+    path, _, last = key.rpartition(".")
+    what = f"{path} has no {last!r}" if path else "there is no such setting"
+    return f"{key}: {what}; {nearest(last, allowed)}"
+
+
+def explain(error: Exception) -> str:
+    """One line for an exception of OmegaConf or Hydra, with the setting's name and what it allows."""
+    cause = next((e for e in chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
+    if cause is None:
+        return _explain_hydra(error)
+    key, first_line = str(cause.full_key), str(cause).splitlines()[0]
+    last = key.rpartition(".")[2]
+    known = {f.name: f for f in fields(cause.object_type)} if is_dataclass(cause.object_type) else {}
+    if key == "_dummy_":  # Hydra's, where a name in the list of defaults needs a group that is taken away
+        return f"{first_line.split(chr(39))[1]}: no value is given; name one of its files, see --help"
+    if "is not a ListConfig" in first_line:
+        given = cause.value if cause.value is not None else "…"
+        return f"{key} is {given}; allowed: a list, such as '[{given}]'"
+    if "Union[" in first_line and "allowed" in known[last].metadata:
+        given = first_line.partition("'")[2].rpartition("' of type")[0]
+        return f"{key} is {given}; allowed: {known[last].metadata['allowed']}"
+    if not ("not in" in first_line and first_line.startswith("Key")):
+        return f"{key}: {first_line[0].lower()}{first_line[1:]}"
+    if key == last and "/" in last:
+        return f"{last}: there is no such group here; the groups are those of conf/, such as optimizer/density"
+    return no_such(key, known or list(cause.parent_node or ()))
+
+
+def _explain_hydra(error: Exception) -> str:
+    if getattr(error, "missing_cfg_file", None) and getattr(error, "options", None) is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        root, _, rest = error.missing_cfg_file.partition("/")
+        names = error.options
+        if root in _PLACES:
+            group, name = root, rest
+            names = [file.relative_to(REPOSITORY / root).with_suffix("").as_posix() for file in _choices(root)]
+        return f"{group}: there is no {name!r}; {nearest(name, names)}"
+    if getattr(error, "override", None):
+        detail = " ".join(error.message.split("\nSee ")[0].split())
+        return f"{error.override!r} is not a setting: {detail}; write name=value (quote spaces, commas and brackets)"
+    text = " ".join(str(error).split())
+    if "No match in the defaults list" in text:
+        return f"{text.split(' No match')[0]} It is no group, or none that goes with the other choices; see --help"
+    if text.startswith("Config group override"):
+        return f"{text}; a group takes the name of one of its files, such as optimizer=adamw; see --help"
+    return text

@@ -1,0 +1,240 @@
+"""The settings of optimizers. Names and ranges of AdaFRUGAL's family are those of `adafrugal.optim.choices`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adafrugal.optim import controls
+from adafrugal.optim.choices import NAMES, ON_SHARDS, POLICIES, RANGES, SUBSPACES, TREATMENTS, works_on_shards
+from adafrugal.settings.canonical import density_of_rank, described, run_steps, spelled, with_run_length
+from adafrugal.settings.explain import nearest
+from adafrugal.settings.ranges import Part, above, at_least, is_number, one_of, ranged, refusal, within
+from adafrugal.system.errors import SettingError
+
+if TYPE_CHECKING:
+    from adafrugal.settings.schema import Settings
+
+_LARGEST = 1 << 20  # rank: above any model's hidden size
+
+
+def _as_in_optim(name: str, default: Any) -> Any:
+    words, holds = RANGES[name]
+    return ranged(default, holds, words)
+
+
+class OptimizerSettings(Part, path="optimizer"):
+    """An optimizer."""
+
+    def check(self, s: Settings) -> None:
+        """Only AdamW and FRUGAL's family work on shards."""
+        able = "adamw, or one of FRUGAL's family, with trainer.parallel=fsdp: others need whole matrices; ddp takes all"
+        self.need(s.trainer.parallel != "fsdp" or self.kind in ("adamw", "frugal"), "kind", able)
+
+    def settle(self, steps: int | None, epoch: int | None, hidden_size: int) -> None:
+        """Fill in what depends on the data and the model, as `canonical.settled` says."""
+
+
+@dataclass
+class AdamWSettings(OptimizerSettings):
+    """torch.optim.AdamW."""
+
+    kind: str = "adamw"
+    lr: float = _as_in_optim("lr", 1e-3)
+    betas: list[float] = _as_in_optim("betas", [0.9, 0.999])
+    eps: float = _as_in_optim("eps", 1e-8)
+    weight_decay: float = _as_in_optim("weight_decay", 0.0)
+    split_lr_scale: float = above(0, 1.0, "; optimizer=frugal takes 0, too")  # of lr, for Linear weights in the blocks
+
+
+@dataclass
+class ModuleSettings(Part, path="optimizer.modules"):
+    """How modules outside FRUGAL's split are treated: state_full, split, state_free (permanently) or frozen."""
+
+    embeddings: str = one_of(*TREATMENTS)
+    norms: str = one_of(*TREATMENTS)
+    head: str = one_of(*TREATMENTS)
+    # which Linear in the blocks, as patterns for their names; null: all
+    split: list[str] | None = ranged(None, bool, "names of modules, such as ['*.query', '*.value'], or null for all")
+    unsplit: str = ranged("state_free", TREATMENTS.__contains__, TREATMENTS)  # the other Linear in the blocks
+
+    def check(self, s: Settings) -> None:
+        """DDP waits for every gradient."""
+        other = "another with trainer.parallel=ddp, which waits for every gradient; or trainer.parallel=fsdp"
+        for name in ("embeddings", "norms", "head", "unsplit"):
+            self.need(s.trainer.parallel != "ddp" or getattr(self, name) != "frozen", name, other)
+
+
+@dataclass
+class FrugalSettings(AdamWSettings):
+    """adafrugal.optim.Frugal, which describes what has no comment here."""
+
+    kind: str = "frugal"
+    split_lr_scale: float = _as_in_optim("split_lr_scale", 1.0)
+    density: Any = 0.25
+    fit_gib: float | None = above(0, None, " GiB of memory, or null")  # ρ begins lower where the estimate is above it
+    rank: Any = None  # instead of the density: a number of columns out of the model's hidden size
+    interval: Any = 200
+    subspace: Any = "blocks"
+    state_full: str = one_of(*NAMES["state_full"])
+    state_free: str = one_of(*NAMES["state_free"])
+    state_free_lr_scale: float = _as_in_optim("state_free_lr_scale", 1.0)
+    on_refresh: str = one_of(*NAMES["on_refresh"])
+    shrink: str = one_of(*NAMES["shrink"])
+    stagger: int = _as_in_optim("stagger", 1)
+    state_dtype: str | None = one_of(*NAMES["state_dtype"])
+    stochastic_rounding: bool = False
+    nonfinite: str | None = one_of(*NAMES["nonfinite"])
+    modules: ModuleSettings = field(default_factory=ModuleSettings)
+    fused: bool = True
+    compile: bool | None = None  # null: for large models on a CPU
+
+    def __post_init__(self) -> None:
+        """`density.fit_gib` is another way to write `fit_gib`; a control knows nothing of memory."""
+        if isinstance(self.density, dict):
+            self.density = dict(self.density)
+            given = self.density.pop("fit_gib", None)
+            if None not in (given, self.fit_gib) and given != self.fit_gib:
+                twice = f"optimizer.fit_gib is {self.fit_gib} and optimizer.density.fit_gib is {given}"
+                raise SettingError(f"{twice}, which are two names of one setting; give one of them")
+            self.fit_gib = self.fit_gib if given is None else given
+
+    def check(self, s: Settings) -> None:
+        """Controls and subspaces are possible, and go with the rest."""
+        steps, is_sharded, fits = run_steps(s), s.trainer.parallel == "fsdp", self.fit_gib is not None
+        self._check_controls(steps)
+        kind, own = self._checked_subspace()
+        on_shards = f"{ON_SHARDS} with trainer.parallel=fsdp, which divides matrices by rows; ddp takes all"
+        self.need(not is_sharded or works_on_shards(kind, own), "subspace", on_shards)
+        longest = int(controls.interval(with_run_length(self.interval, steps)).at(1))
+        self.need(self.stagger <= longest, "stagger", f"1 to the interval ({longest})")
+        if kind == "blocks":
+            self._check_blocks(own, s)
+        elif self.modules.norms == "split":
+            self.modules.need(False, "norms", f"others with {kind}, which splits only matrices; blocks split all")
+        estimated = "null, since only what is trained from random weights is estimated"
+        self.need(not fits or s.task.kind == "pretrain", "fit_gib", estimated)
+        self.need(not (fits and is_sharded), "fit_gib", "null with trainer.parallel=fsdp, which is not estimated")
+        if s.trainer.update_in_backward and self.nonfinite is not None:
+            why = "it looks at all gradients at once; trainer.on_nonfinite looks at the loss"
+            s.trainer.need(False, "update_in_backward", f"false with optimizer.nonfinite={self.nonfinite}, since {why}")
+
+    def _check_controls(self, steps: int) -> None:
+        rank, density = self.rank, self.density
+        if rank is not None and density is not None:
+            both = f"optimizer.rank is {rank} and optimizer.density is {density}"
+            raise SettingError(f"{both}: each says how much is selected; set one to null")
+        some = "a share from 0 to 1, or a control such as optimizer/density=linear; or give optimizer.rank"
+        self.need(rank is not None or density is not None, "density", some)
+        given = {"density": density, "interval": self.interval}
+        if rank is not None:
+            sizes = [v for key, v in described(rank).items() if key in ("value", "start", "end")]
+            possible = all(is_number(size) and 0 <= size <= _LARGEST for size in sizes)
+            self.need(possible, "rank", "a number of columns, 0 or more, or a control of such numbers")
+            given = {"rank": density_of_rank(rank, _LARGEST), "interval": self.interval}
+        for name, control in given.items():
+            try:
+                (controls.interval if name == "interval" else controls.density)(with_run_length(control, steps))
+            except ValueError as error:
+                hint = f"; to choose another kind write optimizer/{name}=…" if " has no " in str(error) else ""
+                raise SettingError(f"optimizer.{name}: {error}{hint}") from None
+
+    def _checked_subspace(self) -> tuple[str, dict[str, str]]:
+        """Return the subspace's kind and its own settings."""
+        own = dict(self.subspace) if isinstance(self.subspace, dict) else {"kind": self.subspace}
+        kind = own.pop("kind", None)
+        if kind not in tuple(SUBSPACES):
+            raise SettingError(refusal("optimizer.subspace", kind, SUBSPACES))
+        for key, value in own.items():
+            if key not in SUBSPACES[kind]:
+                raise SettingError(f"optimizer.subspace.{key}: no such setting; {nearest(key, SUBSPACES[kind])}")
+            if value not in SUBSPACES[kind][key]:
+                raise SettingError(refusal(f"optimizer.subspace.{key}", value, SUBSPACES[kind][key]))
+        self.need(self.on_refresh in POLICIES[kind], "on_refresh", f"{', '.join(POLICIES[kind])} with {kind}")
+        return kind, own
+
+    def _check_blocks(self, own: dict[str, str], s: Settings) -> None:
+        self.need(self.stagger == 1, "stagger", "1 with blocks, which choose among all matrices at once")
+        self.need(self.rank is None, "rank", "null with blocks, which are whole matrices; columns take ranks")
+        by_layer, modules = own.get("unit") == "layer", self.modules
+        if by_layer and "split" in (modules.embeddings, modules.norms, modules.head):
+            raise SettingError("optimizer.modules: with blocks of unit layer nothing outside the layers can be split")
+        if s.model.kind == "llama" and self.state_free == "none" and own.get("match", "count") == "count":
+            layers = s.model.num_hidden_layers
+            first = float(controls.density(with_run_length(self.density, run_steps(s))).at(0))
+            selected = int(first * layers) if by_layer else round(first * 7 * layers)
+            blocks = f"{layers} layers" if by_layer else f"{7 * layers} matrices"
+            some = f"one that selects at least one of the {blocks}, since optimizer.state_free=none trains no other"
+            self.need(selected > 0, "density", some)
+
+    def canonical(self, s: Settings) -> None:
+        """A plain number means constant, a subspace with its defaults is its name."""
+        self.state_dtype = None if self.state_dtype == "float32" else self.state_dtype
+        if self.rank is None:
+            self.density = spelled(self.density, controls.DENSITIES, s)
+        else:
+            self.rank = spelled(self.rank, controls.DENSITIES, s)
+        self.interval = spelled(self.interval, controls.INTERVALS, s)
+        if isinstance(self.subspace, dict):
+            kind = self.subspace["kind"]
+            different = {k: v for k, v in self.subspace.items() if k != "kind" and v != SUBSPACES[kind][k][0]}
+            self.subspace = {"kind": kind} | different if different else kind
+
+    def settle(self, steps: int | None, epoch: int | None, hidden_size: int) -> None:
+        """Fill in what depends on the data and the model, as `canonical.settled` says."""
+        interval = described(self.interval)
+        if epoch is not None and interval["kind"] == "loss_aware" and interval.get("every") is None:
+            self.interval = interval | {"every": min(epoch, max(1, steps // 20))}
+        if self.rank is not None:
+            density = density_of_rank(self.rank, hidden_size)
+            within_size = all(density.get(key, 0) <= 1 for key in ("value", "start", "end"))
+            self.need(within_size, "rank", f"up to the hidden size, {hidden_size}")
+            self.density, self.rank = density, None
+
+
+@dataclass
+class AdafactorSettings(OptimizerSettings):
+    """torch.optim.Adafactor; `lr` is its largest relative step, `clip` its d."""
+
+    kind: str = "adafactor"
+    lr: float = _as_in_optim("lr", 1e-2)
+    beta2_decay: float = within(-1, 0, -0.8)
+    clip: float = at_least(1, 1.0)
+    weight_decay: float = _as_in_optim("weight_decay", 0.0)
+
+
+@dataclass
+class MuonSettings(AdamWSettings):
+    """torch.optim.Muon on the split matrices, at a rate that is adjusted to AdamW's, and fused AdamW elsewhere."""
+
+    kind: str = "muon"
+    momentum: float = ranged(0.95, lambda share: 0 <= share < 1, "a number from 0 to below 1")
+    nesterov: bool = True
+    ns_steps: int = within(1, 99, 5)
+
+
+@dataclass
+class AdamW8bitSettings(AdamWSettings):
+    """torchao.optim.AdamW8bit."""
+
+    package: ClassVar[str | None] = "torchao"
+    kind: str = "adamw_8bit"
+    block_size: int = at_least(1, 256)
+
+
+@dataclass
+class LoraSettings(AdamWSettings):
+    """LoRA through peft: AdamW on low-rank adapters and the head, all else frozen."""
+
+    package: ClassVar[str | None] = "peft"
+    kind: str = "lora"
+    split_lr_scale: float = ranged(1.0, lambda scale: scale == 1, "1, since optimizer.alpha scales adapters")
+    rank: int = at_least(1, 8)
+    alpha: float = above(0, 8.0)  # the adapters' product is scaled by alpha ÷ rank
+    dropout: float = ranged(0.0, lambda share: 0 <= share < 1, "a share from 0 to below 1")
+    targets: list[str] = ranged([], bool, "names of modules, such as [query, value]")  # that get adapters
+
+    def check(self, s: Settings) -> None:
+        """Adapters are added to trained weights."""
+        trained = "an optimizer that trains all weights, since these are random; or task=finetune"
+        self.need(s.task.kind == "finetune", "kind", trained)
