@@ -36,6 +36,8 @@ def test_packed_records_come_back_byte_for_byte_and_pack_to_the_same_file(runs, 
     archive, elsewhere = tmp_path / "runs.tar.xz", tmp_path / "elsewhere"
     assert typed(monkeypatch, capsys, "--unpack", archive, elsewhere) == (0, f"2 runs → {elsewhere}\n")
     assert content(elsewhere) == content(runs)
+    (tmp_path / "file").write_text("")
+    assert typed(monkeypatch, capsys, "--unpack", archive, tmp_path / "file")[0] == 2
     assert len(content(elsewhere)) == 12
     for file in elsewhere.rglob("*.json*"):
         file.chmod(0o600)

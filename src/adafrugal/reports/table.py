@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from adafrugal.reports.grid import MISSING, Cell, Change, Difference, Grid, Number
 from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.settings.identity import still_part
@@ -70,17 +72,10 @@ def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for key, runs in rows.items():
         rivals = [settings[other] for other in rows if other[0] == key[0]]
         apart = {name for rival in rivals for name in rival if any(r.get(name) != rival[name] for r in rivals)}
-        own = {name: settings[key].get(name, _default(runs[0], name)) for name in sorted(apart)}
+        defaults = OmegaConf.create(runs[0].config())
+        own = {name: settings[key].get(name, OmegaConf.select(defaults, name)) for name in sorted(apart)}
         named.append((" ".join([key[0], *(f"{name}={v}" for name, v in own.items() if v is not None)]), runs))
     return named
-
-
-def _default(record: Record, name: str) -> Any:
-    """The value of a setting that does not differ from its default."""
-    value: Any = record.config()
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 # -- pre-training ------------------------------------------------------------------------------------------------------
