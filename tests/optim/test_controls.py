@@ -25,13 +25,6 @@ def test_interval_climbs_the_papers_ladder_with_half_to_even_rounding():
     assert ladder == [100, 150, 225, 338, 507, 760, 1000, 1000, 1000]
 
 
-def test_first_observation_only_sets_the_loss():
-    interval = LossAware()
-    interval.observe(3.0)
-    assert interval.at(1) == 100
-    assert interval.last_loss == 3.0
-
-
 @pytest.mark.parametrize(
     ("second", "grows"), [(5.0 * (1 - 0.0049), True), (5.0 * (1 + 0.0049), True), (5.0 * (1 - 0.0051), False)]
 )
@@ -91,13 +84,6 @@ def test_interval_state_comes_back_with_what_it_observed():
     assert (again.value, again.last_loss) == (38, 4.0)
 
 
-def test_a_control_is_copied_so_that_groups_do_not_share_its_state():
-    given = LossAware()
-    control = controls.interval(given)
-    control.observe(1.0)
-    assert given.last_loss is None
-
-
 @pytest.mark.parametrize(
     ("build", "value", "says"),
     [
@@ -117,6 +103,13 @@ def test_a_control_is_copied_so_that_groups_do_not_share_its_state():
         (controls.interval, {"kind": "linear"}, "allowed: constant, loss_aware"),
         (controls.interval, {"kind": "loss_aware", "value": 400}, "has no 'value'; it has start, max"),
         (controls.interval, {"kind": ["loss_aware"]}, "allowed: constant, loss_aware"),
+        (
+            controls.interval,
+            {"kind": "loss_aware", "source": "test"},
+            "source is 'test'; allowed: validation",
+        ),
+        (controls.interval, {"kind": "loss_aware", "smoothing": 1.0}, "smoothing is 1.0"),
+        (controls.interval, {"kind": "loss_aware", "smoothing": -0.1}, "smoothing is -0.1"),
         (controls.interval, LinearDecay(), "kind is 'linear'; allowed here: constant, loss_aware"),
         (controls.density, LossAware(), "kind is 'loss_aware'; allowed here: constant, linear"),
     ],
@@ -151,12 +144,6 @@ def last(losses, beta):
     for loss in losses[1:]:
         mean = beta * mean + (1 - beta) * loss
     return mean
-
-
-@pytest.mark.parametrize("wrong", [{"source": "test"}, {"smoothing": 1.0}, {"smoothing": -0.1}])
-def test_an_impossible_way_to_observe_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
-        LossAware(**wrong)
 
 
 def test_a_state_from_before_a_setting_existed_is_read():

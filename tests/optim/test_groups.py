@@ -40,12 +40,6 @@ def test_every_trainable_tensor_is_in_one_group_and_frozen_ones_in_none():
     assert len(found) == len({id(p) for p in found})
 
 
-def test_tensors_of_fewer_than_two_dimensions_are_never_decayed():
-    for group in split_parameters(Model()):
-        undecayed = group.get("weight_decay") == 0
-        assert all((p.ndim < 2) is undecayed for _, p in group["params"])
-
-
 def test_a_linear_in_a_block_that_is_tied_to_something_outside_is_not_split():
     model = Model()
     model.layers[0][1].weight = model.pooler.weight
@@ -65,22 +59,16 @@ def test_the_table_counts_tensors_parameters_and_bytes():
     assert table[-1].split() == ["all", str(len(list(model.parameters()))), str(total), f"{8 * total:,}"]
 
 
-def test_groups_serve_more_than_one_frugal_can_be_changed_and_still_print():
+def test_groups_serve_more_than_one_optimizer_can_be_changed_and_still_print():
     groups = split_parameters(Model())
     before = str(groups)
     for group in groups:
         group["lr"] = 7.0
     first, second = Frugal(groups), Frugal(groups)
-    assert str(groups) == before
     assert [g["lr"] for g in first.param_groups] == [7.0, 7.0, 7.0]
     assert first.param_groups[0]["param_names"] == second.param_groups[0]["param_names"]
-
-
-def test_torchs_optimizers_take_them_too():
-    groups = split_parameters(Model())
-    before = str(groups)
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    adamw = torch.optim.AdamW(groups, weight_decay=0.1)
+    assert [g["weight_decay"] for g in adamw.param_groups] == [0.1, 0.1, 0.0]
     assert str(groups) == before
 
 
@@ -108,18 +96,6 @@ def test_norms_embeddings_and_head_can_be_moved():
     assert groups[0]["rule"] == "Linear in blocks, head", "one group: blocks take turns within a group"
     optimizer = Frugal(groups)  # vectors can be state-free, and blocks take anything
     assert next(g for g in optimizer.param_groups if g["rule"] == "norms")["density"].at(1) == 0.0
-
-
-def test_the_head_is_one_more_block_and_has_its_turns():
-    model = Model()
-    optimizer = Frugal(split_parameters(model, default_rules(head="split")), density=0.25, interval=1)
-    turns = 0
-    for _ in range(40):
-        for p in model.parameters():
-            p.grad = torch.ones_like(p)
-        optimizer.step()
-        turns += bool(optimizer.state[model.pooler.weight].get("entries"))
-    assert 40 / 4 - 2 <= turns <= 40 / 4 + 2
 
 
 def test_a_rule_that_freezes_does_so_only_where_all_is_well():
@@ -169,12 +145,17 @@ def test_the_split_of_the_glue_scripts():
     ]
 
 
-def test_a_pattern_is_compared_part_by_part():
-    model = Model()
-    rules = [Rule("one", "split", path="layers.1.1", tensors="matrices"), OTHERS]
-    assert names(split_parameters(model, rules), "one") == ["layers.1.1.weight"], "and not of layers.10"
-    rules = [Rule("ten", "split", path="*.1?.1", tensors="matrices"), OTHERS]
-    assert names(split_parameters(model, rules), "ten") == ["layers.10.1.weight"]
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("layers.1.1", ["layers.1.1.weight"]),  # and not layers.10
+        ("*.1?.1", ["layers.10.1.weight"]),
+        ("layers.0.1|layers.1.1", ["layers.0.1.weight", "layers.1.1.weight"]),
+    ],
+)
+def test_a_pattern_is_compared_part_by_part(path, expected):
+    groups = split_parameters(Model(), [Rule("these", "split", path=path, tensors="matrices"), OTHERS])
+    assert names(groups, "these") == expected
 
 
 def test_what_decays_can_be_said():
@@ -271,11 +252,6 @@ def test_roberta_base_has_the_sizes_of_frugals_scripts(rank, mebibytes):
     assert round(moments / 2**20, 2) == mebibytes
 
 
-def test_a_pattern_that_names_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no trainable tensor falls under the rule 'quary'"):
-        split_parameters(encoder("Bert"), default_rules(split=["*.quary", "*.value"]))
-
-
 def test_what_is_not_named_may_be_split_state_full_or_frozen_too():
     for treatment, expected in (("state_full", False), ("split", True)):
         groups = split_parameters(encoder("Bert"), default_rules(split=["*.query"], unsplit=treatment))
@@ -284,8 +260,3 @@ def test_what_is_not_named_may_be_split_state_full_or_frozen_too():
         assert key.get("density") is None
     groups = split_parameters(encoder("Bert"), default_rules(split=["*.query"], unsplit="frozen"))
     assert any(name.endswith("self.key.weight") for name, _ in groups.frozen)
-
-
-def test_alternatives_in_a_path_are_whole_patterns():
-    rules = [Rule("first two", "split", path="layers.0.1|layers.1.1", tensors="matrices"), Rule("rest", "state_full")]
-    assert names(split_parameters(Model(), rules), "first two") == ["layers.0.1.weight", "layers.1.1.weight"]

@@ -176,7 +176,7 @@ def check_basis(basis, kind, side, grad):
 
 SHAPES = [(8, 10), (10, 8), (6, 6), (1, 7), (7, 1), (9, 3), (3, 9), (5, 4)]
 OTHERS = [(4, 3), (5,)]
-STEPS, T = 60, 7
+STEPS, T = 36, 7
 SETTINGS = {
     "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "split_lr_scale": 0.7, "state_free_lr_scale": 0.4,
     "subspace": "columns", "state_full": "adamw", "state_free": "signsgd", "on_refresh": "reset",
@@ -290,7 +290,7 @@ KINDS_AND_POLICIES = [
     *itertools.product(COORDINATES, ["reset", "reset_all", "keep", "keep_overlap"]),
     *itertools.product(PROJECTIONS, ["reset", "reset_all", "keep"]),
 ]
-FALL = (0.9, 0.1, 50)
+FALL = (0.9, 0.1, 30)
 
 
 def free_rule(kind):
@@ -346,6 +346,6 @@ def test_rates(kind, decay, s, c):
 @pytest.mark.parametrize(("kind", "on_refresh"), [case for case in KINDS_AND_POLICIES if case[0] != "svd"])
 def test_tensors_without_a_gradient_are_skipped_alone(kind, on_refresh):
     def without(step, place):
-        return (step + place) % 5 == 0 or (place == 2 and 13 <= step <= 30)
+        return (step + place) % 5 == 0 or (place == 2 and 13 <= step <= 25)
 
     Comparison(subspace=kind, on_refresh=on_refresh).run(without)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adafrugal.optim import Frugal, LinearDecay
+from adafrugal.optim.choices import POLICIES
 from adafrugal.optim.subspaces import SUBSPACES
 
 
@@ -30,56 +31,6 @@ def frugal(params, **settings):
 
 
 # -- on_refresh -------------------------------------------------------------------------------------------------------
-
-
-def test_reset_all_begins_every_tensor_anew():
-    params, other = made(), nn.Parameter(torch.zeros(3))
-    groups = [{"params": params, "split": True}, {"params": [other]}]
-    optimizer = Frugal(groups, density=0.5, interval=4, on_refresh="reset_all")
-    counts = []
-    for step in range(9):
-        other.grad = torch.ones(3)
-        stepped(optimizer, params, [step])
-        counts.append(int(optimizer.state[other]["step"]))
-    assert counts == [1, 2, 3, 4, 1, 2, 3, 4, 1]
-
-
-def test_columns_that_stay_selected_keep_their_own_count():
-    params = made(1, (6, 20))
-    optimizer = frugal(params, subspace="columns", on_refresh="keep_overlap", interval=2)
-    ages = torch.zeros(20)
-    for step in range(12):
-        stepped(optimizer, params, [step])
-        state = optimizer.state[params[0]]
-        chosen = torch.zeros(20, dtype=torch.bool)
-        chosen[state["indices"]] = True
-        ages = torch.where(chosen, ages + 1, 0)
-        assert torch.equal(state["step"].expand(1, 10).flatten(), ages[chosen])
-    assert len(set(ages.tolist())) > 2, "some stayed over several refreshes, some did not"
-
-
-def test_a_matrix_that_stays_active_keeps_everything():
-    params = made(4)
-    optimizer = frugal(params, density=0.75, on_refresh="keep_overlap")  # 3 of 4, the first left out, then others
-    stepped(optimizer, params, range(5))
-    steps = [optimizer.state[p].get("step") for p in params]
-    assert [None if s is None else int(s) for s in steps] == [1, None, 5, 5]
-
-
-def test_kept_moments_are_cut_to_size_when_fewer_are_selected():
-    params = made(1, (6, 20))
-    optimizer = frugal(
-        params, subspace="columns", on_refresh="keep", density=LinearDecay(0.5, 0.2, 4), shrink="at_refresh"
-    )
-    stepped(optimizer, params, range(4))
-    before = optimizer.state[params[0]]["exp_avg"].clone()
-    params[0].grad = torch.zeros_like(params[0])
-    optimizer.step()
-    state = optimizer.state[params[0]]
-    assert state["exp_avg"].shape == (6, 4)
-    torch.testing.assert_close(state["exp_avg"], 0.9 * before[:, :4])
-    assert state["step"] == 5
-    assert state["exp_avg"].untyped_storage().nbytes() == 6 * 4 * 4
 
 
 # -- when matrices choose ---------------------------------------------------------------------------------------------
@@ -295,7 +246,7 @@ def test_a_scalar_can_be_a_block_whatever_becomes_of_its_moments():
 @pytest.mark.parametrize("subspace", SUBSPACES)
 def test_no_state_tensor_holds_more_storage_than_it_shows(subspace, on_refresh):
     params = made(4, (12, 8))
-    if on_refresh not in SUBSPACES[subspace].policies:
+    if on_refresh not in POLICIES[subspace]:
         return
     # one direction, one column: a slice of a larger tensor would look contiguous
     optimizer = frugal(params, subspace=subspace, density=LinearDecay(0.5, 0.13, 9), on_refresh=on_refresh)
@@ -359,7 +310,7 @@ def test_moments_are_stored_as_asked_and_the_update_is_made_in_float32(subspace,
 def test_a_large_tensor_is_updated_in_slices_with_the_same_result(settings, state_dtype, monkeypatch):
     found = []
     for in_a_slice in (2**22, 24):  # all 96 entries of a tensor at once, and three of its rows
-        monkeypatch.setattr("adafrugal.optim.state._IN_A_SLICE", in_a_slice)
+        monkeypatch.setattr("adafrugal.optim.updates._IN_A_SLICE", in_a_slice)
         params, other = made(dtype=torch.bfloat16), nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
         groups = [{"params": params, "split": True}, {"params": [other]}]
         optimizer = Frugal(groups, lr=0.01, interval=3, state_dtype=state_dtype, **settings)

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# Where a state tensor belongs, by its name in `optimizer.state[p]`. What is not named here is a moment.
-ROLES = {"step": "counters", "indices": "indices", "basis": "basis"}
+_ROLES = {"step": "counters", "indices": "indices", "basis": "basis"}  # by name in a state; all else is moments
 
 
 class StateBytes(dict[str, dict[str, int]]):
@@ -35,8 +34,8 @@ class StateBytes(dict[str, dict[str, int]]):
 def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     """Count the bytes of an optimizer's state tensors.
 
-    Parameters are called by their names where the optimizer knows them (groups made of `(name, parameter)` pairs),
-    else by their place, as `state_dict` numbers them.
+    Parameters go by their names where the optimizer knows them (groups made of `(name, parameter)` pairs), else by
+    their place, as `state_dict` numbers them.
     """
     counted = StateBytes()
     place = 0
@@ -47,20 +46,20 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
             roles: Counter[str] = Counter()
             for key, value in optimizer.state.get(param, {}).items():
                 if isinstance(value, Tensor):
-                    roles[ROLES.get(key, "moments")] += _bytes(value)
+                    roles[_ROLES.get(key, "moments")] += _bytes(value)
             if roles:
                 counted[name if name not in counted else f"{name} ({len(counted)})"] = dict(roles)
     return counted
 
 
 def adamw_state_bytes(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """What AdamW would keep if it trained all of these: two moments of each entry, and a four-byte counter each."""
+    """Bytes that AdamW would keep for all of these, frozen or not: two moments an entry, a four-byte counter each."""
     return sum(2 * p.numel() * p.element_size() + 4 for p in parameters)
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of a tensor, or of those that a tensor subclass is made of (quantized moments with their scales)."""
+    """Of a tensor, or of those that a tensor subclass is made of (quantized moments, a DTensor's local shard)."""
     if hasattr(tensor, "__tensor_flatten__"):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return sum(_bytes(part) for part in parts if isinstance(part, Tensor))  # of a DTensor, this rank's shard
+        return sum(_bytes(part) for part in parts if isinstance(part, Tensor))
     return tensor.numel() * tensor.element_size()

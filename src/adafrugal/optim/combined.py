@@ -11,12 +11,9 @@ import torch
 class Several(torch.optim.Optimizer):
     """Optimizers over different parameters as one: one step, one state_dict, groups that every scheduler sees.
 
-    Such as `Several(torch.optim.Muon(matrices), torch.optim.AdamW(others))`. The groups of this one are those of its
-    parts, the same objects: a rate that is set here holds there. Schedulers that move momentum too (OneCycleLR,
-    CyclicLR with cycle_momentum) are refused, since the parts call it differently.
-
-    Args:
-        parts: the optimizers, in the order in which they step.
+    Such as `Several(torch.optim.Muon(matrices), torch.optim.AdamW(others))`. Its groups are the same objects as its
+    parts': a rate set here holds there. Schedulers that also move momentum (OneCycleLR, CyclicLR with cycle_momentum)
+    are refused, since the parts call it differently. Parts step in the given order.
 
     Raises:
         ValueError: a parameter is in more than one of them.
@@ -35,12 +32,12 @@ class Several(torch.optim.Optimizer):
 
     @property
     def state(self) -> dict[torch.Tensor, Any]:
-        """The states of all parts, to be read; what is written here is lost."""
+        """The states of all parts, read-only."""
         return {param: state for part in self.parts for param, state in part.state.items()}
 
     @state.setter
     def state(self, value: Any) -> None:
-        """Torch's own constructor sets an empty one; there is nothing to keep."""
+        """Ignore the empty state that torch's constructor sets."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of each part; returns the closure's loss, if one is given."""
@@ -53,15 +50,11 @@ class Several(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """That of each part, in order."""
+        """Each part's state_dict, in order."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what `state_dict` gave.
-
-        Raises:
-            ValueError: it has another number of parts.
-        """
+        """Continue from a saved state; ValueError where it has other parts or groups, and nothing is changed then."""
         given = state_dict.get("parts", [])
         if len(given) != len(self.parts):
             raise ValueError(f"the saved state is of {len(given)} optimizers, not of {len(self.parts)}")
@@ -81,7 +74,7 @@ class Several(torch.optim.Optimizer):
         super().__setstate__({**state, "param_groups": groups})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once the parts are joined: only a part knows what a group of it needs."""
+        """Raise once the parts are joined: a group's defaults are those of a part."""
         if self.param_groups:
             raise ValueError("add the group to one of the parts, before they are joined")
         super().add_param_group(param_group)

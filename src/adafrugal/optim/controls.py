@@ -1,7 +1,7 @@
-"""What the density ρ and the interval T are at a step. Controls know nothing of tensors: numbers in, numbers out.
+"""Controls: the density ρ and the interval T at a step. Numbers in, numbers out; no tensors, no torch.
 
-A control is built from a plain number (constant), from a mapping `{"kind": …, …}` such as `state_dict` returns,
-or as an object. `density(value)` and `interval(value)` accept all three and check the range.
+A control is a plain number (constant), a mapping `{"kind": …, …}` as `state_dict` returns, or an object;
+`density(value)` and `interval(value)` accept all three and check the range.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Control:
     kind: ClassVar[str]
 
     def at(self, step: int) -> float:
-        """The value at a step; the first optimizer step is step 1."""
+        """The value at a step, 1 at the first."""
         raise NotImplementedError
 
     def observe(self, loss: float) -> None:
-        """Take notice of a validation loss (nats per token). Most controls ignore it."""
+        """Read a validation loss (nats per token). Most controls ignore it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and state as plain numbers and strings."""
@@ -35,7 +35,7 @@ class Control:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Control:
-        """A control with the settings of a mapping; its state is that of a new one."""
+        """A new control with the settings of a mapping."""
         known = [f.name for f in fields(cls) if f.init]
         given = {key: value for key, value in settings.items() if key != "kind"}
         unknown = [key for key in given if key not in known]
@@ -48,7 +48,7 @@ class Control:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Control:
-        """A control that goes on from what `state_dict` gave."""
+        """A control that continues from a `state_dict`."""
         own = {f.name for f in fields(cls) if not f.init}
         control = cls.from_settings({key: value for key, value in state.items() if key not in own})
         for name in own & state.keys():
@@ -118,8 +118,7 @@ class LossAware(Control):
 
     With L the observed loss and L' the one before: `r = |L − L'| / (L' + 1e-9)`; if `r < threshold` and
     `L < gate` then `T ← min(max, round(factor·T))`, rounding halves to even. The first observation only sets L'.
-    Where there is no validation set, observe the training loss: it is noisy, so average it over the steps since the
-    last observation, or let `smoothing` do it.
+    A training loss is noisy: average it over the steps since the last observation, or set `smoothing`.
 
     Args:
         start: T before anything is observed, in steps.
@@ -127,11 +126,9 @@ class LossAware(Control):
         factor: γ, by which T grows; above 1.
         threshold: τ, the relative change under which the loss counts as settled.
         gate: the loss must also be under this (nats per token); the published 20 never binds.
-        every: how many steps lie between two observations. The training loop minds it, `observe` does not:
-            every call counts.
+        every: steps between two observations, for the training loop; `observe` counts every call.
         source: the loss that the loop shows, "validation" or "training" (its mean since the last observation).
-        smoothing: β of a running mean, `L ← β·L' + (1 − β)·observed`, that is compared in place of what is observed;
-            0 for none, below 1.
+        smoothing: β of a running mean, `L ← β·L' + (1 − β)·observed`, that is compared instead; 0 for none, below 1.
     """
 
     kind: ClassVar[str] = "loss_aware"
@@ -152,12 +149,9 @@ class LossAware(Control):
         _count("every", self.every)
         if self.max < self.start:
             raise ValueError(f"max is {self.max}, below start ({self.start}); the interval only grows")
-        if not _number("factor", self.factor) > 1:
-            raise ValueError(f"factor is {self.factor}; a number above 1 is needed for the interval to grow")
-        if not _number("threshold", self.threshold) > 0:
-            raise ValueError(f"threshold is {self.threshold}; a number above 0 is needed")
-        if not _number("gate", self.gate) > 0:
-            raise ValueError(f"gate is {self.gate}; a loss above 0 is needed")
+        for name, bound in (("factor", 1), ("threshold", 0), ("gate", 0)):
+            if not _number(name, getattr(self, name)) > bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; a number above {bound} is needed")
         if self.source not in SOURCES:
             raise ValueError(f"source is {self.source!r}; allowed: {', '.join(SOURCES)}")
         if not 0 <= _number("smoothing", self.smoothing) < 1:
@@ -186,7 +180,7 @@ INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
 
 
 def restored(state: Mapping[str, Any], old: Control) -> Control:
-    """The control that `state_dict` gave: of the class of the one it replaces, which may be anybody's own, or ours."""
+    """The control of a `state_dict`: one of ours, or of the class of the one it replaces, which may be a user's own."""
     kinds = {**DENSITIES, **INTERVALS, old.kind: type(old)}
     if state["kind"] not in kinds:
         raise ValueError(f"kind is {state['kind']!r}; allowed: {', '.join(kinds)}, or what the optimizer was made with")
@@ -199,7 +193,7 @@ def density(value: float | Mapping[str, Any] | Control) -> Control:
     Raises:
         ValueError: an unknown kind or key, or a value outside [0, 1].
     """
-    control = _control(value, DENSITIES)
+    control = _control(value, DENSITIES, others=INTERVALS)
     if isinstance(control, Constant):
         _share("value", control.value)
     return control
@@ -211,24 +205,23 @@ def interval(value: int | Mapping[str, Any] | Control) -> Control:
     Raises:
         ValueError: an unknown kind or key, or a value that is not a whole number of steps from 1 up.
     """
-    control = _control(value, INTERVALS)
+    control = _control(value, INTERVALS, others=DENSITIES)
     if isinstance(control, Constant):
         _count("value", control.value)
     return control
 
 
-def _control(value: Any, kinds: Mapping[str, type[Control]]) -> Control:
+def _control(value: Any, kinds: Mapping[str, type[Control]], others: Mapping[str, type[Control]]) -> Control:
     if isinstance(value, Control):
-        others = (DENSITIES.keys() | INTERVALS.keys()) - kinds.keys()
-        if value.kind in others:
+        if value.kind in others and value.kind not in kinds:
             raise ValueError(f"kind is {value.kind!r}; allowed here: {', '.join(kinds)}, or a control of your own")
         return copy.deepcopy(value)
-    if isinstance(value, Mapping):
-        kind = value.get("kind")
-        if not isinstance(kind, str) or kind not in kinds:
-            raise ValueError(f"kind is {kind!r}; allowed: {', '.join(kinds)}")
-        return kinds[kind].from_settings(value)
-    return Constant(value)
+    if not isinstance(value, Mapping):
+        return Constant(value)
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(kinds)}")
+    return kinds[kind].from_settings(value)
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,39 +1,29 @@
 """FRUGAL and AdaFRUGAL as one composed optimizer.
 
-Which entries keep state is the subspace's answer, how many the density's (ρ), for how long the interval's (T); what
-updates them are the rules. This file composes the four; `turns` minds when and how a subspace moves,
-`tensor_state` what is kept of one tensor.
+The subspace says which entries keep state, the density ρ how many, the interval T for how long; rules update them. This
+file composes the four and keeps torch's contract; `refresh` moves subspaces, `updates` makes the updates.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, gradients, kernels, options, refresh, rules
-from adafrugal.optim import state as tensor_state
-from adafrugal.optim import state_dict as saved_state
+from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
-from adafrugal.optim.kernels import Full
-from adafrugal.optim.rounding import Rounding
-from adafrugal.optim.rules import Rates
-from adafrugal.optim.sharding import shards
-from adafrugal.optim.sharding.shards import local
-from adafrugal.optim.subspaces import Free, Selection, Subspace
-
-_OF_SPLIT_GROUPS = (
-    "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
-    "on_refresh", "compile",
-)  # fmt: skip
+from adafrugal.optim.options import OF_SPLIT_GROUPS, Group
+from adafrugal.optim.refresh import Event, Refresh, StepEvents
+from adafrugal.optim.sharding.shards import is_sharded
+from adafrugal.optim.state_dict import kept_here, refuse_other, restored_subspace, with_shared
+from adafrugal.optim.subspaces import Subspace
 
 
 class Frugal(torch.optim.Optimizer):
@@ -41,9 +31,8 @@ class Frugal(torch.optim.Optimizer):
 
     FRUGAL (arXiv 2411.07837) with constant ρ and T; AdaFRUGAL (arXiv 2601.11568) where both move; other methods with
     other parts. For a split matrix W with gradient G: `W ← W(1 − lr·λ)`, then on the subspace the state-full rule
-    with `lr·s`, elsewhere the state-free rule with `lr·s·c`. The subspace is chosen anew before the updates of the
-    first step and whenever T steps have passed; what `on_refresh` says then happens to its moments. A tensor without
-    a gradient is skipped, decay included.
+    with `lr·s`, elsewhere the state-free rule with `lr·s·c`. The subspace is chosen before the updates of the first
+    step, and anew whenever T steps have passed. A tensor without a gradient is skipped, decay included.
 
     A group is split when it says `split=True` (`split_parameters` makes such groups); with `density=0` it is
     permanently state-free. Every argument below but `nonfinite` is a default that a group may override.
@@ -62,19 +51,19 @@ class Frugal(torch.optim.Optimizer):
         state_free: "signsgd", "sgd" or "none".
         split_lr_scale: s, the split matrices' share of the learning rate.
         state_free_lr_scale: c, on top of s, for the entries without state.
-        on_refresh: what becomes of moments and step counts. "reset": those of the split matrices begin anew;
-            "reset_all": those of every tensor do; "keep": they stay, in order, for whatever is selected now (GaLore);
+        on_refresh: moments and step counts at a refresh. "reset": those of the split matrices begin anew;
+            "reset_all": those of every tensor do; "keep": they stay, in order, for the new selection (GaLore);
             "keep_overlap": entries that stay selected keep theirs, all others begin anew (from then on each column,
             row or entry has a step count of its own, and AdamW its plain form).
         shrink: whether a falling ρ gives up part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
-        stagger: over how many steps a refresh is spread, so that none of them takes all of its time; at most T, and
-            not for blocks. The first refresh is never spread.
+        stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
+            never spread.
         state_dtype: of the moments: "float32" or "bfloat16"; None is float32, and float64 for float64 parameters.
-        stochastic_rounding: of what is stored in bfloat16, weights and moments.
-        nonfinite: what to do about a gradient that is not finite: "error", "skip" (the whole step, clocks included;
-            `skipped_steps` counts them) or None, not to look: looking reads all gradients once more and, on a GPU,
-            waits for them; processes that share parameters then tell each other at every step.
+        stochastic_rounding: of weights and moments that are stored in bfloat16.
+        nonfinite: at a gradient that is not finite: "error", "skip" (the whole step, clocks included; `skipped_steps`
+            counts them) or None, unchecked: a check reads all gradients once more, makes the host wait for a GPU, and
+            processes that share parameters communicate at every step.
         fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
             tensor after the other, and agrees with torch's own plain AdamW bit for bit.
         compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more
@@ -93,28 +82,25 @@ class Frugal(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        density: float | Mapping[str, Any] | controls.Control = 0.25,
-        interval: int | Mapping[str, Any] | controls.Control = 200,
+        density: float | Mapping[str, Any] | Control = 0.25,
+        interval: int | Mapping[str, Any] | Control = 200,
         subspace: str | Mapping[str, Any] | Subspace = "blocks",
         state_full: str = "adamw",
         state_free: str = "signsgd",
         split_lr_scale: float = 1.0,
         state_free_lr_scale: float = 1.0,
         on_refresh: str = "reset",
-        shrink: options.Shrink = "immediately",
+        shrink: str = "immediately",
         stagger: int = 1,
-        state_dtype: options.StateDtype | None = None,
+        state_dtype: str | None = None,
         stochastic_rounding: bool = False,
-        nonfinite: options.Nonfinite | None = None,
+        nonfinite: str | None = None,
         fused: bool = True,
         compile: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if nonfinite not in (None, *get_args(options.Nonfinite)):
-            raise ValueError(f"nonfinite is {nonfinite!r}; allowed: {', '.join(get_args(options.Nonfinite))} or None")
-        self._refresh_hooks: OrderedDict[int, Callable[[refresh.Refresh], None]] = OrderedDict()
-        self._changes: dict[tuple[int, str], dict[str, Any]] | None = None  # of the step that is under way
-        self._bytes_before: int | None = None
+        self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
+        self._events: StepEvents | None = None  # of the step under way
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -135,7 +121,7 @@ class Frugal(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in `torch.optim.Optimizer`; a split one starts with a refresh at the next step."""
         param_group = dict(param_group)  # torch writes the defaults into it
-        named = [key for key in _OF_SPLIT_GROUPS if key in param_group]
+        named = [key for key in OF_SPLIT_GROUPS if key in param_group]
         if "nonfinite" in param_group:
             raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
         if named and not param_group.get("split", self.defaults["split"]):
@@ -148,20 +134,20 @@ class Frugal(torch.optim.Optimizer):
             options.check_group(group)
             if group["split"]:
                 options.settle(group)
-                if group["stagger"] > group["interval"].at(1):
-                    raise ValueError(f"stagger is {group['stagger']}, above the interval ({group['interval'].at(1)})")
-                group |= refresh.new_clocks()
+                options.check_stagger(group)
         except Exception:
             del self.param_groups[-1]
             raise
-        if not group["split"]:
-            for key in _OF_SPLIT_GROUPS:
+        if group["split"]:
+            group |= {**refresh.CLOCKS, "waiting": []}
+        else:
+            for key in OF_SPLIT_GROUPS:
                 del group[key]
         del group["nonfinite"]
         group |= {"steps": 0, "skipped_steps": 0}
 
-    def _split_groups(self) -> list[dict[str, Any]]:
-        """The groups that are split; what somebody assigned to one since the last step is taken up."""
+    def _split_groups(self) -> list[Group]:
+        """Return the split groups; convert a density or interval reassigned since the last step."""
         groups = [group for group in self.param_groups if group["split"]]
         for group in groups:
             if not (isinstance(group["density"], Control) and isinstance(group["interval"], Control)):
@@ -174,212 +160,77 @@ class Frugal(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every tensor that has a gradient; returns the closure's loss, if one is given."""
+        """Update every tensor that has a gradient; return the closure's loss, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._changes is None:
-            if not self._gradients_are_sound():
+        if self._events is None:  # else the step began in the backward pass
+            if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
                 for group in self.param_groups:
                     group["skipped_steps"] += 1
                 return loss
             self._begin_step()
         try:
             for group in self.param_groups:
-                self._update(group)
+                updates.update(group, self.state)
         finally:
-            changes, self._changes = self._changes, None
-        if changes and self._refresh_hooks:
-            after = self.state_bytes().total
-            for change in changes.values():
-                for hook in self._refresh_hooks.values():
-                    hook(refresh.Refresh(**change, bytes_after=after))
+            events, self._events = self._events, None
+        events.report(self._refresh_hooks.values())
         return loss
 
     @torch.no_grad()
-    def update_one(self, param: Tensor) -> None:
-        """Make this step for the tensors that have a gradient now, of which `param` is one; `step` ends it.
+    def _update_one(self, param: Tensor) -> None:
+        """Make this step for the only tensor that has a gradient now; `step` ends it. For `UpdateInBackward`.
 
-        What `UpdateInBackward` calls, when `param` alone has one. A subspace that needs gradients is chosen here.
+        A subspace that needs gradients is chosen here.
         """
         gradients.refuse_sparse([param])
-        if self._changes is None:
+        if self._events is None:
             self._begin_step()
         index = next(i for i, group in enumerate(self.param_groups) if any(p is param for p in group["params"]))
         group = self.param_groups[index]
-        for due in refresh.arrived(group) if group["split"] else ():
-            self._carry_out(index, due)
-        self._update(group)
+        for event, places in refresh.arrived(group) if group["split"] else ():
+            self._move_subspace(index, event, places)
+        updates.update(group, self.state)
 
     @torch.no_grad()
-    def rehearse(self) -> None:
+    def _rehearse(self) -> None:
         """Do all of a step but the updates: clocks and subspaces move, and moments begin as zeros."""
         self._begin_step()
-        self._changes = None
+        self._events = None
         for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state[param]
-                if param.grad is None or (group["split"] and not state.get("entries")) or "step" in state:
-                    continue
-                chosen = refresh.selection_here(param, state, group)
-                self._regions(local(param), local(param.grad), state, group, chosen)
-                for name in rules.STATE_FULL[group["state_full"]].moments:
-                    state[name] = state[name].to(tensor_state.state_dtype(param, group))
-
-    def refuse_single_updates(self) -> None:
-        """Refuse `update_one` where a step has to see all gradients first.
-
-        Raises:
-            ValueError: which setting does so, and what to set.
-        """
-        if self.defaults["nonfinite"] is not None:
-            given = f"nonfinite is {self.defaults['nonfinite']!r}"
-            raise ValueError(f"{given}, which looks at all gradients before the first update: set it to None")
+            updates.begin_moments(group, self.state)
 
     def _begin_step(self) -> None:
-        """Move the clocks by one step, and the subspaces as far as the gradients that are there allow."""
+        """Move the clocks by one step, and the subspaces as far as the gradients present allow."""
         for group in self.param_groups:
             group["steps"] += 1
-        self._changes, self._bytes_before = {}, None
+        self._events = StepEvents(lambda: self.state_bytes().total if self._refresh_hooks else 0)
         try:
-            self._move_subspaces()
+            self._split_groups()
+            split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
+            due = [(index, group, *event) for index, group in split for event in refresh.advance(group, self.state)]
+            for index, group, event, places in due:
+                if event == "refresh" and group["on_refresh"] == "reset_all":
+                    for other in self.param_groups:
+                        refresh.forget_all(other, self.state)
+                self._move_subspace(index, event, places)
         except ValueError:  # of a control or a subspace; the step has not begun
-            self._changes = None
+            self._events = None
             raise
 
-    def _gradients_are_sound(self) -> bool:
-        """False where this step is to be skipped; raises where it cannot be made, before anything is changed."""
-        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        gradients.refuse_sparse(params)
-        if self.defaults["nonfinite"] is None or gradients.are_finite(params):
-            return True
-        if self.defaults["nonfinite"] == "error":
-            name, step = gradients.first_nonfinite(self.param_groups), self.param_groups[0]["steps"] + 1
-            raise FloatingPointError(
-                f"the gradient of parameter {name} is not finite at step {step}; "
-                "nothing was changed (nonfinite='skip' would go on without this step)"
-            )
-        return False
-
-    def _move_subspaces(self) -> None:
-        """Move every split group's clock by one step, and its subspace where that is due."""
-        self._split_groups()
-        split = ((index, group) for index, group in enumerate(self.param_groups) if group["split"])
-        for index, due in [(index, due) for index, group in split for due in refresh.advance(group, self.state)]:
-            if due.event == "refresh" and self.param_groups[index]["on_refresh"] == "reset_all":
-                for other in self.param_groups:
-                    refresh.forget_all(other, self.state)
-            self._carry_out(index, due)
-
-    def _carry_out(self, index: int, due: refresh.Due) -> None:
-        """Do what is due in a group, and note it; what a refresh chooses late is a part of it."""
-        if self._bytes_before is None and self._refresh_hooks:
-            self._bytes_before = self.state_bytes().total
-        group, started = self.param_groups[index], time.perf_counter()
-        refresh.carry_out(due, group, self.state)
-        key = (index, "refresh" if (index, "refresh") in self._changes else due.event)
-        known = self._changes.setdefault(key, {
-            "event": due.event, "step": self.param_groups[0]["steps"], "group": index,
-            "density": group["density_read"], "interval": group["interval"].at(group["steps"]),
-            "seconds": 0.0, "bytes_before": self._bytes_before or 0,
-        })  # fmt: skip
-        known["seconds"] += time.perf_counter() - started
-
-    # -- updating -------------------------------------------------------------------------------------------------
-
-    def _update(self, group: dict[str, Any]) -> None:
-        """Update a group's tensors: together where rules work on them in place, else one after the other."""
-        full: list[Full] = []
-        free: list[list[Free]] = [[], []]  # by the part of the matrix, since parts share storage
-        together = not group["split"] or group["subspace"].in_place
-        for place, param in enumerate(group["params"]):
-            if param.grad is None:
-                continue
-            state, target, grad = self.state[param], local(param), local(param.grad)
-            chosen = refresh.selection_here(param, state, group)
-            if tensor_state.in_fewer_bits(target, group, state):
-                noise = group["seed"], group["steps"], group["first"] + place, shards.here(param).first
-                self._update_wide(target, grad, state, group, chosen, Rounding(group["stochastic_rounding"], *noise))
-            elif not together and state.get("entries"):
-                self._update_alone(target, grad, state, group, chosen)
-            else:
-                whole, parts = self._regions(target, grad, state, group, chosen)
-                full += whole
-                for which, part in enumerate(parts):
-                    free[which].append(part)
-        kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
-        for parts in free if group["split"] else ():
-            kernels.state_free(group["state_free"], parts, Rates.state_free(group), compiled=kernels.compiles(group))
-
-    def _regions(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection
-    ) -> tuple[list[Full], tuple[Free, ...]]:
-        """What of one tensor the state-full rule updates, with its moments, and what the state-free rule does."""
-        if not group["split"]:
-            tensor_state.begin(state, grad, group)
-            return [Full(target, grad, state)], ()
-        if not state.get("entries"):
-            return [], (Free(target, grad),)
-        residual = group["state_free"] != "none"
-        regions = group["subspace"].regions(target, grad, chosen, residual)
-        tensor_state.begin(state, regions.full[1], group)
-        return [Full(*regions.full, state)], regions.free
-
-    def _update_alone(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection
-    ) -> None:
-        """Update one tensor, and let go of all copies that took."""
-        full, free = self._regions(target, grad, state, group, chosen)
-        kernels.state_full(group["state_full"], full, Rates.state_full(group), fused=group["fused"])
-        if group["split"]:
-            kernels.state_free(group["state_free"], free, Rates.state_free(group), compiled=kernels.compiles(group))
-        if full and group["split"]:
-            group["subspace"].close(target, full[0].target, chosen)
-
-    def _update_wide(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection,
-        rounding: Rounding,
-    ) -> None:  # fmt: skip
-        """Update one tensor in float32, where it or its moments are stored in fewer bits."""
-        if chosen:
-            self._update_copy(target, grad, state, group, chosen, rounding)
-            return
-        keeps = not group["split"] or state.get("entries")
-        if keeps:
-            tensor_state.begin(state, target, group, tensor_state.state_dtype(target, group))
-        moments = [name for name in rules.STATE_FULL[group["state_full"]].moments if name in state]
-        for rows in tensor_state.slices(target):  # each entry's update is its own: no need to copy the whole
-            part = {**state, **{name: state[name][rows] for name in moments}}
-            if keeps:
-                part["step"] = state["step"].clone()
-            self._update_copy(target[rows], grad[rows], part, group, chosen, rounding)
-        if keeps:
-            state["step"] = part["step"]
-
-    def _update_copy(
-        self, target: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any], chosen: Selection,
-        rounding: Rounding,
-    ) -> None:  # fmt: skip
-        """Update float32 copies of a tensor and its moments, and store what comes of it."""
-        dtype, kept_in = tensor_state.working_dtype(target), tensor_state.state_dtype(target, group)
-        moments = rules.STATE_FULL[group["state_full"]].moments
-        stored = {name: state[name] for name in moments if name in state}
-        state |= {name: value.to(dtype) for name, value in stored.items()}
-        wide = target.to(dtype, copy=True)
-        self._update_alone(wide, grad.to(dtype), state, group, chosen)
-        rounding.store(target, wide)
-        for name in moments if kept_in != dtype and moments[0] in state else ():
-            result = state[name]
-            state[name] = stored.get(name, torch.empty_like(result, dtype=kept_in))
-            rounding.store(state[name], result)
+    def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
+        group = self.param_groups[index]
+        with self._events.during(event, index, group, self.param_groups[0]["steps"]):
+            (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
 
     # -- what can be read and observed ----------------------------------------------------------------------------
 
     def observe(self, loss: float) -> None:
-        """Show a loss (nats per token) to every control that reads one. Every call counts.
+        """Show every control a validation loss, or a training loss averaged since the last call (nats per token).
 
-        It is a validation loss, or a training loss averaged over the steps since the last call.
+        Every call counts.
         """
         for group in self._split_groups():
             group["density"].observe(loss)
@@ -399,19 +250,19 @@ class Frugal(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped because a gradient was not finite (`nonfinite="skip"`)."""
+        """Steps skipped because a gradient was not finite (`nonfinite="skip"`)."""
         return self.param_groups[0]["skipped_steps"]
 
-    def _first_split_group(self) -> dict[str, Any] | None:
+    def _first_split_group(self) -> Group | None:
         groups = self._split_groups()
         moving = (group for group in groups if group["density"] != controls.Constant(0))
         return next(moving, groups[0] if groups else None)
 
     def selected_entries(self) -> int:
-        """How many entries of split matrices keep state, by the subspaces' own count at the ρ last read.
+        """The number of entries of split matrices that keep state, by the subspaces' own count at the ρ last read.
 
-        Matrices that have had no gradient since the last refresh are counted, though they hold no moments yet; those
-        that wait for a gradient to choose by (svd) count as they were.
+        It includes matrices without a gradient since the last refresh, which hold no moments yet; those that wait for
+        a gradient to choose by (svd) count as before.
         """
         return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
 
@@ -420,13 +271,11 @@ class Frugal(torch.optim.Optimizer):
         return state_bytes(self)
 
     def checksum(self) -> str:
-        """A short digest of what every process must agree on, to be compared now and then.
+        """A short digest of all that processes must agree on, to be compared now and then.
 
-        That is, of each split group, ρ as read, T, the numbers of steps and refreshes, and where each matrix's
-        subspace lies: whether it is active, indices, first row and number of rows, the bytes of a basis. Weights and
-        moments are not in it. It is the same on every process; and the same as of one process with whole tensors,
-        but for svd and random, whose bases may differ in their last bits. Nothing is exchanged, but indices and bases
-        are copied to the host.
+        That is, of each split group, ρ as read, T, the numbers of steps and refreshes, and each matrix's selection;
+        weights and moments are not in it. One process with whole tensors has the same digest, but for svd and random,
+        whose bases may differ in their last bits. Nothing is communicated; indices and bases are copied to the host.
         """
         digest = hashlib.blake2b(digest_size=8)
         for group in self._split_groups():
@@ -434,8 +283,8 @@ class Frugal(torch.optim.Optimizer):
                 digest.update(value if isinstance(value, bytes) else f"{value!r};".encode())
         return digest.hexdigest()
 
-    def register_refresh_hook(self, hook: Callable[[refresh.Refresh], None]) -> RemovableHandle:
-        """Call `hook(event)` after each step in which a subspace was chosen anew or shrunk; `.remove()` ends that."""
+    def register_refresh_hook(self, hook: Callable[[Refresh], None]) -> RemovableHandle:
+        """Call `hook(event)` after each step for each group's refresh or shrink; `.remove()` ends that."""
         handle = RemovableHandle(self._refresh_hooks)
         self._refresh_hooks[handle.id] = hook
         return handle
@@ -443,16 +292,15 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # hooks do not travel with copies
-        self._changes, self._bytes_before = None, None
+        self._events = None
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with controls and subspaces as plain numbers and strings; `weights_only=True` loads it.
 
-        Moments of a sharded parameter are in it as DTensors of the whole, evenly divided by rows over the processes
-        that share the parameter. For a slab those rows have to move, one matrix at a time: every process calls this,
-        and `load_state_dict`.
+        Moments of a sharded parameter are DTensors of the whole, evenly divided by rows over the processes that share
+        it. For a slab those rows have to move, one matrix at a time: every process calls this, and `load_state_dict`.
         """
         self._split_groups()
         saved = super().state_dict()
@@ -464,23 +312,21 @@ class Frugal(torch.optim.Optimizer):
         params = ((param, group) for group in self.param_groups for param in group["params"])
         numbers = (number for group in saved["param_groups"] for number in group["params"])
         for (param, group), number in zip(params, numbers, strict=True):
-            if shards.is_sharded(param) and number in saved["state"]:
-                saved["state"][number] = saved_state.shared(saved["state"][number], param, group)
+            if is_sharded(param) and number in saved["state"]:
+                saved["state"][number] = with_shared(saved["state"][number], param, group)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state: groups, controls, clocks, subspace and moments.
 
         Values and dtypes come back as they were saved. (torch's own loading casts every state tensor to its
-        parameter's dtype, which turns indices into floats and float32 moments into bfloat16.)
-
-        Moments are whole: plain tensors, as one process saves them, or DTensors, as several do; whichever they are,
-        this process takes what it keeps of them.
+        parameter's dtype, which turns indices into floats and float32 moments into bfloat16.) Moments are whole: plain
+        tensors, as one process saves them, or DTensors, as several do; this process takes its part.
 
         Raises:
             ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
         """
-        saved_state.refuse_other(state_dict, self.param_groups)
+        refuse_other(state_dict, self.param_groups)
         before = self.param_groups
         final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
@@ -494,8 +340,8 @@ class Frugal(torch.optim.Optimizer):
             if group["split"]:
                 group["density"] = controls.restored(group["density"], old["density"])
                 group["interval"] = controls.restored(group["interval"], old["interval"])
-                group["subspace"] = saved_state.restored_subspace(group["subspace"], old["subspace"])
+                group["subspace"] = restored_subspace(group["subspace"], old["subspace"])
         numbers = iter(n for group in final["param_groups"] for n in group["params"])
         for group in self.param_groups:
             for param in group["params"]:
-                self.state[param] |= saved_state.kept(final["state"].get(next(numbers), {}), param, group)
+                self.state[param] |= kept_here(final["state"].get(next(numbers), {}), param, group)

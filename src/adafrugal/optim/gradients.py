@@ -1,16 +1,14 @@
-"""Whether gradients are such that a step can be made of them; of parts of them, all processes say the same."""
+"""Checks of gradients before a step, with one result on all processes that share a parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from adafrugal.optim import options
-from adafrugal.optim.sharding import shards
-from adafrugal.optim.sharding.shards import local
+from adafrugal.optim.options import Group, parameter_names
+from adafrugal.optim.sharding.shards import agreed, local
 
 
 def refuse_sparse(params: Iterable[Tensor]) -> None:
@@ -19,17 +17,28 @@ def refuse_sparse(params: Iterable[Tensor]) -> None:
         raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
 
 
-def are_finite(params: Sequence[Tensor]) -> bool:
-    """Whether all gradients are, on every process that has a part of them; each parameter has one."""
+def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
+    """Whether a step can be made of the gradients that are there; False where it is to be skipped.
+
+    Raises:
+        ValueError: a gradient is sparse.
+        FloatingPointError: one is not finite, and `nonfinite` is "error".
+    """
+    named = [pair for group in groups for pair in zip(parameter_names(group), group["params"], strict=True)]
+    named = [(name, param) for name, param in named if param.grad is not None]
+    params = [param for _, param in named]
+    refuse_sparse(params)
+    if nonfinite is None:
+        return True
     grads = [grad for param in params if (grad := local(param.grad)).numel()]
     finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
-    return all(shards.agreed([finite] * len(params), params))
-
-
-def first_nonfinite(groups: Iterable[Mapping[str, Any]]) -> str:
-    """The name of the first parameter whose gradient is not finite on some process."""
-    named = [pair for group in groups for pair in zip(options.names(group), group["params"], strict=True)]
-    named = [(name, param) for name, param in named if param.grad is not None]
-    finite = [bool(local(param.grad).isfinite().all()) for _, param in named]
-    finite = shards.agreed(finite, [param for _, param in named])
-    return next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
+    if all(agreed([finite] * len(params), params)):
+        return True
+    if nonfinite == "skip":
+        return False
+    finite = agreed([bool(local(param.grad).isfinite().all()) for param in params], params)
+    name = next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
+    raise FloatingPointError(
+        f"the gradient of parameter {name} is not finite at step {groups[0]['steps'] + 1}; nothing was changed "
+        "(nonfinite='skip' would go on without this step)"
+    )

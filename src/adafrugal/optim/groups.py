@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-Treatment = Literal["split", "state_full", "state_free", "frozen"]
-Tensors = Literal["all", "matrices", "vectors"]
+from adafrugal.optim.choices import TREATMENTS
 
 
 class _Found(NamedTuple):
-    """One tensor of a model, at one of the places where it is used."""
+    """One tensor of a model, in one of the modules that use it."""
 
     param: nn.Parameter
     module: nn.Module
     path: str  # of the module
-    layer: int | None  # the number of the transformer block, over all of the model's; None outside
+    layer: int | None  # the number of the transformer block among all of the model's; None outside
 
 
 @dataclass(frozen=True)
@@ -42,27 +41,25 @@ class Rule:
     """
 
     name: str
-    treatment: Treatment
+    treatment: str
     types: tuple[type[nn.Module] | str, ...] = (nn.Module,)
     path: str = "*"
     in_blocks: bool | None = None
-    tensors: Tensors = "all"
+    tensors: str = "all"
     decayed: bool | None = None
     optional: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("treatment", self.treatment, get_args(Treatment)),
-            ("tensors", self.tensors, get_args(Tensors)),
-        ):
-            if value not in allowed:
+        for key, allowed in (("treatment", TREATMENTS), ("tensors", ("all", "matrices", "vectors"))):
+            if (value := getattr(self, key)) not in allowed:
                 raise ValueError(f"rule {self.name!r}: {key} is {value!r}; allowed: {', '.join(allowed)}")
 
     def holds(self, found: _Found) -> bool:
-        """Whether a tensor falls under the rule, other rules aside."""
+        """Whether all of the rule's conditions hold for a tensor."""
+        module, name = found.module, type(found.module).__name__
         return (
-            any(_is_a(found.module, kind) for kind in self.types)
+            any(isinstance(module, kind) if isinstance(kind, type) else fnmatchcase(name, kind) for kind in self.types)
             and self.in_blocks in (None, found.layer is not None)
             and self.tensors in ("all", "matrices" if found.param.ndim > 1 else "vectors")
             and any(_matches(found.path, pattern) for pattern in self.path.split("|"))
@@ -73,28 +70,22 @@ class Rule:
         return param.ndim > 1 if self.decayed is None else self.decayed
 
 
-def _is_a(module: nn.Module, kind: type[nn.Module] | str) -> bool:
-    return fnmatchcase(type(module).__name__, kind) if isinstance(kind, str) else isinstance(module, kind)
-
-
 def _matches(path: str, pattern: str) -> bool:
     """Whether a dotted path follows a pattern, so that `layers.1` is not taken for the beginning of `layers.10`."""
     parts, wanted = path.split("."), pattern.split(".")
     if wanted[0] == "*":
         wanted = wanted[1:]
-        parts = parts[len(parts) - len(wanted) :] if wanted and len(parts) >= len(wanted) else parts
-        if not wanted:
-            return True
+        parts = parts[max(0, len(parts) - len(wanted)) :]
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def default_rules(
     *,
-    embeddings: Treatment = "state_full",
-    norms: Treatment = "state_full",
-    head: Treatment = "state_full",
+    embeddings: str = "state_full",
+    norms: str = "state_full",
+    head: str = "state_full",
     split: Sequence[str] | None = None,
-    unsplit: Treatment = "state_free",
+    unsplit: str = "state_free",
 ) -> list[Rule]:
     """FRUGAL's rules: Linear weights in the transformer blocks are split, everything else keeps state.
 
@@ -110,34 +101,29 @@ def default_rules(
     """
     linear = {"types": (nn.Linear,), "in_blocks": True, "tensors": "matrices"}
     rules = [Rule(pattern.replace("*.", ""), "split", path=pattern, **linear) for pattern in split or ()]
-    if split is None:
-        rules.append(Rule("Linear in blocks", "split", **linear, optional=True))
-    else:
-        rules.append(Rule("other Linear in blocks", unsplit, **linear, optional=True))
+    name, treatment = ("Linear in blocks", "split") if split is None else ("other Linear in blocks", unsplit)
+    rules.append(Rule(name, treatment, **linear, optional=True))
     if embeddings == "frozen":
         rules.append(Rule("norms of embeddings", "frozen", ("*Norm",), path="*.embeddings.*", optional=True))
-    for rule in (
+    movable = (
         Rule("embeddings", embeddings, (nn.Embedding,)),
         Rule("norms", norms, ("*Norm",)),
         Rule("head", head, (nn.Linear,), in_blocks=False, tensors="matrices"),
-    ):
-        if rule.treatment != "state_full":
-            rules.append(rule)
-    rules.append(Rule("other matrices", "state_full", tensors="matrices", optional=True))
-    rules.append(Rule("vectors, scalars", "state_full", tensors="vectors", optional=True))
-    return rules
+    )
+    others = (
+        Rule("other matrices", "state_full", tensors="matrices", optional=True),
+        Rule("vectors, scalars", "state_full", tensors="vectors", optional=True),
+    )
+    return [*rules, *(rule for rule in movable if rule.treatment != "state_full"), *others]
 
 
 class ParameterGroups(list[dict[str, Any]]):
     """Parameter groups for an optimizer; `str()` of it is a table of them, with the float32 state AdamW would keep.
 
     Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, the `layers` of split
-    parameters where they are known, and `weight_decay` 0 where it is not to be decayed. Groups may be given rates and
-    controls of their own before an optimizer is made of them. `Frugal` copies them; torch's optimizers write into
-    them. Frozen parameters are in none.
-
-    Attributes:
-        frozen: name and number of entries of what the rules froze.
+    parameters where they are known, and `weight_decay` 0 where it is not to be decayed. Rates and controls can be
+    added to a group. `Frugal` copies them; torch's optimizers write into them. `frozen` lists the name and number of
+    entries of each parameter that the rules froze, which is in no group.
     """
 
     def __init__(self, groups: Any = (), frozen: Sequence[tuple[str, int]] = ()) -> None:
@@ -174,7 +160,7 @@ def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> P
 
     A tensor that is used twice is in one group. Where its places fall under different rules, the one that keeps most
     decides: state-full before split, before state-free, before frozen; so a tied embedding is not split. Tensors that
-    do not require gradients are in no group. A rule gives up to two groups: what decays and what does not.
+    do not require gradients are in no group. A rule gives up to two groups: tensors with and without decay.
 
     Args:
         model: its transformer blocks are the members of its `nn.ModuleList`s.
@@ -185,38 +171,72 @@ def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> P
         ValueError: a rule under which nothing falls, or a trainable tensor that falls under none.
     """
     rules = list(default_rules() if rules is None else rules)
-    names = {id(param): name for name, param in model.named_parameters()}
-    ruled: dict[int, tuple[Rule, _Found]] = {}  # by the tensor: what decides, and at which of its places
-    used: set[int] = set()
-    for found in _tensors(model):
-        rule = next((rule for rule in rules if rule.holds(found)), None)
-        if rule is None and found.param.requires_grad:
-            raise ValueError(
-                f"{names[id(found.param)]} {tuple(found.param.shape)} in a {type(found.module).__name__} falls under "
-                "no rule; add one, such as Rule('others', 'state_full') at the end"
-            )
-        known = ruled.get(id(found.param))
-        if rule is not None and (found.param.requires_grad or rule.treatment == "frozen"):
-            used.add(rules.index(rule))
-        if rule is not None and (known is None or _RANK[rule.treatment] < _RANK[known[0].treatment]):
-            ruled[id(found.param)] = rule, found
-    for place, rule in enumerate(rules):
-        if place not in used and not rule.optional:
+    ruled, used = _assign(model, rules)
+    for number, rule in enumerate(rules):
+        if number not in used and not rule.optional:
             raise ValueError(f"no trainable tensor falls under the rule {rule.name!r}; correct it or leave it out")
-    groups = _collect(rules, names, ruled)
+    ordered = [(name, param, *ruled[param]) for name, param in model.named_parameters() if param in ruled]
+    trained = [each for each in ordered if each[1].requires_grad and rules[each[2]].treatment != "frozen"]
+    groups = _collect(rules, trained)
     if not any(group["split"] for group in groups):
         raise ValueError(
             f"nothing to split in {type(model).__name__}: no trainable tensor falls under a rule that says so, such as "
             "nn.Linear in a member of an nn.ModuleList. Give rules of your own, or make the groups yourself: "
             "[{'params': matrices, 'split': True}, {'params': the_others}]"
         )
-    frozen = [(names[i], ruled[i][1].param) for i in names if i in ruled and ruled[i][0].treatment == "frozen"]
+    frozen = [(name, param) for name, param, number, _ in ordered if rules[number].treatment == "frozen"]
     for _, param in frozen:
         param.requires_grad_(False)
     return ParameterGroups(groups, [(name, param.numel()) for name, param in frozen])
 
 
-_RANK = {treatment: place for place, treatment in enumerate(("state_full", "split", "state_free", "frozen"))}
+def _assign(model: nn.Module, rules: list[Rule]) -> tuple[dict[Tensor, tuple[int, int | None]], set[int]]:
+    """The number of each tensor's rule, with the layer where it applies; and the numbers of all rules that apply."""
+    ruled: dict[Tensor, tuple[int, int | None]] = {}
+    used: set[int] = set()
+    for found in _tensors(model):
+        param = found.param
+        number = next((i for i, rule in enumerate(rules) if rule.holds(found)), None)
+        if number is None:
+            if param.requires_grad:
+                name = next(name for name, other in model.named_parameters() if other is param)
+                raise ValueError(
+                    f"{name} {tuple(param.shape)} in a {type(found.module).__name__} falls under no rule; add one, "
+                    "such as Rule('others', 'state_full') at the end"
+                )
+            continue
+        if param.requires_grad or rules[number].treatment == "frozen":
+            used.add(number)
+        rank = TREATMENTS.index(rules[number].treatment)
+        if param not in ruled or rank < TREATMENTS.index(rules[ruled[param][0]].treatment):
+            ruled[param] = number, found.layer
+    return ruled, used
+
+
+def _collect(rules: list[Rule], tensors: list[tuple[str, nn.Parameter, int, int | None]]) -> list[dict[str, Any]]:
+    """The groups of (name, tensor, number of its rule, layer).
+
+    All that is split alike, by however many rules, is one group in the model's order: blocks take turns within a group.
+    """
+    members: dict[tuple[Any, ...], list[tuple[str, nn.Parameter, int, int | None]]] = {}
+    for each in tensors:
+        rule = rules[each[2]]
+        alike = "split" if rule.treatment == "split" else each[2]
+        members.setdefault((alike, rule.decays(each[1]), repr(sorted(rule.settings.items()))), []).append(each)
+    groups = []
+    for key in sorted(members, key=lambda key: (min(number for _, _, number, _ in members[key]), not key[1])):
+        names, params, numbers, layers = zip(*members[key], strict=True)
+        rule = rules[numbers[0]]
+        group = {"rule": ", ".join(dict.fromkeys(rules[number].name for number in numbers))}
+        group |= {"split": rule.treatment in ("split", "state_free"), "params": list(zip(names, params, strict=True))}
+        if rule.treatment == "state_free":
+            group["density"] = 0.0
+        if rule.treatment == "split" and None not in layers:
+            group["layers"] = list(layers)
+        if not key[1]:
+            group["weight_decay"] = 0.0
+        groups.append(group | rule.settings)
+    return groups
 
 
 def _tensors(model: nn.Module) -> Iterator[_Found]:
@@ -231,41 +251,3 @@ def _tensors(model: nn.Module) -> Iterator[_Found]:
             layer = numbers.setdefault(member, len(numbers))
         for param in module.parameters(recurse=False):
             yield _Found(param, module, path, layer)
-
-
-def _collect(
-    rules: Sequence[Rule], names: Mapping[int, str], ruled: Mapping[int, tuple[Rule, _Found]]
-) -> list[dict[str, Any]]:
-    """The groups that the rules give.
-
-    What is split alike, by however many rules, is one group in the model's order: blocks take turns within a group.
-    """
-    members: dict[tuple[Any, ...], list[tuple[str, _Found]]] = {}
-    labels: dict[tuple[Any, ...], list[str]] = {}
-    for i, (rule, found) in ((i, ruled[i]) for i in names if i in ruled):
-        if rule.treatment == "frozen" or not found.param.requires_grad:
-            continue
-        settings = repr(sorted(rule.settings.items()))
-        alike = "split" if rule.treatment == "split" else rules.index(rule)
-        key = (alike, rule.decays(found.param), settings)
-        members.setdefault(key, []).append((names[i], found))
-        if rule.name not in labels.setdefault(key, []):
-            labels[key].append(rule.name)
-    first = {key: min(rules.index(ruled[id(f.param)][0]) for _, f in found) for key, found in members.items()}
-    order = sorted(members, key=lambda key: (first[key], not key[1]))
-    return [_group(ruled, labels[key], members[key], decayed=key[1]) for key in order]
-
-
-def _group(
-    ruled: Mapping[int, tuple[Rule, _Found]], labels: list[str], members: Sequence[tuple[str, _Found]], decayed: bool
-) -> dict[str, Any]:
-    rule, _ = ruled[id(members[0][1].param)]
-    group: dict[str, Any] = {"rule": ", ".join(labels), "split": rule.treatment in ("split", "state_free")}
-    group["params"] = [(name, found.param) for name, found in members]
-    if rule.treatment == "state_free":
-        group["density"] = 0.0
-    if rule.treatment == "split" and all(found.layer is not None for _, found in members):
-        group["layers"] = [found.layer for _, found in members]
-    if not decayed:
-        group["weight_decay"] = 0.0
-    return group | rule.settings

@@ -1,4 +1,4 @@
-"""Updates within the backward pass: a gradient is used, and let go of, as soon as it is there."""
+"""Updates within the backward pass: a gradient is used and freed as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adafrugal.optim.frugal import Frugal
 
 
 class UpdateInBackward:
-    """From now on `backward()` updates each tensor as soon as its gradient is whole, and frees that gradient.
+    """From now on `backward()` updates each tensor as soon as its gradient is complete, and frees that gradient.
 
     The rest of the loop stays as it is; `optimizer.step()` ends the step, and schedulers see nothing new:
 
@@ -23,32 +23,33 @@ class UpdateInBackward:
             optimizer.step()
             scheduler.step()
 
-    The gradients of a model are then never all there at once, which saves as many bytes as they have (LOMO, arXiv
-    2306.09782, does so for SGD). Each tensor gets the update that it gets without this, bit for bit. What must see all
-    gradients before the first update cannot go with it: several backward passes in one step, clipping by the norm of
-    all (`clip_grad_norm_` would find none and do nothing), `torch.amp.GradScaler`, `Frugal(nonfinite=…)`.
+    So the gradients of a model are never in memory all at once (LOMO, arXiv 2306.09782, does this for SGD). Each tensor
+    gets the update that it gets without this, bit for bit. Excluded is what needs all gradients before the first
+    update: several backward passes in one step, clipping by the norm of all (`clip_grad_norm_` would silently do
+    nothing), `torch.amp.GradScaler`, `Frugal(nonfinite=…)`.
 
     Args:
         optimizer: `Frugal`, or any of torch's whose update of a tensor depends on no other tensor. It is stepped once
-            for each tensor, when that tensor alone has a gradient. All of its groups are there already.
+            for each tensor, when that tensor alone has a gradient. It has all of its groups already.
         around: makes the context in which each update is made, to time it, say.
 
     Raises:
-        ValueError: an optimizer whose settings do not go with it.
+        ValueError: an optimizer with a setting that excludes it.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, around: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> None:
-        if isinstance(optimizer, Frugal):
-            optimizer.refuse_single_updates()
+        if isinstance(optimizer, Frugal) and optimizer.defaults["nonfinite"] is not None:
+            given = f"nonfinite is {optimizer.defaults['nonfinite']!r}"
+            raise ValueError(f"{given}, which looks at all gradients before the first update: set it to None")
         self._optimizer, self._around = optimizer, around
         self._updated: set[Tensor] = set()
         self._updates = False
-        self._params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        update = weakref.WeakMethod(self._update)  # what a tensor's hook holds is out of the garbage collector's sight
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+        update = weakref.WeakMethod(self._update)  # the garbage collector does not see what a tensor's hook holds
         hook = lambda param: update()(param)  # noqa: E731
-        self._handles = [param.register_post_accumulate_grad_hook(hook) for param in self._params]
+        self._handles = [param.register_post_accumulate_grad_hook(hook) for param in params]
         self._handles.append(optimizer.register_step_post_hook(self._stepped))  # by which the optimizer keeps this
 
     def remove(self) -> None:
@@ -71,18 +72,15 @@ class UpdateInBackward:
             )
         with self._around():
             if isinstance(self._optimizer, Frugal):
-                self._optimizer.update_one(param)
+                self._optimizer._update_one(param)
             else:
-                self._step_alone()
+                self._updates = True
+                try:
+                    self._optimizer.step()
+                finally:
+                    self._updates = False
         param.grad = None
         self._updated.add(param)
-
-    def _step_alone(self) -> None:
-        self._updates = True
-        try:
-            self._optimizer.step()
-        finally:
-            self._updates = False
 
     def _stepped(self, *_: object) -> None:
         if not self._updates:

@@ -1,89 +1,119 @@
-"""What a parameter group may say: every value within its range, parts that go together, and what is worth a warning."""
+"""The keys of a parameter group, and the checks of their values; ranges and names are those of `choices`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from adafrugal.optim import controls, rules
+from adafrugal.optim import choices, controls
+from adafrugal.optim.controls import Control
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.subspaces import Blocks, Subspace
+from adafrugal.optim.subspaces import Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
-Shrink = Literal["immediately", "at_refresh"]
-Nonfinite = Literal["error", "skip"]
-StateDtype = Literal["float32", "bfloat16"]
-ON_REFRESH = Subspace.policies
-_ON_SHARDS = 'allowed: blocks, columns, slab, {"kind": "svd", "side": "right"}, {"kind": "random", "side": "right"}'
+
+class Group(TypedDict, total=False):
+    """A parameter group of `Frugal`, as `state_dict` saves it; see `Frugal` for the options."""
+
+    params: list[Tensor]
+    param_names: list[str]  # where the optimizer was given names
+    shapes: list[list[int]]  # of the params
+    first: int  # place of the first of them among all parameters
+    split: bool
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    state_full: str
+    state_dtype: str | None
+    stochastic_rounding: bool
+    fused: bool
+    seed: int
+    steps: int  # made, without those skipped
+    skipped_steps: int
+    # of split groups alone:
+    layers: list[int]  # number of the transformer block of each parameter
+    density: Control
+    interval: Control
+    subspace: Subspace
+    shrink: str
+    stagger: int  # steps
+    split_lr_scale: float
+    state_free: str
+    state_free_lr_scale: float
+    on_refresh: str
+    compile: bool | None
+    since_refresh: int  # steps since the last refresh, 1 at the step of the refresh
+    refreshes: int
+    handed_out: int  # blocks that earlier refreshes selected; an ordered choice goes on from there
+    density_read: float  # ρ in force
+    waiting: list[int]  # places in params of the matrices that have not chosen since the last refresh
+    bases_kept: int  # choices put off because of a gradient that was not finite
 
 
-def names(group: Mapping[str, Any]) -> list[str]:
-    """What its parameters are called in messages."""
+OF_SPLIT_GROUPS = (
+    "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
+    "on_refresh", "compile",
+)  # fmt: skip
+
+
+def parameter_names(group: Group) -> list[str]:
+    """The names of a group's parameters in messages."""
     return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
 
 
-def check_group(group: Mapping[str, Any]) -> None:
-    """Every number and name within its range."""
-    pair = len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"])
-    for name, allowed, held in (
-        ("lr", "0 or more", 0 <= group["lr"] < float("inf")),
-        ("betas", "two numbers from 0 to below 1", pair),
-        ("eps", "0 or more", group["eps"] >= 0),
-        ("weight_decay", "0 or more", group["weight_decay"] >= 0),
-        ("split_lr_scale", "0 or more", group["split_lr_scale"] >= 0),
-        ("state_free_lr_scale", "0 or more", group["state_free_lr_scale"] >= 0),
-        ("stagger", "a whole number of steps, 1 or more", isinstance(group["stagger"], int) and group["stagger"] >= 1),
-        *((name, ", ".join(choices), group[name] in choices) for name, choices in {
-            "state_full": tuple(rules.STATE_FULL), "state_free": tuple(rules.STATE_FREE),
-            "on_refresh": ON_REFRESH, "shrink": get_args(Shrink),
-        }.items()),
-        ("state_dtype", ", ".join(get_args(StateDtype)), group["state_dtype"] in (None, *get_args(StateDtype))),
-    ):  # fmt: skip
-        if not held:
-            raise ValueError(f"{name} is {group[name]!r}; allowed: {allowed}")
+def check_group(group: Group) -> None:
+    """Raise a ValueError where a number or name is outside its range."""
+    for name in (*choices.RANGES, *choices.NAMES):
+        _refuse(name, group[name], choices.allowed(name, group[name]))
 
 
-def settle(group: dict[str, Any]) -> None:
-    """Make controls and a subspace, each a group's own, of what was given for them."""
+def _refuse(name: str, value: Any, allowed: str | None) -> None:
+    if allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed.replace('null', 'None')}")
+
+
+def settle(group: Group) -> None:
+    """Convert what was given for controls and subspace to objects of the group's own; check that the parts fit."""
     group["density"] = controls.density(group["density"])
     group["interval"] = controls.interval(group["interval"])
-    group["subspace"] = as_subspace(group["subspace"])
-    check_parts(group)
-
-
-def check_parts(group: Mapping[str, Any]) -> None:
-    """Parts of a split group that must go together."""
-    subspace, is_free = group["subspace"], group["density"] == controls.Constant(0)
-    if group["on_refresh"] not in subspace.policies:
-        allowed = ", ".join(subspace.policies)
-        raise ValueError(f"on_refresh is {group['on_refresh']!r}; {subspace.kind} allows {allowed}")
-    if group["stagger"] > 1 and isinstance(subspace, Blocks):
-        raise ValueError(f"stagger is {group['stagger']}; blocks choose among all matrices at once: set it to 1")
+    subspace = group["subspace"] = as_subspace(group["subspace"])
+    policies = choices.POLICIES.get(subspace.kind, choices.NAMES["on_refresh"])
+    if group["on_refresh"] not in policies:
+        _refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(policies))
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
-    for name, param in zip(names(group), group["params"], strict=True):
-        if shards.is_sharded(param) and not is_free:
-            _check_sharded(name, param, subspace)
-        if param.ndim != 2 and not (subspace.any_shape or is_free):
-            raise ValueError(
-                f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
-                "matrices: put it into a group without split=True"
-            )
+    if group["density"] != controls.Constant(0):  # else nothing is ever selected
+        for name, param in zip(parameter_names(group), group["params"], strict=True):
+            _check_parameter(name, param, subspace)
 
 
-def _check_sharded(name: str, param: Tensor, subspace: Subspace) -> None:
-    if reason := subspace.why_whole():
-        raise ValueError(f"parameter {name} is sharded over processes, and {subspace.kind} {reason}; {_ON_SHARDS}")
-    if not shards.is_split_by_rows(param):
-        allowed = "along its first axis, over one dimension of the mesh"
-        raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: {allowed}")
+def check_stagger(group: Group) -> None:
+    """Raise a ValueError where a refresh is spread over more steps than the subspace and the first interval allow."""
+    interval = group["interval"].at(1)
+    _refuse("stagger", group["stagger"], choices.allowed_stagger(group["stagger"], group["subspace"].kind, interval))
 
 
-def lost_in_rounding(group: Mapping[str, Any]) -> Iterable[str]:
-    """What rounding to the nearest loses in a group."""
+def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
+    if shards.is_sharded(param):
+        if not choices.works_on_shards(subspace.kind, subspace.settings()):
+            given = f"parameter {name} is sharded over processes and the subspace is {subspace.settings()}"
+            raise ValueError(f"{given}, which needs whole matrices; allowed: {choices.ON_SHARDS}")
+        if not shards.is_split_by_rows(param):
+            allowed = "along its first axis, over one dimension of the mesh"
+            raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: {allowed}")
+    if param.ndim != 2 and not subspace.any_shape:
+        raise ValueError(
+            f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
+            "matrices: put it into a group without split=True"
+        )
+
+
+def lost_in_rounding(group: Group) -> Iterable[str]:
+    """Warnings about what rounding to the nearest loses in a group."""
     stochastic = group["stochastic_rounding"]
     lossy = {torch.float16} if stochastic else {torch.float16, torch.bfloat16}
     if any(param.dtype in lossy for param in group["params"]):

@@ -1,28 +1,32 @@
 """When a group's subspace is chosen anew or shrinks, and what then becomes of the moments.
 
-Functions on one split parameter group and the optimizer's state. A turn lasts from one refresh to the next. What a
-turn chooses, it chooses at once, or spread over `stagger` steps; a matrix that cannot choose yet (its subspace needs a
-gradient, and there is none, or one that is not finite) waits, and keeps what it had.
+Functions on one split parameter group and the optimizer's state. A period lasts from one refresh to the next; its
+choices are made at once, or spread over `stagger` steps. A matrix that cannot choose yet (its subspace needs a
+gradient, and there is none, or one that is not finite) waits, and keeps its old subspace.
 """
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from adafrugal.optim import controls, rules
+from adafrugal.optim.options import Group
 from adafrugal.optim.sharding import owners, shards
-from adafrugal.optim.subspaces import Matrix, Selection, Turn
+from adafrugal.optim.subspaces import Matrix, Period, Selection
 
-Group: TypeAlias = dict[str, Any]
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
 Event = Literal["refresh", "continued", "shrink"]
+CLOCKS: dict[str, Any] = {
+    "since_refresh": 0, "refreshes": 0, "handed_out": 0, "density_read": 0.0, "waiting": [], "bases_kept": 0
+}  # fmt: skip  # of a split group that has made no step; see `options.Group`
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,12 @@ class Refresh:
     """A new choice of the subspace, or its shrinking between two choices.
 
     Args:
-        event: "refresh"; "continued" where matrices chose later than others of their turn (`stagger`, or gradients
-            that came late); or "shrink" where ρ fell between refreshes and part of the subspace was given up.
+        event: "refresh"; "continued" where matrices choose at a later step than others of their period (`stagger`, or
+            late gradients); "shrink" where ρ fell between refreshes and part of the subspace was given up.
         step: the optimizer step at which it happened; the first is 1.
         group: the index of the parameter group.
         density, interval: ρ and T as read at this step.
-        seconds: host time of the choice itself. Work that a GPU is still doing is not in it.
+        seconds: host time of the choice itself, without work that a GPU is still doing.
         bytes_before: all of the optimizer's state before the step.
         bytes_after: the same after the step.
     """
@@ -50,29 +54,59 @@ class Refresh:
     bytes_after: int
 
 
-def new_clocks() -> dict[str, Any]:
-    """The numbers by which a split group counts, for one that has made no step."""
-    return {"since_refresh": 0, "refreshes": 0, "handed_out": 0, "density_read": 0.0, "waiting": [], "bases_kept": 0}
+class StepEvents:
+    """The refreshes and shrinks of one step, to be reported at its end.
+
+    Args:
+        count_bytes: of all of the optimizer's state.
+    """
+
+    def __init__(self, count_bytes: Callable[[], int]) -> None:
+        self._count_bytes, self._bytes_before = count_bytes, None
+        self._found: dict[tuple[int, Event], Refresh] = {}
+
+    @contextmanager
+    def during(self, event: Event, index: int, group: Group, step: int) -> Iterator[None]:
+        """Note and time an event of a group; choices that come late in the step of a refresh are part of it."""
+        if self._bytes_before is None:
+            self._bytes_before = self._count_bytes()
+        started = time.perf_counter()
+        yield
+        key = index, "refresh" if (index, "refresh") in self._found else event
+        interval = group["interval"].at(group["steps"])
+        new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
+        known = self._found.get(key, new)
+        self._found[key] = replace(known, seconds=known.seconds + time.perf_counter() - started)
+
+    def report(self, hooks: Iterable[Callable[[Refresh], None]]) -> None:
+        """Call each hook with each event, after the step."""
+        after = self._count_bytes() if self._found else 0
+        for event in self._found.values():
+            for hook in hooks:
+                hook(replace(event, bytes_after=after))
 
 
-def selection(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a matrix's state says of where its subspace lies."""
+# -- where subspaces lie ----------------------------------------------------------------------------------------------
+
+
+def selection(state: Mapping[str, Any], group: Group) -> dict[str, Any]:
+    """A matrix's selection, from its state."""
     return {name: state[name] for name in group["subspace"].remembers if name in state}
 
 
-def selection_here(param: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Selection:
-    """The same as seen from the rows that this process has; nothing of a tensor that is not split."""
-    return _seen(param, selection(state, group), group) if group["split"] else {}
+def selection_here(param: Tensor, state: Mapping[str, Any], group: Group) -> Selection:
+    """The selection as seen from the rows that this process has; empty for a tensor that is not split."""
+    return _seen_here(param, selection(state, group), group) if group["split"] else {}
 
 
-def _seen(param: Tensor, chosen: Selection, group: Mapping[str, Any]) -> Selection:
+def _seen_here(param: Tensor, chosen: Selection, group: Group) -> Selection:
     return group["subspace"].within(chosen, shards.here(param)) if chosen and shards.is_sharded(param) else chosen
 
 
 def outline(group: Group, states: States) -> Iterator[Any]:
     """All that processes must agree on, in plain values and bytes: ρ, T, the clocks, and what each matrix selects."""
     yield group["density_read"], group["interval"].at(group["steps"])
-    yield [group[name] for name in ("steps", "skipped_steps", *new_clocks()) if name != "density_read"]
+    yield [group[name] for name in ("steps", "skipped_steps", *CLOCKS) if name != "density_read"]
     for param in group["params"]:
         state = states.get(param, {})
         yield state.get("entries", 0), state.get("turn", 0)
@@ -84,17 +118,13 @@ def outline(group: Group, states: States) -> Iterator[Any]:
                 yield value
 
 
-class Due(NamedTuple):
-    """What has to be done at this step, and for which of the group's matrices, by their places."""
-
-    event: Event
-    places: list[int]
+# -- when -------------------------------------------------------------------------------------------------------------
 
 
-def advance(group: Group, states: States) -> list[Due]:
-    """Move a group's clock by one step and read ρ where it counts now; tell what is due, in order.
+def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
+    """Move a group's clock by one step and read ρ where it counts now; return events with the places of matrices.
 
-    Which gradients are there decides what is chosen and nothing else, since they may still come (`arrived`).
+    Gradients decide only which matrices choose now, since some may still come (`arrived`).
     """
     group["since_refresh"] += 1
     if group["refreshes"] == 0 and group["density"] == controls.Constant(0):
@@ -103,129 +133,92 @@ def advance(group: Group, states: States) -> list[Due]:
     if not 0 <= density <= 1:
         raise ValueError(f"the density is {density} at step {group['steps']}; it is a share of the entries, 0 to 1")
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
-        group["density_read"] = density
-        _begin_turn(group, states)
-        return [Due("refresh", _choosing(group))]
-    due = []
+        active = [bool(states[param].get("entries")) for param in group["params"]]
+        group["handed_out"] += group["subspace"].handed_out(_matrices(group), active)
+        group["refreshes"] += 1
+        group |= {"density_read": density, "since_refresh": 1, "waiting": list(range(len(group["params"])))}
+        return [("refresh", _choosing(group))]
+    events: list[tuple[Event, list[int]]] = []
     if group["shrink"] == "immediately" and density < group["density_read"] * (1 - group["subspace"].grain):
         group["density_read"] = density
-        shares = enumerate(_shares(group))
-        if places := [i for i, (p, share) in shares if _entries(p, share, group) < states[p].get("entries", 0)]:
-            due.append(Due("shrink", places))
-    return due + arrived(group)
+        entries = _entries(group, _shares(group))
+        if places := [i for i, p in enumerate(group["params"]) if entries[i] < states[p].get("entries", 0)]:
+            events.append(("shrink", places))
+    return events + arrived(group)
 
 
-def arrived(group: Group) -> list[Due]:
-    """What is due for matrices that wait and whose gradients are there now, perhaps since the middle of a step."""
+def arrived(group: Group) -> list[tuple[Event, list[int]]]:
+    """The event of matrices that wait and can choose now, perhaps since the middle of a step."""
     places = _choosing(group) if group["waiting"] else []
-    return [Due("continued", places)] if places else []
-
-
-def carry_out(due: Due, group: Group, states: States) -> None:
-    """Do what is due."""
-    if due.event == "shrink":
-        _shrink(due.places, group, states)
-    else:
-        _choose(due.places, group, states)
-
-
-# -- choosing ---------------------------------------------------------------------------------------------------------
-
-
-def forget_all(group: Group, states: States) -> None:
-    """Let moments and step counts of a group's tensors begin anew; what is selected stays."""
-    for param in group["params"]:
-        if param in states:
-            _forget(states[param], group)
-
-
-def _begin_turn(group: Group, states: States) -> None:
-    active = [bool(states[param].get("entries")) for param in group["params"]]
-    group["handed_out"] += group["subspace"].handed_out(_matrices(group), active)
-    group["refreshes"] += 1
-    group["since_refresh"] = 1
-    group["waiting"] = list(range(len(group["params"])))
+    return [("continued", places)] if places else []
 
 
 def _choosing(group: Group) -> list[int]:
-    """The places of those waiting matrices whose moment has come."""
-    n = len(group["params"])
-    spread = min(group["stagger"], group["interval"].at(group["steps"]))
-    if group["refreshes"] == 1:  # at first all choose at once
-        spread = 1
-    come = [i for i in group["waiting"] if i * spread // n < group["since_refresh"]]
-    return _with_sound_gradients(come, group) if group["subspace"].needs_gradient else come
-
-
-def _with_sound_gradients(places: list[int], group: Group) -> list[int]:
-    """Those whose gradients are there and finite, on every process that has a part of them."""
-    params = {i: group["params"][i] for i in places if group["params"][i].grad is not None}
-    finite = [bool(torch.isfinite(shards.local(param.grad)).all()) for param in params.values()]
-    finite = shards.agreed(finite, list(params.values()))
+    """The places of the waiting matrices that choose now."""
+    params = group["params"]
+    spread = min(group["stagger"], group["interval"].at(group["steps"])) if group["refreshes"] > 1 else 1
+    places = [i for i in group["waiting"] if i * spread // len(params) < group["since_refresh"]]
+    if not group["subspace"].needs_gradient:
+        return places
+    places = [i for i in places if params[i].grad is not None]
+    finite = [bool(torch.isfinite(shards.local(params[i].grad)).all()) for i in places]
+    finite = shards.agreed(finite, [params[i] for i in places])
     if not all(finite) and not group["bases_kept"]:
         what = "a gradient is not finite: its matrix keeps its basis, and tries again at the next step"
         warnings.warn(what, stacklevel=2)
     group["bases_kept"] += finite.count(False)
-    return [i for i, sound in zip(params, finite, strict=True) if sound]
+    return [i for i, is_finite in zip(places, finite, strict=True) if is_finite]
 
 
-def _choose(places: list[int], group: Group, states: States) -> None:
-    """Choose the subspace of some matrices anew. What is let go of all of them is let go before anything is taken."""
-    shares, numbers = _shares(group), _numbers(group)
-    entries = {place: _entries(*shares[place], group) for place in places}
+# -- how --------------------------------------------------------------------------------------------------------------
+
+
+def refresh(group: Group, places: list[int], states: States) -> None:
+    """Choose the subspaces of some matrices anew. What they give up is released before anything is taken."""
+    params, subspace, period = group["params"], group["subspace"], _period(group, group["refreshes"])
+    shares = _shares(group)
+    entries = _entries(group, shares)
     for place in places:
-        state = states[group["params"][place]]
+        state = states[params[place]]
         if not entries[place]:
             state.clear()
         elif group["on_refresh"] in ("reset", "reset_all"):
-            _release(state)
+            for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
+                del state[name]  # numbers of the old selection stay, since the next one may go on from them
     live = [place for place in places if entries[place]]
-    for some in owners.rounds([shares[place][0] for place in live], group["subspace"]):
-        _select([live[i] for i in some], shares, numbers, group, states)
+    for numbers in owners.rounds([params[place] for place in live], subspace):
+        some = [live[number] for number in numbers]
+        asks = [
+            owners.Ask(
+                params[i], shares[i], period.generator(i), _let_go(states[params[i]], group),
+                place=sum(param.shape == params[i].shape for param in params[:i]),
+            )
+            for i in some
+        ]  # fmt: skip
+        for ask, new in zip(asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
+            state = states[ask.param]
+            state |= {**new, "turn": period.number}
+            if "step" in state and group["on_refresh"] == "keep":
+                _keep(ask.param, state, group, ask.old)
+            elif "step" in state and group["on_refresh"] == "keep_overlap":
+                _keep_overlap(ask.param, state, group, ask.old)
     for place in places:
-        states[group["params"][place]]["entries"] = entries[place]
+        states[params[place]]["entries"] = entries[place]
     group["waiting"] = [place for place in group["waiting"] if place not in places]
-    _say_if_nothing_is_selected(group, states)
-
-
-def _release(state: dict[str, Any]) -> None:
-    """Let go of every tensor; the numbers of the old selection stay, since the next one may go on from them."""
-    for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
-        del state[name]
-
-
-def _select(
-    places: list[int], shares: list[tuple[Tensor, float]], numbers: list[int], group: Group, states: States
-) -> None:
-    """Select in matrices that choose at the same time; their moments are treated as on_refresh says."""
-    turn = _turn(group)
-    olds = [_let_go(states[shares[place][0]], group) for place in places]
-    asks = [
-        owners.Ask(*shares[place], turn.generator(place), old, numbers[place])
-        for place, old in zip(places, olds, strict=True)
-    ]
-    chosen = owners.select(asks, group["subspace"], first=group["first"] + places[0])
-    for ask, new in zip(asks, chosen, strict=True):
-        state = states[ask.param]
-        state |= {**new, "turn": turn.number}
-        if "step" in state and group["on_refresh"] == "keep":
-            _keep(ask.param, state, group, ask.old)
-        elif "step" in state and group["on_refresh"] == "keep_overlap":
-            _keep_overlap(ask.param, state, group, ask.old)
+    _warn_if_nothing_is_selected(group, states)
 
 
 def _let_go(state: dict[str, Any], group: Group) -> Selection:
-    """Let go of a selection; what the next one may look at is returned."""
+    """Remove a selection from a state; return it, without tensors that would outlive the next choice for nothing."""
     old = selection(state, group)
     for name in old:
         del state[name]
     if group["on_refresh"] == "keep_overlap":
         return old
-    # nothing is compared then, and a basis need not outlast the next one
     return {name: value for name, value in old.items() if not isinstance(value, Tensor)}
 
 
-def _say_if_nothing_is_selected(group: Group, states: States) -> None:
+def _warn_if_nothing_is_selected(group: Group, states: States) -> None:
     if group["refreshes"] > 1 or group["waiting"] or not group["density_read"]:
         return
     if not any(states[param].get("entries") for param in group["params"]):
@@ -237,94 +230,93 @@ def _say_if_nothing_is_selected(group: Group, states: States) -> None:
 
 
 def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
-    """Moments stay, entry for entry in order; cut to size where there are fewer entries, begun anew where more."""
-    if shards.is_sharded(param) and not _follow(param, state, group, old):
-        _forget(state, group)
-        return
-    axis = group["subspace"].axis(param.shape)
-    count = len(group["subspace"].positions(param.shape, selection_here(param, state, group)))
-    for name in _remembered(state, group):
+    """Keep moments entry for entry, in order: cut to size where there are fewer entries, begun anew where more."""
+    subspace, names = group["subspace"], _compact_names(state, group)
+    if shards.is_sharded(param):  # moments go to the processes that have their rows now
+        before, now = (subspace.row_range(param.shape, chosen) for chosen in (old, selection(state, group)))
+        if before.count < now.count:
+            return _forget(state, group)
+        for name in names:
+            state[name] = shards.moved(state[name], param, shards.parts(before, param), shards.parts(now, param))
+    axis = subspace.axis(param.shape)
+    count = len(subspace.positions(param.shape, selection_here(param, state, group)))
+    for name in names:
         if state[name].shape[axis] < count:
-            _forget(state, group)
-            return
+            return _forget(state, group)
         if state[name].shape[axis] > count:
             state[name] = state[name].narrow(axis, 0, count).clone()
-
-
-def _follow(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> bool:
-    """Bring moments to the processes that have their rows now; False where there are more rows than before."""
-    before, now = (group["subspace"].run(param.shape, chosen) for chosen in (old, selection(state, group)))
-    if before.count < now.count:
-        return False
-    for name in _remembered(state, group):
-        state[name] = shards.moved(state[name], param, shards.parts(before, param), shards.parts(now, param))
-    return True
+    return None
 
 
 def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
-    """Units that stay selected keep moments and step count, all others begin anew."""
-    subspace, new = group["subspace"], selection(state, group)
-    if not any(isinstance(value, Tensor) for value in new.values()) and old == new:
+    """Keep moments and step counts of units that stay selected; all others begin anew."""
+    subspace, both = group["subspace"], (old, selection(state, group))
+    if not any(isinstance(value, Tensor) for value in old.values()) and both[0] == both[1]:
         return
-    before, now = (subspace.positions(param.shape, chosen) for chosen in (old, new))
+    before, now = (subspace.positions(param.shape, chosen) for chosen in both)
     if torch.equal(before, now):
         return
     if not torch.isin(now, before).any():
         _forget(state, group)
         return
-    before, now = (subspace.positions(param.shape, _seen(param, chosen, group)) for chosen in (old, new))
-    places = torch.isin(now, before).nonzero().squeeze(1)
-    axis, sources = subspace.axis(param.shape), torch.searchsorted(before, now[places])
+    # from the units selected here before to those selected now: target of each source
+    before, now = (subspace.positions(param.shape, _seen_here(param, chosen, group)) for chosen in both)
+    targets = torch.isin(now, before).nonzero().squeeze(1)
+    sources = torch.searchsorted(before, now[targets])
+    axis = subspace.axis(param.shape)
     if state["step"].ndim == 0:  # from here on units count their own steps
-        like = state[rules.STATE_FULL[group["state_full"]].moments[0]]
+        like = state[rules.MOMENTS[group["state_full"]][0]]
         state["step"] = state["step"].to(like.device).expand([n if i == axis else 1 for i, n in enumerate(like.shape)])
-    for name in _remembered(state, group):
-        old_values = state.pop(name)
-        places, sources = places.to(old_values.device), sources.to(old_values.device)
-        state[name] = old_values.new_zeros([len(now) if i == axis else n for i, n in enumerate(old_values.shape)])
-        state[name].index_copy_(axis, places, old_values.index_select(axis, sources))
+    for name in _compact_names(state, group):
+        value = state.pop(name)
+        shape = [len(now) if i == axis else n for i, n in enumerate(value.shape)]
+        kept = value.index_select(axis, sources.to(value.device))
+        state[name] = value.new_zeros(shape).index_copy_(axis, targets.to(value.device), kept)
 
 
-def _shrink(places: list[int], group: Group, states: States) -> None:
+def shrink(group: Group, places: list[int], states: States) -> None:
     """Give up what a lower density no longer covers; what remains keeps its moments."""
     subspace, shares = group["subspace"], _shares(group)
+    entries = _entries(group, shares)
     for place in places:
-        param, share = shares[place]
-        state, entries = states[param], _entries(param, share, group)
-        if entries:
+        param = group["params"][place]
+        state = states[param]
+        if not entries[place]:
+            state.clear()
+        else:
             old = selection(state, group)
-            new = subspace.shrink(param.shape, share, _turn(group, state["turn"]).generator(place), old)
-            before, now = (_seen(param, chosen, group) for chosen in (old, new))
-            for name in _remembered(state, group):
+            generator = _period(group, state["turn"]).generator(place)
+            new = subspace.shrink(param.shape, shares[place], generator, old)
+            before, now = (_seen_here(param, chosen, group) for chosen in (old, new))
+            for name in _compact_names(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
             state |= new
-        else:
-            state.clear()
-        state["entries"] = entries
+        state["entries"] = entries[place]
 
 
-def _entries(param: Tensor, share: float, group: Group) -> int:
-    return group["subspace"].entries(param.shape, share) if share else 0
-
-
-def _remembered(state: Mapping[str, Any], group: Group) -> list[str]:
-    """The names of the compact tensors: moments, and step counts where units have their own."""
-    moments = [name for name in rules.STATE_FULL[group["state_full"]].moments if name in state]
-    return moments + (["step"] if "step" in state and state["step"].ndim else [])
+def forget_all(group: Group, states: States) -> None:
+    """Let moments and step counts of a group's tensors begin anew; selections stay."""
+    for param in group["params"]:
+        if param in states:
+            _forget(states[param], group)
 
 
 def _forget(state: dict[str, Any], group: Group) -> None:
-    for name in (*rules.STATE_FULL[group["state_full"]].moments, "step"):
+    for name in (*rules.MOMENTS[group["state_full"]], "step"):
         state.pop(name, None)
 
 
-# -- what a choice depends on -----------------------------------------------------------------------------------------
+def _compact_names(state: Mapping[str, Any], group: Group) -> list[str]:
+    """The names of the compact tensors: moments, and step counts where units have their own."""
+    moments = [name for name in rules.MOMENTS[group["state_full"]] if name in state]
+    return moments + (["step"] if "step" in state and state["step"].ndim else [])
 
 
-def _turn(group: Group, number: int | None = None) -> Turn:
-    """The present turn, or the one with a number, in which a matrix that waits has chosen."""
-    number = group["refreshes"] if number is None else number
-    return Turn(seed=group["seed"], number=number, start=group["handed_out"], first=group["first"])
+# -- the arguments of a choice ----------------------------------------------------------------------------------------
+
+
+def _period(group: Group, number: int) -> Period:
+    return Period(seed=group["seed"], number=number, start=group["handed_out"], first=group["first"])
 
 
 def _matrices(group: Group) -> list[Matrix]:
@@ -334,17 +326,12 @@ def _matrices(group: Group) -> list[Matrix]:
     return [Matrix(name, p.shape, layer) for name, p, layer in zip(names, params, layers, strict=True)]
 
 
-def _numbers(group: Group) -> list[int]:
-    """Which one each matrix is, from 0, of the group's matrices of its shape."""
-    seen: Counter[torch.Size] = Counter()
-    numbers = []
-    for param in group["params"]:
-        numbers.append(seen[param.shape])
-        seen[param.shape] += 1
-    return numbers
+def _shares(group: Group) -> list[float]:
+    """The share that the subspace selects of each matrix at the ρ last read."""
+    return group["subspace"].shares(_matrices(group), group["density_read"], _period(group, group["refreshes"]))
 
 
-def _shares(group: Group) -> list[tuple[Tensor, float]]:
-    """Each matrix of a group with the share of it that the subspace selects at the ρ last read."""
-    shares = group["subspace"].shares(_matrices(group), group["density_read"], _turn(group))
-    return list(zip(group["params"], shares, strict=True))
+def _entries(group: Group, shares: list[float]) -> list[int]:
+    """The number of entries that the subspace selects of each matrix."""
+    count = group["subspace"].entries
+    return [count(param.shape, share) if share else 0 for param, share in zip(group["params"], shares, strict=True)]

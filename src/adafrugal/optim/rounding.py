@@ -17,9 +17,9 @@ class Rounding:
 
     Args:
         stochastic: for bfloat16; all other types are rounded to the nearest.
-        seed, step, place: of the optimizer, of this step, and of the tensor among all.
-        first_row: of a tensor that is divided over processes, the first row here. What is drawn depends on nothing
-            else, so that a resumed run and every replica round alike, and no two parts of a matrix do.
+        seed, step, place: of the optimizer, of this step, and of the tensor among all parameters.
+        first_row: of a sharded tensor, the first row here. The noise depends on nothing else, so that a resumed run
+            and every replica round alike, and no two parts of a matrix do.
     """
 
     def __init__(self, stochastic: bool, seed: int, step: int, place: int, first_row: int = 0) -> None:
@@ -27,21 +27,18 @@ class Rounding:
         where = f"{place}/{first_row}" if first_row else f"{place}"
         digest = hashlib.blake2b(f"{seed}/rounding/{step}/{where}".encode(), digest_size=7).digest()
         self._seed = int.from_bytes(digest, "big")
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._generator: torch.Generator | None = None
 
     def store(self, target: Tensor, result: Tensor) -> None:
-        """Write `result`, of the same shape and any floating dtype, into `target`."""
+        """Write `result`, of the same shape, any floating dtype and always one device, into `target`."""
         if not (self.stochastic and target.dtype == torch.bfloat16):
             target.copy_(result)
             return
-        noise = torch.randint(
-            2**16, result.shape, dtype=torch.int32, device=result.device, generator=self._generator(result.device)
-        )
+        if self._generator is None:
+            self._generator = torch.Generator(result.device).manual_seed(self._seed)
+        # the 16 bits that bfloat16 drops are added to noise of 16 bits: the sum carries into the bits that stay with
+        # the probability that the dropped bits stand for
+        noise = torch.randint(2**16, result.shape, dtype=torch.int32, device=result.device, generator=self._generator)
         bits = result.float().contiguous().view(torch.int32)
-        rounded = noise.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)  # carries into the bits that stay
+        rounded = noise.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
         target.copy_(torch.where(result.isfinite(), rounded, result))
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]

@@ -1,17 +1,32 @@
-"""The update mathematics: one function a rule, in place on the tensors given, nothing remembered in between.
+"""The update mathematics: one function a rule, in place on the tensors given; nothing is remembered in between.
 
-A state-full rule takes the entries it updates, their gradient and its moments, a state-free one entries and gradient;
-all tensors of one call have the same shape. Decay is a rule of its own, because it applies to the whole tensor, before
-the update, whatever rule updates which entry. `kernels` has fast twins of some of these.
+All tensors of one call have the same shape, any shape. Decay is a rule of its own, because it applies to the whole
+tensor, before the update, whatever rule updates which entry. `kernels` has fast twins of some of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+
+class Full(NamedTuple):
+    """One update by a state-full rule: the entries, their gradient, and the state with moments and `step`."""
+
+    target: Tensor
+    grad: Tensor  # as target, like the moments
+    state: dict[str, Any]
+
+
+class Free(NamedTuple):
+    """One update by a state-free rule."""
+
+    target: Tensor
+    grad: Tensor  # as target
+    scale: Tensor | None = None  # on top of lr, broadcasts: 0 where the state-full rule updates
 
 
 @dataclass(frozen=True)
@@ -30,19 +45,6 @@ class Rates:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    @classmethod
-    def state_full(cls, group: Mapping[str, Any]) -> Rates:
-        """Those of a group's state-full rule."""
-        lr = float(group["lr"])
-        scale = group["split_lr_scale"] if group["split"] else 1.0
-        return cls(lr * scale, lr * group["weight_decay"], tuple(group["betas"]), group["eps"])
-
-    @classmethod
-    def state_free(cls, group: Mapping[str, Any]) -> Rates:
-        """Those of a split group's state-free rule."""
-        lr = float(group["lr"])
-        return cls(lr * group["split_lr_scale"] * group["state_free_lr_scale"], lr * group["weight_decay"])
-
 
 def decay_(param: Tensor, rates: Rates) -> None:
     """Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101): `W ← W(1 − η·λ)`."""
@@ -50,7 +52,7 @@ def decay_(param: Tensor, rates: Rates) -> None:
         param.mul_(1 - rates.decay)
 
 
-# -- state-full -------------------------------------------------------------------------------------------------------
+# -- state-full: W, g, then the moments, all changed in place but g ---------------------------------------------------
 
 
 def adamw_(
@@ -60,15 +62,8 @@ def adamw_(
 
     `m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;  W ← W − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + ε)`
 
-    The operations come in the order of torch's plain form, so that the results agree with it bit for bit.
-
-    Args:
-        param: W, changed in place.
-        grad: g.
-        exp_avg: m, changed in place.
-        exp_avg_sq: v, changed in place.
-        step: t, 1 at the first update of these moments; or a tensor of them that broadcasts, where entries differ.
-        rates: lr, betas and eps are used.
+    The operations come in the order of torch's plain form, so that the results agree with it bit for bit. `step` is
+    t, 1 at the first update of these moments, or a tensor that broadcasts, where entries differ in t.
     """
     beta1, beta2 = rates.betas
     exp_avg.lerp_(grad, 1 - beta1)
@@ -86,7 +81,7 @@ def adamw_(
 def lion_(param: Tensor, grad: Tensor, exp_avg: Tensor, *, step: float | Tensor, rates: Rates) -> None:
     """Lion (Chen et al., arXiv 2302.06675): `W ← W − lr·sign(β₁m + (1 − β₁)g);  m ← β₂m + (1 − β₂)g`.
 
-    Its authors' betas are (0.9, 0.99). There is no bias to correct, and `step` is not used.
+    Its authors' betas are (0.9, 0.99). There is no bias to correct; `step` is unused.
     """
     beta1, beta2 = rates.betas
     param.add_(exp_avg.lerp(grad, 1 - beta1).sign_(), alpha=-rates.lr)
@@ -99,42 +94,24 @@ def sgdm_(param: Tensor, grad: Tensor, momentum_buffer: Tensor, *, step: float |
     param.add_(momentum_buffer, alpha=-rates.lr)
 
 
-@dataclass(frozen=True)
-class StateFull:
-    """A rule that remembers something of each entry: its function, and the names of what it remembers."""
-
-    update: Callable[..., None]
-    moments: tuple[str, ...]
-
-
-# -- state-free -------------------------------------------------------------------------------------------------------
+# -- state-free: W, changed in place, g, and a scale (see `Free`) -----------------------------------------------------
 
 
 def signsgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """The sign of the gradient (Bernstein et al., arXiv 1802.04434): `W ← W − lr·sign(g)`. Keeps no state.
-
-    Args:
-        param: W, changed in place.
-        grad: g.
-        rates: lr is used.
-        scale: on top of lr; broadcasts. 0 where another rule updates the entries.
-    """
+    """The sign of the gradient (Bernstein et al., arXiv 1802.04434): `W ← W − lr·scale·sign(g)`."""
     sign = grad.sign()
     param.add_(sign if scale is None else sign.mul_(scale), alpha=-rates.lr)
 
 
 def sgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """Plain gradient descent: `W ← W − lr·g`. The arguments are those of `signsgd_`."""
+    """Plain gradient descent: `W ← W − lr·scale·g`."""
     param.add_(grad if scale is None else grad * scale, alpha=-rates.lr)
 
 
 def none_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """What has no state is not updated (it still decays)."""
+    """No update; decay still applies."""
 
 
-STATE_FULL = {
-    "adamw": StateFull(adamw_, ("exp_avg", "exp_avg_sq")),
-    "lion": StateFull(lion_, ("exp_avg",)),
-    "sgdm": StateFull(sgdm_, ("momentum_buffer",)),
-}
+STATE_FULL: dict[str, Callable[..., None]] = {"adamw": adamw_, "lion": lion_, "sgdm": sgdm_}
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "sgdm": ("momentum_buffer",)}
 STATE_FREE: dict[str, Callable[..., None]] = {"signsgd": signsgd_, "sgd": sgd_, "none": none_}

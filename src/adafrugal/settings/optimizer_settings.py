@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adafrugal.optim import controls
+from adafrugal.optim import choices, controls
 from adafrugal.optim.choices import NAMES, ON_SHARDS, POLICIES, RANGES, SUBSPACES, TREATMENTS, works_on_shards
 from adafrugal.settings.canonical import density_of_rank, described, run_steps, spelled, with_run_length
 from adafrugal.settings.explain import nearest
@@ -107,7 +107,8 @@ class FrugalSettings(AdamWSettings):
         on_shards = f"{ON_SHARDS} with trainer.parallel=fsdp, which divides matrices by rows; ddp takes all"
         self.need(not is_sharded or works_on_shards(kind, own), "subspace", on_shards)
         longest = int(controls.interval(with_run_length(self.interval, steps)).at(1))
-        self.need(self.stagger <= longest, "stagger", f"1 to the interval ({longest})")
+        words = choices.allowed_stagger(self.stagger, kind, longest)
+        self.need(words is None, "stagger", words or "")
         if kind == "blocks":
             self._check_blocks(own, s)
         elif self.modules.norms == "split":
@@ -154,7 +155,6 @@ class FrugalSettings(AdamWSettings):
         return kind, own
 
     def _check_blocks(self, own: dict[str, str], s: Settings) -> None:
-        self.need(self.stagger == 1, "stagger", "1 with blocks, which choose among all matrices at once")
         self.need(self.rank is None, "rank", "null with blocks, which are whole matrices; columns take ranks")
         by_layer, modules = own.get("unit") == "layer", self.modules
         if by_layer and "split" in (modules.embeddings, modules.norms, modules.head):

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from adafrugal.memory import out_of_memory
-from adafrugal.optim import kernels
 from adafrugal.settings.schema import Settings, TrainerSettings
 from adafrugal.system.errors import first_line
 from adafrugal.training.devices import Place
@@ -108,7 +107,6 @@ def start(
 def forget() -> None:
     """Drop everything that was compiled in this process, and let go of its memory."""
     torch.compiler.reset()
-    kernels.forget_compiled()  # which torch would make anew of other sizes than those that it was made for
 
 
 def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exception | None:

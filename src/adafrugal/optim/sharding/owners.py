@@ -1,7 +1,7 @@
 """Choices that one process makes for all that share a matrix: those that cost much, or look at the whole gradient.
 
 Matrices are taken in rounds of as many as there are processes, the costliest first: each is one process's, all choose
-at the same time, and each tells the others. In a round every process gathers one gradient at most.
+at the same time, and each broadcasts its choice. In a round every process gathers one gradient at most.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.subspaces import Selection, Subspace
+from adafrugal.optim.subspaces.base import Selection, Subspace
 
 
 class Ask(NamedTuple):
-    """What a choice in one matrix depends on: see `Subspace.select`."""
+    """The arguments of `Subspace.select` for one matrix."""
 
     param: Tensor
     share: float
@@ -27,13 +27,13 @@ class Ask(NamedTuple):
 
 
 def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
-    """The numbers of the matrices that are chosen in at the same time; one after the other where each can alone."""
+    """The numbers of the matrices that are chosen in at the same time: several only where one process chooses."""
     if not subspace.chosen_by_one:
         return [[i] for i in range(len(params))]
     found = [[i] for i, param in enumerate(params) if not shards.is_sharded(param)]
     for numbers in shards.sharing(params):
         numbers.sort(key=lambda i: -params[i].numel() * min(params[i].shape))  # an SVD's cost, about
-        size = shards.size_of(params[numbers[0]])
+        size = shards.processes(params[numbers[0]]).size
         found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
     return found
 
@@ -41,38 +41,36 @@ def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
 def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selection]:
     """The selections of one round, the same on every process that shares its matrices; they all call this.
 
-    Args:
-        asks: one for each matrix.
-        subspace: chooses.
-        first: any number, the same on all processes, by which the owners of short rounds take turns.
+    `first` is any number, the same on all processes, by which the owners of short rounds take turns.
     """
-    if not (subspace.chosen_by_one and shards.is_sharded(asks[0].param)):
-        return [subspace.select(ask.param, ask.param.grad, *ask[1:]) for ask in asks]
     like = asks[0].param
-    owners = [(first + i) % shards.size_of(like) for i in range(len(asks))]
+    if not (subspace.chosen_by_one and shards.is_sharded(like)):
+        return [subspace.select(ask.param, ask.param.grad, *ask[1:]) for ask in asks]
+    group, rank, size = shards.processes(like)
+    owners = [(first + i) % size for i in range(len(asks))]
     grads: list[Tensor | None] = [None] * len(asks)
     if subspace.needs_gradient:  # one of them is whole here, at most
         grads = [_gathered(ask.param.grad, owner) for ask, owner in zip(asks, owners, strict=True)]
     chosen = [subspace.blank(ask.param, ask.share) for ask in asks]
-    if (rank := shards.rank_in(like)) in owners:
+    if rank in owners:
         mine = owners.index(rank)
         chosen[mine] = subspace.select(asks[mine].param, grads[mine], *asks[mine][1:])
     del grads
     for selection, owner in zip(chosen, owners, strict=True):
         for value in selection.values():
             if isinstance(value, Tensor):
-                torch.distributed.broadcast(value, group=shards.group_of(like), group_src=owner)
+                torch.distributed.broadcast(value, group=group, group_src=owner)
     return chosen
 
 
 def _gathered(tensor: Tensor, owner: int) -> Tensor | None:
     """The whole of a sharded matrix on the process that owns it, None on the others."""
-    size, is_owner = shards.size_of(tensor), shards.rank_in(tensor) == owner
-    rows = shards.runs(tensor.shape[0], size)
+    group, rank, size = shards.processes(tensor)
+    most = shards.row_ranges(tensor.shape[0], size)[0].count
     own = shards.local(tensor)
-    padded = own.new_zeros(rows[0].count, tensor.shape[1])  # all give alike
+    padded = own.new_zeros(most, tensor.shape[1])  # all give alike
     padded[: len(own)] = own
-    result = own.new_empty(size * rows[0].count, tensor.shape[1]) if is_owner else None
-    pieces = list(result.chunk(size)) if is_owner else None
-    torch.distributed.gather(padded, pieces, group=shards.group_of(tensor), group_dst=owner)
-    return result[: tensor.shape[0]] if is_owner else None
+    result = own.new_empty(size * most, tensor.shape[1]) if rank == owner else None
+    pieces = list(result.chunk(size)) if rank == owner else None
+    torch.distributed.gather(padded, pieces, group=group, group_dst=owner)
+    return result[: tensor.shape[0]] if rank == owner else None

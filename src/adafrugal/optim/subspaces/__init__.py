@@ -6,33 +6,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from adafrugal.optim.subspaces.base import Free, Matrix, Pair, Regions, Run, Selection, Subspace, Turn
+from adafrugal.optim.subspaces.base import Matrix, Period, Regions, RowRange, Selection, Subspace
 from adafrugal.optim.subspaces.blocks import Blocks
 from adafrugal.optim.subspaces.coordinates import Columns, RandK, RandPerm, Rows, Slab
 from adafrugal.optim.subspaces.projections import SVD, Random
 
-SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns, Rows, Slab, RandK, RandPerm, SVD, Random)}
-
 __all__ = [
-    "SUBSPACES",
-    "SVD",
-    "Blocks",
-    "Columns",
-    "Free",
-    "Matrix",
-    "Pair",
-    "RandK",
-    "RandPerm",
-    "Random",
-    "Regions",
-    "Rows",
-    "Run",
-    "Selection",
-    "Slab",
-    "Subspace",
-    "Turn",
-    "subspace",
-]
+    "SUBSPACES", "SVD", "Blocks", "Columns", "Matrix", "Period", "RandK", "RandPerm", "Random", "Regions", "RowRange",
+    "Rows", "Selection", "Slab", "Subspace", "subspace",
+]  # fmt: skip
+
+SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns, Rows, Slab, RandK, RandPerm, SVD, Random)}
 
 
 def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:
@@ -48,7 +32,7 @@ def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:
     if not isinstance(kind, str) or kind not in SUBSPACES:
         raise ValueError(f"subspace is {kind!r}; allowed: {', '.join(SUBSPACES)}")
     allowed = [f.name for f in fields(SUBSPACES[kind])]
-    unknown = [key for key in described if key not in allowed]
-    if unknown:
-        raise ValueError(f"subspace {kind!r} has no {unknown[0]!r}; it has {', '.join(allowed) or 'no settings'}")
+    for key in described:
+        if key not in allowed:
+            raise ValueError(f"subspace {kind!r} has no {key!r}; it has {', '.join(allowed) or 'no settings'}")
     return SUBSPACES[kind](**described)

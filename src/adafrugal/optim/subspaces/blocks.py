@@ -5,43 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adafrugal.optim.subspaces.base import Matrix, Regions, Selection, Subspace, Turn
-
-Order = Literal["descending", "ascending", "mirror", "random"]
-Unit = Literal["matrix", "layer"]
-Match = Literal["count", "elements"]
+from adafrugal.optim.subspaces.base import Matrix, Period, Regions, Selection, Subspace
 
 
 @dataclass(frozen=True)
 class Blocks(Subspace):
-    """FRUGAL's blocks (arXiv 2411.07837): some matrices are selected whole, and take turns.
+    """FRUGAL's blocks (arXiv 2411.07837): some matrices are selected whole, others at the next refresh.
 
     Args:
         order: `descending` starts at the model's last block and wraps, `ascending` at its first, `mirror` alternates
-            between both ends and moves inwards; each block is active once in a cycle. `random` draws anew each turn.
+            between both ends and moves inwards; each block is active once in a cycle. `random` draws anew each period.
         unit: what a block is: a `matrix`, or all split matrices of a transformer `layer` (BAdam, arXiv 2404.02827).
-        match: what ρ is a share of. `count`, as in the authors' code: `round(ρ·N)` of N matrices, halves to even, or
-            `int(ρ·L)` of L layers; where blocks differ in size, their share of the entries differs from ρ.
-            `elements`: as many of the blocks in their order as bring the number of entries nearest to ρ's share.
+        match: `count`, as in the authors' code, selects `round(ρ·N)` of N matrices, halves to even, or `int(ρ·L)` of L
+            layers; where blocks differ in size, their share of the entries differs from ρ. `elements` selects as many
+            blocks, in order, as bring the number of entries nearest to ρ's share.
     """
 
     kind: ClassVar[str] = "blocks"
     in_place: ClassVar[bool] = True
     any_shape: ClassVar[bool] = True
-    policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep_overlap")
-    order: Order = "descending"
-    unit: Unit = "matrix"
-    match: Match = "count"
+    order: str = "descending"
+    unit: str = "matrix"
+    match: str = "count"
 
-    def shares(self, matrices: Sequence[Matrix], density: float, turn: Turn) -> list[float]:
+    def shares(self, matrices: Sequence[Matrix], density: float, period: Period) -> list[float]:
         """1.0 for the active matrices, 0.0 for the others."""
         blocks = self._blocks(matrices)
-        walk = self._walk(len(blocks), turn)
+        walk = self._walk(len(blocks), period)
         if self.match == "elements":
             sizes = [sum(matrices[i].shape.numel() for i in blocks[b]) for b in walk]
             reached, target = [0, *accumulate(sizes)], density * sum(sizes)
@@ -56,7 +51,7 @@ class Blocks(Subspace):
         return sum(any(active[i] for i in block) for block in self._blocks(matrices))
 
     def _blocks(self, matrices: Sequence[Matrix]) -> list[list[int]]:
-        """The places of each block's matrices, blocks in the model's order."""
+        """The places of each block's matrices, in the model's order."""
         if self.unit == "matrix":
             return [[i] for i in range(len(matrices))]
         members: dict[int, list[int]] = {}
@@ -69,16 +64,16 @@ class Blocks(Subspace):
             members.setdefault(matrix.layer, []).append(i)
         return [members[layer] for layer in sorted(members)]
 
-    def _walk(self, n: int, turn: Turn) -> list[int]:
-        """All blocks in the order in which this turn takes them."""
+    def _walk(self, n: int, period: Period) -> list[int]:
+        """All blocks in the order in which this period takes them."""
         if self.order == "random":
-            return torch.randperm(n, generator=turn.generator()).tolist()
+            return torch.randperm(n, generator=period.generator()).tolist()
         cycle = {
             "ascending": range(n),
             "descending": range(n - 1, -1, -1),
             "mirror": [n - 1 - i // 2 if i % 2 == 0 else i // 2 for i in range(n)],
         }[self.order]
-        return [cycle[(turn.start + i) % n] for i in range(n)]
+        return [cycle[(period.start + i) % n] for i in range(n)]
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """All of an active matrix, none of another."""
@@ -93,10 +88,6 @@ class Blocks(Subspace):
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """All of it."""
         return torch.arange(shape[0] if shape else 1)
-
-    def why_whole(self) -> None:
-        """All rows are treated alike."""
-        return
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The whole matrix keeps state."""

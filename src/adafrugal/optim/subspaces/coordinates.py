@@ -8,18 +8,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adafrugal.optim.subspaces.base import Free, Regions, Run, Selection, Subspace
+from adafrugal.optim.rules import Free
+from adafrugal.optim.subspaces.base import Regions, RowRange, Selection, Subspace
 
 
 @dataclass(frozen=True)
 class _Lines(Subspace):
-    """Whole lines of a matrix [n_out, n_in], drawn anew at each turn; `axis` tells which.
+    """Whole lines of a matrix [n_out, n_in], drawn at each refresh.
 
     The selection is `indices`: int64, sorted (so that moments which are kept at ρ = 1 stay on their entries), [n].
     Compact tensors are [n_out, n] for columns and [n, n_in] for rows.
     """
 
     remembers: ClassVar[tuple[str, ...]] = ("indices",)
+    along: ClassVar[int | None] = None  # the axis of the lines; None: that of the smaller side
+
+    def axis(self, shape: torch.Size) -> int:
+        """That of the lines."""
+        return self.along if self.along is not None else 1 if shape[1] <= shape[0] else 0
 
     def lines(self, shape: torch.Size, share: float) -> int:
         """How many lines are selected."""
@@ -33,28 +39,23 @@ class _Lines(Subspace):
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """The first of a random order of the lines, sorted."""
-        return {"indices": self._first(param.shape, share, generator).to(param.device)}
+        return {"indices": self._drawn(param.shape, share, generator).to(param.device)}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """Fewer of the first of the same random order."""
-        return {"indices": self._first(shape, share, generator).to(old["indices"].device)}
+        return {"indices": self._drawn(shape, share, generator).to(old["indices"].device)}
 
-    def _first(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
+    def _drawn(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
         order = torch.randperm(shape[self.axis(shape)], generator=generator)
         return order[: self.lines(shape, share)].sort().values
 
-    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """The indices themselves."""
-        return selection["indices"]
-
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """The update is gathered in zeros; the state-free rule takes the whole matrix, selected lines scaled by 0."""
-        axis = self.axis(param.shape)
+        axis, scale = self.axis(param.shape), None
         taken = grad.gather(axis, self._spread(selection, axis, grad))
-        if not residual:
-            return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad),))
-        scale = torch.ones(param.shape[axis], dtype=param.dtype, device=param.device)
-        scale = scale.index_fill_(0, selection["indices"], 0.0).unsqueeze(1 - axis)
+        if residual:
+            scale = torch.ones(param.shape[axis], dtype=param.dtype, device=param.device)
+            scale = scale.index_fill_(0, selection["indices"], 0.0).unsqueeze(1 - axis)
         return Regions(full=(torch.zeros_like(taken), taken), free=(Free(param, grad, scale),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
@@ -73,14 +74,7 @@ class Columns(_Lines):
     """`int(ρ·n_in)` input columns of each matrix (FRUGAL, arXiv 2411.07837)."""
 
     kind: ClassVar[str] = "columns"
-
-    def axis(self, shape: torch.Size) -> int:
-        """Columns lie along the second axis."""
-        return 1
-
-    def why_whole(self) -> None:
-        """All rows are treated alike."""
-        return
+    along: ClassVar[int | None] = 1
 
 
 @dataclass(frozen=True)
@@ -88,24 +82,17 @@ class Rows(_Lines):
     """`int(ρ·n_out)` output rows of each matrix (FRUGAL, arXiv 2411.07837)."""
 
     kind: ClassVar[str] = "rows"
-
-    def axis(self, shape: torch.Size) -> int:
-        """Rows lie along the first axis."""
-        return 0
+    along: ClassVar[int | None] = 0
 
 
 @dataclass(frozen=True)
 class RandPerm(_Lines):
-    """`round(ρ·d)` coordinates of each matrix's smaller side d, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
+    """`round(ρ·d)` coordinates of each matrix's smaller side d, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
     That is a low-rank projection whose basis is part of a permutation matrix: columns where n_in ≤ n_out, else rows.
     """
 
     kind: ClassVar[str] = "randperm"
-
-    def axis(self, shape: torch.Size) -> int:
-        """That of the smaller side; columns where both are equal."""
-        return 1 if shape[1] <= shape[0] else 0
 
     def lines(self, shape: torch.Size, share: float) -> int:
         """A rank, which is rounded, halves to even."""
@@ -114,7 +101,7 @@ class RandPerm(_Lines):
 
 @dataclass(frozen=True)
 class RandK(Subspace):
-    """`int(ρ·n_out·n_in)` single entries of each matrix, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
+    """`int(ρ·n_out·n_in)` single entries of each matrix, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
     The selection is `indices`: places in the flattened matrix, sorted, [n], in four bytes each where the matrix
     allows it: half as much again as a moment. Compact tensors are [n].
@@ -146,10 +133,6 @@ class RandK(Subspace):
         """As many as there are indices."""
         return selection["indices"].shape
 
-    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """The indices themselves."""
-        return selection["indices"]
-
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Copies of the selected entries; the state-free rule takes the whole matrix, since `close` overwrites."""
         indices = selection["indices"].long()
@@ -162,13 +145,12 @@ class RandK(Subspace):
 
 @dataclass(frozen=True)
 class Slab(Subspace):
-    """`int(ρ·n_out)` neighbouring rows of each matrix, which move through it from turn to turn. Ours, in no paper.
+    """`int(ρ·n_out)` neighbouring rows of each matrix, which move through it refresh by refresh. Ours, in no paper.
 
-    A run of rows is a view, so that nothing is gathered or scattered and fused kernels update it where it lies. As
-    few runs as cover the matrix lie in it at even distances, the first at its first row and the last at its last.
-    Each turn takes the next: the first that ends beyond where the last turn ended. With which a matrix begins is
-    spread evenly over the matrices of its shape, so that each part of the rows has about as many entries selected as
-    any other part: of matrices divided by rows over processes, each process keeps about as much.
+    A slab is a view, so that nothing is gathered or scattered and fused kernels update it in place. As few slabs as
+    cover the matrix lie in it at even distances, from its first row to its last. Each refresh takes the next slab: the
+    first that ends beyond the end of the last one. Start slabs are spread evenly over matrices of one shape, so that
+    all parts of the rows have about as many selected entries: processes that share matrices by rows keep about as much.
 
     The selection is `start` and `rows`, two numbers. Compact tensors are [rows, n_in].
     """
@@ -194,7 +176,7 @@ class Slab(Subspace):
         return {"start": next(start for start in starts if start + rows > ended), "rows": rows}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
-        """The first of them; the rows given up are the next to have a turn."""
+        """The first of them; the next refresh takes those given up."""
         return {"start": old["start"], "rows": int(share * shape[0])}
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
@@ -205,21 +187,17 @@ class Slab(Subspace):
         """The first rows."""
         return moment[: new["rows"]].clone()
 
-    def why_whole(self) -> None:
-        """A process updates the rows of the slab that it has."""
-        return
-
-    def run(self, shape: torch.Size, selection: Selection) -> Run:
+    def row_range(self, shape: torch.Size, selection: Selection) -> RowRange:
         """The slab."""
-        return Run(selection["start"], selection["rows"])
+        return RowRange(selection["start"], selection["rows"])
 
-    def within(self, selection: Selection, rows: Run) -> Selection:
-        """What of the slab lies there, which may be nothing."""
-        common = rows.common(Run(selection["start"], selection["rows"]))
+    def within(self, selection: Selection, rows: RowRange) -> Selection:
+        """The part of the slab that lies there, which may be empty."""
+        common = rows.common(RowRange(selection["start"], selection["rows"]))
         return {"start": min(common.first - rows.first, rows.count), "rows": common.count}
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """The run of rows, and what is above and below it."""
+        """The slab, and the rows above and below it."""
         start, rows = selection["start"], selection["rows"]
         parts = start, rows, param.shape[0] - start - rows
         above, slab, below = zip(param.split(parts), grad.split(parts), strict=True)
@@ -227,5 +205,5 @@ class Slab(Subspace):
 
 
 def _van_der_corput(number: int) -> float:
-    """The binary digits of a number, mirrored behind the point: 0, 1/2, 1/4, 3/4, 1/8, …; any first n lie evenly."""
+    """Mirror the binary digits of a number behind the point: 0, 1/2, 1/4, 3/4, 1/8, …; any first n lie evenly."""
     return int(f"{number:b}"[::-1], 2) / 2 ** number.bit_length()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adafrugal.optim.subspaces.base import Free, Regions, Selection, Subspace
-
-Side = Literal["smaller", "left", "right"]
-Method = Literal["exact", "randomized"]
+from adafrugal.optim.rules import Free
+from adafrugal.optim.subspaces.base import Regions, Selection, Subspace
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,7 @@ class _Projection(Subspace):
 
     remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
     chosen_by_one: ClassVar[bool] = True
-    policies: ClassVar[tuple[str, ...]] = ("reset", "reset_all", "keep")
-    side: Side = "smaller"
+    side: str = "smaller"
 
     def axis(self, shape: torch.Size) -> int:
         """The axis of compact tensors that counts directions: 0 on the left, 1 on the right."""
@@ -59,12 +56,6 @@ class _Projection(Subspace):
         axis = self.axis(param.shape)
         basis = torch.empty(param.shape[axis], self.rank(param.shape, share), device=param.device)
         return {"basis": basis, "side": "right" if axis else "left"}
-
-    def why_whole(self) -> str | None:
-        """From the right each row is projected by itself; from the left they are added up."""
-        if self.side == "right":
-            return None
-        return f"with side {self.side} needs the whole of it: from the left every step would need a sum over processes"
 
     def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
         """Orthonormal columns, float32, [d, rank], on the matrix's device."""
@@ -110,7 +101,7 @@ class SVD(_Projection):
 
     kind: ClassVar[str] = "svd"
     needs_gradient: ClassVar[bool] = True
-    svd_method: Method = "exact"
+    svd_method: str = "exact"
 
     def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
         assert grad is not None, "a subspace that needs gradients is asked where there is one"
@@ -132,7 +123,7 @@ class SVD(_Projection):
 
 @dataclass(frozen=True)
 class Random(_Projection):
-    """A random basis with orthonormal columns, drawn anew at each turn (FRUGAL, arXiv 2411.07837).
+    """A random basis with orthonormal columns, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
     Args:
         side: of the matrix that is projected.
