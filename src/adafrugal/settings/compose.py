@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
 
+@functools.cache  # once a process: it costs a fifth of a composition
 def register(repository: Path = REPOSITORY) -> None:
     """Register what composition needs beside the files: the schema, and the resolvers that the files use."""
     schema.register()
@@ -32,7 +34,7 @@ def settings(overrides: Sequence[str]) -> Settings:
 
 
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], DictConfig]:
-    """What train.py's words compose, not checked yet: the settings, the files that were chosen, and Hydra's own part.
+    """What train.py's words compose, not checked yet: the settings, the file chosen for each group, and Hydra's part.
 
     Raises:
         SettingError: a word that cannot be composed, or there are no settings files.
