@@ -32,6 +32,8 @@ hypothesis.settings.load_profile("the same examples each time")
 def script(name):
     """A script of experiments/benchmarks as a module."""
     path = REPOSITORY / "experiments" / "benchmarks" / f"{name}.py"
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # the scripts import each other
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     benchmark = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
     spec.loader.exec_module(benchmark)

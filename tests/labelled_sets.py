@@ -4,17 +4,11 @@ import random
 
 import pytest
 
+PAIR = ("sentence1", "sentence2")
 COLUMNS = {
-    "cola": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "mrpc": ("sentence1", "sentence2"),
-    "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-    "rte": ("sentence1", "sentence2"),
-    "sst2": ("sentence",),
-    "stsb": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
+    "cola": ("sentence",), "mnli": ("premise", "hypothesis"), "mrpc": PAIR, "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"), "rte": PAIR, "sst2": ("sentence",), "stsb": PAIR, "wnli": PAIR,
+}  # fmt: skip
 WORDS = ["the", "a", "matrix", "moment", "keeps", "loses", "follows", "good", "bad", "never", "gradient", "state"]
 TRAIN, VALIDATION = 26, 11
 
@@ -25,12 +19,9 @@ def rows(task, count, seed):
     found = []
     for number in range(count):
         texts = [" ".join(chosen.choices(WORDS, k=chosen.randint(3, 20))) for _ in COLUMNS[task]]
-        label = number % (3 if task == "mnli" else 2)
-        if task == "stsb":
-            label = round(chosen.random() * 5, 3)
-        word = WORDS[int(label)]
+        label = round(chosen.random() * 5, 3) if task == "stsb" else number % (3 if task == "mnli" else 2)
+        texts[0] = f"{WORDS[int(label)]} {texts[0]}"
         found.append({**dict(zip(COLUMNS[task], texts, strict=True)), "label": label, "idx": number})
-        found[-1][COLUMNS[task][0]] = f"{word} {texts[0]}"
     return found
 
 
@@ -73,14 +64,14 @@ def write_encoder(root, kind="bert", **more):
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, model_max_length=64, model_input_names=inputs, **names
     ).save_pretrained(root)
-    config = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig, "mpnet": transformers.MPNetConfig}
-    build = {"bert": transformers.BertModel, "roberta": transformers.RobertaModel, "mpnet": transformers.MPNetModel}
+    family = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet"}[kind]
     shape = {
         "vocab_size": len(special + WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 66, "pad_token_id": 0, **more,
     }  # fmt: skip
     torch.manual_seed(1)
-    build[kind](config[kind](**shape)).save_pretrained(root)
+    config = getattr(transformers, f"{family}Config")(**shape)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(root)
     return root
 
 

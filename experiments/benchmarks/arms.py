@@ -11,7 +11,6 @@ is the tiny one of scale=smoke.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import bench
 
 from adafrugal.settings.compose import REPOSITORY
 from adafrugal.tracking.record import Record
@@ -90,8 +91,7 @@ def line(one: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run the arms; 1 where one failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser = bench.parser(__doc__, device="cuda")
     parser.add_argument("--table", default="c4_60m", help="a directory of experiments")
     parser.add_argument("--arms", nargs="+", help="default: all of the table")
     parser.add_argument("--steps", type=int, default=15)
@@ -99,7 +99,6 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=90, help="seconds for each")
     parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="of all arms: which text they read")
     parser.add_argument("--cache", type=Path, default=REPOSITORY / "cache")
-    parser.add_argument("--json", type=Path, help="where the results are written to")
     given = parser.parse_args()
     found: list[dict[str, Any]] = []
     first, *others = given.arms or arms(given.table)
@@ -108,9 +107,7 @@ def main() -> int:
         for one in chain([alone], pool.map(lambda arm: run(arm, given, Path(root)), others)):
             found.append(one)
             print(line(one), flush=True)
-            if given.json:
-                whole = {"table": given.table, "device": given.device, "jobs": given.jobs, "arms": found}
-                given.json.write_text(json.dumps(whole, indent=1) + "\n")
+            bench.keep({"table": given.table, "device": given.device, "jobs": given.jobs, "arms": found}, given.json)
     return int(any(one["exit"] != 0 for one in found))
 
 

@@ -21,9 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench
+
+from adafrugal.settings.compose import REPOSITORY
 from adafrugal.tracking.record import Record
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 IMPORTS = "import transformers.models.llama, adafrugal.training.loop, adafrugal.training.tasks.pretrain"
 
 
@@ -61,20 +63,13 @@ def measure(model: str, optimizer: str, root: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """What was found, in Markdown."""
-    heads = (
-        "optimizer",
-        "checkpoint, MB",
-        "held, the first, s",
-        "most of the others, s",
-        "written in, s",
-        "resumed in, s",
-    )
-    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for arm in (name for name, value in found.items() if isinstance(value, dict)):
-        one = found[arm]
-        held = f"{max(one['held']):.2f} | {statistics.median(one['held']):.2f}"
-        lines.append(f"| {arm} | {one['megabytes']:.0f} | {held} | {one['written']:.1f} | {one['resumed']:.1f} |")
-    return "\n".join(lines)
+    heads = "optimizer | checkpoint, MB | held, the first, s | most of the others, s | written in, s | resumed in, s"
+    rows = []
+    for arm, one in found.items():
+        if isinstance(one, dict):
+            held = [f"{max(one['held']):.2f}", f"{statistics.median(one['held']):.2f}"]
+            rows.append([arm, f"{one['megabytes']:.0f}", *held, f"{one['written']:.1f}", f"{one['resumed']:.1f}"])
+    return bench.markdown(heads, rows)
 
 
 def _steps(root: Path) -> int:

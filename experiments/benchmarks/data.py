@@ -9,8 +9,6 @@ a whole store on the disk. Nothing else should run meanwhile.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import statistics
@@ -22,9 +20,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
+import bench
 import numpy as np
 import torch
 
@@ -180,17 +176,15 @@ def table(found: dict[str, float]) -> str:
         ("resident memory, reading all rows", f"{found['before']:.0f} MiB → at most {found['most']:.0f} MiB"),
         ("the same, ten times the text", f"{found['before_10']:.0f} MiB → at most {found['most_10']:.0f} MiB"),
     ]
-    lines = ["| what | measured |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)
+    return bench.markdown("what | measured", rows)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.parser(__doc__)
     parser.add_argument("--source", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
@@ -214,9 +208,7 @@ def main() -> None:
                 read = pool.submit(read_through, where, given.tokenizer, cache, count).result()
                 found |= {f"{key}{name}": value for key, value in read.items()}
     print(table(found))
-    if given.json:
-        machine = {"cores": CORES, "torch": torch.__version__}
-        given.json.write_text(json.dumps({"machine": machine, "measured": found}, indent=2) + "\n")
+    bench.keep({"machine": {"cores": CORES, "torch": torch.__version__}, "measured": found}, given.json)
 
 
 if __name__ == "__main__":

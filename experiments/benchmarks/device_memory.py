@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
+import bench
 import torch
 from memory import ALL, SHAPE, Real, allocated_at_most
 
+from adafrugal.memory.estimate import estimate
 from adafrugal.settings import compose
 
 SIZES = ("60m", "130m", "350m", "1b")
@@ -53,8 +50,6 @@ def cases(device: str, cuts: bool) -> dict[str, Words]:
 
 def foretold(words: Words) -> dict[str, Any]:
     """The estimate of the peak, and the phase that it comes in."""
-    from adafrugal.memory.estimate import estimate
-
     peak = estimate(compose.settings(list(words))).peak
     return {"peak": peak.total, "phase": peak.phase}
 
@@ -111,17 +106,11 @@ def measure(given: argparse.Namespace) -> None:
         for name, words in wanted.items():
             found["rows"].append({"name": name, "words": list(words), **measured(words, given)})
             print(line(found["rows"][-1]), flush=True)
-            keep(found, given.json)
+            bench.keep(found, given.json)
         found["foretold"] = {name: one.result() for name, one in estimates.items()}
-    for name, estimate in found["foretold"].items():
-        print(f"{name:<12} {estimate['peak'] / 2**20:,.1f} MiB foretold, in {estimate['phase']}")
-    keep(found, given.json)
-
-
-def keep(found: dict[str, Any], file: Path | None) -> None:
-    """Write what there is so far."""
-    if file:
-        file.write_text(json.dumps(found, indent=1) + "\n")
+    for name, peak in found["foretold"].items():
+        print(f"{name:<12} {peak['peak'] / 2**20:,.1f} MiB foretold, in {peak['phase']}")
+    bench.keep(found, given.json)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -133,14 +122,11 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser = bench.parser(__doc__, device="cuda")
     parser.add_argument("--cuts", action="store_true", help="LLaMA 7B with every setting that lowers memory")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="that make estimates")
-    parser.add_argument("--json", type=Path, help="where the results are written to")
-    given = parser.parse_args()
-    measure(given)
+    measure(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+import arms
 
 from adafrugal.reports import gpu as reports
 from adafrugal.settings.compose import REPOSITORY
@@ -114,9 +113,6 @@ def text(device: str, cache: Path) -> list[str]:
         cache.mkdir(parents=True, exist_ok=True)
         file.write_text("\n\n".join(page.read_text() for page in sorted((REPOSITORY / "docs").glob("*.md"))))
         return ["data=text", f"data.source={file}", "data.repeat=true"]
-    sys.path.insert(0, str(HERE))  # where this file is loaded as a module
-    import arms
-
     return arms.text()
 
 

@@ -13,8 +13,6 @@ milliseconds per step and of the ratios to the bare loop.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -23,9 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
+import bench
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -228,10 +224,9 @@ def line(one: dict[str, Any]) -> str:
 
 def main() -> None:
     """Compare, print, and keep what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.parser(__doc__, device="cpu")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=10, help="of each loop in a round")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model", default="llama_3m", help="a file of conf/model")
     parser.add_argument("--batch", type=int, default=8, help="rows of a step")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
@@ -239,13 +234,11 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=["adamw"], help="of the project's loop; the bare has AdamW")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further settings of both loops")
     parser.add_argument("--cache", type=Path, default=compose.REPOSITORY / "cache")
-    parser.add_argument("--json", type=Path, help="where the results are written to")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         found = measure(given, Path(directory))
     print("\n".join(line(one) for one in found["loops"]))
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    bench.keep(found, given.json)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+import bench
+import torch
+from torch.profiler import ProfilerActivity, profile
 
-if TYPE_CHECKING:
-    from adafrugal.settings.schema import Settings
+from adafrugal.memory import fit, measure
+from adafrugal.memory.estimate import estimate
+from adafrugal.memory.on_device import with_chunks
+from adafrugal.models import llama, optimizers
+from adafrugal.models.loss import TokenNats
+from adafrugal.models.recompute import checkpoint_activations
+from adafrugal.optim import UpdateInBackward
+from adafrugal.settings import compose
+from adafrugal.settings.canonical import settled
+from adafrugal.settings.schema import Settings
 
 MODELS = ("60m", "130m", "350m", "1b", "7b")
 OPTIMIZERS = ("adamw", "galore", "badam", "frugal", "adafrugal")
@@ -71,9 +79,6 @@ SMALL = {
 
 def foretold(model: str, optimizer: str) -> dict[str, Any]:
     """One column, or two where ρ falls."""
-    from adafrugal.memory.estimate import estimate
-    from adafrugal.settings import compose
-
     found = estimate(compose.settings([f"model=llama_{model}", f"optimizer={optimizer}", *SHAPE]))
     stages = [{"density": s.density, "state": s.state_bytes, "peak": s.peak.total} for s in found.stages]
     return {"model": model, "optimizer": optimizer, "weights": found.peak.weights, "stages": stages}
@@ -81,10 +86,6 @@ def foretold(model: str, optimizer: str) -> dict[str, Any]:
 
 def small(name: str, words: tuple[str, ...]) -> dict[str, Any]:
     """What a model would take that no machine here could hold."""
-    from adafrugal.memory import fit
-    from adafrugal.memory.estimate import estimate
-    from adafrugal.settings import compose
-
     settings = compose.settings([CHUNKS, *words])
     if getattr(settings.optimizer, "fit_gib", None):
         settings = fit.beginning_with(settings, fit.fitted(settings).density)
@@ -103,14 +104,6 @@ class Real:
     """
 
     def __init__(self, settings: Settings, device: str = "cpu") -> None:
-        import torch
-
-        from adafrugal.memory.on_device import with_chunks
-        from adafrugal.models import llama, optimizers
-        from adafrugal.models.recompute import checkpoint_activations
-        from adafrugal.optim import UpdateInBackward
-        from adafrugal.settings.canonical import settled
-
         self.settings = with_chunks(settled(settings, None, settings.model.hidden_size))
         trainer, self.device = self.settings.trainer, device
         self._rows = trainer.micro_batch_size or trainer.batch_size
@@ -121,18 +114,15 @@ class Real:
         self.optimizer = optimizers.build(self.settings, optimizers.groups(self.settings, self.model))
         if trainer.update_in_backward:
             UpdateInBackward(self.optimizer)
+        self._nats = TokenNats(self.model, self.settings.model.loss_chunk_rows)
         self._tokens = torch.randint(0, 100, (self._rows, trainer.sequence_length), device=device)
 
     def step(self) -> None:
         """One step, of two micro-batches where it has more than one."""
-        import torch
-
-        from adafrugal.models.loss import token_nats
-
-        trainer, chunks = self.settings.trainer, self.settings.model.loss_chunk_rows
+        trainer = self.settings.trainer
         for _ in range(min(2, trainer.batch_size // self._rows)):
             with torch.autocast(self.device, dtype=torch.bfloat16, enabled=trainer.precision == "bf16"):
-                loss = token_nats(self.model, self._tokens, self._tokens, chunks)
+                loss = self._nats(self._tokens, self._tokens)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,8 +130,6 @@ class Real:
 
 def allocated_at_most(settings: Settings, steps: int = 2) -> int:
     """Bytes that the steps of a run had at most, by the CPU allocator's own events as torch's profiler gives them."""
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         real = Real(settings)
         for _ in range(steps):
@@ -157,12 +145,6 @@ def allocated_at_most(settings: Settings, steps: int = 2) -> int:
 
 def held_against(words: list[str]) -> dict[str, Any]:
     """An estimate, and what two real steps allocate; in a process that does nothing else."""
-    import torch
-
-    from adafrugal.memory import measure
-    from adafrugal.memory.estimate import estimate
-    from adafrugal.settings import compose
-
     settings = compose.settings([CHUNKS, *words])
     expected = estimate(settings).peak
     before = measure.read(torch.device("cpu"))["resident"]
@@ -174,8 +156,6 @@ def held_against(words: list[str]) -> dict[str, Any]:
 
 def compared(words: list[str]) -> float:
     """The time of a step with these settings ÷ without the last of them, steps in turn; the median of some."""
-    from adafrugal.settings import compose
-
     plain, cut = (Real(compose.settings(some)) for some in (CUT_FROM, words))
     ratios = []
     for _ in range(STEPS):
@@ -204,58 +184,49 @@ def _in_a_process(*arguments: str) -> Any:
 
 def estimates_table(rows: list[dict[str, Any]]) -> str:
     """GiB of optimizer state, and in parentheses of the peak, in Markdown."""
-    heads = ["GiB", *(f"{m.upper()}" for m in MODELS)]
-    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * len(MODELS)}"]
     weights = {row["model"]: row["weights"] for row in rows}
-    lines.append(f"| weights | {' | '.join(_gib(weights[m]) for m in MODELS)} |")
+    cells = [["weights", *(_gib(weights[m]) for m in MODELS)]]
     for optimizer in OPTIMIZERS:
         found = {row["model"]: row["stages"] for row in rows if row["optimizer"] == optimizer}
-        for place in range(len(found[MODELS[0]])):
-            density = found[MODELS[0]][place]["density"]
-            name = optimizer if density is None else f"{optimizer}, ρ {density:.3g}"
-            cells = (f"{_gib(found[m][place]['state'])} ({_gib(found[m][place]['peak'])})" for m in MODELS)
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for place, stage in enumerate(found[MODELS[0]]):
+            name = optimizer if stage["density"] is None else f"{optimizer}, ρ {stage['density']:.3g}"
+            stages = [found[m][place] for m in MODELS]
+            cells.append([name, *(f"{_gib(one['state'])} ({_gib(one['peak'])})" for one in stages)])
+    return bench.markdown(" | ".join(["GiB", *map(str.upper, MODELS)]), cells)
 
 
 def measured_table(rows: list[dict[str, Any]]) -> str:
     """MiB foretold and handed out, in Markdown."""
-    lines = [
-        "| settings | estimate, MiB | allocated, MiB | error | resident, MiB |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    cells = []
     for row in rows:
         error = f"{100 * (row['estimate'] / row['allocated'] - 1):+.1f}%"
         sizes = [f"{row[key] / 2**20:,.0f}" for key in ("estimate", "allocated", "resident")]
-        lines.append(f"| `{' '.join(row['words'])}` | {sizes[0]} | {sizes[1]} | {error} | {sizes[2]} |")
-    return "\n".join(lines)
+        cells.append([f"`{' '.join(row['words'])}`", *sizes[:2], error, sizes[2]])
+    return bench.markdown("settings | estimate, MiB | allocated, MiB | error | resident, MiB", cells)
 
 
 def cuts_table(rows: list[dict[str, Any]]) -> str:
     """MiB of the peak with each setting, and the time of a step, in Markdown."""
-    lines = [
-        "| settings | 1,024 tokens: estimate, MiB | allocated | saved | 32 tokens: estimate, MiB | allocated | saved "
-        "| time of a step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    each = " | ".join(f"{tokens} tokens: estimate, MiB | allocated | saved" for tokens in ("1,024", "32"))
+    cells = []
     for row in rows:
-        cells = []
+        cells.append([row["name"]])
         for tokens in ("many", "few"):
             found, base = row[tokens], rows[0][tokens]
             saved = f"{1 - found['allocated'] / base['allocated']:.0%}"
-            cells += [f"{found['estimate'] / 2**20:,.0f}", f"{found['allocated'] / 2**20:,.0f}", saved]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['time']:.2f} |")
-    return "\n".join(lines)
+            cells[-1] += [f"{found['estimate'] / 2**20:,.0f}", f"{found['allocated'] / 2**20:,.0f}", saved]
+        cells[-1].append(f"{row['time']:.2f}")
+    return bench.markdown(f"settings | {each} | time of a step", cells)
 
 
 def small_table(rows: list[dict[str, Any]]) -> str:
     """GiB of the peak and of its parts, in Markdown."""
     parts = ("weights", "gradients", "state", "activations", "temporaries", "total")
-    lines = [f"| GiB | ρ at the start | {' | '.join(parts[:-1])} | peak | in |", f"| --- | ---: |{' ---: |' * 7}"]
+    cells = []
     for row in rows:
         density = "" if row["density"] is None else f"{row['density']:.3g}"
-        lines.append(f"| {row['name']} | {density} | {' | '.join(_gib(row[p]) for p in parts)} | {row['phase']} |")
-    return "\n".join(lines)
+        cells.append([row["name"], density, *(_gib(row[part]) for part in parts), row["phase"]])
+    return bench.markdown(" | ".join(["GiB", "ρ at the start", *parts[:-1], "peak", "in"]), cells)
 
 
 def _gib(size: int) -> str:
@@ -280,8 +251,7 @@ def main() -> None:
     }
     tables = [estimates_table(found["estimates"]), measured_table(found["measured"]), cuts_table(found["cuts"])]
     print("\n\n".join([*tables, small_table(found["small"])]))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    bench.keep(found, given.out)
 
 
 if __name__ == "__main__":

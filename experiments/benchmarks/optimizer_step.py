@@ -13,32 +13,25 @@ an update does.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib.util
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch is there; see adafrugal.system.threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
+import bench
 import torch
-import yaml
 
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_bytes
-from adafrugal.settings.schema import LlamaSettings
+from adafrugal.settings import compose
+from adafrugal.tracking import environment
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FULL, FREE = 28, 12  # bytes per entry and step, fp32
 REPEATS = 4
 
@@ -60,10 +53,9 @@ class Row:
 
 def parameters(size: str, device: str) -> ParameterGroups:
     """The groups of a LLaMA of this size, filled with noise, each with a gradient."""
-    with (REPOSITORY / "conf" / "model" / f"llama_{size}.yaml").open() as file:
-        shape = {key: value for key, value in yaml.safe_load(file).items() if key != "defaults"}
+    shape = compose.settings([f"model=llama_{size}"]).model
     with torch.device("meta"):
-        groups = split_parameters(llama.build(LlamaSettings(**shape)))
+        groups = split_parameters(llama.build(shape))
     generator = torch.Generator(device).manual_seed(0)
     for group in groups:
         group["params"] = [(name, _noise(p.shape, device, generator)) for name, p in group["params"]]
@@ -240,27 +232,18 @@ def pair(
 
 def table(rows: Iterable[Row]) -> str:
     """Markdown."""
-    lines = [
-        "| size | optimizer | ms per step | ÷ fused AdamW | bytes ÷ AdamW's | floor, ms | refresh, ms | state, MiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for r in rows:
-        cells = (
-            r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}",
-            f"{r.bytes_ratio:.2f}" if r.bytes_ratio else "", f"{r.floor:.1f}" if r.floor else "",
-            f"{r.refresh:.1f}" if r.refresh is not None else "", f"{r.state_bytes / 2**20:.1f}",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    heads = "size | optimizer | ms per step | ÷ fused AdamW | bytes ÷ AdamW's | floor, ms | refresh, ms | state, MiB"
+    cells = [(
+        r.size, r.optimizer, f"{r.step:.1f}", f"{r.ratio:.2f}",
+        f"{r.bytes_ratio:.2f}" if r.bytes_ratio else "", f"{r.floor:.1f}" if r.floor else "",
+        f"{r.refresh:.1f}" if r.refresh is not None else "", f"{r.state_bytes / 2**20:.1f}",
+    ) for r in rows]  # fmt: skip
+    return bench.markdown(heads, cells, names=2)
 
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    cpu, gpu = environment.describe()["processor"], torch.cuda.get_device_name() if device == "cuda" else None
     return {
         "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
         "torch": torch.__version__, "bandwidth_gb_per_s": round(bandwidth(device) / 1e6, 1),
@@ -269,13 +252,11 @@ def machine(device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is asked for; print the table as it grows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.parser(__doc__, device="cpu")
     parser.add_argument("--sizes", nargs="+", default=["60m", "130m", "350m"])
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns for their names: 'frugal *' '*slab*'")
     parser.add_argument("--others", action="store_true", help="torch's other optimizers, and libraries that are there")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=20, help="for each optimizer and size")
-    parser.add_argument("--json", type=Path, help="where the results are written to")
     given = parser.parse_args()
     found, rows = machine(given.device), []
     print(", ".join(f"{key} {value}" for key, value in found.items() if value is not None))
@@ -286,9 +267,7 @@ def main() -> None:
             if any(fnmatch(name, pattern) for pattern in given.only):
                 rows.append(measure(size, name, make, groups, given.seconds, given.device))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-                if given.json:
-                    whole = {"machine": found, "rows": [asdict(row) for row in rows]}
-                    given.json.write_text(json.dumps(whole, indent=1) + "\n")
+                bench.keep({"machine": found, "rows": [asdict(row) for row in rows]}, given.json)
 
 
 if __name__ == "__main__":

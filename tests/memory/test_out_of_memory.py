@@ -1,18 +1,13 @@
-"""What a refused allocation says, and what it leaves."""
-
-import resource
-import subprocess
-import sys
+"""Out-of-memory errors: the line, and the record."""
 
 import pytest
 import torch
-from conftest import REPOSITORY
 
 from adafrugal.memory import out_of_memory
 from adafrugal.tracking.record import Record
 
 
-def test_torchs_own_refusal_on_a_cpu_is_one(settings):
+def test_torchs_error_on_a_cpu_is_explained(settings):
     chosen, _ = settings()
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -27,34 +22,30 @@ def test_torchs_own_refusal_on_a_cpu_is_one(settings):
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
 )
-def test_the_others_are_too(settings, error):
+def test_other_errors_of_memory_are_explained(settings, error):
     assert "what lowers it: " in out_of_memory.reason(error, settings()[0])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("can't allocate memory"), KeyError()])
-def test_another_error_is_none(settings, error):
+def test_any_other_error_is_not(settings, error):
     assert out_of_memory.reason(error, settings()[0]) is None
 
 
 @pytest.mark.gpu
-def test_a_gpus_refusal_is_one(settings):
+def test_a_gpus_error_is_explained(settings):
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
     assert out_of_memory.reason(caught.value, settings()[0])
 
 
-def test_a_run_that_is_refused_memory_fails_with_that_line(cache_root, tmp_path, tally):
-    """For real, under a limit of the address space: 400,000 pieces make logits of tens of gigabytes."""
-    limit = 12 * 2**30
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", "trainer.batch_size=128",
-               "model.vocabulary_size=400000", "data.tokenizer.vocabulary_size=4096", "model.loss_chunk_rows=null",
-               f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    (line,) = done.stderr.splitlines()
+def test_a_run_that_is_refused_memory_fails_with_that_line(forks, cache_root, tmp_path, tally):
+    """For real, under a limit of the address space: 400,000 pieces make logits of 13 GB."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, resource.RLIM_INFINITY))"
+    large = ["trainer.batch_size=128", "model.vocabulary_size=400000", "model.loss_chunk_rows=null"]
+    places = [f"run_root={tmp_path}", f"cache_root={cache_root}", "data.tokenizer.vocabulary_size=512"]
+    done = forks("scale=smoke", "tracking=local", *large, *places, cwd=tmp_path, before=limit)
+    assert done.code == 1, done.err
+    (line,) = done.err.splitlines()
     assert line.startswith("error: memory was refused (")
     assert "; the estimate of the peak is " in line
     assert "trainer.micro_batch_size (now 128), trainer.sequence_length (64), model.loss_chunk_rows (null" in line

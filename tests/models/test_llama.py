@@ -5,8 +5,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from adafrugal.models import llama
-from adafrugal.models.loss import token_nats
+from adafrugal.models.loss import TokenNats
 from adafrugal.optim import split_parameters
+from adafrugal.settings.compose import check
 from adafrugal.settings.schema import LlamaSettings
 
 # FACTS: parameters, and those in split matrices; in millions where the papers' table rounds
@@ -21,14 +22,20 @@ SHAPES = {
     "llama_3b": (2685.83, 2521.83),
     "llama_7b": (6738.42, 6476.01),
 }
+TINY = LlamaSettings(
+    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return llama.build(TINY)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
-    from adafrugal.settings.compose import check
-
-    found, choices = composed(f"model={name}")
-    settings = check(found, choices).model
+    settings = check(*composed(f"model={name}")).model
     with torch.device("meta"):
         model = llama.build(settings)
     groups = split_parameters(model)
@@ -40,11 +47,6 @@ def test_shapes_have_the_papers_numbers_of_parameters(name, composed):
     assert settings.loss_chunk_rows == "auto"
 
 
-TINY = LlamaSettings(
-    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
-)
-
-
 def test_without_a_mask_attention_is_the_same_to_the_bit_and_asks_the_device_nothing(tmp_path):
     tokens = torch.randint(0, 300, (4, 64), generator=torch.Generator().manual_seed(1))
     found = []
@@ -54,20 +56,22 @@ def test_without_a_mask_attention_is_the_same_to_the_bit_and_asks_the_device_not
         if bare:
             llama.attend_causally(model)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-            loss = token_nats(model, tokens, tokens)
+            loss = TokenNats(model)(tokens, tokens)
         loss.backward()
         reads = sum(event.name == "aten::_local_scalar_dense" for event in profiler.events())
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
         assert (reads == 0) is bare
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     model.save_pretrained(tmp_path)
-    assert LlamaForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert again.config._attn_implementation == "sdpa"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_it_is_the_architecture_of_the_papers():
-    model = llama.build(TINY)
+def test_it_is_the_architecture_of_the_papers(model):
     c = model.config
     assert (c.rms_norm_eps, c.initializer_range, c.hidden_act, c.tie_word_embeddings) == (1e-6, 0.02, "silu", False)
+    assert (c.pad_token_id, c.eos_token_id, c.bos_token_id) == (0, 1, None)
     assert c._attn_implementation == "sdpa"
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     assert not any(name.endswith("bias") for name, _ in model.named_parameters())
@@ -77,54 +81,40 @@ def test_it_is_the_architecture_of_the_papers():
 def loss_and_gradients(model, tokens, targets, chunk_rows, bf16):
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        nats = token_nats(model, tokens, targets, chunk_rows)
+        nats = TokenNats(model, chunk_rows)(tokens, targets)
     (nats / (targets != -100).sum()).backward()
     return nats, [p.grad.clone() for p in model.parameters()]
 
 
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
-@pytest.mark.parametrize("chunk_rows", [1, 17, 64, 1000])
-def test_the_chunked_loss_is_the_loss(chunk_rows, bf16, tolerance):
-    torch.manual_seed(0)
-    model = llama.build(TINY)
+def test_the_chunked_loss_is_the_loss(bf16, tolerance, model):
     tokens, targets = torch.randint(0, 300, (2, 4, 16))
     targets[0, 5:] = -100
     whole, gradients = loss_and_gradients(model, tokens, targets, None, bf16)
-    chunked, others = loss_and_gradients(model, tokens, targets, chunk_rows, bf16)
-    assert whole.dtype == chunked.dtype == torch.float32
-    assert abs(whole - chunked) / whole < 1e-5
-    for a, b in zip(gradients, others, strict=True):
-        assert (a - b).norm() <= tolerance * a.norm()
+    for chunk_rows in (1, 17, 64, 1000):
+        chunked, others = loss_and_gradients(model, tokens, targets, chunk_rows, bf16)
+        assert whole.dtype == chunked.dtype == torch.float32
+        assert abs(whole - chunked) / whole < 1e-5
+        for a, b in zip(gradients, others, strict=True):
+            assert (a - b).norm() <= tolerance * a.norm()
 
 
-def test_the_loss_is_transformers_own():
-    torch.manual_seed(0)
-    model = llama.build(TINY)
+def test_the_loss_is_transformers_own(model):
     tokens = torch.randint(0, 300, (3, 11))
     theirs = model(input_ids=tokens, labels=tokens).loss
-    ours = token_nats(model, tokens[:, :-1], tokens[:, 1:]) / 30
+    ours = TokenNats(model)(tokens[:, :-1], tokens[:, 1:]) / 30
     torch.testing.assert_close(ours, theirs)
     assert math.isclose(ours.item(), math.log(300), rel_tol=0.05), "random weights know nothing"
 
 
-def test_from_pretrained_reads_what_is_saved(tmp_path):
-    model = llama.build(TINY)
-    model.save_pretrained(tmp_path)
-    again = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_with_positions_documents_in_a_row_do_not_see_each_other():
-    torch.manual_seed(0)
-    model = llama.build(LlamaSettings(vocabulary_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                                      num_attention_heads=2))  # fmt: skip
+def test_with_positions_documents_in_a_row_do_not_see_each_other(model):
+    nats = TokenNats(model)
     first, second = torch.randint(2, 50, (1, 5)), torch.randint(2, 50, (1, 7))
     row = torch.cat([first, second], dim=1)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None]
     targets = torch.randint(2, 50, (1, 12))
     targets[0, 4] = -100
-    together = token_nats(model, row, targets, positions=positions)
-    apart = token_nats(model, first, targets[:, :5]) + token_nats(model, second, targets[:, 5:])
+    together = nats(row, targets, positions)
+    apart = nats(first, targets[:, :5]) + nats(second, targets[:, 5:])
     assert together.item() == pytest.approx(apart.item(), rel=1e-5)
-    seen = token_nats(model, row, targets)
-    assert seen.item() != pytest.approx(apart.item(), rel=1e-5)
+    assert nats(row, targets).item() != pytest.approx(apart.item(), rel=1e-5)

@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 
 import pytest
 import torch
@@ -10,14 +11,20 @@ from adafrugal.tracking import environment
 from adafrugal.tracking.record import Record
 
 
-def made(tmp_path):
-    record = Record(tmp_path / "run")
-    record.begin({"seed": 0, "optimizer": {"kind": "adamw", "betas": (0.9, 0.999)}})
-    return record
+@pytest.fixture
+def record(tmp_path):
+    found = Record(tmp_path / "run")
+    found.begin({"seed": 0, "optimizer": {"kind": "adamw", "betas": (0.9, 0.999)}})
+    return found
 
 
-def test_a_record_reads_what_it_wrote(tmp_path):
-    record = made(tmp_path)
+def append(record, text, names=("metrics.jsonl",)):
+    for name in names:
+        with (record.directory / name).open("ab") as file:
+            file.write(text)
+
+
+def test_a_record_reads_what_it_wrote(record, tmp_path):
     assert record.status == "created"
     assert record.config() == {"seed": 0, "optimizer": {"kind": "adamw", "betas": [0.9, 0.999]}}
     record.set_status("running", step=3)
@@ -29,23 +36,30 @@ def test_a_record_reads_what_it_wrote(tmp_path):
     assert again.metrics() == [{"step": 1, "loss": 2.5}]
     assert again.events()[0]["event"] == "refresh"
     assert again.summary() == {"loss": 2.5}
+    none = Record(tmp_path / "none")
+    assert (none.status, none.summary(), none.metrics(), none.events()) == (None, None, [], [])
 
 
-def test_there_may_be_no_run_yet(tmp_path):
-    record = Record(tmp_path / "none")
-    assert record.status is None
-    assert record.summary() is None
-    assert record.metrics() == record.events() == []
+def test_numbers_that_json_lacks_are_strings_in_the_file(record):
+    record.add_metrics({"step": 1, "loss": math.inf, "nested": {"x": [math.nan]}})
+    line = (record.directory / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda name: 1 / 0) == {"step": 1, "loss": "inf", "nested": {"x": ["nan"]}}
+    assert record.metrics()[0]["loss"] == math.inf
 
 
-def test_going_back_drops_later_steps_and_keeps_the_runs_own_events(tmp_path):
-    record = made(tmp_path)
+def test_an_existing_run_keeps_its_settings_until_others_are_written(record):
+    record.begin({"seed": 1})
+    assert record.config()["seed"] == 0
+    record.write_config({"seed": 1})
+    assert record.config()["seed"] == 1
+
+
+def test_going_back_drops_later_steps_and_keeps_events_of_the_run_itself(record):
     for step in (10, 20, 30):
         record.add_metrics({"step": step})
         record.add_event("refresh", step=step)
-    record.add_event("interval", step=21)
-    record.add_event("checkpoint", step=20)
-    record.add_event("start", step=0)
+    for event, step in (("interval", 21), ("checkpoint", 20), ("start", 0)):
+        record.add_event(event, step=step)
     record.go_back_to(20)
     assert [line["step"] for line in record.metrics()] == [10, 20]
     assert [(e["event"], e["step"]) for e in record.events()] == [
@@ -53,60 +67,38 @@ def test_going_back_drops_later_steps_and_keeps_the_runs_own_events(tmp_path):
     ]  # fmt: skip
 
 
-def test_half_a_line_is_not_a_line(tmp_path):
-    record = made(tmp_path)
+def test_half_a_line_is_not_read_and_is_cut_off_before_the_next_is_appended(record):
     record.add_metrics({"step": 1})
-    with (record.directory / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
-    assert record.metrics() == [{"step": 1}]
-
-
-def test_what_is_appended_does_not_stand_on_half_a_line(tmp_path):
-    record = made(tmp_path)
     record.add_event("start", step=0)
-    for name in ("metrics.jsonl", "events.jsonl"):
-        with (record.directory / name).open("a") as file:
-            file.write('{"step": 2, "lo')
+    append(record, b'{"step": 2, "lo', ("metrics.jsonl", "events.jsonl"))
+    assert record.metrics() == [{"step": 1}]
     record.begin({"seed": 0})
     record.add_event("warning", text="damaged")
-    record.add_metrics({"step": 1})
+    record.add_metrics({"step": 3})
     assert [event["event"] for event in record.events()] == ["start", "warning"]
-    assert record.metrics() == [{"step": 1}]
+    assert record.metrics() == [{"step": 1}, {"step": 3}]
 
 
 @pytest.mark.parametrize("damage", [b"\0\0\0\0\n", b"\xff\xfe\n", b'{"step": 3, "lo\n{"step": 4}\n', b"[1, 2\n"])
-def test_a_damaged_end_that_no_checkpoint_stands_on_is_dropped(tmp_path, damage):
-    """As a power cut leaves it."""
-    record = made(tmp_path)
+def test_a_damaged_end_behind_the_last_checkpoint_is_dropped(record, damage):
     for step in (1, 2):
         record.add_metrics({"step": step})
-    with (record.directory / "metrics.jsonl").open("ab") as file:
-        file.write(damage)
+    append(record, damage)
     with pytest.raises(SettingError, match=r"metrics\.jsonl is damaged"):
         record.metrics()
     record.go_back_to(2)
     assert record.metrics() == [{"step": 1}, {"step": 2}]
 
 
-def test_damage_before_what_a_checkpoint_stands_on_is_an_error(tmp_path):
-    record = made(tmp_path)
-    with (record.directory / "metrics.jsonl").open("wb") as file:
-        file.write(b'{"step": 1}\n\0\0\n{"step": 3}\n')
+def test_damage_before_the_last_checkpoint_is_an_error(record):
+    append(record, b'{"step": 1}\n\0\0\n{"step": 3}\n')
     with pytest.raises(SettingError, match=r"metrics\.jsonl is damaged"):
         record.go_back_to(3)
     record.go_back_to(2)
     assert record.metrics() == [{"step": 1}]
 
 
-def test_a_run_that_is_there_keeps_its_settings_until_others_are_known_to_be_its_own(tmp_path):
-    record = made(tmp_path)
-    record.begin({"seed": 1})
-    assert record.config()["seed"] == 0
-    record.write_config({"seed": 1})
-    assert record.config()["seed"] == 1
-
-
-def test_a_disk_that_is_full_from_the_first_status_on_says_so(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_from_the_start_is_an_error(tmp_path, monkeypatch):
     record = Record(tmp_path)
 
     def full(name, text):
@@ -117,36 +109,24 @@ def test_a_disk_that_is_full_from_the_first_status_on_says_so(tmp_path, monkeypa
         record.set_status("created")
 
 
-def test_a_line_that_the_disk_takes_half_of_is_none(tmp_path, monkeypatch):
-    record = made(tmp_path)
+def test_a_line_of_which_the_disk_takes_a_part_is_removed(record):
     record.add_metrics({"step": 1})
-
-    def half(file, data):
-        file.write(data[:5])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("adafrugal.tracking.record._write_all", half)
-        with pytest.raises(OSError, match="No space left"):
+    size, limits = (record.directory / "metrics.jsonl").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
             record.add_metrics({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     record.add_metrics({"step": 3})
     assert record.metrics() == [{"step": 1}, {"step": 3}]
 
 
-def test_numbers_that_json_lacks_are_still_json(tmp_path):
-    record = made(tmp_path)
-    record.add_metrics({"step": 1, "loss": math.inf, "nested": {"x": [math.nan]}})
-    line = (record.directory / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=lambda name: 1 / 0) == {"step": 1, "loss": "inf", "nested": {"x": ["nan"]}}
-    assert record.metrics()[0]["loss"] == math.inf
-
-
-def test_a_key_that_an_errors_text_quotes_is_hidden(tmp_path, monkeypatch):
+def test_secrets_quoted_by_an_error_are_hidden(record, tmp_path, monkeypatch):
     secret, path = "fake-secret-0123456789", str(tmp_path)
     monkeypatch.setenv("MY_API_KEY", secret)
     monkeypatch.setenv("SSH_KEY", path)  # a path to one is none
     monkeypatch.setenv("TOKEN", "true")
-    record = made(tmp_path)
     record.set_status("failed", reason=f"401 for https://host/?key={secret}, see {path}")
     record.add_event("warning", text=f"{secret} is true")
     assert record.reason == f"401 for https://host/?key=***, see {path}"
@@ -154,7 +134,7 @@ def test_a_key_that_an_errors_text_quotes_is_hidden(tmp_path, monkeypatch):
     assert not any(secret in file.read_text() for file in record.directory.iterdir())
 
 
-def test_of_two_keys_the_longer_is_hidden_whole_and_one_over_lines_too(monkeypatch):
+def test_the_longer_of_two_secrets_is_hidden_whole_and_one_of_several_lines_too(monkeypatch):
     monkeypatch.setenv("A_KEY", "abcdefgh12")
     monkeypatch.setenv("B_TOKEN", "abcdefgh12-longer")
     monkeypatch.setenv("PRIVATE_KEYS", "-----BEGIN\nabc def\n-----END")
@@ -162,7 +142,7 @@ def test_of_two_keys_the_longer_is_hidden_whole_and_one_over_lines_too(monkeypat
     assert hidden("abcdefgh12-longer abcdefgh12 -----BEGIN abc def -----END correct horse") == "*** *** *** ***"
 
 
-def test_the_environment_holds_versions_and_no_variables(monkeypatch):
+def test_the_environment_has_versions_and_no_variables(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "fake-secret-0123456789")
     found = environment.describe()
     assert found["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]

@@ -1,7 +1,7 @@
-"""The way back from W&B, against an answer made by hand in the form that its public API documents.
+"""Fetch from W&B, against an answer made by hand: no W&B server was within reach.
 
-W&B itself was not within reach: what `Api().runs` gives here has the attributes of its documentation (id, name, state,
-config, summary, scan_history), with the keys that this project's copies have and those that W&B adds.
+`Api().runs` gives the attributes of W&B's documentation (id, name, state, config, summary, scan_history), with the keys
+of this project's copies and those that W&B adds.
 """
 
 import json
@@ -12,7 +12,6 @@ from made import recorded
 from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import wandb as copies
-from adafrugal.tracking.record import Record
 
 
 class Answer:
@@ -34,7 +33,7 @@ class Answer:
 
 @pytest.fixture
 def project(monkeypatch):
-    """A function that puts answers into a project, and the names of the projects that were asked for."""
+    """What a project answers, and the names of the projects asked for; an error answers by being raised."""
     import wandb
 
     asked, answers = [], []
@@ -42,20 +41,26 @@ def project(monkeypatch):
     class Api:
         def runs(self, path):
             asked.append(path)
+            if answers and isinstance(answers[0], Exception):
+                raise answers[0]
             return iter(answers)
 
     monkeypatch.setattr(wandb, "Api", Api)
     return asked, answers
 
 
-def test_what_comes_back_makes_the_same_table(project, tmp_path):
+@pytest.fixture
+def here(tmp_path):
+    """A function that makes a local record of an arm."""
+    return lambda arm="adamw", loss=4.5, place="here": recorded(
+        tmp_path / place, f"experiments=c4_60m/{arm} scale=mini data=embedded", loss
+    )
+
+
+def test_fetched_records_make_the_same_table(project, here, tmp_path):
     asked, answers = project
-    for arm, loss in (("adamw", 4.5), ("adafrugal", 4.6)):
-        answers.append(
-            Answer(recorded(tmp_path / "here", f"experiments=c4_60m/{arm} scale=mini data=embedded", loss), 1)
-        )
-    interrupted = recorded(tmp_path / "other", "experiments=c4_60m/frugal scale=mini data=embedded", 4.5)
-    answers.append(Answer(interrupted, 1, state="crashed"))
+    answers += [Answer(here("adamw", 4.5), 1), Answer(here("adafrugal", 4.6), 1)]
+    answers.append(Answer(here("frugal", place="other"), 1, state="crashed"))
     found = copies.fetch("team/project", tmp_path / "there")
     assert asked == ["team/project"]
     local = records.find([tmp_path / "here"])
@@ -70,10 +75,9 @@ def test_what_comes_back_makes_the_same_table(project, tmp_path):
         assert original.summary().items() <= record.summary().items()
 
 
-def test_a_run_of_two_starts_is_one_record_and_none_is_fetched_twice(project, tmp_path):
-    _, answers = project
-    record = recorded(tmp_path / "here", "experiments=c4_60m/adamw scale=mini data=embedded", 4.5)
-    answers += [Answer(record, 1, state="crashed"), Answer(record, 2)]
+def test_a_run_of_two_starts_is_one_record_and_is_fetched_once(project, here, tmp_path):
+    record = here()
+    project[1].extend([Answer(record, 1, state="crashed"), Answer(record, 2)])
     (first,) = copies.fetch("team/project", tmp_path / "there")
     before = (first.directory / "metrics.jsonl").stat().st_mtime_ns
     (again,) = copies.fetch("team/project", tmp_path / "there")
@@ -81,24 +85,17 @@ def test_a_run_of_two_starts_is_one_record_and_none_is_fetched_twice(project, tm
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc/x", "..", "a/b", ""])
-def test_a_name_from_outside_leads_nowhere_else(project, tmp_path, name):
-    _, answers = project
-    answer = Answer(recorded(tmp_path / "here", "experiments=c4_60m/adamw scale=mini data=embedded", 4.5), 1)
+def test_a_name_from_outside_is_no_path(project, here, tmp_path, name):
+    answer = Answer(here(), 1)
     answer.config["environment"]["identity"]["key"] = name
-    answers.append(answer)
-    with pytest.raises(SettingError, match="which is no name of a run; not fetched"):
+    project[1].append(answer)
+    with pytest.raises(SettingError, match="which is no plain name; not fetched"):
         copies.fetch("team/project", tmp_path / "there")
     assert not (tmp_path / "there").exists()
 
 
-def test_a_refusal_is_one_line_that_says_what_to_do(monkeypatch, tmp_path):
-    import wandb
-
-    class Api:
-        def runs(self, path):
-            raise ValueError(f"Could not find project {path}\n(permission denied)")
-
-    monkeypatch.setattr(wandb, "Api", Api)
+def test_a_refusal_is_one_line_that_says_what_to_do(project, tmp_path):
+    project[1].append(ValueError("Could not find project team/x\n(permission denied)"))
     with pytest.raises(SettingError, match=r"team/x: Could not find project team/x \(permission denied\); log in"):
         copies.fetch("team/x", tmp_path)
-    assert not Record(tmp_path / "team").directory.exists()
+    assert not (tmp_path / "team").exists()

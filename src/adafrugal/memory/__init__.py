@@ -1,1 +1,1 @@
-"""How much memory a run takes."""
+"""Estimate the memory of a run before it starts, and measure it while it goes on."""

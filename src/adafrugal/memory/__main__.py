@@ -1,11 +1,11 @@
-"""What a run takes, before it is started: nothing of the model is allocated, and no GPU is needed.
+"""Estimate the memory of a run before it is started: nothing of the model is allocated, no GPU is needed.
 
     python -m adafrugal.memory model=llama_1b optimizer=adafrugal trainer.precision=bf16
     python -m adafrugal.memory model=llama_1b optimizer=adamw,galore,frugal,adafrugal      several, side by side
     python -m adafrugal.memory model=llama_1b optimizer=adafrugal --fits 16                what fits in so many GiB
 
-The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size. What fits is found by
-a dozen estimates.
+The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size. --fits makes a dozen
+estimates.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from adafrugal.system import threads
 from adafrugal.system.errors import SettingError
 from adafrugal.system.secrets import hidden
 
-DONE, WRONG = 0, 2
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Print estimates; the exit code: 0, or 2 for a wrong setting."""
+    """Print estimates; return the exit code: 0, or 2 for a wrong setting."""
     threads.wait_asleep()
     parser = argparse.ArgumentParser(
         prog="python -m adafrugal.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,30 +32,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--fits", type=float, metavar="GIB", help="say which micro-batch and which ρ fit")
     given = parser.parse_intermixed_args(arguments)
+    others = [word for word in given.settings if not word.startswith("optimizer=")]
+    named = [word.partition("=")[2].split(",") for word in given.settings if word.startswith("optimizer=")]
+    each = [[f"optimizer={name}", *others] for name in named[0]] if named else [others]
     try:
-        chosen = [compose.settings(words) for words in _each(given.settings)]
+        runs = [compose.settings(words) for words in each]
         from adafrugal.memory import breakdown, fit
         from adafrugal.memory.estimate import estimate
 
-        for place, settings in enumerate(chosen):
+        for place, settings in enumerate(runs):
             if getattr(settings.optimizer, "fit_gib", None) is not None:
                 found = fit.fitted(settings)
-                chosen[place] = fit.beginning_with(settings, found.density)
+                runs[place] = fit.beginning_with(settings, found.density)
                 sys.stdout.write(breakdown.chosen(settings, found) + "\n")
-        sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in chosen]))
-        for settings in chosen if given.fits is not None else ():
+        sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in runs]))
+        for settings in runs if given.fits is not None else ():
             sys.stdout.write(breakdown.what_fits(settings, given.fits))
     except SettingError as error:
         sys.stderr.write(f"error: {hidden(str(error))}\n")
-        return WRONG
-    return DONE
-
-
-def _each(words: Sequence[str]) -> list[list[str]]:
-    """The words for each optimizer that is named."""
-    names = next((word.partition("=")[2].split(",") for word in words if word.startswith("optimizer=")), None)
-    others = [word for word in words if not word.startswith("optimizer=")]
-    return [[f"optimizer={name}", *others] for name in names] if names else [list(words)]
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

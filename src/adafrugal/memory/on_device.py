@@ -1,46 +1,40 @@
-"""What the memory at hand decides: whether the loss is made in one piece, and the micro-batch on a GPU."""
+"""Choose the rows of logits made at once, and on a GPU the micro-batch, by the memory at hand."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from adafrugal.settings.schema import Settings
 
-if TYPE_CHECKING:
-    from adafrugal.memory.trace import Footprint
-
-LOGITS_ON_CPU = 2**28  # bytes of logits that are made at once
-SHARE_OF_GPU = 32  # on a GPU, so many parts of its memory are one such piece: eager code takes six times the piece
-RESERVED = 1.15  # bytes that the allocator of a GPU takes ÷ bytes of tensors; 1.04 to 1.15 measured
+LOGITS_ON_CPU = 2**28  # bytes of logits made at once
+SHARE_OF_GPU = 32  # on a GPU a 32nd of its memory, since eager code takes six times the logits
+RESERVED = 1.15  # bytes that a GPU's allocator reserves ÷ bytes of tensors; 1.04 to 1.15 measured
 
 
 def chunk_rows(settings: Settings, memory: int | None = None, processes: int = 1) -> int | None:
-    """The rows of logits that are made at once: as `model.loss_chunk_rows` says, or as many as fit its budget.
+    """The rows of logits made at once; None for all of a micro-batch.
 
-    The budget of `auto` is 256 MiB of logits in the type of the matrix products; on a GPU a 32nd of its memory. What
-    fits is made in one piece (None), more is cut into equal chunks, each of which is made again in the backward pass.
+    `model.loss_chunk_rows=auto` has a budget in the type of the matrix products: 256 MiB, on a GPU a 32nd of its
+    memory. More logits are cut into equal chunks, each of which is recomputed in the backward pass.
 
     Args:
         settings: of a pre-training run; its precision `auto` counts as fp32.
         memory: bytes of the GPU; None on a CPU.
         processes: that share a batch.
     """
-    given = settings.model.loss_chunk_rows
-    if given != "auto":
-        return given
+    if settings.model.loss_chunk_rows != "auto":
+        return settings.model.loss_chunk_rows
     trainer = settings.trainer
     each = -(-trainer.batch_size // processes)
     rows = min(trainer.micro_batch_size or each, each) * trainer.sequence_length
     size = rows * settings.model.vocabulary_size * (2 if trainer.precision in ("bf16", "fp16") else 4)
-    pieces = math.ceil(size / (memory // SHARE_OF_GPU if memory else LOGITS_ON_CPU))
-    return None if pieces <= 1 else math.ceil(rows / pieces)
+    chunks = math.ceil(size / (memory // SHARE_OF_GPU if memory else LOGITS_ON_CPU))
+    return None if chunks <= 1 else math.ceil(rows / chunks)
 
 
 def with_chunks(settings: Settings, memory: int | None = None, processes: int = 1) -> Settings:
-    """The same settings with the number that `model.loss_chunk_rows=auto` comes to."""
+    """The same settings with `chunk_rows` in the place of `model.loss_chunk_rows=auto`."""
     if settings.task.kind != "pretrain":
         return settings
     rows = chunk_rows(settings, memory, processes)
@@ -48,7 +42,7 @@ def with_chunks(settings: Settings, memory: int | None = None, processes: int = 
 
 
 def chooses_micro_batch(settings: Settings) -> bool:
-    """Whether a GPU's memory decides the micro-batch: it is not set, can be estimated, and a batch can be divided."""
+    """Whether a GPU's memory decides the micro-batch: none is set, memory can be estimated, a batch can be divided."""
     trainer = settings.trainer
     is_estimated = settings.task.kind == "pretrain" and trainer.parallel != "fsdp"
     return is_estimated and not trainer.update_in_backward and trainer.micro_batch_size is None
@@ -57,48 +51,37 @@ def chooses_micro_batch(settings: Settings) -> bool:
 def resolved(
     settings: Settings, precision: str, memory: int | None = None, free: int = 0, processes: int = 1
 ) -> Settings:
-    """The settings of a run with what is left to the device: precision, micro-batch, rows of logits.
+    """The settings with precision, micro-batch and rows of logits as the device has them.
 
     Args:
         settings: as they were checked.
         precision: of the matrix products.
         memory: bytes of the GPU; None on a CPU, where a batch is not divided.
-        free: bytes of it that nobody uses.
+        free: bytes of it that are not in use.
         processes: that share a batch.
     """
     trainer = replace(settings.trainer, precision=precision)
-    found = replace(settings, trainer=trainer)
     if memory and chooses_micro_batch(settings):
-        from adafrugal.memory.estimate import estimate
-
-        own = replace(found, trainer=replace(trainer, batch_size=trainer.batch_size // processes))
-        if (budget := getattr(settings.optimizer, "fit_gib", None)) is not None:  # without what is only reserved
+        own = replace(settings, trainer=replace(trainer, batch_size=trainer.batch_size // processes))
+        if (budget := getattr(settings.optimizer, "fit_gib", None)) is not None:  # of tensors, not of reserved memory
             free = min(free, int(budget * 2**30 * RESERVED))
-        rows = with_micro_batch(own, lambda given: estimate(given).peak, memory, free).trainer.micro_batch_size
-        found = replace(found, trainer=replace(trainer, micro_batch_size=rows))
-    return with_chunks(found, memory, processes)
+        trainer = replace(trainer, micro_batch_size=_micro_batch(own, memory, free / RESERVED))
+    return with_chunks(replace(settings, trainer=trainer), memory, processes)
 
 
-def with_micro_batch(settings: Settings, peak: Callable[[Settings], Footprint], memory: int, free: int) -> Settings:
-    """The same settings with the largest divisor of the batch as micro-batch whose estimated peak fits.
+def _micro_batch(settings: Settings, memory: int, limit: float) -> int:
+    """The largest divisor of one process's batch whose estimated peak is below `limit` bytes; 1 where none is.
 
-    Activations and logits grow with the rows of a micro-batch and nothing else does, so that one estimate tells where
-    the next has to be made.
-
-    Args:
-        settings: of one process, without a micro-batch.
-        peak: the estimate, of settings that have one.
-        memory: bytes of the GPU.
-        free: bytes of it that nobody uses.
+    Only activations and logits grow with the rows, so that each estimate says which divisor to try next.
     """
-    size, limit = settings.trainer.batch_size, free / RESERVED
-    divisors = [n for n in range(size, 0, -1) if size % n == 0]
-    rows = size
+    from adafrugal.memory.estimate import estimate
+
+    rows = size = settings.trainer.batch_size
     while True:
-        chosen = replace(settings, trainer=replace(settings.trainer, micro_batch_size=rows))
-        found = peak(with_chunks(chosen, memory))
-        if found.total <= limit or rows == 1:
-            return chosen
-        grows = (found.activations + found.temporaries) / rows
-        fits = (limit - (found.total - grows * rows)) / grows
-        rows = next((n for n in divisors if n < rows and n <= fits), 1)
+        tried = replace(settings, trainer=replace(settings.trainer, micro_batch_size=rows))
+        peak = estimate(with_chunks(tried, memory)).peak
+        if peak.total <= limit or rows == 1:
+            return rows
+        grows = (peak.activations + peak.temporaries) / rows
+        fits = (limit - (peak.total - grows * rows)) / grows
+        rows = next((n for n in range(rows - 1, 0, -1) if size % n == 0 and n <= fits), 1)

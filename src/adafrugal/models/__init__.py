@@ -1,1 +1,1 @@
-"""Language models, built with transformers from their shapes, and their loss."""
+"""Build models, their loss, their optimizers and learning rates from the settings."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a block has computed is made again in the backward pass instead of being kept."""
+"""Activation checkpointing: recompute a block's activations in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _aten = torch.ops.aten
-_KEPT = {  # of a block, by `selective`: what takes most of the time to make
+_KEPT = {  # by `selective`: what takes most of the time
     _aten.mm.default,
     _aten.bmm.default,
     _aten.addmm.default,
@@ -26,23 +26,22 @@ _KEPT = {  # of a block, by `selective`: what takes most of the time to make
 
 
 def checkpoint_activations(model: PreTrainedModel, which: str) -> None:
-    """Let the blocks of a model in training keep less for the backward pass; gradients stay the same to the bit.
+    """Let the blocks of a transformers model keep less for the backward pass; gradients stay the same to the bit.
 
     Args:
-        model: any of transformers' whose layers can do so.
-        which: "layers" keeps a block's input alone and makes all else again (Chen et al., arXiv 1604.06174);
-            "selective" keeps the results of matrix products and attention and makes again what lies between them;
-            "none" leaves the model alone.
+        model: in training mode.
+        which: "layers" keeps a block's input alone (Chen et al., arXiv 1604.06174); "selective" keeps the results of
+            matrix products and attention too; "none" keeps all.
 
     Raises:
         SettingError: the model's layers cannot.
     """
     if which == "none":
         return
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if which == "selective" else {}
     if not model.supports_gradient_checkpointing:
         given = f"trainer.activation_checkpointing is {which}"
         raise SettingError(f"{given}; allowed: none, since {type(model).__name__} keeps what its layers compute")
+    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if which == "selective" else {}
     # gradient_checkpointing_enable: its name before transformers 5.23
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, **contexts})

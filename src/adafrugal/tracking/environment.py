@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, code. Nothing of the environment's variables, which hold people's keys."""
+"""Describe what a run runs on: versions, machine, code. Never environment variables, which may hold secrets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +17,31 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Python, packages, processor and the code's version."""
+    """Python, packages, processor, and the code's commit and whether files differ from it (None outside a checkout)."""
+    packages, code = {}, {"commit": None, "changed": None}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    with suppress(OSError, subprocess.SubprocessError):
+        changes = _git("status", "--porcelain", "--untracked-files=no")
+        code = {"commit": _git("rev-parse", "HEAD"), "changed": bool(changes)}
     return {
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": packages,
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "code": _code(),
+        "code": code,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
-def _code() -> dict[str, Any]:
-    """The commit that the code stands at, and whether files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "changed": None}
-
-
-def _git(directory: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(directory), *arguments]
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
