@@ -1,6 +1,7 @@
 """What all tests share: one cache of prepared text for the session, and the settings of a tiny run."""
 
 import atexit
+import functools
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-pytest_plugins = ["corpora", "labelled_sets", "forks", "torture"]  # what several directories of tests have in common
+pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture"]  # fixtures of several directories
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -85,6 +86,14 @@ def composed():
         return found, choices
 
     return make
+
+
+@pytest.fixture(scope="session")
+def settings_of():
+    """A function: words -> checked settings, composed once a session; no test may change them."""
+    from adafrugal.settings import compose
+
+    return functools.cache(lambda *words: compose.settings(words))
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def main():
         "transformers.models.llama.modeling_llama",
         "adafrugal.memory.estimate",
         "adafrugal.reports.summary",
-        "adafrugal.reports.picture",
+        "adafrugal.reports.pictures",
         "matplotlib.backends.backend_svg",
     )
     for name in (*others, *names):

@@ -1,13 +1,7 @@
 """A server on this machine that speaks as much of the Hugging Face hub's API as its real clients ask for.
 
-    hub = Hub()
-    hub.add("org/texts", {"README.md": b"…", "en/train.json.gz": b"…"})
-    hub.fail("org/gated", 403, "GatedRepo")
-    hub.cut("org/texts", "en/train.json.gz", 1000)
-    … a process with hub.environment(tmp_path) …
-    hub.close()
-
-What it does not have: redirects to a CDN, Xet, buckets, tokens, the dataset viewer, pages of a long listing.
+It has no redirects to a CDN, Xet, buckets, tokens, dataset viewer, or pages of a long listing. A process with
+`hub.environment(directory)` takes it for the hub.
 """
 
 import hashlib
@@ -18,16 +12,29 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 
-# read by every Python that has this directory in PYTHONPATH: nobody sleeps for long
+import pytest
+from forks import Forks
+
+# read by every Python that has this directory in PYTHONPATH: no sleep is long
 HASTE = "import time\n\ntime.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.005))\n"
+# repository of `hub` -> the status and the code that it answers every request with
+REFUSALS = {
+    "asks": (401, "GatedRepo"),
+    "waits": (403, "GatedRepo"),
+    "forbids": (403, ""),
+    "gone": (404, "RepoNotFound"),
+    "limited": (429, ""),
+    "down": (503, ""),
+    "silent": (0, ""),
+}
 
 
 @dataclass
 class Repository:
-    """The files of one commit, and what the server says instead of them."""
+    """The files of one commit, and the status and code that the server answers instead of them."""
 
     files: dict[str, bytes]
     sha: str
@@ -47,7 +54,7 @@ class Hub:
     """The server; it answers until `close`.
 
     Args:
-        repositories: "org/name" -> what it has; the same for datasets and models.
+        repositories: "org/name" -> its content; the same for datasets and models.
         requests: "GET /the/path" -> how often it was asked.
         cuts: "org/name/the/path" -> where a connection drops.
     """
@@ -59,31 +66,30 @@ class Hub:
     def __post_init__(self):
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
     def add(self, name, files):
-        """Put a repository there, or another commit of it; its sha."""
+        """Add a repository, or another commit of it; its sha."""
         sha = hashlib.sha1(repr((name, sorted(files.items()))).encode()).hexdigest()
         self.repositories[name] = Repository(dict(files), sha)
         return sha
 
     def fail(self, name, status, code=""):
-        """Answer every request for a repository with a status and the hub's word for the error; 0: hang up."""
+        """Answer every request for a repository with a status and the hub's code of the error; 0: hang up."""
         self.repositories[name] = Repository({}, "", (status, code))
 
     def cut(self, name, file, after, times=10**9):
         """Close the connection within a file of a repository."""
         self.cuts[f"{name}/{file}"] = Cut(after, times)
 
-    def environment(self, directory: Path):
-        """What a process needs to take this for the hub, to know no other, and not to wait between two tries."""
+    def environment(self, directory):
+        """The variables of a process that takes this for the hub and does not wait between two tries."""
         hasty = directory / "haste"
         hasty.mkdir(exist_ok=True)
         (hasty / "sitecustomize.py").write_text(HASTE)
         return {
-            "HF_ENDPOINT": self.endpoint,
+            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
             "HF_HOME": str(directory / "hf"),
             "HF_TOKEN": "",
             "HF_TOKEN_PATH": str(directory / "no-token"),
@@ -95,10 +101,31 @@ class Hub:
         }
 
     def close(self):
-        """Answer nobody any more."""
+        """Answer no more requests."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """A hub that refuses `REFUSALS`."""
+    server = Hub()
+    for name, refusal in REFUSALS.items():
+        server.fail(f"org/{name}", *refusal)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def hub_forks(hub, tmp_path_factory):
+    """`forks` of a process that takes `hub` for the hub."""
+    directory = tmp_path_factory.mktemp("hub")
+    environment = hub.environment(directory)
+    with mock.patch.dict(os.environ, environment):
+        server = Forks(directory)
+    yield lambda *words, **how: server(*words, env=environment, **how)
+    server.close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,13 +147,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body=b""):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests[f"{self.command} {path}"] += 1
-        api, place = re.fullmatch(r"/(api/)?(?:datasets/|models/)?(.*)", path).groups()
+        api, rest = re.fullmatch(r"/(api/)?(?:datasets/|models/)?(.*)", path).groups()
         name, verb, revision, inner = re.fullmatch(
-            r"(.+?)(?:/(resolve|tree|paths-info|revision)/([^/]+)/?(.*))?", place
+            r"(.+?)(?:/(resolve|tree|paths-info|revision)/([^/]+)/?(.*))?", rest
         ).groups(default="")
         found = self.hub.repositories.get(name)
         if found is None:
-            return self._refuse(401, "RepoNotFound")  # the hub's answer to who has no token
+            return self._refuse(401, "RepoNotFound")  # the hub's answer without a token
         if found.refusal:
             status, code = found.refusal
             self.close_connection = not status
@@ -158,35 +185,29 @@ class _Handler(BaseHTTPRequestHandler):
         begin, end = int(first or 0), min(int(last or len(content)) + 1, len(content))
         if begin >= len(content) and content:
             return self._refuse(416, "", {"Content-Range": f"bytes */{len(content)}"})
-        self.send_response(206 if span else 200)
-        if span:
-            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
-        self.send_header("Content-Length", str(end - begin))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{_oid(content)}"')
-        self.send_header("X-Repo-Commit", found.sha)
-        self.end_headers()
+        headers = {"Content-Length": end - begin, "Accept-Ranges": "bytes", "ETag": f'"{_oid(content)}"'}
+        spanned = {"Content-Range": f"bytes {begin}-{end - 1}/{len(content)}"} if span else {}
+        self._head(206 if span else 200, headers | spanned | {"X-Repo-Commit": found.sha})
         if self.command == "HEAD":
-            return None
+            return
         if cut and cut.times and end > cut.after:
             cut.times -= 1
             end, self.close_connection = max(begin, cut.after), True
         self.wfile.write(content[begin:end])
-        return None
 
     def _json(self, value):
         body = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self._head(200, {"Content-Type": "application/json", "Content-Length": len(body)})
         self.wfile.write(body)
 
     def _refuse(self, status, code, headers=None):
+        self._head(status, {"X-Error-Code": code, **(headers or {}), "Content-Length": 0})
+
+    def _head(self, status, headers):
         self.send_response(status)
-        for name, value in {"X-Error-Code": code, **(headers or {}), "Content-Length": "0"}.items():
-            if value:
-                self.send_header(name, value)
+        for name, value in headers.items():
+            if value != "":
+                self.send_header(name, str(value))
         self.end_headers()
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from adafrugal.reports.arms import _composed
+from adafrugal.reports.arms import compose_once
 from adafrugal.settings.compose import check
 from adafrugal.settings.identity import differing, identify
 from adafrugal.tracking.record import Record
@@ -12,7 +12,7 @@ MIB = 2**20
 
 def recorded(root, words, loss, seed=0, state=(3.0, 3.0), share=0.03, early=None, data="0" * 64, evaluation=0.5):
     """A finished pre-training run of what `words` compose, with that validation loss."""
-    composed, choices = _composed([*words.split(), f"seed={seed}", f"run_root={root}"])  # files are read once
+    composed, choices = compose_once([*words.split(), f"seed={seed}", f"run_root={root}"])  # files are read once
     settings = check(composed, choices)
     identity = identify(settings, choices)
     record = Record(identity.directory)

@@ -1,16 +1,14 @@
 """The real train.py on text from files: resuming, running out of text, missing and broken input, a full disk."""
 
-import gzip
-import json
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import REPOSITORY
+from corpora import zipped
+from torture import LONG
 
 from adafrugal.data.text import sources
 from adafrugal.tracking.record import Record
@@ -20,27 +18,9 @@ TIMED = ("seconds", "tokens_per_second", "memory", "time")
 
 
 @pytest.fixture
-def command(c4_layout, cache_root, tmp_path):
-    """A function that gives the command of a tiny run on `c4_layout`: settings -> words."""
-
-    def make(*arguments, cache=cache_root):
-        places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache}", f"data.source={c4_layout}"]
-        train = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local"]
-        return [*train, *OWN, *places, *arguments]
-
-    return make
-
-
-@pytest.fixture
-def run(command, tmp_path):
+def run(train, c4_layout):
     """A function that makes a tiny run on `c4_layout`: settings -> the finished process."""
-
-    def make(*arguments, **more):
-        return subprocess.run(
-            command(*arguments, **more), capture_output=True, text=True, timeout=240, cwd=tmp_path
-        )  # fmt: skip
-
-    return make
+    return lambda *settings: train(*OWN, f"data.source={c4_layout}", *settings)
 
 
 def record(tmp_path, arm="adafrugal"):
@@ -52,60 +32,45 @@ def curve(found):
     return [{key: value for key, value in line.items() if key not in TIMED} for line in found.metrics()]
 
 
-def interrupted(words, found, tmp_path):
-    """Begin a run, or go on with it, and ask it to stop once it has made some steps."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    begun = sum(event["event"] == "start" for event in found().events()) if found() else 0
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        events = found().events() if found() else []
-        starts = [event["step"] for event in events if event["event"] == "start"]
-        if len(starts) > begun and found().metrics() and found().metrics()[-1]["step"] > starts[-1] + 20:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-
-
-@pytest.mark.parametrize("store", ["true", "false"])
-def test_a_run_interrupted_twice_ends_as_an_uninterrupted_one_bit_for_bit(run, command, store, tmp_path):
-    """Over windows and epochs, from a store and from a stream."""
-    settings = [f"data.store={store}", "trainer.steps=300", "data.window_tokens=16384", "data.repeat=true"]
-    settings += ["eval.every=100", "optimizer.interval.every=100", "checkpoint.every=1000", "trainer.log_every=2"]
+def test_a_run_interrupted_twice_ends_as_an_uninterrupted_one_bit_for_bit(run, forks, c4_layout, cache_root, tmp_path):
+    """Over windows and epochs."""
+    for file in sorted((c4_layout / "en").glob("c4-train*"))[5:]:
+        file.unlink()
+    settings = ["trainer.steps=130", "data.window_tokens=2048", "data.repeat=true", "eval.every=130"]
+    settings += ["optimizer.interval.every=65", "checkpoint.every=1000", "trainer.log_every=2"]
     done = run(*settings, "arm=whole")
     assert done.returncode == 0, done.stderr
-
-    def parts():
-        return record(tmp_path, "parts") if list((tmp_path / "runs").glob("*/parts-*")) else None
-
+    words = ["scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", *OWN]
+    stop = {"call": "adafrugal.data.batches:Prefetched.__call__", "n": 41, "signal": signal.SIGTERM}
     for _ in range(2):
-        interrupted(command(*settings, "arm=parts"), parts, tmp_path)
-    done = run(*settings, "arm=parts")
+        assert forks(*words, f"data.source={c4_layout}", *settings, "arm=halves", kill=stop).code == 75
+    done = run(*settings, "arm=halves")
     assert done.returncode == 0, done.stderr
-    assert sum(event["event"] == "start" for event in parts().events()) == 3
-    assert record(tmp_path, "whole").summary()["epochs"] > 3
-    assert curve(record(tmp_path, "whole")) == curve(parts())
+    whole, halves = record(tmp_path, "whole"), record(tmp_path, "halves")
+    assert [event["step"] for event in halves.events() if event["event"] == "start"] == [0, 41, 82]
+    assert whole.summary()["epochs"] > 3
+    assert curve(whole) == curve(halves)
 
 
-def test_a_run_that_wants_more_text_than_there_is_says_so_and_keeps_what_it_did(run, tmp_path):
-    done = run("trainer.steps=80", "data.store=false", "data.window_tokens=2048")
+def test_a_run_that_wants_more_text_than_there_is_says_so_and_keeps_what_it_did(run, c4_layout, tmp_path):
+    (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").write_bytes(
+        zipped(["one more"])
+    )  # a text of its own: its store is not there
+    done = run("trainer.steps=80", "data.window_tokens=2048")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: trainer.steps is 80: that takes 640 rows and there are 600, since the text ")
-    assert "allowed: up to 75 steps, or data.repeat=true" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: trainer.steps is 80: that takes 640 rows and there are 541, since the text ")
+    assert "allowed: up to 67 steps, or data.repeat=true" in done.stderr and done.stderr.count("\n") == 1
     found = record(tmp_path)
     assert found.status == "failed"
-    assert list(found.directory.glob("checkpoints/step-*"))
-    stored = run("trainer.steps=76")
-    assert stored.returncode == 2 and "that takes 608 rows and there are 600" in stored.stderr
+    assert not found.metrics() or list(found.directory.glob("checkpoints/step-*"))
+    again = run("trainer.steps=68")  # at once, since the store is whole
+    assert again.returncode == 2 and "that takes 544 rows and there are 541" in again.stderr
 
 
 def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(run, c4_layout, tmp_path):
     file = c4_layout / "en" / "c4-train.00008-of-00010.json.gz"
     digits = random.Random(0)
-    with gzip.open(file, "wt") as opened:  # large enough that its middle is not part of its fingerprint
-        opened.writelines(json.dumps({"text": f"{digits.getrandbits(32000):x}"}) + "\n" for _ in range(60))
-    content = file.read_bytes()
+    content = zipped(f"{digits.getrandbits(32000):x}" for _ in range(60))  # its middle is not in its fingerprint
     broken = bytearray(content)
     broken[len(broken) // 2] ^= 0xFF
     assert len(broken) > 3 * sources.ENDS
@@ -126,42 +91,37 @@ def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(
     "wrong, message",
     [
         ("data.source=/nowhere", "data.source is /nowhere, and there is no such file or directory"),
-        ("data.split=training", "data.split is training, which"),
         ("data.text_field=content", "data.text_field is content, which"),
-        ("data.subset=fr", "data.subset is fr"),
         ("data.tokenizer.vocabulary_size=513", "data.tokenizer.vocabulary_size is 513; allowed: 300 to"),
         ("data.tokenizer.kind=pretrained", "data.tokenizer.name is null; allowed: a hub repository or a directory"),
         ("data.rows=documents", "did you mean document?"),
+        (
+            "data.store=false",
+            "data.store is gone: tokens are always kept under cache_root; data.store_limit_gib limits",
+        ),
     ],
 )
-def test_missing_input_is_one_line_and_exit_code_2(run, wrong, message):
+def test_a_missing_input_or_wrong_setting_is_one_line_and_exit_code_2(run, wrong, message):
     done = run(wrong)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on_when_there_is_room(run, command, tmp_path):
+@pytest.mark.skipif(not LONG, reason="make torture")
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on_when_there_is_room(c4_layout, tmp_path):
     """On a file system of half a megabyte, which needs the right to mount one."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = f"mount -t tmpfs -o size=400k small {place}"
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=400k small {disk}"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this user cannot mount a file system")
-    words = command("trainer.steps=70", "data.window_tokens=16384", cache=place)
-    script = f'{mount} && head -c 300k /dev/zero > {place}/filling; "$@"; code=$?; find {place} > {tmp_path}/left; '
-    script += f'rm {place}/filling; "$@"; echo $code $?'
+    words = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=local", *OWN]
+    words += [f"run_root={tmp_path / 'runs'}", f"cache_root={disk}", f"data.source={c4_layout}"]
+    words += ["trainer.steps=70", "data.window_tokens=16384"]
+    script = f'{mount} && head -c 300k /dev/zero > {disk}/filling; "$@"; code=$?; rm {disk}/filling; "$@"; '
+    script += "echo $code $?"
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *words], capture_output=True, text=True,
                           timeout=240, cwd=tmp_path)  # fmt: skip
     assert done.stdout.splitlines()[-1] == "2 0", done.stderr
     assert "is full: make room (the same command goes on)" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_store_that_is_removed_is_made_again(run, cache_root, tmp_path):
-    settings = ["trainer.steps=5", "seed=11"]
-    assert run(*settings, "arm=one").returncode == 0
-    for place in (cache_root / "tokens").glob("*"):
-        if place.name.startswith("c4-train"):
-            shutil.rmtree(place)
-    assert run(*settings, "arm=two").returncode == 0
-    assert curve(record(tmp_path, "one")) == curve(record(tmp_path, "two"))

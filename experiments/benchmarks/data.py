@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from adafrugal.data import corpus
-from adafrugal.data.corpus import Corpus, Tokens
-from adafrugal.data.text import sources, tokenizer
+from adafrugal.data.corpus import Corpus
+from adafrugal.data.text import sources
 from adafrugal.data.text.documents import select
 from adafrugal.data.text.sources import Position
-from adafrugal.data.tokens.preparation import Preparation
+from adafrugal.data.text.tokenizer import Tokenizer
+from adafrugal.data.tokens.preparation import Plan, Preparation
 from adafrugal.settings import compose
 from adafrugal.settings.schema import Settings
 
@@ -46,50 +47,47 @@ def settings(source: str, tokenizer_name: str, cache: Path, *more: str) -> Setti
 # -- tokenizing -------------------------------------------------------------------------------------------------------
 
 
-def encode(place: Path, texts: Sequence[str]) -> int:
+def encode(cutter: Tokenizer, texts: Sequence[str]) -> int:
     """Cut texts in batches, ids as arrays; the number of tokens."""
-    cutter = tokenizer.load(place)
     batches = (cutter.encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH))
     return sum(len(ids) for batch in batches for ids in batch)
 
 
-def encode_with_threads(place: Path, texts: Sequence[str]) -> int:
+def encode_with_threads(cutter: Tokenizer, texts: Sequence[str]) -> int:
     """The same with the tokenizers library's own threads, which need large batches."""
-    model = tokenizer.load(place)._model
-    found = model.encode_batch_fast(list(texts), add_special_tokens=False)
+    found = cutter._model.encode_batch_fast(list(texts), add_special_tokens=False)
     return sum(len(np.asarray(one.ids, dtype=np.uint16)) + 1 for one in found)
 
 
-def alone(place: Path, texts: list[str]) -> dict[str, float]:
+def alone(cutter: Tokenizer, texts: list[str]) -> dict[str, float]:
     """Seconds of the tokenizer alone over all texts, each way."""
     seconds = {}
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     started = time.perf_counter()
-    tokens = encode_with_threads(place, texts)
+    tokens = encode_with_threads(cutter, texts)
     seconds["threads"] = time.perf_counter() - started
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
-        list(pool.map(encode, [place] * CORES, [texts[:1]] * CORES))  # begun before it is timed
+        list(pool.map(encode, [cutter] * CORES, [texts[:1]] * CORES))  # begun before it is timed
         started = time.perf_counter()
         shares = [texts[i::CORES] for i in range(CORES)]
-        assert sum(pool.map(encode, [place] * CORES, shares)) == tokens
+        assert sum(pool.map(encode, [cutter] * CORES, shares)) == tokens
         seconds["processes"] = time.perf_counter() - started
     return seconds
 
 
-def prepared(tokens: Tokens, directory: Path) -> dict[str, float]:
+def prepared(plan: Plan, directory: Path) -> dict[str, float]:
     """Seconds from files to the whole store: with the start of the process, its imports and its workers, and without.
 
-    The process is taken to have started when the validation part, which comes first, is whole.
+    The process is taken to have started when the validation split, which comes first, is whole.
     """
-    plan = replace(tokens.plan, directory=directory, rows=None, validation_tokens=1, streamed=False)
-    train, validation = plan.parts()
+    plan = replace(plan, directory=directory, rows=None, validation_tokens=1)
     began = time.perf_counter()
-    preparation = Preparation(plan, Position(), print)
+    preparation = Preparation(plan, print)
     try:
-        preparation.wait(lambda: plan.can_evaluate(validation), str)
+        preparation.wait(lambda: plan.can_evaluate(preparation.validation))
         started = time.perf_counter()
-        preparation.wait(lambda: plan.has_enough(train), str)
+        preparation.wait(lambda: plan.has_enough(preparation.train))
         ended = time.perf_counter()
         return {"with_start": ended - began, "prepared": ended - started}
     finally:
@@ -124,17 +122,17 @@ def resident() -> float:
 
 def step_and_batch(source: str, tokenizer_name: str, cache: Path) -> dict[str, float]:
     """Milliseconds of a training step of the 9M model (8 rows of 128 tokens), and of making its batch."""
-    from adafrugal.training.devices import place
+    from adafrugal.training.devices import open_device
     from adafrugal.training.tasks.pretrain import Pretrain
 
     wanted = settings(source, tokenizer_name, cache, "trainer.steps=400")
-    task = Pretrain(wanted, place(wanted.trainer), print)
+    task = Pretrain(wanted, open_device(wanted.trainer), print)
     optimizer = torch.optim.AdamW(task.model.parameters(), fused=True)
     steps, batches = [], []
     for step in range(1, 21):
         (batch,) = task.work(step).batches
         started = time.perf_counter()
-        (task.nats(batch) / batch.count()).backward()
+        (task.loss(batch) / batch.count()).backward()
         optimizer.step()
         optimizer.zero_grad()
         steps.append(time.perf_counter() - started)
@@ -188,19 +186,19 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
-        tokens = corpus.locate(settings(given.source, given.tokenizer, cache), print)
-        source = tokens.source
-        pieces = (bundle.pieces for bundle in sources.read(source, source.train, Position()))
-        texts = [text for some in pieces for text in select(some, source.train.rules).texts]
+        plan = corpus.locate(settings(given.source, given.tokenizer, cache), print)
+        source = plan.source
+        bundles = sources.read(source, source.train, Position())
+        texts = [text for pieces, _ in bundles for text in select(pieces, source.train.rules)[0]]
         found: dict[str, float] = {"bytes": sum(len(text.encode()) for text in texts), "documents": len(texts)}
         rounds = []
         for number in range(given.rounds):
             place = Path(scratch) / f"store{number}"
-            rounds.append(alone(tokens.plan.tokenizer_at, texts) | prepared(tokens, place))
+            rounds.append(alone(plan.tokenizer, texts) | prepared(plan, place))
         found |= {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
         many = ten_times(Path(given.source), Path(scratch) / "c4x10")
         ten = corpus.locate(settings(str(many), given.tokenizer, cache), print)
-        found |= {f"{name}_10": seconds for name, seconds in prepared(ten, ten.plan.directory).items()}
+        found |= {f"{name}_10": seconds for name, seconds in prepared(ten, ten.directory).items()}
         found |= step_and_batch(given.source, given.tokenizer, cache)
         steps = len(texts) // 64
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from adafrugal.data.batches import Batch
+from adafrugal.data.rows import Batch
 from adafrugal.memory import on_device
 from adafrugal.memory.estimate import estimate
 from adafrugal.models import llama, optimizers

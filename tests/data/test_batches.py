@@ -1,16 +1,17 @@
 import threading
 import time
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from adafrugal.data.batches import Batch, Prefetched, TrainingBatches, permutation, validation
-from adafrugal.data.rows import IGNORED, Layout, Window
+from adafrugal.data.batches import Prefetched, TrainingBatches, permutation, unigram_loss, validation
+from adafrugal.data.rows import IGNORED, Batch, Layout, Window
 from adafrugal.data.text.sources import Position
 from adafrugal.data.tokens.encoding import Shard
-from adafrugal.data.unigram import unigram_loss
+from adafrugal.data.tokens.store import StoredSplit
 from adafrugal.system.errors import SettingError
 
 LAYOUT = Layout(10, True, False, 1, 0)
@@ -24,67 +25,41 @@ def shard(tokens):
 NUMBERS = shard(np.arange(1001))
 
 
-class OneWindow:
-    """A text of one window, as `TrainingBatches` asks for it."""
+@pytest.fixture
+def batches(tmp_path):
+    """A function that opens the batches of a store, a window for each shard."""
 
-    def __init__(self, window, repeat=True):
-        self._window, self._repeat = window, repeat
+    def make(seed, batch_size, steps, repeat=False, shards=(NUMBERS,)):
+        train = StoredSplit(tmp_path / f"{sum(1 for _ in tmp_path.iterdir())}")
+        with train.alone():
+            train.extend(shards, lambda: False)
+        plan = SimpleNamespace(layout=LAYOUT, window=1)
+        preparation = SimpleNamespace(train=train, wait=lambda until: until())
+        return TrainingBatches(plan, preparation, seed, batch_size, steps, repeat)
 
-    def rows(self, turn):
-        return self._window.rows if turn == 0 or self._repeat else None
-
-    def open(self, turn):
-        return self._window
-
-    def total(self):
-        return self._window.rows
-
-    def state(self, turn):
-        return {}
-
-    def why_short(self):
-        return "the text has no more"
-
-
-def batches(seed, batch_size, steps, repeat=False, window=None):
-    windows = OneWindow(window or Window([NUMBERS], LAYOUT), repeat)
-    return TrainingBatches(windows, LAYOUT, seed, batch_size, steps, repeat)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 64, 100, 1000, 4097])
-def test_a_permutation_reaches_every_place_once(size):
-    assert sorted(permutation(size, "key")) == list(range(size))
-
-
-@pytest.mark.parametrize(
-    ("size", "key", "expected"),
-    [
-        (1, "key", [0]),
-        (2, "0/0", [1, 0]),
-        (3, "0/0", [1, 0, 2]),
-        (5, "0/1", [3, 1, 2, 0, 4]),
-        (16, "7/2", [4, 10, 12, 3, 11, 9, 15, 6, 0, 8, 7, 1, 5, 14, 2, 13]),
-        (17, "key", [15, 10, 13, 12, 1, 9, 16, 7, 3, 14, 11, 2, 6, 5, 4, 8, 0]),
-    ],
-)
-def test_a_small_permutation_never_changes(size, key, expected):
-    found = permutation(size, key)
-    assert found.dtype == np.int64 and found.tolist() == expected
+    return make
 
 
 @pytest.mark.parametrize(
     ("size", "key", "first", "checksum"),
     [
+        (1, "key", [0], 0),
+        (2, "0/0", [1, 0], 0),
+        (3, "0/0", [1, 0, 2], 0),
+        (5, "0/1", [3, 1, 2, 0, 4], 0),
+        (16, "7/2", [4, 10, 12, 3, 11, 9, 15, 6, 0, 8, 7, 1, 5, 14, 2, 13], 0),
+        (17, "key", [15, 10, 13, 12, 1, 9, 16, 7, 3, 14, 11, 2, 6, 5, 4, 8, 0], 0),
         (64, "0/0", [10, 42, 11, 23, 21], 2058270871),
         (1000, "0/0", [37, 702, 142, 211, 636], 1413192576),
         (4097, "123/4", [2180, 1589, 499, 2786, 2652], 2044853827),
         (65537, "0/3", [20486, 40909, 36503, 32201, 64252], 1910596071),
     ],
 )
-def test_a_large_permutation_never_changes(size, key, first, checksum):
+def test_a_permutation_reaches_every_number_once_and_never_changes(size, key, first, checksum):
     found = permutation(size, key)
-    assert found[:5].tolist() == first
-    assert zlib.crc32(found.astype("<i8").tobytes()) == checksum
+    assert found.dtype == np.int64 and found[: len(first)].tolist() == first
+    assert size < 64 or zlib.crc32(found.astype("<i8").tobytes()) == checksum
+    assert np.array_equal(np.sort(found), np.arange(size))
 
 
 def test_a_permutation_of_a_million_rows_never_changes():
@@ -99,112 +74,74 @@ def test_permutations_differ_by_key_and_mix():
     assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.15
 
 
-def test_an_epoch_reads_every_row_once_and_the_next_in_another_order():
-    found = batches(seed=1, batch_size=4, steps=50, repeat=True)
-    firsts = [first for step in range(1, 51) for first in found[step].tokens[:, 0].tolist()]
-    first, second = firsts[:100], firsts[100:]
-    assert sorted(first) == sorted(second) == list(range(0, 1000, 10))
-    assert first != second
-    assert found.epochs(50) == 2.0
-
-
-def test_a_batch_depends_on_seed_and_step_alone():
+def test_a_batch_depends_on_seed_and_step_alone(batches):
     def batch(seed, step):
         return batches(seed, 4, steps=25)[step].tokens
 
-    assert torch.equal(batch(1, 7), batch(1, 7))
     assert not torch.equal(batch(1, 7), batch(2, 7))
     assert not torch.equal(batch(1, 7), batch(1, 8))
     there_and_back = batches(1, 4, steps=25)
-    assert torch.equal(there_and_back[20].tokens, batch(1, 20))
-    assert torch.equal(there_and_back[2].tokens, batch(1, 2))
+    assert all(torch.equal(there_and_back[step].tokens, batch(1, step)) for step in (20, 2))
+    in_records = [910, 820, 380, 30, 600, 390, 970, 670]
+    assert batches(0, 8, steps=12)[1].tokens[:, 0].tolist() == in_records, "as in the committed records"
 
 
-def test_the_order_is_the_one_that_the_committed_records_were_made_with():
-    assert batches(0, 8, steps=12)[1].tokens[:, 0].tolist() == [910, 820, 380, 30, 600, 390, 970, 670]
-
-
-class ManyWindows(OneWindow):
-    """A text of windows of different sizes; one has no row."""
-
-    def __init__(self, *windows):
-        self._windows = windows
-
-    def rows(self, turn):
-        return self.open(turn).rows
-
-    def open(self, turn):
-        return self._windows[turn % len(self._windows)]
-
-    def total(self):
-        return sum(window.rows for window in self._windows)
-
-
-def test_a_batch_spans_as_many_windows_as_it_needs():
-    sizes = (31, 1, 251, 51)
-    windows = [Window([shard(np.arange(size) + 1000 * i)], LAYOUT) for i, size in enumerate(sizes)]
-    found = TrainingBatches(ManyWindows(*windows), LAYOUT, 5, batch_size=11, steps=9, repeat=True)
+def test_a_batch_spans_as_many_windows_as_it_needs(batches):
+    sizes = (31, 1, 251, 51)  # one window has no row
+    shards = [shard(np.arange(size) + 1000 * i) for i, size in enumerate(sizes)]
     expected = []
-    for turn in range(12):
-        window = windows[turn % 4]
-        expected += window.take(permutation(window.rows, f"5/{turn}")).tokens.tolist() if window.rows else []
-    states = []
-    for step in range(1, 9):
+    for number in range(12):
+        window = Window([shards[number % 4]], LAYOUT)
+        expected += window.take(permutation(window.rows, f"5/{number}")).tokens.tolist() if window.rows else []
+    found = batches(5, 11, steps=9, repeat=True, shards=shards)
+    for step in (1, 2, 3, 4, 5, 6, 7, 8, 2):
         assert found[step].tokens.tolist() == expected[11 * (step - 1) : 11 * step]
-        states.append(found.state())
-    assert states[:3] == [{"turn": 2, "first_row": 3}] * 2 + [{"turn": 3, "first_row": 28}]
-    assert found[2].tokens.tolist() == expected[11:22], "a step back"
-    resumed = TrainingBatches(ManyWindows(*windows), LAYOUT, 5, 11, 9, True, states[2])
-    assert resumed[4].tokens.tolist() == expected[33:44]
+    assert batches(5, 11, 9, True, shards)[4].tokens.tolist() == expected[33:44], "entered in the middle"
 
 
-def test_micro_batches_are_the_batch_in_parts():
+def test_a_text_that_is_too_short_says_what_would_do(batches):
+    with pytest.raises(SettingError, match=r"not one row of trainer.sequence_length \(10\) tokens; shorten"):
+        batches(0, 4, steps=26, shards=[shard([1, 2, 3])])
+    with pytest.raises(SettingError, match=r"104 rows and there are 100, .* up to 25 steps, or data.repeat=true"):
+        batches(0, 4, steps=26)
+
+
+# -- one batch --------------------------------------------------------------------------------------------------------
+
+
+def test_micro_batches_are_slices_of_the_batch(batches):
     batch = batches(0, 8, steps=5, repeat=True)[3]
     for rows in (1, 2, 3, 8):
-        parts = list(batch.split(rows))
-        assert torch.equal(torch.cat([p.tokens for p in parts]), batch.tokens)
-        assert sum(p.count() for p in parts) == batch.count() == 80
-        assert sum(p.real_tokens() for p in parts) == 80
-
-
-def test_positions_are_there_only_where_attention_is_masked():
-    found = Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position())
-    twice = np.array([0, 0])
-    assert Batch.of(Layout(10, True, False, 1, 0).rows(found, twice)).positions is None
-    batch = Batch.of(Layout(10, True, True, 1, 0).rows(found, twice))
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]] * 2
-    assert [part.positions.shape for part in batch.split(1)] == [(1, 10)] * 2
-
-
-def test_padding_is_no_real_token():
-    layout = Layout(6, False, False, 1, 0)
-    found = Shard(np.array([5, 6, 1, 7, 1], dtype=np.uint16), np.array([3, 5]), None, 0, {}, Position())
-    batch = Batch.of(layout.rows(found, np.array([0, 1])))
-    assert batch.real.tolist() == [3, 2] and batch.real_tokens() == 5
-    assert batch.count() == 3
+        micro = list(batch.split(rows))
+        assert torch.equal(torch.cat([p.tokens for p in micro]), batch.tokens)
+        assert sum(p.count() for p in micro) == sum(p.real_tokens() for p in micro) == batch.count() == 80
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
-def test_processes_share_the_rows_evenly_and_what_fills_up_does_not_count(size):
+def test_processes_share_the_rows_evenly_and_rows_that_fill_up_do_not_count(size):
     found = Shard(NUMBERS.tokens, np.array([5, 1001]), None, 0, {}, Position())
-    batch = Batch.of(Layout(10, True, True, 1, 0).rows(found, np.arange(5)))
+    batch = Layout(10, True, True, 1, 0).rows(found, np.arange(5))
     shares = [batch.share(rank, size) for rank in range(size)]
-    assert {len(part.tokens) for part in shares} == {-(-5 // size)}
+    assert {len(share.tokens) for share in shares} == {-(-5 // size)}
     for name in ("tokens", "targets", "real", "positions"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in shares])[:5], getattr(batch, name))
-    filled = torch.cat([part.tokens for part in shares])[5:]
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares])[:5], getattr(batch, name))
+    filled = torch.cat([share.tokens for share in shares])[5:]
     assert torch.equal(filled, batch.tokens[:1].expand_as(filled))
-    assert sum(part.count() for part in shares) == batch.count() == 49
-    assert sum(part.real_tokens() for part in shares) == batch.real_tokens() == 50
-    views = [part.tokens.untyped_storage().data_ptr() == batch.tokens.untyped_storage().data_ptr() for part in shares]
-    assert all(views) == (size in (1, 5)), "a view of pinned memory is pinned"
+    assert sum(share.count() for share in shares) == batch.count() == 49
+    assert sum(share.real_tokens() for share in shares) == batch.real_tokens() == 50
+    storages = {share.tokens.untyped_storage().data_ptr() for share in shares}
+    assert (storages == {batch.tokens.untyped_storage().data_ptr()}) == (size in (1, 5)), "a view of pinned memory"
 
 
-def test_a_text_that_is_too_short_says_what_would_do():
-    with pytest.raises(SettingError, match=r"not one row of trainer.sequence_length \(10\) tokens; shorten"):
-        batches(0, 4, steps=26, window=Window([shard([1, 2, 3])], LAYOUT))
-    with pytest.raises(SettingError, match=r"104 rows and there are 100, .* up to 25 steps, or data.repeat=true"):
-        batches(0, 4, steps=26)
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_only_unpinned_memory_is_pinned_on_the_way_to_a_gpu(monkeypatch, is_pinned):
+    pinned, moved = [], []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: is_pinned)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *device, **how: moved.append((device, how)) or tensor)
+    of_step(1).to(torch.device("cuda"))
+    assert len(pinned) == (0 if is_pinned else 3)
+    assert moved == [((torch.device("cuda"),), {"non_blocking": True})] * 3
 
 
 # -- prefetching ------------------------------------------------------------------------------------------------------
@@ -216,7 +153,7 @@ def of_step(step):
 
 
 class Slow:
-    """Batches that take their time, and count."""
+    """Batches that take their time; those made are listed."""
 
     def __init__(self, seconds=0.0):
         self.made, self._seconds = [], seconds
@@ -228,13 +165,24 @@ class Slow:
         self.made.append(step)
         return of_step(step)
 
-    def state(self):
-        return {"made": self.made[-1]}
+
+@pytest.fixture
+def prefetched():
+    """A function that prefetches batches; the thread is ended."""
+    opened = []
+
+    def make(*arguments, **more):
+        opened.append(Prefetched(*arguments, **more))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.close()
 
 
-def test_batches_are_made_before_they_are_wanted_and_no_more_than_the_run_has():
+def test_batches_are_made_before_they_are_wanted_and_no_more_than_the_run_has(prefetched):
     slow = Slow()
-    found = Prefetched(slow, last=4)
+    found = prefetched(slow, last=4)
     assert found(1).tokens[0, 0] == 1
     deadline = time.monotonic() + 5
     while slow.made != [1, 2, 3] and time.monotonic() < deadline:
@@ -245,69 +193,38 @@ def test_batches_are_made_before_they_are_wanted_and_no_more_than_the_run_has():
     assert slow.made == [1, 2, 3, 4], "each once"
 
 
-def test_the_state_is_that_of_the_batch_that_was_taken_and_not_of_those_made_since():
-    found = Prefetched(Slow(), last=20, state={"made": 0})
-    assert found.state == {"made": 0}
-    for step in (1, 2):
-        found(step)
-        time.sleep(0.1)
-        assert found.state == {"made": step}
-    found.close()
-
-
-def test_waiting_ends_after_the_given_time():
-    found = Prefetched(Slow(seconds=0.5), last=2)
+def test_waiting_ends_after_the_given_time(prefetched):
+    found = prefetched(Slow(seconds=0.5), last=2)
     assert not found.is_ready(1, timeout=0.05)
     assert found.is_ready(1, timeout=5)
-    found.close()
 
 
-def test_what_goes_wrong_in_the_background_is_raised_where_the_batch_is_wanted():
-    found = Prefetched(Slow(), last=20)
+def test_an_error_in_the_background_is_raised_where_the_batch_is_wanted(prefetched):
+    found = prefetched(Slow(), last=20)
     for step in range(7, 9):
         assert found(step).tokens[0, 0] == step
     assert found.is_ready(9, timeout=5)
     with pytest.raises(SettingError, match="no ninth"):
         found(9)
-    found.close()
 
 
-def test_the_thread_pins_each_tensor_once_and_computes_the_sums(monkeypatch):
-    pinned, threads = [], set()
+@pytest.mark.parametrize("pin", [False, True])
+def test_the_thread_pins_each_tensor_once_where_it_is_asked_to_and_computes_the_sums(monkeypatch, prefetched, pin):
+    pinned = []
 
     def pin_memory(tensor):
-        pinned.append(tensor)
-        threads.add(threading.current_thread().name)
+        pinned.append((id(tensor), threading.current_thread().name[:7]))
         return tensor.clone()
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
-    found = Prefetched(Slow(), last=1, pin=True)
-    batch = found(1)
-    found.close()
-    assert len(pinned) == 3 and len({id(tensor) for tensor in pinned}) == 3
-    assert all(name.startswith("batches") for name in threads)
-    assert batch.__dict__["_sums"] == (6, 2)
-    plain = Prefetched(Slow(), last=1)
-    assert plain(1).__dict__["_sums"] == (6, 2)
-    plain.close()
-    assert len(pinned) == 3, "only where it is asked for"
-
-
-@pytest.mark.parametrize("is_pinned", [False, True])
-def test_only_what_is_not_pinned_is_pinned_on_the_way_to_a_gpu(monkeypatch, is_pinned):
-    pinned, moved = [], []
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: is_pinned)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *place, **how: moved.append((place, how)) or tensor)
-    of_step(1).to(torch.device("cuda"))
-    assert len(pinned) == (0 if is_pinned else 3)
-    assert moved == [((torch.device("cuda"),), {"non_blocking": True})] * 3
+    assert prefetched(Slow(), last=1, pin=pin)(1).__dict__["_sums"] == (6, 2)
+    assert len(set(pinned)) == len(pinned) == (3 if pin else 0) and {name for _, name in pinned} <= {"batches"}
 
 
 # -- validation -------------------------------------------------------------------------------------------------------
 
 
-def test_validation_rows_are_spread_over_the_held_out_part_and_the_last_batch_is_filled_up():
+def test_validation_rows_are_spread_over_the_held_out_split_and_the_last_batch_is_filled_up():
     found = validation([NUMBERS], LAYOUT, tokens=75, batch_size=3)
     assert [b.tokens.shape[0] for b in found.batches] == [3, 3, 3]
     firsts = torch.cat([b.tokens for b in found.batches])[:7, 0]
@@ -321,14 +238,14 @@ def test_validation_rows_are_spread_over_the_held_out_part_and_the_last_batch_is
     assert everything.tokens == everything.text_bytes == everything.batches[0].real_tokens() == 1000
 
 
-def test_validation_rows_do_not_depend_on_what_else_is_prepared():
+def test_validation_rows_do_not_depend_on_how_much_is_prepared():
     shards = [shard(np.arange(101) + 100 * i) for i in range(5)]
     few, many = (validation(some, LAYOUT, tokens=150, batch_size=4) for some in (shards[:2], shards))
     for a, b in zip(few.batches, many.batches, strict=True):
         assert torch.equal(a.tokens, b.tokens)
 
 
-def test_a_validation_part_without_a_row_is_one_line():
+def test_a_validation_split_without_a_row_is_one_line():
     with pytest.raises(SettingError, match=r"validation part .* not one row .*data.validation_split.*data.held_out"):
         validation([shard([1, 2])], LAYOUT, tokens=100, batch_size=1)
 

@@ -1,48 +1,46 @@
-"""`python -m adafrugal.data`: prepares ahead of a run, and says what there is."""
-
-import subprocess
-import sys
+"""`python -m adafrugal.data`: prepares ahead of a run, and reports on it."""
 
 import numpy as np
 import pytest
 
-from adafrugal.data import overview
+from adafrugal.data import __main__, overview
 
 
 @pytest.fixture
-def command(c4_layout, cache_root, tmp_path):
-    """A function that runs the command as a process: settings -> what it printed."""
+def command(c4_layout, cache_root, capsys):
+    """A function that runs the command in this process: settings -> exit code, stdout, stderr."""
 
     def run(*arguments):
         own = [f"data.source={c4_layout}", "data.tokenizer.kind=train", "data.tokenizer.name=null", "scale=smoke"]
-        places = [f"cache_root={cache_root}", "data.processes=1", "eval.tokens=500"]
-        words = [sys.executable, "-m", "adafrugal.data", "data=c4", *own, *places, *arguments]
-        return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        own += ["data=c4", f"cache_root={cache_root}", "data.processes=1", "eval.tokens=500"]
+        return __main__.main([*own, *arguments]), *capsys.readouterr()
 
     return run
 
 
-def test_the_whole_text_is_prepared_counted_and_shown(command, cache_root):
-    done = command("--all", "trainer.sequence_length=32")
-    assert done.returncode == 0 and done.stderr == ""
-    lines = {line[:18].strip(): line[18:].split() for line in done.stdout.splitlines()}
+def test_the_whole_text_is_prepared_counted_and_shown(command):
+    settings = ("--all", "trainer.sequence_length=32", "data.tokenizer.vocabulary_size=330")
+    code, out, err = command(*settings)
+    assert code == 0 and err == ""
+    lines = {line[:18].strip(): line[18:].split() for line in out.splitlines()}
     assert lines["documents"] == ["600", "100"]
     assert lines["prepared"] == ["all", "all"]
     assert lines["rows of 32"] == ["600", "100"]
     assert 0 < float(lines["padding"][0].rstrip("%")) < 50
-    assert done.stdout.count(" of 32 tokens): ") == 3
+    assert out.count(" of 32 tokens): ") == 3
     (picture,) = lines["picture"]
     with open(picture) as file:  # noqa: PTH123
         assert "<svg" in file.read(500)
-    again = command("--all", "trainer.sequence_length=32")
-    assert "preparing" in done.stdout and "preparing" not in again.stdout
+    assert "preparing" in out and "preparing" not in command(*settings)[1]
 
 
-def test_a_wrong_setting_or_source_is_one_line_and_exit_code_2(command):
-    for wrong, message in (("data.source=/nowhere", "data.source is /nowhere"), ("data.rowz=x", "data.rowz")):
-        done = command(wrong)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("data.source=/nowhere", "data.source is /nowhere"), ("data.rowz=x", "data.rowz")]
+)
+def test_a_wrong_setting_or_source_is_one_line_and_exit_code_2(command, wrong, message):
+    code, _, err = command(wrong)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
 def test_the_picture_is_the_same_every_time(tmp_path):

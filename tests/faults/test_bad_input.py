@@ -1,4 +1,4 @@
-"""Settings that somebody might type, right and wrong: no answer is a traceback, and no wrong one is taken."""
+"""Random settings, right and wrong: no answer is a traceback, and no wrong one is taken."""
 
 import random
 
@@ -73,67 +73,22 @@ TAKEN = {
     "-1": SWITCHES,
     "true": SWITCHES,
 }
-ARMS = (
-    "1.5",
-    "1_0",
-    "99999999999999999999",
-    "null",
-    "inf",
-    "1e400",
-    "-1",
-    "true",
-    "nan",
-    "''",
-    "x",
-    "0x10",
-)
+ARMS = {"1.5", "1_0", "99999999999999999999", "null", "inf", "1e400", "-1", "true", "nan", "''", "x", "0x10"}
 ENDLESS = ("trainer.steps", "99999999999999999999")
-WRONG = """
-foo
-=
-a=b=c
-+a.b.c=1
-++x=1
-~seed
-~trainer
-~optimizer.lr
-optimizer=
-optimizer=adamm
-data=c5
-model=llama_60mm
-scale=tiny
-sweeps=nothing
-experiments=nothing
-+model._target_=os.system
-++trainer._target_=os.system
-optimizer.lr
-trainer.steps==3
-optimizer.[lr]=1
-task=nothing
-task=../task/pretrain
-model=../model/llama_tiny
-model=null
-optimizer@x=adamw
-schedule=linear,cosine
-trainer={stepz:3}
-optimizer.betas=[0.9]
-trainer.epochs=3
-model=roberta_base
-data=rte
-optimizer=lora
-hydra.run.dir=/proc/x
-trainer.batch_size=7 trainer.micro_batch_size=2
-model.hidden_size=7
-data.tokenizer.kind=nothing
-data.tokenizer.kind=pretrained
-data=text
-data=text data.source=/no/such/*.txt
-eval.tokens=1
-model.vocabulary_size=3
-cache_root=/proc/nowhere
-run_root=/dev/null
-trainer.device=cuda
-""".strip().splitlines()
+WRONG = (
+    """
+foo ; = ; a=b=c ; +a.b.c=1 ; ++x=1 ; ~seed ; ~trainer ; ~optimizer.lr ; optimizer= ; optimizer=adamm ; data=c5 ;
+model=llama_60mm ; scale=tiny ; sweeps=nothing ; experiments=nothing ; +model._target_=os.system ;
+++trainer._target_=os.system ; optimizer.lr ; trainer.steps==3 ; optimizer.[lr]=1 ; task=nothing ;
+task=../task/pretrain ; model=../model/llama_tiny ; model=null ; optimizer@x=adamw ; schedule=linear,cosine ;
+trainer={stepz:3} ; optimizer.betas=[0.9] ; trainer.epochs=3 ; model=roberta_base ; data=rte ; optimizer=lora ;
+hydra.run.dir=/proc/x ; trainer.batch_size=7 trainer.micro_batch_size=2 ; model.hidden_size=7 ;
+data.tokenizer.kind=nothing ; data.tokenizer.kind=pretrained ; data=text ; data=text data.source=/no/such/*.txt ;
+eval.tokens=1 ; model.vocabulary_size=3 ; cache_root=/proc/nowhere ; run_root=/dev/null ; trainer.device=cuda
+""".replace("\n", " ")
+    .strip()
+    .split(" ; ")
+)
 
 
 def typed(chosen):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import REPOSITORY
 
-from adafrugal.reports import figures, gpu
+from adafrugal.reports import gpu
 
 H100 = REPOSITORY / "experiments" / "results" / "gpu" / "h100-f852912"
 
@@ -47,8 +47,8 @@ def test_machines_stand_side_by_side_and_what_one_did_not_measure_is_said(two):
 
 def test_the_share_of_the_peak_is_of_the_datasheet_and_none_where_that_is_not_known(two):
     stage = two[0].figures["loop"]
-    assert figures.mfu("NVIDIA H100 80GB HBM3", stage, 966112) == pytest.approx(6 * 41_689_600 * 966112 / 989e12)
-    assert figures.mfu("a card of tomorrow", stage, 1) is None
+    assert gpu.mfu("NVIDIA H100 80GB HBM3", stage, 966112) == pytest.approx(6 * 41_689_600 * 966112 / 989e12)
+    assert gpu.mfu("a card of tomorrow", stage, 1) is None
     rows = [line for line in gpu.markdown(two).splitlines() if "bare, adamw, compiled" in line]
     assert rows[0].endswith("| 28.3 ms, 1,159,714, 1.00, 29.3% | 28.3 ms, 1,159,714, 1.00, – |")
 

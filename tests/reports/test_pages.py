@@ -40,6 +40,11 @@ sections:
 """
 
 
+def written(tables, root, out):
+    """Write the pages that a directory describes, filled with the runs below `root`."""
+    return pages.write(plan.filled(plan.pages(tables), records.find([root])), out)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A directory with a page's files, made of a few records; the page's own file lies in `tables` beside it."""
@@ -53,28 +58,36 @@ def made(tmp_path_factory):
         recorded(root, f"experiments=c4_60m/frugal {base} optimizer.lr={lr} optimizer.split_lr_scale={s}", loss)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "page.yaml").write_text(TABLES)
-    found = plan.filled(plan.pages(tmp_path / "tables"), records.find([tmp_path / "results"]))
-    pages.write(found, tmp_path / "results")
+    written(tmp_path / "tables", root, tmp_path / "results")
     return tmp_path / "results"
 
 
 def test_a_page_is_what_it_was(made):
     """Where a change is wanted: copy the new files over those in golden/, and read the difference."""
     files = sorted(file.relative_to(made) for file in made.rglob("*") if file.suffix in (".md", ".csv", ".tex"))
-    assert [file.as_posix() for file in files] == sorted(
-        file.relative_to(GOLDEN).as_posix() for file in GOLDEN.rglob("*") if file.is_file()
-    )
+    assert files == sorted(file.relative_to(GOLDEN) for file in GOLDEN.rglob("*") if file.is_file())
     for file in files:
         assert (made / file).read_text() == (GOLDEN / file).read_text(), file
 
 
-def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made):
-    names = [f"main-{name}.svg" for name in ("tradeoff", "loss", "controls", "state", "time")]
-    first = {name: (made / "page" / name).read_bytes() for name in names}
-    found = plan.filled(plan.pages(made.parent / "tables"), records.find([made]))
-    pages.write(found, made)
-    assert {name: (made / "page" / name).read_bytes() for name in names} == first
-    assert all(b"adafrugal" in data and b"<dc:date>" not in data for data in first.values())
+def test_links_lead_to_runs_and_to_their_archive(made, tmp_path):
+    def links(page):
+        return [part.split("](")[1].split(")")[0] for part in page.read_text().split("[seed ")[1:]]
+
+    plain = links(made / "page" / "README.md")
+    assert len(plain) == 9
+    assert all((made / "page" / link / "summary.json").exists() for link in plain)
+    shutil.copytree(made / "records", tmp_path / "records")
+    archive = records.pack(tmp_path / "records")
+    shutil.rmtree(tmp_path / "records")
+    written(made.parent / "tables", tmp_path, tmp_path)
+    packed = links(tmp_path / "page" / "README.md")
+    assert packed == [link.replace("records/", "records.tar.xz#") for link in plain]
+    assert {link.partition("#")[2] for link in packed} <= {run.name for run in records.read(archive)}
+    for file in (tmp_path / "page").iterdir():
+        if file.suffix != ".md":  # pictures, too, are the same to the byte
+            assert file.read_bytes() == (made / "page" / file.name).read_bytes(), file
+    assert b"<dc:date>" not in (tmp_path / "page" / "main-loss.svg").read_bytes()
 
 
 @pytest.mark.parametrize(("given", "message"), [
@@ -83,7 +96,7 @@ def test_pictures_are_the_same_to_the_byte_and_carry_no_date(made):
     ("frugal_c4/60M|frugal_c4/61M", "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
     ("kind: search|kind: serch", "kind has no 'serch'; did you mean search"),
 ])  # fmt: skip
-def test_what_a_page_names_has_to_be_there_before_anything_is_written(tmp_path, given, message):
+def test_unknown_names_in_a_page_are_refused_before_anything_is_written(tmp_path, given, message):
     right, _, wrong = given.partition("|")
     (tmp_path / "page.yaml").write_text(TABLES.replace(right, wrong))
     with pytest.raises(SettingError, match=message):
@@ -91,11 +104,10 @@ def test_what_a_page_names_has_to_be_there_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
-    (tmp_path / "page.yaml").write_text(TABLES)
+def test_a_place_that_cannot_be_written_to_is_named(made, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"file.*choose a directory that can be written to"):
-        pages.write(plan.pages(tmp_path), tmp_path / "file")
+        written(made.parent / "tables", made, tmp_path / "file")
 
 
 def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkeypatch):
@@ -113,20 +125,12 @@ def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkey
     assert rows["galore"] == ["30.0", "missing"]
 
 
-def test_links_lead_to_the_runs(made):
-    text = (made / "page" / "README.md").read_text()
-    links = [part.split(")")[0] for part in text.split("[seed ")[1:] for part in [part.split("](")[1]]]
-    assert len(links) == 9
-    assert all((made / "page" / link / "summary.json").exists() for link in links)
-
-
 def test_the_command_writes_pages_without_torch(made, tmp_path):
     script = (
         "import sys, runpy\n"
         "from pathlib import Path\n"
         "from adafrugal.reports import plan\n"
-        f"plan.TABLES = Path({str(made.parent / 'tables')!r})\n"
-        "plan.pages.__defaults__ = (plan.TABLES,)\n"
+        f"plan.pages.__defaults__ = (Path({str(made.parent / 'tables')!r}),)\n"
         "try: runpy.run_module('adafrugal.reports', run_name='__main__', alter_sys=True)\n"
         "except SystemExit as e: assert e.code == 0, e.code\n"
         "assert 'torch' not in sys.modules"
@@ -134,23 +138,21 @@ def test_the_command_writes_pages_without_torch(made, tmp_path):
     command = [sys.executable, "-c", script, str(made), "--pages", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1 pages in" in done.stdout
-    assert "with 9 of 9 runs" in done.stdout
+    assert "1 pages in" in done.stdout and "with 9 of 9 runs" in done.stdout
 
 
 def test_the_committed_pages_are_made_of_the_committed_records(tmp_path):
-    """Somewhere else, with links that lead back: `make tables` gives the same files to the byte."""
+    """In a copy, `make tables` gives the same files to the byte."""
     results, copy = REPOSITORY / "experiments" / "results", tmp_path / "experiments" / "results"
     shutil.copytree(results, copy)
     made = plan.filled(plan.pages(), records.find([copy]))
     assert [page.file.place for page in made] == list(range(1, len(made) + 1))
     for page in made:
         assert set(page.file.commands) <= {command for section in page.sections for command in section.commands}
-    committed = [file for page in made for file in (copy / page.name).iterdir() if file.is_file()]
+    committed = [file for page in made for file in (copy / page.name).glob("*.*") if file.suffix != ".xz"]
     committed += [copy / "README.md", copy / "gpu" / "README.md"]
     for file in committed:
         file.unlink()
-    files = sorted(file.relative_to(copy) for file in pages.write(made, copy, gpu.find([copy])))
-    assert files == sorted(file.relative_to(copy) for file in committed)
-    for file in files:
-        assert (copy / file).read_bytes() == (results / file).read_bytes(), file
+    assert sorted(pages.write(made, copy, gpu.find([copy]))) == sorted(committed)
+    for file in committed:
+        assert file.read_bytes() == (results / file.relative_to(copy)).read_bytes(), file

@@ -1,4 +1,4 @@
-"""What the pictures show, read from matplotlib's own objects."""
+"""The content of pictures, read from matplotlib's own objects."""
 
 import matplotlib
 import pytest
@@ -7,25 +7,31 @@ from made import recorded
 from adafrugal.reports import pictures, plan, records
 from adafrugal.reports.arms import jobs
 
+STEPS = [100, 200, 300, 400]
+
+
+@pytest.fixture(scope="module")
+def drawn_jobs(tmp_path_factory):
+    """AdamW with two seeds and AdaFRUGAL with one."""
+    root, base = tmp_path_factory.mktemp("runs"), "scale=mini data=embedded"
+    for seed in (0, 1):
+        recorded(root, f"experiments=c4_60m/adamw {base}", 4.5 + seed / 5, seed, state=(4, 4), share=0.2)
+    recorded(root, f"experiments=c4_60m/adafrugal {base}", 4.0, 0, state=(3, 1), share=0.1)
+    made = jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"])
+    page = plan.Page("page", plan.PageFile(), [plan.Section("main", "Main", [], jobs=made)])
+    return plan.filled([page], records.find([root]))[0].sections[0].jobs
+
 
 @pytest.fixture
-def axes(tmp_path):
-    """A function: picture -> its axes, drawn from AdamW with two seeds and AdaFRUGAL with one."""
+def axes(drawn_jobs):
+    """A function: picture -> its axes."""
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
-    base = "scale=mini data=embedded"
-    for seed in (0, 1):
-        recorded(tmp_path, f"experiments=c4_60m/adamw {base}", 4.5 + seed / 5, seed, state=(4, 4), share=0.2)
-    recorded(tmp_path, f"experiments=c4_60m/adafrugal {base}", 4.0, 0, state=(3, 1), share=0.1)
-    made = tuple(jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"]))
-    section = plan.Section("main", "Main", [], jobs=made)
-    (page,) = plan.filled([plan.Page("page", plan.PageFile(), [section])], records.find([tmp_path]))
 
     def draw(name):
-        panels = 2 if name in ("controls", "roles") else 1
-        _, found = pyplot.subplots(panels)
-        pictures._DRAWN[name](found, list(page.sections[0].jobs))
+        _, found = pyplot.subplots(2 if name in ("controls", "roles") else 1)
+        pictures.DRAWN[name][1](found, drawn_jobs)
         return found
 
     yield draw
@@ -36,10 +42,19 @@ def curves(panel):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()}
 
 
-def test_losses_are_means_over_seeds_in_the_order_of_steps(axes):
-    found = curves(axes("loss"))
-    assert found["adamw"] == ([100, 200, 300, 400], pytest.approx([5.35, 5.1, 4.85, 4.6]))
-    assert found["adafrugal"] == ([100, 200, 300, 400], pytest.approx([4.75, 4.5, 4.25, 4.0]))
+@pytest.mark.parametrize(("name", "adamw", "adafrugal"), [
+    ("loss", [5.35, 5.1, 4.85, 4.6], [4.75, 4.5, 4.25, 4.0]),  # means over seeds, in the order of steps
+    ("state", [4, 4, 4, 4], [2.5, 2.0, 1.5, 1.0]),  # MiB
+    ("memory", [501, 502, 503, 504], [501, 502, 503, 504]),
+])  # fmt: skip
+def test_curves_are_means_over_seeds(axes, name, adamw, adafrugal):
+    found = curves(axes(name))
+    assert found == {"adamw": (STEPS, pytest.approx(adamw)), "adafrugal": (STEPS, pytest.approx(adafrugal))}
+
+
+def test_the_memory_is_a_gpus_peak_where_there_is_one():
+    assert pictures.in_use({"peak": 2**20, "resident": 5}) == 1
+    assert pictures.in_use({}) is None
 
 
 def test_the_trade_off_has_a_point_at_the_end_and_a_line_from_the_start(axes, monkeypatch):
@@ -48,17 +63,15 @@ def test_the_trade_off_has_a_point_at_the_end_and_a_line_from_the_start(axes, mo
     lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()]
     mean = (2.0**4.5 + 2.0**4.7) / 2
     assert ([4.0, 4.0], [pytest.approx(mean)] * 2) in lines
-    assert ([3.0, 1.0], [16.0, 16.0]) in lines
-    assert ([1.0], [16.0]) in lines
+    assert ([3.0, 1.0], [16.0, 16.0]) in lines and ([1.0], [16.0]) in lines
     assert named(panel) == ["adamw, 24.3", "adafrugal, 16.0"]
     assert panel.get_xlim()[0] == 0
 
 
-def test_what_is_far_above_the_best_stands_at_the_edge_and_says_so(axes):
+def test_perplexities_far_above_the_best_stand_at_the_edge_and_say_so(axes):
     panel = axes("tradeoff")
     assert named(panel) == ["adamw, 24.3 (above)", "adafrugal, 16.0"]
-    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()]
-    assert ([4.0], [panel.get_ylim()[1]]) in lines
+    assert ([4.0], [panel.get_ylim()[1]]) in [(list(x.get_xdata()), list(x.get_ydata())) for x in panel.get_lines()]
 
 
 def named(panel):
@@ -67,14 +80,8 @@ def named(panel):
 
 def test_only_arms_that_have_controls_have_their_curves(axes):
     density, interval = axes("controls")
-    assert curves(density) == {"adafrugal": ([100, 200, 300, 400], pytest.approx([0.2, 0.15, 0.1, 0.05]))}
-    assert curves(interval) == {"adafrugal": ([100, 200, 300, 400], [25, 50, 75, 100])}
-
-
-def test_state_is_in_mib(axes):
-    found = curves(axes("state"))
-    assert found["adamw"][1] == pytest.approx([4, 4, 4, 4])
-    assert found["adafrugal"][1] == pytest.approx([2.5, 2.0, 1.5, 1.0])
+    assert curves(density) == {"adafrugal": (STEPS, pytest.approx([0.2, 0.15, 0.1, 0.05]))}
+    assert curves(interval) == {"adafrugal": (STEPS, [25, 50, 75, 100])}
 
 
 def test_time_is_a_share_of_forward_and_backward(axes):
@@ -83,24 +90,15 @@ def test_time_is_a_share_of_forward_and_backward(axes):
     assert widths["forward"] == pytest.approx([1 / 3, 1 / 3])
     assert widths["optimizer"] == pytest.approx([0.2, 0.1])
     assert widths["checkpoint"] == [0, 0]
-    ends = [max(bar.get_x() + bar.get_width() for bars in panel.containers for bar in [bars[row]]) for row in (0, 1)]
+    ends = [max(bars[row].get_x() + bars[row].get_width() for bars in panel.containers) for row in (0, 1)]
     assert ends == pytest.approx([3.6 / 3 + 0.2, 3.6 / 3 + 0.1])
     assert [label.get_text() for label in panel.get_yticklabels()] == ["adamw", "adafrugal"]
 
 
-def test_the_state_is_stacked_by_what_it_is_of(axes):
+def test_the_state_is_stacked_by_role(axes):
     """AdamW's four MiB are all of tensors that are always state-full; of AdaFRUGAL's half a MiB is, and stays."""
     heights = []
     for panel in axes("roles"):
         edges = [layer.get_paths()[0].vertices for layer in panel.collections]  # of each layer, there and back
         heights.append([sorted({round(y, 3) for x, y in edge if x == 100}) for edge in edges])
-    adamw, adafrugal = heights
-    assert adamw == [[0.0, 3.75], [3.75], [3.75, 4.0]]
-    assert adafrugal == [[0.0, 0.5], [0.5, 2.25], [2.25, 2.5]]
-
-
-def test_the_memory_is_what_the_process_holds_or_a_gpus_peak(axes):
-    found = curves(axes("memory"))
-    assert found["adafrugal"] == ([100, 200, 300, 400], [501, 502, 503, 504])
-    assert pictures._in_use({"peak": 2**20, "resident": 5}) == 1
-    assert pictures._in_use({}) is None
+    assert heights == [[[0.0, 3.75], [3.75], [3.75, 4.0]], [[0.0, 0.5], [0.5, 2.25], [2.25, 2.5]]]

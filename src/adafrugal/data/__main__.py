@@ -1,6 +1,6 @@
-"""Prepare a run's tokens ahead of it, and report what they are.
+"""Prepare the tokens of a run ahead of it, and report on them.
 
-    python -m adafrugal.data data=c4                  what the run of these settings reads
+    python -m adafrugal.data data=c4                  as much as the run of these settings reads
     python -m adafrugal.data --all data=c4            the whole text, up to data.store_limit_gib
 
 The settings are train.py's. An interrupted preparation continues with the same command.
@@ -22,7 +22,7 @@ from adafrugal.system.stderr import tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepare, report, and return the exit code: 0, 2 for a wrong setting or input, 75 when interrupted."""
+    """Prepare and report; return the exit code: 0, 2 for a wrong setting or input, 75 when interrupted."""
     threads.wait_asleep()
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(__doc__)
@@ -30,13 +30,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = compose.settings([argument for argument in arguments if argument != "--all"])
         from adafrugal.data import corpus, overview
+        from adafrugal.data.tokens.preparation import Preparation
 
-        tokens = corpus.locate(settings, _say)
-        plan = replace(tokens.plan, streamed=False)
+        plan = corpus.locate(settings, _say)
         if "--all" in arguments:
             plan = replace(plan, rows=None, validation_tokens=None)
-        corpus.prepare(replace(tokens, plan=plan), _say)
-        sys.stdout.write(overview.text(replace(tokens, plan=plan), plan.directory / "lengths.svg"))
+        Preparation(plan, _say).finish()
+        sys.stdout.write(overview.text(plan, plan.directory / "lengths.svg"))
     except SettingError as error:
         tell(f"error: {error}")
         return WRONG

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adafrugal.data.text import faults
 from adafrugal.settings.schema import LabelledSettings
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, line
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -29,7 +29,7 @@ PART_KEY = 0x5EED  # of the permutation whose beginning `data.examples` takes
 
 
 @dataclass(frozen=True)
-class Batch:
+class LabelledBatch:
     """Examples, padded to the longest of them.
 
     Args:
@@ -52,12 +52,12 @@ class Batch:
         """The number of tokens that are no padding."""
         return int(self.mask.sum())
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> LabelledBatch:
         """The batch on a device; from pinned memory without waiting where that is a GPU."""
         if device.type != "cuda":
             return self
         tensors = (self.tokens, self.mask, self.labels, self.types)
-        return Batch(*(None if t is None else t.pin_memory().to(device, non_blocking=True) for t in tensors))
+        return LabelledBatch(*(None if t is None else t.pin_memory().to(device, non_blocking=True) for t in tensors))
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Examples:
     """A split in tokens.
 
     Args:
-        tokens: of each example, with the special ones.
-        types: which sentence each token is of; None where the model takes none.
-        labels: int64 classes or float32 scores.
+        tokens: int32 [tokens] of each example, with the special ones.
+        types: int8 [tokens] of each example, which sentence a token is of; None where the model takes none.
+        labels: [examples], int64 classes or float32 scores.
         pad: the id that fills a batch.
     """
 
@@ -79,25 +79,25 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, places: Sequence[int] | np.ndarray) -> Batch:
-        """The examples at some places."""
-        length = max(len(self.tokens[i]) for i in places)
-        tokens = np.full((len(places), length), self.pad, dtype=np.int64)
+    def batch(self, numbers: Sequence[int] | np.ndarray) -> LabelledBatch:
+        """Pad examples, given by their numbers in the split."""
+        shape = len(numbers), max(len(self.tokens[i]) for i in numbers)
+        tokens = np.full(shape, self.pad, dtype=np.int64)
         mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
-        for row, i in enumerate(places):
-            tokens[row, : len(self.tokens[i])] = self.tokens[i]
-            mask[row, : len(self.tokens[i])] = 1
+        for row, i in enumerate(numbers):
+            length = len(self.tokens[i])
+            tokens[row, :length], mask[row, :length] = self.tokens[i], 1
             if self.types is not None:
-                types[row, : len(self.types[i])] = self.types[i]
-        given = None if self.types is None else torch.from_numpy(types)
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(self.labels[places]), given)
+                types[row, :length] = self.types[i]
+        columns = [tokens, mask, self.labels[numbers], *([] if self.types is None else [types])]
+        return LabelledBatch(*map(torch.from_numpy, columns))
 
     def lengths(self) -> np.ndarray:
-        """Of each example, in tokens."""
+        """The tokens of each example, int64 [examples]."""
         return np.array([len(tokens) for tokens in self.tokens])
 
-    def by_length(self, batch_size: int) -> Iterator[Batch]:
-        """All examples once, the longest first, so that there is little padding."""
+    def by_length(self, batch_size: int) -> Iterator[LabelledBatch]:
+        """Yield all examples once, the longest first, so that there is little padding."""
         order = np.argsort(-self.lengths(), kind="stable")
         for begin in range(0, len(order), batch_size):
             yield self.batch(order[begin : begin + batch_size])
@@ -121,7 +121,7 @@ class TrainingOrder:
         self._epoch: tuple[int, list[np.ndarray]] | None = None
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """The places of a step's examples; the first step is step 1."""
+        """The numbers of a step's examples; the first step is step 1."""
         epoch, number = divmod(step - 1, self.steps)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._batches(np.random.default_rng([self._seed, epoch])))
@@ -204,11 +204,11 @@ class Labelled:
 
 
 def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
-    """The columns of the training split and of the validation splits, by name and in this order."""
+    """Read the columns of the training split and of the validation splits, by name and in this order."""
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is raised, too
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is logged and raised
     name = str(data.source)
     is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
     if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
@@ -226,12 +226,12 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
     except SettingError:
         raise
     except Exception as error:  # of datasets (no such subset, or none is named of several), arrow, gzip, …
-        reason = " ".join(str(error).split()).partition(" Example of usage")[0] or type(error).__name__
+        reason = line(error).partition(" Example of usage")[0]
         raise SettingError(f"{named}: {reason}") from error
 
 
 def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str) -> Columns:
-    """The columns that the run reads."""
+    """Read the columns of a split that the run needs."""
     wanted = {**dict.fromkeys(data.fields, "fields"), data.label_field: "label_field"}
     columns: Columns = {name: [] for name in wanted}
     for table in rows.with_format("arrow").iter(batch_size=AT_ONCE):
@@ -250,27 +250,23 @@ def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str
 
 
 def _part(columns: Columns, data: LabelledSettings) -> Columns:
-    """The first so many of the rows in an order that is the same for all runs."""
+    """The first `data.examples` rows in an order that is the same for all runs."""
     if data.examples is None:
         return columns
     rows = len(columns[data.label_field])
     if data.examples > rows:
         raise SettingError(f"data.examples is {data.examples:,}; allowed: up to the {rows:,} of {data.split}")
-    places = np.sort(np.random.default_rng(PART_KEY).permutation(rows)[: data.examples])
-    return {name: [values[i] for i in places] for name, values in columns.items()}
+    numbers = np.sort(np.random.default_rng(PART_KEY).permutation(rows)[: data.examples])
+    return {name: [values[i] for i in numbers] for name, values in columns.items()}
 
 
 def _refuse_bad_labels(labels: Sequence[Any], split: str, data: LabelledSettings) -> None:
+    allowed = "a number"
+    if data.classes is not None:
+        allowed = f"0 to {data.classes - 1} (data.classes), as whole numbers"
     for number, label in enumerate(labels):
         is_number = isinstance(label, int | float) and np.isfinite(label)
-        if data.classes is None:
-            allowed, holds = "a number", is_number
-        else:
-            allowed, holds = (
-                f"0 to {data.classes - 1} (data.classes), as whole numbers",
-                is_number and label in range(data.classes),
-            )
-        if not holds:
+        if not is_number or (data.classes is not None and label not in range(data.classes)):
             if label == -1 or label is None:
                 allowed += "; a split without labels cannot be used"
             where = f"data.source is {data.source}: row {number} of {split}"

@@ -1,4 +1,4 @@
-"""What a corpus is, as a person reads it: how much there is, how it is cut, some rows, how long documents are."""
+"""Report on a corpus for a person: how much there is, how it is cut, some rows, how long documents are."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from pathlib import Path
 
 import numpy as np
 
-from adafrugal.data.corpus import Tokens
-from adafrugal.data.rows import Window
-from adafrugal.data.tokens.store import StoredPart
+from adafrugal.data.rows import Layout, Window
+from adafrugal.data.tokens.preparation import Plan
+from adafrugal.data.tokens.store import StoredSplit
 
 ROWS_SHOWN, CHARACTERS_SHOWN = 3, 300
 
 
-def text(tokens: Tokens, picture: Path) -> str:
-    """The report of what is prepared, and the picture of the documents' lengths beside it."""
-    train, validation = tokens.plan.parts()
-    lengths = [_lengths(part) for part in (train, validation)]
-    draw(lengths[0], tokens.layout.length, picture)
-    source, cutter = tokens.source, tokens.tokenizer
+def text(plan: Plan, picture: Path) -> str:
+    """Report on the prepared tokens, and draw the lengths of the documents."""
+    splits = plan.splits()
+    lengths = [_lengths(split) for split in splits]
+    draw(lengths[0], plan.layout.length, picture)
+    columns = [_column(split, plan.layout, found) for split, found in zip(splits, lengths, strict=True)]
+    skipped = sum((Counter(entry.skipped) for split in splits for entry in split.entries), Counter[str]())
+    source, cutter = plan.source, plan.tokenizer
+    validation = source.about.get("validation", "documents held out by hash")
     lines = [
-        f"{'source':<18} {source.name}, {len(source.train.files)} files; validation: {_validation(tokens)}",
+        f"{'source':<18} {source.name}, {len(source.train.files)} files; validation: {validation}",
         f"{'tokenizer':<18} {cutter.size:,} pieces, {np.dtype(cutter.dtype).itemsize} bytes a token",
-        f"{'store':<18} {tokens.plan.directory}",
+        f"{'store':<18} {plan.directory}",
         f"{'':<18} {'training':>16} {'validation':>16}",
-        *_table(tokens, (train, validation), lengths),
+        *(f"{name:<18} {columns[0][name]:>16} {columns[1][name]:>16}" for name in columns[0]),
+        *(f"{'  skipped':<18} {count:,}: {reason}" for reason, count in skipped.most_common()),
         "",
-        *_rows(tokens, train),
+        *_rows(plan, splits[0]),
         "",
         f"{'picture':<18} {picture}",
     ]
@@ -35,7 +39,7 @@ def text(tokens: Tokens, picture: Path) -> str:
 
 
 def draw(lengths: np.ndarray, row: int, file: Path) -> None:
-    """The histogram of the documents' lengths in tokens, on a logarithmic axis, as an SVG that is always the same."""
+    """Draw the histogram of the documents' lengths, int64 [documents] in tokens, as an SVG that is always the same."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,56 +58,39 @@ def draw(lengths: np.ndarray, row: int, file: Path) -> None:
     pyplot.close(figure)
 
 
-def _validation(tokens: Tokens) -> str:
-    return str((tokens.source.about or {}).get("validation", "documents held out by hash"))
-
-
-def _lengths(part: StoredPart) -> np.ndarray:
+def _lengths(split: StoredSplit) -> np.ndarray:
     """The tokens of each document, int64."""
-    ends = (np.diff(part.open(number).ends, prepend=0) for number in range(len(part.entries)))
-    return np.concatenate([np.empty(0, np.int64), *ends])
+    return np.concatenate([np.empty(0, np.int64), *(np.diff(shard.ends, prepend=0) for shard in split.shards())])
 
 
-def _table(tokens: Tokens, parts: tuple[StoredPart, StoredPart], lengths: list[np.ndarray]) -> list[str]:
-    layout = tokens.layout
-    skipped = [sum((Counter(entry.skipped) for entry in part.entries), Counter[str]()) for part in parts]
-    counts = [[sum(getattr(e, name) for e in part.entries) for part in parts]
-              for name in ("documents", "tokens", "text_bytes")]  # fmt: skip
-    rows = [sum(layout.count(e.documents, e.tokens) for e in part.entries) for part in parts]
-    real = [int(np.minimum(n, layout.length).sum()) if not layout.packed else r * layout.length
-            for n, r in zip(lengths, rows, strict=True)]  # fmt: skip
-    documents, cut, text_bytes = counts
-    whole = ["all" if part.ended else "the limit" if part.full else "a part" for part in parts]
-    padding = [1 - a / max(1, b * layout.length) for a, b in zip(real, rows, strict=True)]
-    found = {
-        "prepared": whole,
-        "documents": [f"{n:,}" for n in documents],
-        "skipped": [f"{n.total():,}" for n in skipped],
-        "tokens": [f"{n:,}" for n in cut],
-        "bytes": [f"{n:,}" for n in text_bytes],
-        "tokens per byte": [f"{a / max(1, b):.4f}" for a, b in zip(cut, text_bytes, strict=True)],
-        f"rows of {layout.length}": [f"{n:,}" for n in rows],
-        "padding": [f"{share:.1%}" for share in padding],
-        "tokens in rows": [f"{a / max(1, b):.1%}" for a, b in zip(real, cut, strict=True)],
-        "median length": [f"{np.median(n):,.0f}" if len(n) else "-" for n in lengths],
-        "longest": [f"{n.max():,}" if len(n) else "-" for n in lengths],
+def _column(split: StoredSplit, layout: Layout, lengths: np.ndarray) -> dict[str, str]:
+    """The numbers of a split, by what they count."""
+    tokens, text_bytes = (sum(getattr(entry, name) for entry in split.entries) for name in ("tokens", "text_bytes"))
+    rows = split.rows(layout)
+    real = sum(layout.real_tokens(shard.ends) for shard in split.shards())
+    return {
+        "prepared": "all" if split.ended else "the limit" if split.full else "a part",
+        "documents": f"{len(lengths):,}",
+        "skipped": f"{sum(sum(entry.skipped.values()) for entry in split.entries):,}",
+        "tokens": f"{tokens:,}",
+        "bytes": f"{text_bytes:,}",
+        "tokens per byte": f"{tokens / max(1, text_bytes):.4f}",
+        f"rows of {layout.length}": f"{rows:,}",
+        "padding": f"{1 - real / max(1, rows * layout.length):.1%}",
+        "tokens in rows": f"{real / max(1, tokens):.1%}",
+        "median length": f"{np.median(lengths):,.0f}" if len(lengths) else "-",
+        "longest": f"{lengths.max():,}" if len(lengths) else "-",
     }
-    lines = [f"{name:<18} {a:>16} {b:>16}" for name, (a, b) in found.items()]
-    reasons = sum(skipped, Counter[str]())
-    return lines + [f"{'  skipped':<18} {count:,}: {reason}" for reason, count in reasons.most_common()]
 
 
-def _rows(tokens: Tokens, train: StoredPart) -> list[str]:
+def _rows(plan: Plan, train: StoredSplit) -> list[str]:
     """A few rows of the first shard, decoded."""
-    if not train.entries:
-        return []
-    window = Window([train.open(0)], tokens.layout)
     lines = []
+    window = Window([train.open(0)] if train.entries else [], plan.layout)
     for index in range(min(ROWS_SHOWN, window.rows)):
-        place = index * window.rows // ROWS_SHOWN
-        row = window.take(np.array([place]))
+        number = index * window.rows // ROWS_SHOWN
+        row = window.take(np.array([number]))
         real = int(row.real[0])
-        decoded = tokens.tokenizer.decode(row.tokens[0, :real])
-        shown = " ".join(decoded.split())[:CHARACTERS_SHOWN]
-        lines.append(f"row {place:,} ({real} of {tokens.layout.length} tokens): {shown}")
+        shown = " ".join(plan.tokenizer.decode(row.tokens[0, :real].numpy()).split())[:CHARACTERS_SHOWN]
+        lines.append(f"row {number:,} ({real} of {plan.layout.length} tokens): {shown}")
     return lines

@@ -159,12 +159,12 @@ def said(end: End) -> str:
 
 def _show(record: Record) -> None:
     """Print the summary of a finished run and see that it has its picture."""
-    from adafrugal.reports import picture, summary
+    from adafrugal.reports import pictures, summary
 
     file = record.directory / "picture.svg"
     if not file.exists():
         try:
-            picture.draw(record, file)
+            pictures.draw_run(record, file)
         except OSError as error:  # the run is done and its record whole
             sys.stderr.write(f"warning: {file} cannot be written: {error.strerror}\n")
     sys.stdout.write(f"\n{summary.text(record)}\n")

@@ -40,11 +40,14 @@ def main() -> int:
 
 
 def _report(given: argparse.Namespace) -> str:
-    if given.pack:
-        return f"{records.pack(given.pack)}\n"
-    if given.unpack:
-        to = Path(given.directories[0]) if given.directories else records.unpacked(given.unpack)
-        return f"{records.unpack(given.unpack, to)} runs → {to}\n"
+    try:
+        if given.pack:
+            return f"{records.pack(given.pack)}\n"
+        if given.unpack:
+            to = Path(given.directories[0]) if given.directories else records.unpacked(given.unpack)
+            return f"{records.unpack(given.unpack, to)} runs → {to}\n"
+    except OSError as error:
+        raise SettingError(f"{error.filename}: {error.strerror}; choose a directory that can be written to") from error
     named = given.directories or ([] if given.wandb else ["runs"])
     places = [Path(name.removeprefix("run_root=")) for name in named]
     found = records.find(places)

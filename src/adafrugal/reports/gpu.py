@@ -1,13 +1,191 @@
-"""What `make gpu` measured: a table of one machine's stages, and a page of several machines side by side."""
+"""The measurements of `make gpu`: a table of one machine's stages, and a page of several machines side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from adafrugal.reports import figures
-from adafrugal.reports.figures import NONE, Measured, read
+from adafrugal.tracking import cards
+
+NONE = "–"
+LOOPS = ("loop", "loop_small")
+STAGES = ("tests", "arms", "memory", "steps", *LOOPS, "llama_7b")
+MACHINE = {
+    "card": "card", "driver": "driver", "torch": "torch", "cuda": "CUDA", "python": "Python",
+    "transformers": "transformers", "processor": "processor", "cores": "cores", "date": "date",
+}  # fmt: skip
+Entry = Mapping[str, Any]
+Cells = dict[str, str]  # row -> cell
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A directory that `make gpu` wrote: its results.json, and the JSON file of each stage that wrote one."""
+
+    name: str
+    about: Entry  # machine, code, how the stages ended
+    figures: Mapping[str, Entry]
+
+    @property
+    def label(self) -> str:
+        """The head of its column."""
+        about = self.about
+        commit = about["commit"][:7] + (" and changes" if about.get("changed") else "")
+        return f"{commit}, torch {about['torch']}, {about.get('card') or about['device']}, {about['date'][:10]}"
+
+    def stage(self, name: str | None) -> Entry:
+        """Return how a stage ended; empty where it was not run."""
+        return next((stage for stage in self.about["stages"] if stage["stage"] == name), {})
+
+    def rows(self, name: str) -> list[Entry]:
+        """Return the rows that a stage measured."""
+        return self.figures.get(name, {}).get("rows", [])
+
+    def errors(self, stage: str) -> dict[str, float]:
+        """Return the relative error of the estimate of memory, for each row that has an estimate and a measurement."""
+        estimates = self.figures.get("memory", {}).get("foretold", {})
+        measured = {row["name"]: row["allocated"] for row in self.rows(stage) if "allocated" in row}
+        return {name: estimates[name]["peak"] / size - 1 for name, size in measured.items() if name in estimates}
+
+
+def read(directory: Path) -> Measured:
+    """Read one directory."""
+    files = {stage: directory / f"{stage}.json" for stage in STAGES}
+    found = {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
+    return Measured(directory.name, json.loads((directory / "results.json").read_text()), found)
+
+
+def find(places: Iterable[Path]) -> list[Measured]:
+    """Return the directories of `make gpu` at or below some others, the oldest first."""
+    files = {file for place in places for file in place.rglob("results.json")}
+    return sorted((read(file.parent) for file in files), key=lambda one: (one.about["date"], one.name))
+
+
+# -- rows of the tables ------------------------------------------------------------------------------------------------
+
+
+def _machine(one: Measured) -> Cells:
+    return {shown: str(one.about[name]) for name, shown in MACHINE.items() if one.about.get(name)}
+
+
+def _stages(one: Measured) -> Cells:
+    return {
+        stage["stage"]: f"{stage['outcome']}, {_number(stage.get('seconds'), '.0f', ' s')}{_noted(stage)}"
+        for stage in one.about["stages"]
+    }
+
+
+def _tests(one: Measured) -> Cells:
+    stage = one.stage("tests")
+    counts = {name: f"{count}{_noted(stage)}" for name, count in stage.get("tests", {}).items()}
+    return counts | ({"which failed": ", ".join(stage["failed"])} if stage.get("failed") else {})
+
+
+def _steps(one: Measured) -> Cells:
+    return {f"{r['size']} {r['optimizer']}": f"{r['step']:.2f} ms, {r['ratio']:.2f}" for r in one.rows("steps")}
+
+
+def _memory(one: Measured) -> Cells:
+    errors = one.errors("memory")
+    return {
+        row["name"]: row.get("refused") or f"{_gib(row['allocated'])}, {_number(errors.get(row['name']), '+.1%')}"
+        for row in one.rows("memory")
+    }
+
+
+def _llama_7b(one: Measured) -> Cells:
+    errors, found = one.errors("llama_7b"), {}
+    for row in one.rows("llama_7b"):
+        if not (text := row.get("refused")):
+            sizes = " / ".join(_gib(row[key]) if key in row else NONE for key in ("allocated", "reserved", "used"))
+            first, *others = (ms / 1000 for ms in row["ms"])
+            seconds = f"{statistics.median(others or [first]):.2f} s ({first:.1f} s)"
+            text = f"{sizes}, {_number(errors.get(row['name']), '+.1%')}, {seconds}"
+        found[row["name"]] = text
+    return found
+
+
+def _arms(one: Measured) -> Cells:
+    stage, found = one.figures.get("arms", {}), {}
+    for arm in stage.get("arms", []):
+        text = f"failed: {_cell(arm['last'])}"
+        if arm["exit"] == 0:
+            speed, state = f"{arm['tokens_per_s']:,.0f} tokens/s", f"state {_gib(arm['state_bytes'])}"
+            text = f"loss {arm['loss']:.3f}, {speed}, {state}"
+        found[arm["arm"]] = text + _noted(stage)
+    return found
+
+
+def _loops(cell: Callable[[Measured, Entry, Entry], str | None]) -> Callable[[Measured], Cells]:
+    """Rows of the timed training loops; a loop that was timed twice has both values in its cell."""
+
+    def rows(one: Measured) -> Cells:
+        found: dict[str, list[str]] = {}
+        for stage in (one.figures[name] for name in LOOPS if name in one.figures):
+            shape = f"{stage['model'].removeprefix('llama_')}, {stage['batch']} × {stage['length']}"
+            for loop in stage["loops"]:
+                if text := cell(one, stage, loop):
+                    found.setdefault(f"{shape}: {_loop_name(loop)}", []).append(text)
+        return {name: " · ".join(texts) for name, texts in found.items()}
+
+    return rows
+
+
+def _loop_name(loop: Entry) -> str:
+    if loop.get("as_it_comes"):
+        return f"train.py as it comes, {loop['optimizer']}"
+    parts = [loop["loop"], loop["optimizer"], "compiled" if loop["mode"] else "not compiled"]
+    if loop["loop"] != "bare" and "loss_chunk_rows" in loop:
+        chunk = loop["loss_chunk_rows"]
+        parts.append("loss in one piece" if chunk is None else f"loss_chunk_rows {chunk}")
+    return ", ".join(parts)
+
+
+def _speed(one: Measured, stage: Entry, loop: Entry) -> str:
+    used = _number(mfu(one.about.get("card"), stage, loop["tokens_per_s"]), ".1%")
+    return f"{loop['ms']:.1f} ms, {loop['tokens_per_s']:,.0f}, {_number(loop.get('ratio'), '.2f')}, {used}"
+
+
+def mfu(card: str | None, stage: Entry, tokens_per_s: float) -> float | None:
+    """Return the share of the card's peak that training uses; None for a card of unknown peak."""
+    flops = 6 * (stage["parameters"] - stage["input_embedding"]) * tokens_per_s
+    peak = cards.peak_flops(card or "")
+    return flops / peak if peak else None
+
+
+def _costs(one: Measured, stage: Entry, loop: Entry) -> str | None:
+    if loop.get("peak") is None:
+        return None
+    error = loop["estimate"] / loop["peak"] - 1 if loop.get("estimate") is not None else None
+    return f"{_number(loop.get('compile_seconds'), '.0f', ' s')}, {_gib(loop['peak'])}, {_number(error, '+.1%')}"
+
+
+def _phases(one: Measured, stage: Entry, loop: Entry) -> str | None:
+    found = loop.get("phases_ms")
+    return found and ", ".join(f"{name} {ms:.1f}" for name, ms in found.items() if ms >= 0.05)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")[:120]
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return NONE if value is None else f"{value:{form}}{unit}"
+
+
+def _noted(found: Entry) -> str:
+    return " (notes)" if found.get("source") == "notes" else ""
+
+
+# -- the page, and the table of one machine ----------------------------------------------------------------------------
 
 ABOUT = """\
 Each column is one run of `make gpu`; [docs/gpu.md](../../../docs/gpu.md) says what its stages do. "–" is what was not
@@ -28,58 +206,51 @@ SEVEN = """\
 estimate of the first, seconds per step (of the first step)."""
 ARMS = """\
 Short real runs of train.py, several at a time on one card: the last training loss, tokens per second, state."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table of the page.
-
-    Args:
-        title: above it.
-        about: what its cells say.
-        rows: of one machine.
-        stage: that measures it; None: it is no stage's.
-    """
-
-    title: str
-    about: str
-    rows: Callable[[Measured], dict[str, str]]
-    stage: str | None = None
-
-
-LOOPS = ("loop", "loop_small")
-SECTIONS = (
-    Section("Machines", "What each column was measured on.", figures.machine),
-    Section("Stages", "How each stage of `make gpu` ended, and after how long.", figures.stages),
-    Section("GPU tests", "`pytest -m gpu`: how many passed, failed and were skipped.", figures.tests, "tests"),
-    Section("Steps of optimizers", "Milliseconds per step, ÷ torch's fused AdamW.", figures.steps, "steps"),
-    Section("Training: speed", SPEED, figures.loops(figures.speed, *LOOPS), "loop"),
-    Section("Training: compiling and memory", COSTS, figures.loops(figures.costs, *LOOPS), "loop"),
-    Section("Training: phases", "Milliseconds of a step.", figures.loops(figures.phases, *LOOPS), "loop"),
-    Section("Memory and its estimate", MEMORY, figures.memory, "memory"),
-    Section("LLaMA 7B, all weights trained", SEVEN, figures.seven, "llama_7b"),
-    Section("Arms of `c4_60m`", ARMS, figures.arms, "arms"),
+TABLES: tuple[tuple[str, str, Callable[[Measured], Cells], str | None], ...] = (  # title, cells, rows, stage
+    ("Machines", "What each column was measured on.", _machine, None),
+    ("Stages", "How each stage of `make gpu` ended, and after how long.", _stages, None),
+    ("GPU tests", "`pytest -m gpu`: how many passed, failed and were skipped.", _tests, "tests"),
+    ("Steps of optimizers", "Milliseconds per step, ÷ torch's fused AdamW.", _steps, "steps"),
+    ("Training: speed", SPEED, _loops(_speed), "loop"),
+    ("Training: compiling and memory", COSTS, _loops(_costs), "loop"),
+    ("Training: phases", "Milliseconds of a step.", _loops(_phases), "loop"),
+    ("Memory and its estimate", MEMORY, _memory, "memory"),
+    ("LLaMA 7B, all weights trained", SEVEN, _llama_7b, "llama_7b"),
+    ("Arms of `c4_60m`", ARMS, _arms, "arms"),
 )
 
 
-def find(places: Iterable[Path]) -> list[Measured]:
-    """The directories of `make gpu` at or below some others, the oldest first."""
-    files = {file for place in places for file in place.rglob("results.json")}
-    return sorted((read(file.parent) for file in files), key=lambda one: (one.about["date"], one.name))
+def markdown(measured: Sequence[Measured]) -> str:
+    """Return the page: all tables, a column for each machine."""
+    parts = ["# Measured on GPUs", ABOUT]
+    for title, about, rows, stage in TABLES:
+        columns = [rows(one) for one in measured]
+        names = list(dict.fromkeys(name for column in columns for name in column))
+        lines = [f"|  | {' | '.join(one.label for one in measured)} |", f"| --- |{' --- |' * len(measured)}"]
+        lines += [f"| {name} | {' | '.join(column.get(name, NONE) for column in columns)} |" for name in names]
+        parts += [f"## {title}", *([about, "\n".join(lines)] if names else ["Not measured yet."])]
+        parts += [_why(stage, one) for one, column in zip(measured, columns, strict=True) if len(column) < len(names)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _why(stage: str | None, one: Measured) -> str:
+    """Why a column lacks rows of its table."""
+    outcome = one.stage(stage).get("outcome", "passed")
+    reason = "; it was no part of that run" if outcome == "passed" else f", where the stage {stage} {outcome}"
+    return f"–: not measured at {one.label}{reason}."
 
 
 def outcomes(one: Measured) -> str:
-    """How each stage ended, how long it took, and the figures that matter, in Markdown."""
+    """Return how each stage ended, its seconds and main figures, in Markdown."""
     lines = ["| stage | outcome | seconds | figures |", "| --- | --- | ---: | --- |"]
     for stage in one.about["stages"]:
-        shown = _matter(one, stage["stage"]) or NONE
-        said = shown if stage["outcome"] == "passed" else f"{shown} ({figures.cell(stage['last'])})"
+        shown = _main_figures(one, stage["stage"]) or NONE
+        said = shown if stage["outcome"] == "passed" else f"{shown} ({_cell(stage['last'])})"
         lines.append(f"| {stage['stage']} | {stage['outcome']} | {stage['seconds']:.1f} | {said} |")
     return "\n".join(lines)
 
 
-def _matter(one: Measured, stage: str) -> str:
-    """The figures of a stage that are worth a line."""
+def _main_figures(one: Measured, stage: str) -> str:
     if stage == "tests":
         return ", ".join(f"{count} {name}" for name, count in one.stage(stage)["tests"].items() if count)
     if stage == "arms":
@@ -87,34 +258,11 @@ def _matter(one: Measured, stage: str) -> str:
         bad = [arm["arm"] for arm in arms if arm["exit"] != 0]
         return f"{len(arms) - len(bad)} of {len(arms)} ran to their end" + (f", not {', '.join(bad)}" if bad else "")
     if stage == "memory":
-        errors = figures.errors(one)
+        errors = one.errors(stage).values()
         return f"estimates from {min(errors):+.1%} to {max(errors):+.1%}" if errors else ""
     if stage == "steps":
         return "; ".join(f"{row['size']} {row['optimizer']} {row['ratio']:.2f} × AdamW" for row in one.rows(stage))
     if stage in LOOPS:
         loops = one.figures.get(stage, {}).get("loops", [])
         return "; ".join(f"{x['loop']} {x['optimizer']} {x['ms']:.1f} ms, {x['ratio']:.2f} × bare" for x in loops)
-    return "; ".join(f"{name}: {cell}" for name, cell in figures.seven(one).items())
-
-
-def markdown(measured: Sequence[Measured]) -> str:
-    """All tables, a column for each machine."""
-    return "\n\n".join(["# Measured on GPUs", ABOUT, *(_section(section, measured) for section in SECTIONS)]) + "\n"
-
-
-def _section(section: Section, measured: Sequence[Measured]) -> str:
-    columns = [section.rows(one) for one in measured]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    if not names:
-        return f"## {section.title}\n\nNot measured yet."
-    lines = [f"|  | {' | '.join(one.label for one in measured)} |", f"| --- |{' --- |' * len(measured)}"]
-    lines += [f"| {name} | {' | '.join(column.get(name, NONE) for column in columns)} |" for name in names]
-    missing = [_why(section, one) for one, column in zip(measured, columns, strict=True) if len(column) < len(names)]
-    return "\n\n".join([f"## {section.title}", section.about, "\n".join(lines), *missing])
-
-
-def _why(section: Section, one: Measured) -> str:
-    """Why a column lacks rows of its table."""
-    outcome = one.stage(section.stage).get("outcome", "passed") if section.stage else "passed"
-    reason = "; it was no part of that run" if outcome == "passed" else f", where the stage {section.stage} {outcome}"
-    return f"–: not measured at {one.label}{reason}."
+    return "; ".join(f"{name}: {cell}" for name, cell in _llama_7b(one).items())

@@ -1,4 +1,4 @@
-"""A table as Markdown, as LaTeX and as CSV: the same cells, three ways to write them."""
+"""A table as Markdown, as LaTeX and as CSV: the same cells, written in three ways."""
 
 from __future__ import annotations
 
@@ -9,72 +9,55 @@ from dataclasses import dataclass
 
 from adafrugal.reports.statistics import Contrast, Sample
 
-MISSING = "missing"  # never a blank, which reads like nothing, or like zero
-_LATEX = {
+MISSING = "missing"  # never a blank, which reads like zero
+_LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "→": r"$\to$",
     "÷": r"$\div$", "ρ": r"$\rho$", "τ": r"$\tau$", "γ": r"$\gamma$", "≤": r"$\le$", "·": r"$\cdot$", "–": "--",
-}  # fmt: skip
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Number:
-    """A mean with its spread.
-
-    Args:
-        sample: over seeds.
-        form: how a number is written, as `format` takes it.
-        unit: behind it.
-        is_best: whether it stands out.
-    """
+    """A mean over seeds with its spread; `form` is a format specification."""
 
     sample: Sample
     form: str
     unit: str = ""
-    is_best: bool = False
+    is_best: bool = False  # written in bold
 
     def __str__(self) -> str:
         mean = f"{self.sample.mean:{self.form}}{self.unit}"
         return mean if self.sample.spread is None else f"{mean} ± {self.sample.spread:{self.form}}{self.unit}"
 
-    def values(self) -> dict[str, str]:
-        """For CSV: the numbers whole, by what is added to the column's name."""
+    def values(self) -> dict[str, float | None]:
+        """Return the unrounded numbers for CSV, by the suffix of their column's name."""
         unit = f" {self.unit}" if self.unit else ""
-        return {unit: repr(self.sample.mean), f" spread{unit}": _whole(self.sample.spread)}
+        return {unit: self.sample.mean, f" spread{unit}": self.sample.spread}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference with its interval.
-
-    Args:
-        contrast: over seeds.
-        form: how a number is written, as `format` takes it.
-    """
+    """A paired difference over seeds with its interval; `form` is a format specification."""
 
     contrast: Contrast
     form: str
 
     def __str__(self) -> str:
-        c = self.contrast
-        mean = f"{c.mean:+{self.form}}"
-        whole = f"{mean} (1 seed)" if c.low is None else f"{mean} [{c.low:+{self.form}}, {c.high:+{self.form}}]"
-        return whole.replace("-", "−")
+        mean, low, high = (
+            "" if value is None else f"{value:+{self.form}}"
+            for value in (self.contrast.mean, self.contrast.low, self.contrast.high)
+        )
+        return (f"{mean} [{low}, {high}]" if low else f"{mean} (1 seed)").replace("-", "−")
 
-    def values(self) -> dict[str, str]:
-        """For CSV: the numbers whole, by what is added to the column's name."""
+    def values(self) -> dict[str, float | None]:
+        """Return the unrounded numbers for CSV, by the suffix of their column's name."""
         c = self.contrast
-        return {"": repr(c.mean), " low": _whole(c.low), " high": _whole(c.high), " n": str(c.n)}
+        return {"": c.mean, " low": c.low, " high": c.high, " n": c.n}
 
 
 @dataclass(frozen=True)
 class Change:
-    """A number at the start of a run and at its end.
-
-    Args:
-        start: mean over seeds.
-        end: likewise.
-        unit: behind both.
-    """
+    """A mean over seeds at the start of the runs and at their end."""
 
     start: float
     end: float
@@ -83,9 +66,9 @@ class Change:
     def __str__(self) -> str:
         return f"{self.start:.2f} {self.unit} → {self.end:.2f} {self.unit}"
 
-    def values(self) -> dict[str, str]:
-        """For CSV: the numbers whole, by what is added to the column's name."""
-        return {f" at the start {self.unit}": repr(self.start), f" at the end {self.unit}": repr(self.end)}
+    def values(self) -> dict[str, float | None]:
+        """Return the unrounded numbers for CSV, by the suffix of their column's name."""
+        return {f" at the start {self.unit}": self.start, f" at the end {self.unit}": self.end}
 
 
 Cell = str | Number | Difference | Change
@@ -93,30 +76,27 @@ Cell = str | Number | Difference | Change
 
 @dataclass(frozen=True)
 class Grid:
-    """A table whose first column is words.
-
-    Args:
-        head: the columns' names.
-        rows: of cells.
-    """
+    """A table of named columns, the first of which is words."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
     def markdown(self) -> str:
-        """As Markdown has it."""
-        lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *self.rows]
-        return "\n".join(f"| {' | '.join(_bold(cell, '**') for cell in line)} |" for line in lines)
+        """Return the table in Markdown, best numbers in bold."""
+        body = [[f"**{cell}**" if _is_best(cell) else str(cell) for cell in row] for row in self.rows]
+        lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *body]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self, caption: str) -> str:
-        """A table with booktabs' rules, to be put into a paper."""
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule"]
-        lines += [_latex_row(self.head), r"\midrule", *(_latex_row(row) for row in self.rows), r"\bottomrule"]
-        return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
+        """Return a LaTeX table with booktabs' rules."""
+        body = [[_latex(cell) for cell in row] for row in (self.head, *self.rows)]
+        head, *rows = (f"{' & '.join(line)} \\\\" for line in body)
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", head, r"\midrule", *rows]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
     def csv(self) -> str:
-        """Every number whole; a cell of several numbers takes several columns, and words stand in the first of them."""
+        """Return unrounded CSV; a cell of several numbers has several columns, words stand in the first of them."""
         columns = [
             list(dict.fromkeys(part for cell in cells if not isinstance(cell, str) for part in cell.values())) or [""]
             for cells in zip(*self.rows, strict=True)
@@ -129,23 +109,14 @@ class Grid:
                 {parts[0]: cell} if isinstance(cell, str) else cell.values()
                 for cell, parts in zip(row, columns, strict=True)
             ]
-            writer.writerow([f.get(part, "") for f, parts in zip(found, columns, strict=True) for part in parts])
+            writer.writerow([f.get(part) for f, parts in zip(found, columns, strict=True) for part in parts])
         return file.getvalue()
 
 
-def _bold(cell: Cell, mark: str) -> str:
-    return f"{mark}{cell}{mark}" if isinstance(cell, Number) and cell.is_best else str(cell)
+def _is_best(cell: Cell) -> bool:
+    return isinstance(cell, Number) and cell.is_best
 
 
-def _latex_row(row: Sequence[Cell]) -> str:
-    cells = (_escaped(str(cell)) for cell in row)
-    bold = (isinstance(cell, Number) and cell.is_best for cell in row)
-    return " & ".join(rf"\textbf{{{cell}}}" if b else cell for cell, b in zip(cells, bold, strict=True)) + r" \\"
-
-
-def _whole(number: float | None) -> str:
-    return "" if number is None else repr(number)
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+def _latex(cell: Cell) -> str:
+    text = str(cell).translate(_LATEX)
+    return rf"\textbf{{{text}}}" if _is_best(cell) else text

@@ -1,4 +1,4 @@
-"""The pages of tables: Markdown to read, LaTeX and CSV beside it, pictures, claims, and an index over all."""
+"""The pages of tables: Markdown with LaTeX and CSV beside it, pictures, claims, and an index of all pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from adafrugal.reports import claims, gpu, layouts, pictures
 from adafrugal.reports.arms import Job
-from adafrugal.reports.figures import Measured
 from adafrugal.reports.plan import Page, Section
 from adafrugal.reports.records import Packed
 from adafrugal.settings.explain import nearest
@@ -18,92 +17,67 @@ from adafrugal.tracking.record import Record
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
 
 
-def write(pages: Sequence[Page], out: Path, measured: Sequence[Measured] = ()) -> list[Path]:
-    """Write every page and the index into a directory; what is there already is replaced.
-
-    Args:
-        pages: of tables.
-        out: the directory.
-        measured: on GPUs; without any there is no page of them.
-
-    Returns:
-        The files.
+def write(pages: Sequence[Page], out: Path, measured: Sequence[gpu.Measured] = ()) -> list[Path]:
+    """Write every page and the index into a directory, and a page of what GPUs measured; return the files.
 
     Raises:
-        SettingError: a page names what there is not, and nothing is written; or the directory cannot be written to.
+        SettingError: a page names an unknown kind, picture, claim or column; or the directory cannot be written to.
     """
     for page in pages:
         for section in page.sections:
             _refuse_unknown(page, section)
+    files: dict[Path, str | None] = {}
     try:
-        return _write_pages(pages, out, measured)
+        for page in pages:
+            files |= _page(page, out / page.name)
+        if measured:
+            files[out / "gpu" / "README.md"] = f"{MADE}\n\n{gpu.markdown(measured)}"
+        files[out / "README.md"] = _index(pages) + ("\n[Measured on GPUs](gpu/README.md)\n" if measured else "")
+        for file, text in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if text is not None:
+                file.write_text(text)
     except OSError as error:
         raise SettingError(f"{error.filename}: {error.strerror}; choose a directory that can be written to") from error
+    return list(files)
 
 
 def _refuse_unknown(page: Page, section: Section) -> None:
-    """Names in a page's file that nothing here is called by."""
     allowed = {
         "kind": layouts.KINDS,
-        "pictures": pictures.TITLES,
+        "pictures": pictures.DRAWN,
         "claims": claims.CLAIMS,
         "published": layouts.columns(),
     }
     for key, names in allowed.items():
         given = getattr(section, key)
-        for name in (given,) if isinstance(given, str) else given:
+        for name in [given] if isinstance(given, str) else given:
             if name not in names:
                 where = f"experiments/tables/{page.name}.yaml, section {section.name}: {key}"
                 raise SettingError(f"{where} has no {name!r}; {nearest(name, names)}")
 
 
-def _write_pages(pages: Sequence[Page], out: Path, measured: Sequence[Measured]) -> list[Path]:
-    files = [file for page in pages for file in _write_page(page, out / page.name)]
-    index = out / "README.md"
-    index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(_index(pages) + ("\n[Measured on GPUs](gpu/README.md)\n" if measured else ""))
-    if measured:
-        files.append(out / "gpu" / "README.md")
-        files[-1].parent.mkdir(exist_ok=True)
-        files[-1].write_text(f"{MADE}\n\n{gpu.markdown(measured)}")
-    return [*files, index]
-
-
-def _write_page(page: Page, out: Path) -> list[Path]:
+def _page(page: Page, out: Path) -> dict[Path, str | None]:
+    """The files of a page with their text; None for a picture, which is drawn here."""
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / "README.md"]
     parts = [MADE, f"# {page.file.title}", _commands(page.file.commands), page.file.about.strip()]
+    files: dict[Path, str | None] = {out / "README.md": None}
     for section in page.sections:
-        text, more = _section(section, out)
-        parts.append(text)
-        files += more
-    files[0].write_text("\n\n".join(parts) + "\n")
-    return files
-
-
-def _section(section: Section, out: Path) -> tuple[str, list[Path]]:
-    grids, files = layouts.grids(section), []
-    parts = [f"## {section.title}", _commands(section.commands)]
-    if section.note:
-        parts.append(section.note.strip())
-    for number, (title, grid) in enumerate(grids.items()):
-        stem = section.name if number == 0 else f"{section.name}-{number + 1}"
-        caption = ": ".join(part for part in (section.title, title.rstrip(":")) if part)
-        for suffix, text in (("tex", grid.latex(caption)), ("csv", grid.csv())):
-            file = out / f"{stem}.{suffix}"
-            file.write_text(text)
-            files.append(file)
-        parts += [*([title] if title else []), grid.markdown()]
-    parts += [text for text in (layouts.sources(section), _missing(section), _others(section, out)) if text]
-    if section.claims and any(job.runs for job in section.jobs):
-        parts.append(f"### What the papers claim\n\n{claims.markdown(section)}")
-    for file in pictures.draw(section, out):
-        title = pictures.TITLES[file.stem.removeprefix(f"{section.name}-")]
-        parts.append(f"![{title}: {section.title}]({file.name})")
-        files.append(file)
-    if any(job.runs for job in section.jobs):
+        parts += [f"## {section.title}", _commands(section.commands), section.note.strip()]
+        for number, (title, grid) in enumerate(layouts.grids(section).items()):
+            stem = section.name if number == 0 else f"{section.name}-{number + 1}"
+            caption = ": ".join(part for part in (section.title, title.rstrip(":")) if part)
+            files |= {out / f"{stem}.tex": grid.latex(caption), out / f"{stem}.csv": grid.csv()}
+            parts += [title, grid.markdown()]
+        parts += [layouts.sources(section), _missing(section), _others(section, out)]
+        if section.runs:
+            parts.append(claims.markdown(section))
+        for name, file in pictures.draw(section, out).items():
+            parts.append(f"![{pictures.DRAWN[name][0]}: {section.title}]({file.name})")
+            files[file] = None
         parts.append(_runs(section, out))
-    return "\n\n".join(parts), files
+    files[out / "README.md"] = "\n\n".join(part for part in parts if part) + "\n"
+    return files
 
 
 def _commands(commands: Sequence[str]) -> str:
@@ -111,12 +85,12 @@ def _commands(commands: Sequence[str]) -> str:
 
 
 def _missing(section: Section) -> str:
-    """Which runs there are not, with the commands that make them."""
+    """The number of missing runs, with the commands that make them."""
     jobs = [job for job in section.jobs if job.missing]
     count, wanted = sum(len(job.missing) for job in jobs), sum(len(job.seeds) for job in section.jobs)
     if not jobs:
         return ""
-    if all(not job.runs for job in section.jobs):
+    if not section.runs:
         return f"None of the {wanted} runs is recorded; the command above makes them."
     lines = [f"    python train.py{_seeds(job)} {job.command}" for job in jobs]
     return f"{count} of {wanted} runs are missing; this makes them:\n\n" + "\n".join(lines)
@@ -128,22 +102,22 @@ def _seeds(job: Job) -> str:
 
 
 def _runs(section: Section, out: Path) -> str:
-    lines = ["<details><summary>The runs of this table</summary>", ""]
+    lines = []
     for job in section.jobs:
         links = (f"[seed {seed}]({_link(run, out)})" for seed, run in job.runs.items())
         if job.runs:
             lines.append(f"- {job.name}: {', '.join(links)}")
-    return "\n".join([*lines, "", "</details>"])
+    head = "<details><summary>The runs of this table</summary>"
+    return "\n".join([head, "", *lines, "", "</details>"]) if lines else ""
 
 
 def _others(section: Section, out: Path) -> str:
-    """What has the same settings and is left out."""
     links = ", ".join(f"[{run.directory.name}]({_link(run, out)})" for run in section.others)
     return f"Left out, since they read another text or are there twice: {links}." if links else ""
 
 
 def _link(run: Record, out: Path) -> str:
-    """The path to a run's directory; of a packed run, to its archive, with the name inside behind a #."""
+    """The path to a run's directory; for a packed run that to its archive, then # and its name inside."""
     file, inside = (run.archive, f"#{run.name}") if isinstance(run, Packed) else (run.directory, "")
     return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix() + inside
 
@@ -152,10 +126,14 @@ def _index(pages: Sequence[Page]) -> str:
     lines = [MADE, "# Results", "", "| page | table | runs | claims |", "| --- | --- | ---: | --- |"]
     for page in pages:
         for section in page.sections:
-            runs = sum(len(job.runs) for job in section.jobs)
             wanted = sum(len(job.seeds) for job in section.jobs)
-            judged = [f"{name} {claims.verdict(claims.judge(claims.CLAIMS[name], section))}" for name in section.claims]
-            said = "; ".join(judged) if runs else ""
-            row = [f"[{page.file.title}]({page.name}/README.md)", section.title, f"{runs} of {wanted}", said]
+            judged = (f"{name} {claims.verdict(claims.judge(claims.CLAIMS[name], section))}" for name in section.claims)
+            said = "; ".join(judged) if section.runs else ""
+            row = [
+                f"[{page.file.title}]({page.name}/README.md)",
+                section.title,
+                f"{len(section.runs)} of {wanted}",
+                said,
+            ]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"

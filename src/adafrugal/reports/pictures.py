@@ -1,4 +1,4 @@
-"""The pictures of a table: curves of its arms, and the trade-off between loss and state. SVG, the same to the byte."""
+"""Pictures as SVG, the same to the byte for the same records: of one run, and of a table's arms side by side."""
 
 from __future__ import annotations
 
@@ -6,46 +6,98 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adafrugal.reports.arms import Job
-from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample
-from adafrugal.tracking.record import Record
+from adafrugal.tracking.record import Record, spoken
 
-FAR = 1.2  # times the best perplexity
+if TYPE_CHECKING:
+    from adafrugal.reports.arms import Job
+    from adafrugal.reports.plan import Section
+
+MIB = 2**20
+FAR = 1.2  # × the best perplexity
 MARKERS = "osDv^<>P"
 ROLES = ("moments of what is always state-full", "moments of the subspace", "where the subspace lies, counters")
 PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint")
-
-
-def draw(section: Section, directory: Path) -> list[Path]:
-    """Draw the pictures that a section names from the runs that it has; none where there are no runs."""
-    jobs = [job for job in section.jobs if job.runs]
-    files = []
-    for name in section.pictures if jobs else ():
-        file = directory / f"{section.name}-{name}.svg"
-        with _figure(file, {"controls": 2, "roles": len(jobs)}.get(name, 1), sharey=name == "roles") as axes:
-            _DRAWN[name](axes, jobs)
-        files.append(file)
-    return files
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8}
 
 
 @contextmanager
-def _figure(file: Path, panels: int, sharey: bool) -> Iterator[Any]:
+def _figure(file: Path, panels: int, fonttype: str = "none", **layout: Any) -> Iterator[Any]:
+    """Axes of panels over one x-axis, drawn into a file; a file with half a picture never appears."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # words as words: smaller files, and nothing in them that depends on a font's outlines
-    with matplotlib.rc_context({"svg.hashsalt": "adafrugal", "svg.fonttype": "none"}):
-        size = (7, 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels)
-        figure, axes = pyplot.subplots(panels, sharex=True, sharey=sharey, figsize=size, layout="constrained")
+    # "none" writes words as words: smaller files, which do not depend on a font's outlines
+    with matplotlib.rc_context({"svg.hashsalt": "adafrugal", "svg.fonttype": fonttype}):
+        figure, axes = pyplot.subplots(panels, sharex=True, layout="constrained", **layout)
         yield axes
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, metadata={"Date": None})
+        beside = file.with_name(f".{file.name}.new")
+        figure.savefig(beside, format="svg", metadata={"Date": None})
+        beside.replace(file)
         pyplot.close(figure)
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+def draw_run(record: Record, file: Path) -> None:
+    """Draw a run's loss, scores, density, interval and state over its steps."""
+    lines, summary = record.metrics(), record.summary() or {}
+    steps = [line["step"] for line in lines]
+    evaluated = [line for line in lines if "validation_loss" in line]
+    at = [line["step"] for line in evaluated]
+    metrics = summary.get("metrics", [])
+    moving = [] if lines[-1]["density"] is None else ["density", "interval"]
+    names = ["loss", *(["scores"] if metrics else []), *moving, "state"]
+    size, ratios = (7, 2 + 1.5 * len(names)), [2] + [1] * (len(names) - 1)
+    with _figure(file, len(names), "path", figsize=size, height_ratios=ratios) as axes:
+        panels = dict(zip(names, axes, strict=True))
+        loss = panels["loss"]
+        loss.plot(steps, [line["loss"] for line in lines], color="C0", alpha=0.5, label="training")
+        validation = [line["validation_loss"] for line in evaluated]
+        loss.plot(at, validation, "o-", color="C0", markersize=3, label="validation")
+        if "unigram" in summary:
+            loss.axhline(summary["unigram"]["loss"], color="grey", linestyle=":", label="unigram model")
+        loss.set_ylabel("loss" if metrics else "loss (nats per token)")
+        loss.legend(frameon=False)
+        loss.set_title(f"{record.directory.parent.name} / {record.directory.name}", fontsize=10)
+        for place, name in enumerate(metrics):
+            values, color = [line[name] for line in evaluated], f"C{4 + place % 4}"
+            panels["scores"].plot(at, values, "o-", color=color, markersize=3, label=spoken(name))
+            panels["scores"].set_ylabel("validation\nscores")
+            panels["scores"].legend(frameon=False)
+        state = panels["state"]
+        if moving:
+            panels["density"].plot(steps, [line["density"] for line in lines], color="C1")
+            panels["interval"].step(steps, [line["interval"] for line in lines], color="C2", where="post")
+        state.step(steps, [line["state_bytes"] / MIB for line in lines], color="C3", where="post")
+        if summary:
+            state.axhline(summary["state_bytes"]["adamw"] / MIB, color="grey", linestyle=":", label="AdamW")
+            state.legend(frameon=False)
+        labels = {"density": "density ρ", "interval": "interval T\n(steps)", "state": "optimizer state\n(MiB)"}
+        for name in (*moving, "state"):
+            panels[name].set_ylabel(labels[name])
+            panels[name].set_ylim(bottom=0)
+        state.set_xlabel("step")
+
+
+# -- the arms of a table -----------------------------------------------------------------------------------------------
+
+
+def draw(section: Section, directory: Path) -> dict[str, Path]:
+    """Draw the pictures that a section names from its runs, if it has any; return the files by the pictures' names."""
+    jobs, files = [job for job in section.jobs if job.runs], {}
+    for name in section.pictures if jobs else ():
+        panels = {"controls": 2, "roles": len(jobs)}.get(name, 1)
+        size = (7, 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels)
+        files[name] = directory / f"{section.name}-{name}.svg"
+        with _figure(files[name], panels, sharey=name == "roles", figsize=size) as axes:
+            DRAWN[name][1](axes, jobs)
+    return files
 
 
 def _color(place: int) -> str:
@@ -53,10 +105,25 @@ def _color(place: int) -> str:
 
 
 def _mean_curve(job: Job, read: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
-    """Steps, and the mean over seeds of what is read from a line of metrics, where all seeds have it."""
+    """Steps, and the mean over seeds of a number of each line of metrics, at the steps where all seeds have it."""
     runs = [{line["step"]: read(line) for line in run.metrics()} for run in job.runs.values()]
     steps = [step for step in runs[0] if all(run.get(step) is not None for run in runs)]
     return steps, [statistics.mean(run[step] for run in runs) for step in steps]
+
+
+def _steps(axes: Any, jobs: Sequence[Job], read: Callable[[dict[str, Any]], Any]) -> None:
+    """A step function for each job that has the number."""
+    for place, job in enumerate(jobs):
+        steps, values = _mean_curve(job, read)
+        if steps:
+            axes.step(steps, values, color=_color(place), where="post", label=job.name)
+
+
+def _finish(axes: Any, ylabel: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(ylabel)
+    axes.set_ylim(bottom=0)
+    axes.legend(**LEGEND)
 
 
 def _loss(axes: Any, jobs: Sequence[Job]) -> None:
@@ -69,21 +136,19 @@ def _loss(axes: Any, jobs: Sequence[Job]) -> None:
     axes.set_ylim(min(lowest) - 0.1, max(latest) + 0.1)  # the first steps fall from far above
     axes.set_xlabel("step")
     axes.set_ylabel("training loss (nats per token)")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(**LEGEND)
 
 
 def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
-    """What is far above the best stands at the upper edge: on a common scale the others would be one point."""
-    samples = [Sample.of(run.summary()["validation_perplexity"] for run in job.runs.values()) for job in jobs]
+    """Perplexities far above the best stand at the upper edge: on their scale the others would be one point."""
+    samples = [Sample.of(job.numbers("validation_perplexity")) for job in jobs]
     best = min(sample.mean for sample in samples)
     near = [sample for sample in samples if sample.mean <= FAR * best]
     lowest, highest = min(s.mean - (s.spread or 0) for s in near), max(s.mean + (s.spread or 0) for s in near)
     margin = 0.15 * (highest - lowest) or 0.01 * best
     for place, (job, sample) in enumerate(zip(jobs, samples, strict=True)):
-        start, end = (
-            statistics.mean(run.summary()["state_bytes"][when] for run in job.runs.values()) / 2**20
-            for when in ("start", "end")
-        )
+        sizes = job.numbers("state_bytes")
+        start, end = (statistics.mean(size[when] for size in sizes) / MIB for when in ("start", "end"))
         is_near, color = sample.mean <= FAR * best, _color(place)
         height = sample.mean if is_near else highest + margin
         name = f"{job.name}, {sample.mean:.1f}{'' if is_near else ' (above)'}"
@@ -96,96 +161,77 @@ def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("optimizer state (MiB): a point at the end of the run, a line from its start")
     axes.set_ylabel("validation perplexity")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(**LEGEND, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _controls(axes: Any, jobs: Sequence[Job]) -> None:
-    for place, job in enumerate(jobs):
-        for panel, key in zip(axes, ("density", "interval"), strict=True):
-            steps, values = _mean_curve(job, lambda line, key=key: line.get(key))
-            if steps:
-                panel.step(steps, values, color=_color(place), where="post", label=job.name)
-    for panel, name in zip(axes, ("density ρ", "interval T (steps)"), strict=True):
+    for panel, key, name in zip(axes, ("density", "interval"), ("density ρ", "interval T (steps)"), strict=True):
+        _steps(panel, jobs, lambda line, key=key: line.get(key))
         panel.set_ylabel(name)
         panel.set_ylim(bottom=0)
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(**LEGEND)
     axes[1].set_xlabel("step")
 
 
 def _state(axes: Any, jobs: Sequence[Job]) -> None:
-    for place, job in enumerate(jobs):
-        steps, sizes = _mean_curve(job, lambda line: line["state_bytes"] / 2**20)
-        axes.step(steps, sizes, color=_color(place), where="post", label=job.name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("optimizer state (MiB)")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    _steps(axes, jobs, lambda line: line["state_bytes"] / MIB)
+    _finish(axes, "optimizer state (MiB)")
 
 
 def _roles(axes: Any, jobs: Sequence[Job]) -> None:
-    """One panel an arm. What is always state-full keeps its size; the rest of the moments is the subspace's."""
+    """A panel for each arm: what is always state-full keeps its size, the other moments are the subspace's."""
     panels = [axes] if len(jobs) == 1 else axes
     for panel, job in zip(panels, jobs, strict=True):
         always = statistics.mean(_always_state_full(run) for run in job.runs.values())
         steps, moments = _mean_curve(job, lambda line: line["state_bytes_by_role"].get("moments", 0))
         _, others = _mean_curve(job, lambda line: line["state_bytes"] - line["state_bytes_by_role"].get("moments", 0))
         stacked = ([always] * len(steps), [size - always for size in moments], others)
-        panel.stackplot(steps, *([size / 2**20 for size in sizes] for sizes in stacked), labels=ROLES)
+        panel.stackplot(steps, *([size / MIB for size in sizes] for sizes in stacked), labels=ROLES)
         panel.set_title(job.name, fontsize=9, loc="left")
-    panels[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.2))
+    panels[0].legend(**LEGEND, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.2))
     panels[len(jobs) // 2].set_ylabel("optimizer state (MiB)")
     panels[-1].set_xlabel("step")
 
 
 def _always_state_full(run: Record) -> float:
-    """Bytes of the moments of embeddings, norms and head; of all tensors where an optimizer splits nothing."""
+    """Bytes of the moments of embeddings, norms and head; of all tensors where an optimizer splits none."""
     summary = run.summary()
     return summary["state_bytes"]["end_by_role"].get("moments", 0) - summary.get("split_moments", {"bytes": 0})["bytes"]
 
 
 def _memory(axes: Any, jobs: Sequence[Job]) -> None:
     for place, job in enumerate(jobs):
-        steps, sizes = _mean_curve(job, lambda line: _in_use(line.get("memory", {})))
+        steps, sizes = _mean_curve(job, lambda line: in_use(line.get("memory", {})))
         axes.plot(steps, sizes, color=_color(place), label=job.name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("MiB: a GPU's peak since the last point,\nor what the process holds on a CPU")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    _finish(axes, "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU")
 
 
-def _in_use(memory: dict[str, float]) -> float | None:
+def in_use(memory: dict[str, float]) -> float | None:
+    """Return a GPU's peak or a process's resident memory in MiB, as a line of metrics has it."""
     found = memory.get("peak", memory.get("resident"))
-    return None if found is None else found / 2**20
+    return None if found is None else found / MIB
 
 
 def _time(axes: Any, jobs: Sequence[Job]) -> None:
-    """Of each run as shares of its own forward and backward: seconds of different runs do not compare."""
+    """Shares of each run's own forward and backward: seconds of different runs do not compare."""
     left = [0.0] * len(jobs)
     for place, phase in enumerate(PHASES):
-        widths = [statistics.mean(_phase_share(run, phase) for run in job.runs.values()) for job in jobs]
+        shares = ([s.get(phase, 0.0) / (s["forward"] + s["backward"]) for s in job.numbers("seconds")] for job in jobs)
+        widths = [statistics.mean(share) for share in shares]
         axes.barh(range(len(jobs)), widths, left=left, color=_color(place), label=phase)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(jobs)), [job.name for job in jobs])
     axes.invert_yaxis()
     axes.set_xlabel("time ÷ that of the same run's forward and backward")
-    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.legend(**LEGEND, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
-def _phase_share(run: Record, phase: str) -> float:
-    seconds = run.summary()["seconds"]
-    return seconds.get(phase, 0.0) / (seconds["forward"] + seconds["backward"])
-
-
-_DRAWN = {
-    "loss": _loss, "tradeoff": _tradeoff, "controls": _controls, "state": _state, "roles": _roles, "memory": _memory,
-    "time": _time,
-}  # fmt: skip
-TITLES = {
-    "loss": "Training loss",
-    "tradeoff": "Perplexity against optimizer state",
-    "controls": "Density and interval over the run",
-    "state": "Optimizer state over the run",
-    "roles": "What the optimizer state is of",
-    "memory": "Memory over the run",
-    "time": "Time by phase",
+DRAWN = {  # name -> title, how it is drawn
+    "loss": ("Training loss", _loss),
+    "tradeoff": ("Perplexity against optimizer state", _tradeoff),
+    "controls": ("Density and interval over the run", _controls),
+    "state": ("Optimizer state over the run", _state),
+    "roles": ("What the optimizer state is of", _roles),
+    "memory": ("Memory over the run", _memory),
+    "time": ("Time by phase", _time),
 }

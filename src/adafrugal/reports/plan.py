@@ -12,74 +12,47 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.reports.arms import Job, jobs, settings_key
-from adafrugal.reports.selection import label
-from adafrugal.settings import compose
+from adafrugal.settings import REPOSITORY
 from adafrugal.settings.explain import explain, nearest
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
-TABLES = compose.REPOSITORY / "experiments" / "tables"
+TABLES = REPOSITORY / "experiments" / "tables"
 
 
 @dataclass
 class SectionFile:
-    """What a page's file says of one of its tables.
+    """A table of a page, as its file describes it."""
 
-    Args:
-        name: in file names.
-        title: above it.
-        commands: that make its runs, without `python train.py`.
-        note: a sentence or two below the title.
-        kind: how it is laid out: comparison, search or scores.
-        reference: the job that the others are compared with.
-        text: how the fingerprint of its data begins; where it is not said, most of its runs say it.
-        published: columns of `experiments/published` beside ours, as file/column.
-        pictures: which are drawn.
-        claims: which are judged on it.
-    """
-
-    name: str = MISSING
+    name: str = MISSING  # in file names
     title: str = MISSING
-    commands: list[str] = MISSING
-    note: str = ""
-    kind: str = "comparison"
-    reference: str | None = "adamw"
-    text: str | None = None
-    published: list[str] = field(default_factory=list)
-    pictures: list[str] = field(default_factory=list)
-    claims: list[str] = field(default_factory=list)
+    commands: list[str] = MISSING  # that make its runs, without `python train.py`
+    note: str = ""  # below the title
+    kind: str = "comparison"  # the layout: comparison, search or scores
+    reference: str | None = "adamw"  # the row that the others are compared with
+    text: str | None = None  # start of the data's fingerprint; null: that of most of its runs
+    published: list[str] = field(default_factory=list)  # columns of `experiments/published`, as file/column
+    pictures: list[str] = field(default_factory=list)  # names of `pictures.DRAWN`
+    claims: list[str] = field(default_factory=list)  # names of `claims.CLAIMS`
 
 
 @dataclass
 class PageFile:
-    """A file of `experiments/tables`.
+    """A file of `experiments/tables`."""
 
-    Args:
-        place: among the pages.
-        title: of it.
-        about: what it is about, in paragraphs.
-        commands: that make its table at the papers' scale.
-        sections: its tables.
-    """
-
-    place: int = MISSING
+    place: int = MISSING  # among the pages
     title: str = MISSING
-    about: str = MISSING
-    commands: list[str] = MISSING
+    about: str = MISSING  # paragraphs below the title
+    commands: list[str] = MISSING  # that make the papers' table
     sections: list[SectionFile] = MISSING
 
 
 @dataclass
 class Section(SectionFile):
-    """A table of a page.
-
-    Args:
-        jobs: one a row.
-        others: runs with its settings that are not in it, since they read other data, or are there already.
-    """
+    """A table with its rows."""
 
     jobs: Sequence[Job] = ()
-    others: Sequence[Record] = ()
+    others: Sequence[Record] = ()  # runs of its settings that are left out: of another text, or there already
 
     @property
     def runs(self) -> list[Record]:
@@ -89,13 +62,7 @@ class Section(SectionFile):
 
 @dataclass
 class Page:
-    """A page of tables.
-
-    Args:
-        name: its directory.
-        file: what its file says.
-        sections: its tables.
-    """
+    """A page of tables; `name` is its directory."""
 
     name: str
     file: PageFile
@@ -103,10 +70,10 @@ class Page:
 
 
 def pages(directory: Path = TABLES) -> list[Page]:
-    """The pages that are described in a directory, in their order, with no runs yet.
+    """Return the pages that a directory describes, in their order, without runs.
 
     Raises:
-        SettingError: a page's file is not as it should be, or has a command that train.py would refuse.
+        SettingError: an invalid page file, or a command in it that train.py would refuse.
     """
     return sorted((_page(file) for file in sorted(directory.glob("*.yaml"))), key=lambda page: page.file.place)
 
@@ -118,30 +85,30 @@ def _page(path: Path) -> Page:
         raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         raise SettingError(f"{path}: {explain(error)}") from error
-    names = [section.name for section in file.sections]
-    if len(set(names)) < len(names):
-        raise SettingError(f"{path}: two sections are called the same, among {', '.join(names)}")
+    _refuse_doubles([section.name for section in file.sections], f"{path}: two sections")
     return Page(path.stem, file, [_section(section, path) for section in file.sections])
 
 
 def _section(file: SectionFile, path: Path) -> Section:
-    """A section with its jobs, which have names that differ, and one of which is its reference."""
     where = f"{path}, section {file.name}"
     try:
         section = Section(**vars(file), jobs=jobs(file.commands))
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
     names = [job.name for job in section.jobs]
-    if len(set(names)) < len(names):
-        raise SettingError(f"{where}: two of its rows would be called the same, among {', '.join(names)}")
-    is_compared = section.kind == "comparison" and section.reference is not None
-    if is_compared and section.reference not in names:
-        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), names)}")
+    _refuse_doubles(names, f"{where}: two rows")
+    if section.kind == "comparison" and section.reference is not None and section.reference not in names:
+        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(section.reference, names)}")
     return section
 
 
+def _refuse_doubles(names: Sequence[str], what: str) -> None:
+    if len(set(names)) < len(names):
+        raise SettingError(f"{what} have the same name, among {', '.join(names)}")
+
+
 def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
-    """The pages with the runs that belong to them."""
+    """Return the pages with the runs that belong to them."""
     found: dict[str, list[Record]] = {}
     for record in records:
         identity = (record.environment() or {}).get("identity")
@@ -150,38 +117,32 @@ def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
     return [replace(page, sections=[_filled(section, found) for section in page.sections]) for page in pages]
 
 
-def _filled(section: Section, found: dict[str, list[Record]]) -> Section:
-    """One run a seed: of the section's text, the first in the order of names."""
-    wanted = [(job, run) for job in section.jobs for run in found.get(job.key, []) if _seed(run) in job.seeds]
-    texts: dict[str, Counter[str]] = {}
-    for _, run in wanted:
-        texts.setdefault(label(run, "data"), Counter())[_text(run)] += 1
-    usual = {data: counted.most_common(1)[0][0] for data, counted in texts.items()}
-    runs: dict[str, dict[int, Record]] = {job.name: {} for job in section.jobs}
-    others = []
-    for job, run in wanted:
-        is_its = _text(run).startswith(section.text or usual[label(run, "data")])
-        if is_its and _seed(run) not in runs[job.name]:
-            runs[job.name][_seed(run)] = run
-        else:
-            others.append(run)
-    filled = (_with_runs(job, dict(sorted(runs[job.name].items()))) for job in section.jobs)
-    return replace(section, jobs=list(filled), others=others)
-
-
-def _with_runs(job: Job, runs: dict[int, Record]) -> Job:
-    finished = {seed: run for seed, run in runs.items() if run.status == "finished"}
-    return replace(job, runs=finished, diverged=tuple(seed for seed in runs if seed not in finished))
-
-
 def _has_diverged(record: Record) -> bool:
-    """Whether it failed since a loss was no number."""
     return record.status == "failed" and any(f"loss is {word}" in record.reason for word in ("nan", "inf"))
 
 
-def _seed(record: Record) -> int:
-    return int(label(record, "seed"))
+def _filled(section: Section, found: dict[str, list[Record]]) -> Section:
+    """The section with one run for each seed: of the section's text, the first in the order of names."""
+    wanted = []  # job, seed, data set, fingerprint, run
+    texts: dict[str, Counter[str]] = {}  # data set -> fingerprints of the runs
+    for job in section.jobs:
+        for run in found.get(job.key, []):
+            environment = run.environment()
+            labels, text = environment["identity"]["labels"], str(environment["data"]["fingerprint"])
+            if (seed := int(labels["seed"])) in job.seeds:
+                wanted.append((job, seed, labels["data"], text, run))
+                texts.setdefault(labels["data"], Counter())[text] += 1
+    usual = {data: counted.most_common(1)[0][0] for data, counted in texts.items()}
+    runs: dict[str, dict[int, Record]] = {job.name: {} for job in section.jobs}
+    others = []
+    for job, seed, data, text, run in wanted:
+        if text.startswith(section.text or usual[data]) and seed not in runs[job.name]:
+            runs[job.name][seed] = run
+        else:
+            others.append(run)
+    return replace(section, jobs=[_with_runs(job, runs[job.name]) for job in section.jobs], others=others)
 
 
-def _text(record: Record) -> str:
-    return str(record.environment()["data"]["fingerprint"])
+def _with_runs(job: Job, runs: dict[int, Record]) -> Job:
+    finished = {seed: runs[seed] for seed in sorted(runs) if runs[seed].status == "finished"}
+    return replace(job, runs=finished, diverged=tuple(seed for seed in sorted(runs) if seed not in finished))

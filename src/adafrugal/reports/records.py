@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from adafrugal.system.errors import SettingError
@@ -71,18 +71,13 @@ def pack(directory: Path) -> Path:
         raise SettingError(f"there are no runs in {directory}; name a directory with runs below it")
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for file in _files(runs):
-            member = tarfile.TarInfo(file.relative_to(directory).as_posix())  # no owner, no time
-            member.size = file.stat().st_size
-            with file.open("rb") as opened:
-                tar.addfile(member, opened)
+        for file in (run / name for run in runs for name in FILES if (run / name).exists()):
+            member, content = tarfile.TarInfo(file.relative_to(directory).as_posix()), file.read_bytes()
+            member.size = len(content)  # no owner, no time: nothing but names and content
+            tar.addfile(member, io.BytesIO(content))
     archive = directory.with_name(directory.name + SUFFIX)
     archive.write_bytes(lzma.compress(data.getvalue(), preset=9))
     return archive
-
-
-def _files(runs: Iterable[Path]) -> Iterator[Path]:
-    return (run / name for run in runs for name in FILES if (run / name).exists())
 
 
 def unpacked(archive: Path) -> Path:

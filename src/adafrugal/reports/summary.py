@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from adafrugal.tracking.record import Record, spoken
 
 
 def text(record: Record) -> str:
-    """The summary of a finished run, a few lines."""
+    """Return the summary of a finished run, a few lines."""
     found = record.summary()
-    memory, seconds = found["state_bytes"], found["seconds"]
-    phases = {name: s for name, s in seconds.items() if name != "wall"}
-    start, end = mib(memory["start"]), mib(memory["end"])
+    state, seconds = found["state_bytes"], found["seconds"]
+    phases = "  ".join(f"{name} {s:.1f}" for name, s in seconds.items() if name != "wall")
     rows = [
         *(_scores(found) if "metrics" in found else _language(found)),
         ("trained on", _trained_on(found)),
-        ("optimizer state", f"{start} at the start, {end} at the end; AdamW keeps {mib(memory['adamw'])}"),
+        ("optimizer state", f"{_mib(state['start'])} at the start, {_mib(state['end'])} at the end; "
+                            f"AdamW keeps {_mib(state['adamw'])}"),
         *_memory(found.get("memory", {})),
-        ("seconds", "  ".join(f"{name} {s:.1f}" for name, s in phases.items()) + f"  all {seconds['wall']:.1f}"),
+        ("seconds", f"{phases}  all {seconds['wall']:.1f}"),
         ("optimizer", f"{found['optimizer_share']:.1%} of the time of forward and backward"),
-        ("record", str(record.directory)),
-        ("picture", str(record.directory / "picture.svg")),
+        ("record", record.directory),
+        ("picture", record.directory / "picture.svg"),
     ]  # fmt: skip
     return "\n".join(f"{name:<16} {value}" for name, value in rows)
 
 
-def _language(found: dict) -> list[tuple[str, str]]:
-    """What a pre-training reached."""
-    perplexity, unigram = found["validation_perplexity"], found["unigram"]
+def _language(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The results of pre-training."""
+    loss, unigram = found["validation_loss"], found["unigram"]
+    beside = f"{abs(unigram['loss'] - loss):.2f} {'below' if loss <= unigram['loss'] else 'above'} a unigram model's"
+    of = f"a unigram model of the same tokens has {unigram['perplexity']:.1f}"
     return [
-        ("validation loss", f"{found['validation_loss']:.4f} nats a token, {_below(found)}"),
-        ("perplexity", f"{perplexity:.1f}, a unigram model of the same tokens has {unigram['perplexity']:.1f}"),
+        ("validation loss", f"{loss:.4f} nats a token, {beside} {unigram['loss']:.4f}"),
+        ("perplexity", f"{found['validation_perplexity']:.1f}, {of}"),
         ("bits per byte", f"{found['validation_bits_per_byte']:.3f}"),
     ]
 
 
-def _scores(found: dict) -> list[tuple[str, str]]:
-    """What a fine-tuning reached, at the end and at its best by the first metric."""
+def _scores(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The results of fine-tuning, at the end and at the best by the first metric."""
     last, best, by = found["last"], found["best"], spoken(found["metric"])
     return [
         (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}, the best by {by}")
@@ -43,33 +47,25 @@ def _scores(found: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _memory(found: dict) -> list[tuple[str, str]]:
-    """The estimate of the peak beside what was measured; a process on a CPU holds more than tensors."""
+def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The estimate of the peak and the measurement; a process on a CPU holds more than tensors."""
     if "estimate" not in found:
         return []
+    measured = f"the process grew by {_mib(found['grown'])}, with libraries and evaluations"
     if "allocated" in found:
         what = found.get("peak_is", "allocated")
-        measured = f"{mib(found['grown'])} {what}, to which the estimate is {found['estimate_error']:+.1%}"
-    else:
-        measured = f"the process grew by {mib(found['grown'])}, with libraries and evaluations"
+        measured = f"{_mib(found['grown'])} {what}, to which the estimate is {found['estimate_error']:+.1%}"
     of = " of a run that is not compiled" if found.get("is_upper_bound") else ""
-    return [("memory", f"{mib(found['estimate'])} at most by the estimate{of}; {measured}")]
+    return [("memory", f"{_mib(found['estimate'])} at most by the estimate{of}; {measured}")]
 
 
-def _trained_on(found: dict) -> str:
-    read = f"{found['tokens']:,} tokens in {found['steps']:,} steps"
-    what = "epochs" if "metrics" in found else "of the text"
-    more = [] if found["epochs"] is None else [f"{found['epochs']:.2f} {what}"]  # its length may not be known
+def _trained_on(found: dict[str, Any]) -> str:
+    of = "epochs" if "metrics" in found else "of the text"
+    more = [] if found["epochs"] is None else [f"{found['epochs']:.2f} {of}"]  # the text's length may be unknown
     if found.get("padding"):
         more.append(f"{found['padding']:.1%} padding")
-    return f"{read} ({', '.join(more)})" if more else read
+    return f"{found['tokens']:,} tokens in {found['steps']:,} steps" + (f" ({', '.join(more)})" if more else "")
 
 
-def mib(count: float) -> str:
-    """Bytes as MiB."""
+def _mib(count: float) -> str:
     return f"{count / 2**20:.2f} MiB"
-
-
-def _below(found: dict) -> str:
-    below = found["unigram"]["loss"] - found["validation_loss"]
-    return f"{abs(below):.2f} {'below' if below >= 0 else 'above'} a unigram model's {found['unigram']['loss']:.4f}"

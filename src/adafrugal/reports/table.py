@@ -1,76 +1,186 @@
-"""Runs side by side: one Markdown table for each task, data and model, one row for each arm.
+"""Runs side by side: a table for each task, data and model, with a row for each arm and its settings.
 
-Fine-tuning runs of one model share a table over all data sets.
+Pre-training runs have one line of measures. Fine-tuning runs of one model share a table over all data sets.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from adafrugal.reports import scores
-from adafrugal.reports.grid import Cell, Grid, Number
-from adafrugal.reports.selection import STATE, label, rows_of, state
-from adafrugal.reports.statistics import Sample
-from adafrugal.tracking.record import Record
+from omegaconf import OmegaConf
 
-COLUMNS = {  # of the summary: key, form, factor
+from adafrugal.reports.grid import MISSING, Cell, Change, Difference, Grid, Number
+from adafrugal.reports.statistics import Sample, contrast
+from adafrugal.settings.identity import still_part
+from adafrugal.tracking.record import Record, spoken
+
+COLUMNS = {  # of a pre-training summary: key, form, factor
     "validation loss": ("validation_loss", ".4f", 1),
     "perplexity": ("validation_perplexity", ".1f", 1),
     "bits per byte": ("validation_bits_per_byte", ".3f", 1),
     "optimizer ÷ forward and backward": ("optimizer_share", ".1f", 100),
 }
+STATE, MEMORY = "optimizer state, start → end", "peak memory, estimate / measured"
+# log_every does not affect results; precision and data are shown resolved
+NO_DIFFERENCE = ("seed", "trainer.log_every", "trainer.precision", "data.source")
+REFERENCE = "adamw"  # the arm that scores are compared with
+TITLES = {"last": "At the last epoch", "best": "At the best epoch by each data set's first metric"}
+Row = Mapping[str, Sequence[Record]]  # data set -> the runs of one arm
 
 
-MEMORY = "peak memory, estimate / measured"
-
-
-def markdown(records: list[Record]) -> str:
-    """Tables of the finished runs; what is not finished is named below them.
-
-    Runs that differ in their seed alone share a row: mean ± standard deviation, and their number.
-    """
-    finished = [record for record in records if record.status == "finished"]
-    unfinished = [record for record in records if record.status != "finished"]
-    settings: dict[str, list[Record]] = defaultdict(list)
+def markdown(records: Sequence[Record]) -> str:
+    """Return tables of the finished runs, seeds of one setting in one row, and a list of the other runs."""
+    pretrained: dict[str, list[Record]] = defaultdict(list)
     finetuned: dict[str, list[Record]] = defaultdict(list)
-    for record in finished:
-        if label(record, "task") == "finetune":
-            finetuned[label(record, "model")].append(record)
+    unfinished = []
+    for record in records:
+        if record.status != "finished":
+            unfinished.append(f"- not finished ({record.status}): {record.directory}")
+        elif _label(record, "task") == "finetune":
+            finetuned[_label(record, "model")].append(record)
         else:
-            settings[" ".join(label(record, key) for key in ("task", "data", "model"))].append(record)
-    parts = [f"## {name}\n\n{_table(runs)}" for name, runs in settings.items()]
+            pretrained[" ".join(_label(record, key) for key in ("task", "data", "model"))].append(record)
+    parts = [f"## {name}\n\n{_language(runs).markdown()}" for name, runs in pretrained.items()]
     for model, runs in finetuned.items():
-        parts.append(f"## finetune {model}\n\n{scores.markdown(runs)}")
-    if unfinished:
-        parts.append("\n".join(f"- not finished ({record.status}): {record.directory}" for record in unfinished))
-    return "\n\n".join(parts) + "\n"
+        tables = (f"{TITLES[when]}:\n\n{grid.markdown()}" for when, grid in scores(runs).items())
+        parts.append("\n\n".join([f"## finetune {model}", *tables]))
+    return "\n\n".join([*parts, *(["\n".join(unfinished)] if unfinished else [])]) + "\n"
 
 
-def _table(records: list[Record]) -> str:
-    rows = []
-    foretold = [MEMORY] if all("estimate" in record.summary().get("memory", {}) for record in records) else []
-    for name, runs in rows_of(records):
-        summaries = [run.summary() for run in runs]
-        memory = [_beside(summaries)] if foretold else []
-        rows.append(
-            [name, str(len(runs)), f"{summaries[0]['steps']:,}", *measured(summaries), state(summaries), *memory]
-        )
-    return Grid(["arm", "n", "steps", *COLUMNS, STATE, *foretold], rows).markdown()
+def _label(record: Record, name: str) -> Any:
+    return record.environment()["identity"]["labels"][name]
 
 
-def _beside(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The estimate of the peak, what was measured, and the relative error; of compiled runs it is an upper bound."""
+def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Runs that differ in their seed alone, by the arm and the settings that tell them from its other rows."""
+    rows: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    settings: dict[tuple[str, ...], dict[str, Any]] = {}
+    for record in records:
+        environment = record.environment()
+        differs = still_part(environment["identity"]["differs"])
+        found = {name: value for name, value in differs.items() if name not in NO_DIFFERENCE}
+        found |= {"precision": environment["precision"], "data": environment["data"]["fingerprint"][:8]}
+        key = (_label(record, "arm"), *(f"{name}={found[name]}" for name in sorted(found)))
+        rows[key].append(record)
+        settings[key] = found
+    named = []
+    for key, runs in rows.items():
+        rivals = [settings[other] for other in rows if other[0] == key[0]]
+        apart = {name for rival in rivals for name in rival if any(r.get(name) != rival[name] for r in rivals)}
+        defaults = OmegaConf.create(runs[0].config())
+        own = {name: settings[key].get(name, OmegaConf.select(defaults, name)) for name in sorted(apart)}
+        named.append((" ".join([key[0], *(f"{name}={v}" for name, v in own.items() if v is not None)]), runs))
+    return named
+
+
+# -- pre-training ------------------------------------------------------------------------------------------------------
+
+
+def _language(records: Sequence[Record]) -> Grid:
+    has_memory = all("estimate" in record.summary().get("memory", {}) for record in records)
+    rows: list[list[Cell]] = []
+    for name, runs in _rows(records):
+        found = [run.summary() for run in runs]
+        rows.append([name, str(len(runs)), f"{found[0]['steps']:,}", *measured(found), state(found)])
+        if has_memory:
+            rows[-1].append(_memory(found))
+    return Grid(["arm", "n", "steps", *COLUMNS, STATE, *([MEMORY] if has_memory else [])], rows)
+
+
+def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Return the cells of `COLUMNS`: means over the summaries of some runs."""
+    return [
+        Number(Sample.of(factor * summary[key] for summary in summaries), form, "%" if factor == 100 else "")
+        for key, form, factor in COLUMNS.values()
+    ]
+
+
+def state(summaries: Sequence[Mapping[str, Any]]) -> Change:
+    """Return the cell of the optimizer's state: means over the summaries of some runs."""
+    start, end = (statistics.mean(s["state_bytes"][when] / 2**20 for s in summaries) for when in ("start", "end"))
+    return Change(start, end, "MiB")
+
+
+def _memory(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Estimated and measured peak, and the relative error; for compiled runs the estimate is an upper bound."""
     estimate, grown = (statistics.mean(s["memory"][key] for s in summaries) for key in ("estimate", "grown"))
     bound = "≤ " if any(s["memory"].get("is_upper_bound") for s in summaries) else ""
     return f"{bound}{estimate / 2**20:,.0f} / {grown / 2**20:,.0f} MiB ({estimate / grown - 1:+.1%})"
 
 
-def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """The cells of `COLUMNS`, means over the summaries of some runs."""
-    return [
-        Number(Sample.of(factor * summary[key] for summary in summaries), form, "%" if factor == 100 else "")
-        for key, form, factor in COLUMNS.values()
+# -- fine-tuning -------------------------------------------------------------------------------------------------------
+
+
+def scores(records: Sequence[Record]) -> dict[str, Grid]:
+    """Return the tables of finished fine-tuning runs of one model: at the last epoch, and at the best.
+
+    A cell is the mean ± standard deviation over seeds, in points. The mean over data sets is of each one's first
+    metric, seed by seed; its difference to AdamW's is paired by seed, with its 95% interval.
+    """
+    by_set: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_set[_data(record)].append(record)
+    sets = sorted(by_set)
+    rows: dict[str, dict[str, Sequence[Record]]] = defaultdict(dict)
+    for name in sets:
+        for arm, runs in _rows(by_set[name]):
+            rows[arm][name] = runs
+    columns = [
+        (name, metric)
+        for name in sets
+        for metric in dict.fromkeys(metric for run in by_set[name] for metric in run.summary()["metrics"])
     ]
+    return {when: _scores(rows, sets, columns, when) for when in TITLES}
+
+
+def _data(record: Record) -> str:
+    """A data set's column: its settings file, or the last part of the source for one's own data."""
+    name = _label(record, "data")
+    return Path(record.config()["data"]["source"]).name if name == "labelled" else name
+
+
+def _scores(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple[str, str]], when: str) -> Grid:
+    has_mean = len(sets) > 1
+    head = ["arm", "n", *(["mean", f"− {REFERENCE}"] if has_mean else [])]
+    head += [*(f"{name} {spoken(metric)}" for name, metric in columns), STATE]
+    means = {arm: _means(row, sets, when) for arm, row in rows.items()}
+    lines = []
+    for arm, row in sorted(rows.items(), key=_place):
+        counts = sorted({len(row.get(name, ())) for name in sets})
+        cells: list[Cell] = [arm, "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))]
+        if has_mean:
+            difference = contrast(means, {arm: 1, REFERENCE: -1})
+            cells.append(Number(Sample.of(means[arm].values()), ".2f") if means[arm] else MISSING)
+            cells.append("–" if arm == REFERENCE else Difference(difference, ".2f") if difference else MISSING)
+        for name, metric in columns:
+            found = [run.summary()[when][metric] for run in row.get(name, ()) if metric in run.summary()[when]]
+            cells.append(Number(Sample.of(100 * value for value in found), ".2f") if found else MISSING)
+        lines.append([*cells, state([run.summary() for runs in row.values() for run in runs])])
+    return Grid(head, lines)
+
+
+def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
+    """The order of rows: the reference, then by arm, then by the settings as numbers."""
+    arm, *settings = item[0].split()
+    values = []
+    for value in (setting.partition("=")[2] for setting in settings):
+        try:
+            values.append((float(value), value))
+        except ValueError:
+            values.append((math.inf, value))
+    return arm != REFERENCE, arm, values
+
+
+def _means(row: Row, sets: Sequence[str], when: str) -> dict[int, float]:
+    """Seed -> the mean over data sets, in points, for each seed that has all of them."""
+    by_seed: dict[int, dict[str, float]] = defaultdict(dict)
+    for name in sets:
+        for run in row.get(name, ()):
+            summary = run.summary()
+            by_seed[_label(run, "seed")][name] = 100 * summary[when][summary["metric"]]
+    return {seed: statistics.mean(found.values()) for seed, found in by_seed.items() if len(found) == len(sets)}

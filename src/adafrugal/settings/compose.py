@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
 
+@functools.cache  # once a process: it costs a fifth of a composition
 def register(repository: Path = REPOSITORY) -> None:
     """Register what composition needs beside the files: the schema, and the resolvers that the files use."""
     schema.register()

@@ -59,7 +59,6 @@ class EmbeddedSettings(Part, path="data"):
     mask_documents: bool = False  # packed rows: attention and loss stop at a document's end
     repeat: bool = True  # read the text again when the run is longer than it; false: stop with a message
     window_tokens: int = at_least(1024, 1 << 24)  # rows are permuted within windows of about so many tokens
-    store: bool = True  # keep tokens under cache_root; false: only the windows in use, in memory
     store_limit_gib: float | None = ranged(None, lambda limit: limit > 0, "above 0, or null for none")
     processes: int | None = within(1, 1024, None, ", or null for one on each core")  # that cut text into tokens
 

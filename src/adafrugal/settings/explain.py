@@ -46,6 +46,8 @@ def no_such(key: str, allowed: Iterable[str]) -> str:
     if key == "optimizer.density.fit_gib":
         return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
     path, _, last = key.rpartition(".")
+    if key == "data.store":
+        return f"{key} is gone: tokens are always kept under cache_root; data.store_limit_gib limits them"
     what = f"{path} has no {last!r}" if path else "there is no such setting"
     return f"{key}: {what}; {nearest(last, allowed)}"
 

@@ -22,7 +22,8 @@ NOT_PART = (
     "trainer.activation_checkpointing",
     "model.loss_chunk_rows",  # the same loss up to the order of a sum
     "task.lr",  # counts where optimizer.lr refers to it
-    "data.store", "data.store_limit_gib", "data.processes",  # the same batches, from the disk or not
+    "data.store_limit_gib", "data.processes",
+    "data.store",  # gone; old records have it
     "optimizer.fused", "optimizer.compile",
 )  # fmt: skip
 _CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")

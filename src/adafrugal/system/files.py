@@ -70,7 +70,7 @@ def explain_disk(error: OSError, directory: str) -> str:
     """The line for an error in writing under `cache_root`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{directory} is full: make room (the same command goes on), choose another cache_root, set "
-            "data.store_limit_gib, or keep no tokens at all with data.store=false"
+            f"{directory} is full: make room (the same command goes on), choose another cache_root, or set "
+            "data.store_limit_gib"
         )
     return f"cache_root is {directory}: {error.strerror}; choose a directory that can be written to and has room"

@@ -12,12 +12,6 @@ def line(text):
     return json.dumps({"text": text, "url": "x"})
 
 
-def test_the_text_of_each_line_is_a_document():
-    found = select([line("one"), line("hai, ba"), line(" three\n")], LINES)
-    assert found.texts == ["one", "hai, ba", " three\n"]
-    assert not found.skipped
-
-
 @pytest.mark.parametrize(
     "broken, reason",
     [
@@ -35,33 +29,33 @@ def test_the_text_of_each_line_is_a_document():
     ],
 )
 def test_a_broken_line_costs_only_itself_and_is_counted_with_its_reason(broken, reason):
-    found = select([line("before"), broken, line("after")], LINES)
-    assert found.texts == ["before", "after"]
-    assert found.skipped == {reason: 1}
+    texts, counts = select([line("hai, ba"), broken, line(" after\n")], LINES)
+    assert texts == ["hai, ba", " after\n"]
+    assert counts.skipped == {reason: 1} and counts.sound == 2
 
 
 def test_the_fields_of_a_line_without_the_text_are_kept_for_the_message():
-    assert select(['{"content": "x", "id": 1}'], LINES).fields == ["content", "id"]
+    assert select(['{"content": "x", "id": 1}'], LINES)[1].fields == ["content", "id"]
 
 
 def test_rows_may_be_missing_or_undecodable():
-    found = select(["one", None, b"\xff", f"x{INVALID}", "two"], TEXT)
-    assert found.texts == ["one", "two"]
-    assert found.skipped == {"no text": 1, "not UTF-8": 2}
+    texts, counts = select(["one", None, b"\xff", f"x{INVALID}", "two"], TEXT)
+    assert texts == ["one", "two"]
+    assert counts.skipped == {"no text": 1, "not UTF-8": 2}
 
 
-def test_what_is_held_out_and_the_rest_are_all_documents_once():
+def test_each_document_is_held_out_or_not():
     texts = [f"document {i}" for i in range(2000)]
-    parts = [select(texts, Rules(False, "text", keep, held_out=0.1)).texts for keep in ("held_out", "rest")]
-    assert sorted(parts[0] + parts[1]) == sorted(texts)
-    assert 150 < len(parts[0]) < 250
-    more = select(texts, Rules(False, "text", "held_out", held_out=0.2)).texts
-    assert set(parts[0]) < set(more), "a larger share holds out the same documents and others"
+    held_out, rest = (select(texts, Rules(False, "text", keep, held_out=0.1))[0] for keep in ("held_out", "rest"))
+    assert sorted(held_out + rest) == sorted(texts)
+    assert 150 < len(held_out) < 250
+    more, _ = select(texts, Rules(False, "text", "held_out", held_out=0.2))
+    assert set(held_out) < set(more), "a larger share holds out the same documents and others"
 
 
 def test_nfc_composes_diacritics_and_keeps_them():
     apart = "Tie\u0302\u0301ng Vie\u0323\u0302t"
-    (text,) = select([apart], Rules(False, "text", normalization="nfc")).texts
+    ((text,), _) = select([apart], Rules(False, "text", normalization="nfc"))
     assert text == "Tiếng Việt" and len(text) == 10
-    assert select([apart], TEXT).texts == [apart]
-    assert select(["½ﬁ"], Rules(False, "text", normalization="nfkc")).texts == ["1⁄2fi"]
+    assert select([apart], TEXT)[0] == [apart]
+    assert select(["½ﬁ"], Rules(False, "text", normalization="nfkc"))[0] == ["1⁄2fi"]

@@ -1,32 +1,16 @@
 """Text and tokenizers from the hub, through the real clients: they ask a server on this machine, see hub.py."""
 
-import gzip
 import io
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow
 import pytest
 import tokenizers
-from hub import Hub
+from corpora import CARD, zipped
 from pyarrow import parquet
 
 from adafrugal.data.text import tokenizer
 
-CARD = b"""---
-configs:
-- config_name: en
-  data_files:
-  - split: train
-    path: en/c4-train.*.json.gz
-  - split: validation
-    path: en/c4-validation.*.json.gz
-- config_name: vi
-  data_files: vi/*.json.gz
----
-"""
 TEXTS = [f"The matrix {n} holds {n * n % 97} columns, and the token {n % 13} reads them." for n in range(700)]
 TRAIN, VALIDATION = TEXTS[:600], TEXTS[600:]
 SECOND = "en/c4-train.00001-of-00002.json.gz"
@@ -44,102 +28,66 @@ NO_TOKENIZER = (
     "tokenizer.json"
 )
 NO_REVISION = "which has no such data.revision; allowed: a branch, a tag or a commit's sha"
-# repository -> what the server answers, and what is said of it; the last three are not there, whatever their names say
-REFUSED = {
-    "asks": ((401, "GatedRepo"), GATED),
-    "waits": ((403, "GatedRepo"), GATED),
-    "forbids": ((403, ""), HIDDEN),
-    "gone": ((404, "RepoNotFound"), HIDDEN),
-    "limited": ((429, ""), LIMITED),
-    "down": ((503, ""), DOWN),
-    "silent": ((0, ""), UNREACHED),
-    "unknown": (None, HIDDEN),
-    "aggregated": (None, HIDDEN),
-    "offline": (None, HIDDEN),
-}
+# repository -> the message; the last three are not there, whatever their names mean
+SAID = {"asks": GATED, "waits": GATED, "forbids": HIDDEN, "gone": HIDDEN, "limited": LIMITED, "down": DOWN,
+        "silent": UNREACHED, "unknown": HIDDEN, "aggregated": HIDDEN, "offline": HIDDEN}  # fmt: skip
 TRAINED = ["data.tokenizer.kind=train", "data.tokenizer.name=null", "data.tokenizer.vocabulary_size=300"]
-# reads sources as the lines of its input say, each as if it were a new process
 READER = """
-import json, sys
+import json
 from pathlib import Path
-from huggingface_hub import HfFileSystem
 from adafrugal.settings.schema import CorpusSettings
 from adafrugal.system.errors import SettingError
 from adafrugal.data.text import documents, sources
-for line in sys.stdin:
-    cache_root, *settings = json.loads(line)
-    HfFileSystem.clear_instance_cache()
-    try:
-        source = sources.resolve(CorpusSettings(**settings[0]), Path(cache_root), str)
-        found = {"about": source.described(), "fingerprint": source.fingerprint}
-        for name, part in (("train", source.train), ("validation", source.validation)):
-            bundles = sources.read(source, part, sources.Position())
-            found[name] = [text for b in bundles for text in documents.select(b.pieces, part.rules).texts]
-    except SettingError as error:
-        found = {"error": str(error)}
-    print(json.dumps(found), flush=True)
+try:
+    source = sources.resolve(CorpusSettings(**{settings!r}), Path({cache_root!r}), str)
+    found = {{"about": source.described(), "fingerprint": source.fingerprint}}
+    for name, split in (("train", source.train), ("validation", source.validation)):
+        bundles = sources.read(source, split, sources.Position())
+        found[name] = [text for pieces, _ in bundles for text in documents.select(pieces, split.rules)[0]]
+except SettingError as error:
+    found = {{"error": str(error)}}
+print(json.dumps(found), flush=True)
+raise SystemExit(0)
 """
-
-
-def lines(texts):
-    """Documents as a file of C4 holds them."""
-    rows = ({"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "https://example.org"} for text in texts)
-    return gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), mtime=0)
-
-
 C4 = {
-    "README.md": CARD,
-    "en/c4-train.00000-of-00002.json.gz": lines(TRAIN[:300]),
-    SECOND: lines(TRAIN[300:]),
-    "en/c4-validation.00000-of-00001.json.gz": lines(VALIDATION),
-    "vi/c4-train.00000-of-00001.json.gz": lines(["Ma trận có các cột."]),
+    "README.md": CARD.removesuffix("---\n").encode() + b"- config_name: vi\n  data_files: vi/*.json.gz\n---\n",
+    "en/c4-train.00000-of-00002.json.gz": zipped(TRAIN[:300]),
+    SECOND: zipped(TRAIN[300:]),
+    "en/c4-validation.00000-of-00001.json.gz": zipped(VALIDATION),
+    "vi/c4-train.00000-of-00001.json.gz": zipped(["Ma trận có các cột."]),
 }
 
 
-@pytest.fixture(scope="module")
-def hub():
-    server = Hub()
-    server.add("org/c4", C4)
-    server.add("org/script", {"README.md": b"a script\n", "script.py": b"import datasets\n"})
-    server.add("org/code", {"README.md": b"no data\n", "main.c": b"int main(void) {}\n"})
-    for name, (refusal, _) in REFUSED.items():
-        if refusal:
-            server.fail(f"org/{name}", *refusal)
-    yield server
-    server.close()
+@pytest.fixture(scope="module", autouse=True)
+def repositories(hub):
+    hub.add("org/c4", C4)
+    hub.add("org/script", {"README.md": b"a script\n", "script.py": b"import datasets\n"})
+    hub.add("org/code", {"README.md": b"no data\n", "main.c": b"int main(void) {}\n"})
 
 
 @pytest.fixture(scope="module")
-def read(hub, tmp_path_factory):
+def read(hub_forks, tmp_path_factory):
     """A function that reads a source in another process: settings -> what it found, or the error."""
-    directory = tmp_path_factory.mktemp("reader")
-    env = {**os.environ, **hub.environment(directory)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", READER], env=env, **pipes) as process:
+    cache_root = str(tmp_path_factory.mktemp("reader"))
 
-        def ask(**settings):
-            process.stdin.write(json.dumps([str(directory / "cache"), settings]) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+    def ask(**settings):
+        done = hub_forks(before=READER.format(settings=settings, cache_root=cache_root))
+        return json.loads(done.out.splitlines()[-1]) if done.out else done.err
 
-        yield ask
-        process.stdin.close()
+    return ask
 
 
 @pytest.fixture
-def own_cache(tmp_path):
-    return tmp_path / "own"
+def words(tmp_path):
+    """A run with a cache of its own."""
+    own = ["scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", f"cache_root={tmp_path / 'own'}"]
+    return [*own, "data=c4", "data.source=org/c4", "model=llama_tiny", "data.processes=1"]
 
 
 @pytest.fixture
-def run(train, hub, own_cache, tmp_path):
-    """A function that runs train.py with a hub and a cache of its own: overrides -> the finished process."""
-    places = ["data=c4", "data.source=org/c4", "model=llama_tiny", "data.processes=1", f"cache_root={own_cache}"]
-
-    def start(*overrides, server=hub, **env):
-        return train(*places, *overrides, env={**server.environment(tmp_path), **env})
-
-    return start
+def run(hub_forks, words, tmp_path):
+    """A function that runs train.py with the hub: overrides -> the finished process."""
+    return lambda *overrides: hub_forks(*words, *overrides, cwd=tmp_path)
 
 
 @pytest.fixture
@@ -153,24 +101,18 @@ def said(setting, name, line):
     return f"error: {setting} is {name}, {line.format(setting=setting)}"
 
 
-def test_a_repository_is_read_in_order_at_its_commit(hub, read):
-    sha = hub.add("org/ordered", C4)
-    found = read(source="org/ordered", subset="en")
-    assert (found["train"], found["validation"]) == (TRAIN, VALIDATION)
-    assert found["about"]["revision"] == sha
-    assert found["about"]["files"] == {"train": 2, "validation": 1}
-
-
-def test_a_newer_commit_is_not_taken_by_who_has_read_an_older_one(hub, read):
+def test_a_repository_is_read_in_order_at_its_commit_and_a_newer_one_only_when_asked_for(hub, read):
     old = hub.add("org/growing", C4)
     found = read(source="org/growing", subset="en")
-    assert hub.add("org/growing", {**C4, SECOND: lines(["newer"])}) != old
-    asked = hub.requests["HEAD /datasets/org/growing/resolve/main/README.md"]
+    assert (found["train"], found["validation"]) == (TRAIN, VALIDATION)
+    assert found["about"]["revision"] == old and found["about"]["files"] == {"train": 2, "validation": 1}
+    assert hub.add("org/growing", {**C4, SECOND: zipped(["newer"])}) != old
+    card = "HEAD /datasets/org/growing/resolve/main/README.md"
+    asked = hub.requests[card]
     assert f"@{old}/" in read(source="org/growing", subset="en")["error"]  # which this server no longer has
-    assert hub.requests["HEAD /datasets/org/growing/resolve/main/README.md"] == asked
+    assert hub.requests[card] == asked
     newer = read(source="org/growing", subset="en", revision="main")
-    assert newer["train"] == [*TRAIN[:300], "newer"]
-    assert newer["fingerprint"] != found["fingerprint"]
+    assert newer["train"] == [*TRAIN[:300], "newer"] and newer["fingerprint"] != found["fingerprint"]
 
 
 def test_parquet_files_without_a_card_are_held_out_by_hash(hub, read):
@@ -186,9 +128,9 @@ def test_parquet_files_without_a_card_are_held_out_by_hash(hub, read):
 
 
 def test_a_directory_without_data_files_is_one_line(read, tmp_path):
-    place = tmp_path / "aggregated-offline"  # neither gated nor offline
-    place.mkdir()
-    assert read(source=str(place))["error"] == f"data.source is {place}, {NO_TEXT}"
+    directory = tmp_path / "aggregated-offline"  # neither gated nor offline
+    directory.mkdir()
+    assert read(source=str(directory))["error"] == f"data.source is {directory}, {NO_TEXT}"
 
 
 def test_a_connection_that_drops_twice_costs_no_document(hub, read):
@@ -220,30 +162,29 @@ def test_a_hub_that_fails_later_is_one_line_about_the_file(hub, read, refusal, r
     )
 
 
-def test_a_run_goes_on_after_a_broken_connection_and_the_next_needs_no_hub(run, own_cache):
-    own = Hub()
-    sha = own.add("org/c4", C4)
-    own.cut("org/c4", SECOND, after=len(C4[SECOND]) // 2)
-    broken = run(*TRAINED, server=own)
-    assert broken.returncode == 2
-    assert broken.stderr == (
-        f"error: hf://datasets/org/c4@{sha}/{SECOND} cannot be read after 0 documents: Server Disconnected; "
+def test_a_run_goes_on_after_a_broken_connection_and_the_next_needs_no_hub(hub, run, tmp_path):
+    own = ["data.source=org/broken", *TRAINED]
+    sha = hub.add("org/broken", C4)
+    hub.cut("org/broken", SECOND, after=len(C4[SECOND]) // 2)
+    broken = run(*own)
+    assert broken.code == 2
+    assert broken.err == (
+        f"error: hf://datasets/org/broken@{sha}/{SECOND} cannot be read after 0 documents: Server Disconnected; "
         "the same command goes on from there, data.source can also be a local copy\n"
     )
-    assert [p.name for p in own_cache.iterdir()] == ["sources"]
-    own.cuts.clear()
-    repaired = run(*TRAINED, server=own)
-    assert (repaired.returncode, repaired.stderr) == (0, "")
-    about = [json.loads(file.read_text()) for file in own_cache.glob("tokens/*/about.json")]
+    assert [p.name for p in (tmp_path / "own").iterdir()] == ["sources"]
+    hub.cuts.clear()
+    repaired = run(*own)
+    assert (repaired.code, repaired.err) == (0, "")
+    about = [json.loads(file.read_text()) for file in (tmp_path / "own").glob("tokens/*/about.json")]
     assert [one["source"]["revision"] for one in about] == [sha]
-    own.close()
-    own.requests.clear()
-    again = run(*TRAINED, "seed=1", server=own)
-    assert (again.returncode, again.stderr) == (0, "")
-    assert not own.requests
+    before = hub.requests.copy()
+    again = run(*own, "seed=1")
+    assert (again.code, again.err) == (0, "")
+    assert hub.requests == before
 
 
-def test_a_tokenizer_is_fetched_once_and_kept(hub, run, own_cache):
+def test_a_tokenizer_is_fetched_once_and_kept(hub, run, tmp_path):
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -258,32 +199,32 @@ def test_a_tokenizer_is_fetched_once_and_kept(hub, run, own_cache):
     wanted = ["data.tokenizer.kind=pretrained", "data.tokenizer.name=org/tokenizer"]
     # two jobs, both refused once their tokenizer is there
     done = run("-m", *wanted, "model.vocabulary_size=257,258")
-    assert done.returncode == 2
+    assert done.code == 2
     refused = ("error: model.vocabulary_size is 25", "and the tokenizer can emit ids up to 299; allowed: 300 or more")
-    assert [all(words in line for words in refused) for line in done.stderr.splitlines()] == [True, True]
-    asked = [request for request in hub.requests.elements() if request.endswith("/tokenizer.json")]
+    assert [all(words in line for words in refused) for line in done.err.splitlines()] == [True, True]
+    asked = [name for name in hub.requests.elements() if "org/tokenizer/" in name and name.endswith("/tokenizer.json")]
     assert len(asked) == len(set(asked)) == 2, asked  # HEAD and GET
-    (place,) = (own_cache / "tokenizers").iterdir()
-    kept = tokenizer.load(place)
+    (directory,) = (tmp_path / "own" / "tokenizers").iterdir()
+    kept = tokenizer.load(directory)
     assert (kept.size, kept.end, kept.pad) == (300, 0, 1)
     assert kept.decode(kept.encode(TRAIN[:1])[0]) == TRAIN[0]
 
 
-def test_what_the_hub_refuses_of_a_corpus_is_one_line_each(run, own_cache):
-    expected = {name: line for name, (_, line) in REFUSED.items()} | {"code": NO_TEXT, "script": NO_SCRIPT}
+def test_a_refused_corpus_is_one_line_each(run, tmp_path):
+    expected = {**SAID, "code": NO_TEXT, "script": NO_SCRIPT}
     done = run("-m", f"data.source={','.join(f'org/{name}' for name in expected)}", "data.subset=null", *TRAINED)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [said("data.source", f"org/{name}", line) for name, line in expected.items()]
-    assert not own_cache.exists()
+    assert done.code == 2
+    assert done.err.splitlines() == [said("data.source", f"org/{name}", line) for name, line in expected.items()]
+    assert not (tmp_path / "own").exists()
 
 
-def test_what_the_hub_refuses_of_a_tokenizer_is_one_line_each(run, own_cache, local_text):
-    expected = {name: line for name, (_, line) in REFUSED.items()} | {"code": NO_TOKENIZER}
+def test_a_refused_tokenizer_is_one_line_each(run, tmp_path, local_text):
+    expected = {**SAID, "code": NO_TOKENIZER}
     names, setting = [f"org/{name}" for name in expected], "data.tokenizer.name"
     done = run("-m", *local_text, "data.tokenizer.kind=pretrained", f"{setting}={','.join(names)}")
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [said(setting, *pair) for pair in zip(names, expected.values(), strict=True)]
-    assert not own_cache.exists()
+    assert done.code == 2
+    assert done.err.splitlines() == [said(setting, *pair) for pair in zip(names, expected.values(), strict=True)]
+    assert not (tmp_path / "own").exists()
 
 
 @pytest.mark.parametrize(
@@ -291,32 +232,30 @@ def test_what_the_hub_refuses_of_a_tokenizer_is_one_line_each(run, own_cache, lo
     [({"HF_ENDPOINT": "http://127.0.0.1:9"}, UNREACHED), ({"HF_HUB_OFFLINE": "1"}, OFFLINE)],
     ids=["refused", "offline"],
 )
-def test_no_network_is_one_line_for_a_corpus_and_for_a_tokenizer(run, own_cache, local_text, env, line):
+def test_no_network_is_one_line_for_a_corpus_and_for_a_tokenizer(hub, train, words, local_text, tmp_path, env, line):
     pretrained = ["data.tokenizer.kind=pretrained", "data.tokenizer.name=org/tokenizer"]
-    done = run("-m", *local_text, "data.source=org/c4,texts.jsonl", *pretrained, **env)
+    env = {**hub.environment(tmp_path), **env}  # which the clients read as they are imported
+    done = train("-m", *words[4:], words[3], *local_text, "data.source=org/c4,texts.jsonl", *pretrained, env=env)
     assert done.returncode == 2
     corpus, cutter = said("data.source", "org/c4", line), said("data.tokenizer.name", "org/tokenizer", line)
     assert done.stderr.splitlines() == [corpus, cutter]
-    assert not own_cache.exists()
+    assert not (tmp_path / "own").exists()
 
 
-def test_what_a_repository_does_not_have_is_one_line_each(run, own_cache):
+def test_a_missing_subset_split_or_revision_is_one_line_each(run, read, tmp_path):
     jobs = ["data.subset=en,xx", "data.split=train,training", "data.revision=null,v7"]
     done = run("-m", *jobs, "data.text_field=content", *TRAINED)
-    assert done.returncode == 2
+    assert done.code == 2
     subset = "error: data.source is org/c4, data.subset is xx: BuilderConfig 'xx' not found. Available: ['en', 'vi']"
     revision = said("data.source", "org/c4", NO_REVISION)
-    assert done.stderr.splitlines() == [
+    assert done.err.splitlines() == [
         "error: data.text_field is content, which org/c4 does not have; allowed: text, timestamp, url",
         revision,
         "error: data.split is training, which org/c4 does not have; allowed: train, validation",
         revision,
         *([subset, revision] * 2),
     ]
-    assert [p.name for p in own_cache.iterdir()] == ["sources"]  # of the first: which files there are is known
-
-
-def test_a_subset_that_is_not_named_is_one_line(read):
+    assert [p.name for p in (tmp_path / "own").iterdir()] == ["sources"]  # of the first: its files are known
     assert read(source="org/c4")["error"] == (
         "data.source is org/c4, data.subset is null: Config name is missing. Please pick one among the available "
         "configs: ['en', 'vi']"

@@ -13,14 +13,15 @@ from adafrugal.data.text.sources import CHARACTERS, PIECES, Position
 from adafrugal.settings.schema import EmbeddedSettings, TokenizerSettings
 from adafrugal.system.errors import SettingError
 
-
-def read(source, part="train", begin=Position()):  # noqa: B008 - a frozen value
-    return list(sources.read(source, getattr(source, part), begin))
+ALL = {"subset": None, "held_out": 1e-9}  # of files: they have no subset, and nothing is held out
 
 
-def texts(source, part="train"):
-    rules = getattr(source, part).rules
-    return [text for bundle in read(source, part) for text in select(bundle.pieces, rules).texts]
+def read(source, split="train", begin=Position()):  # noqa: B008 - a frozen value
+    return list(sources.read(source, getattr(source, split), begin))
+
+
+def texts(source, split="train"):
+    return [text for pieces, _ in read(source, split) for text in select(pieces, getattr(source, split).rules)[0]]
 
 
 @pytest.fixture
@@ -32,36 +33,25 @@ def resolve(corpus_settings, tmp_path):
 # -- which files ------------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_in_the_hubs_layout_has_its_splits(resolve, c4_layout):
+def test_a_directory_in_the_hubs_layout_has_its_splits_in_the_order_of_the_files(resolve):
     source = resolve()
     assert [Path(file).name[:14] for file in source.train.files] == [f"c4-train.{i:05}" for i in range(10)]
     assert len(source.validation.files) == 1
     assert source.train.rules.keep == source.validation.rules.keep == "all"
-    assert len(texts(source)) == 600 and len(texts(source, "validation")) == 100
-
-
-def test_documents_come_in_the_order_of_the_files(resolve):
-    source = resolve()
     assert texts(source) == [text for file in source.train.files for text in texts_of(file)]
+    assert len(texts(source, "validation")) == 100
+    held_out = resolve(split="validation", held_out=0.2)
+    assert len(texts(held_out)) + len(texts(held_out, "validation")) == 100, "although there is a validation split"
 
 
 def test_where_there_is_no_validation_split_documents_are_held_out_by_hash(resolve, c4_layout):
     readme = c4_layout / "README.md"
     readme.write_text(readme.read_text().split("  - split: validation")[0] + "---\n")
     source = resolve(held_out=0.1)
-    parts = [texts(source, part) for part in ("train", "validation")]
-    assert sorted(parts[0] + parts[1]) == sorted(texts_of_all(source))
-    assert 30 < len(parts[1]) < 100
+    train, held_out = texts(source), texts(source, "validation")
+    assert sorted(train + held_out) == sorted(text for file in source.train.files for text in texts_of(file))
+    assert 30 < len(held_out) < 100
     assert "10.00% of the documents, by hash" in source.described()["validation"]
-
-
-def texts_of_all(source):
-    return [text for file in source.train.files for text in texts_of(file)]
-
-
-def test_documents_can_be_held_out_although_there_is_a_validation_split(resolve):
-    source = resolve(split="validation", held_out=0.2)
-    assert len(texts(source)) + len(texts(source, "validation")) == 100
 
 
 @pytest.mark.parametrize(
@@ -76,16 +66,10 @@ def test_documents_can_be_held_out_although_there_is_a_validation_split(resolve)
         ({"source": "corpus/*.txt"}, r"data.subset is en, and data.source is corpus/\*.txt: files have none"),
     ],
 )
-def test_what_is_not_there_is_one_line(resolve, more, message):
+def test_a_missing_source_is_one_line(resolve, more, message):
     with pytest.raises(SettingError, match=message) as caught:
         resolve(**more)
     assert "\n" not in str(caught.value)
-
-
-def test_a_directory_without_data_files_is_one_line(resolve, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SettingError, match=r"data.source is .*empty"):
-        resolve(source=str(tmp_path / "empty"), subset=None)
 
 
 # -- formats ----------------------------------------------------------------------------------------------------------
@@ -95,58 +79,37 @@ TEXTS = sentences(30)
 
 @pytest.fixture
 def files(tmp_path):
-    """The same 30 documents in every format: form -> file name."""
-    place = tmp_path / "files"
-    place.mkdir()
+    """The same 30 documents in every format."""
+    root = tmp_path / "files"
+    root.mkdir()
     lines = "".join(json.dumps({"text": t, "n": 1}) + "\n" for t in TEXTS)
-    (place / "a.jsonl").write_text(lines)
-    with gzip.open(place / "a.jsonl.gz", "wt") as file:
-        file.write(lines)
-    pyarrow.parquet.write_table(pyarrow.table({"n": [1] * 30, "text": TEXTS}), place / "a.parquet", row_group_size=7)
-    (place / "paragraphs.txt").write_text("\n\n".join(TEXTS) + "\n")
-    (place / "lines.txt").write_text("\n".join(TEXTS) + "\n")
+    (root / "a.jsonl").write_text(lines)
+    (root / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1] * 30, "text": TEXTS}), root / "a.parquet", row_group_size=7)
+    (root / "paragraphs.txt").write_text("\n\n".join(TEXTS) + "\n")
+    (root / "lines.txt").write_text("\n".join(TEXTS) + "\n")
     for number in range(3):
-        (place / f"part{number}.text.txt").write_text("\n\n".join(TEXTS[10 * number : 10 * number + 10]))
-    return place
+        (root / f"part{number}.text.txt").write_text("\n\n".join(TEXTS[10 * number : 10 * number + 10]))
+    return root
 
 
-@pytest.mark.parametrize(
-    "name, more",
-    [
-        ("a.jsonl", {}),
-        ("a.jsonl.gz", {}),
-        ("a.parquet", {}),
-        ("paragraphs.txt", {}),
-        ("lines.txt", {"sample_by": "line"}),
-        ("part*.txt", {}),
-    ],
-)
-def test_every_format_gives_its_documents(resolve, files, name, more):
-    source = resolve(source=str(files / name), subset=None, held_out=1e-9, **more)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "paragraphs.txt", "lines.txt", "part*.txt"])
+def test_every_format_gives_its_documents(resolve, files, name, monkeypatch):
+    monkeypatch.chdir(files.parent)  # names are relative to it
+    source = resolve(source=f"files/{name}", sample_by="line" if name == "lines.txt" else "paragraph", **ALL)
     assert [text.strip() for text in texts(source)] == TEXTS
 
 
 def test_a_text_file_can_be_one_document(resolve, files):
-    source = resolve(source=str(files / "part*.txt"), subset=None, held_out=1e-9, sample_by="document")
-    assert len(texts(source)) == 3
+    assert len(texts(resolve(source=str(files / "part*.txt"), sample_by="document", **ALL))) == 3
 
 
 def test_names_with_brackets_are_names(resolve, tmp_path):
     for name in ("a[1].txt", "a1.txt", "b [2020].jsonl"):
         text = f"this is {name}"
         (tmp_path / name).write_text(json.dumps({"text": text}) + "\n" if name.endswith("l") else text)
-    source = resolve(source=str(tmp_path / "a*.txt"), subset=None, held_out=1e-9)
-    assert sorted(texts(source)) == ["this is a1.txt", "this is a[1].txt"]
-    assert texts(resolve(source=str(tmp_path / "b*.jsonl"), subset=None, held_out=1e-9)) == ["this is b [2020].jsonl"]
-
-
-def test_what_does_nothing_to_the_documents_is_not_in_the_fingerprint(resolve):
-    assert resolve(sample_by="line").fingerprint == resolve().fingerprint
-
-
-def test_names_are_relative_to_the_current_directory(resolve, files, monkeypatch):
-    monkeypatch.chdir(files.parent)
-    assert len(texts(resolve(source="files/part*.txt", subset=None, held_out=1e-9))) == 30
+    assert sorted(texts(resolve(source=str(tmp_path / "a*.txt"), **ALL))) == ["this is a1.txt", "this is a[1].txt"]
+    assert texts(resolve(source=str(tmp_path / "b*.jsonl"), **ALL)) == ["this is b [2020].jsonl"]
 
 
 def test_files_of_several_or_unknown_formats_are_refused(resolve, files):
@@ -163,9 +126,9 @@ def test_a_missing_column_is_one_line_with_those_that_are_there(resolve, files):
 
 def test_text_that_is_not_utf8_breaks_its_own_document(resolve, files):
     (files / "latin.txt").write_bytes("\n\n".join([*TEXTS[:5], "caf\xe9", *TEXTS[5:]]).encode("latin-1", "replace"))
-    source = resolve(source=str(files / "latin.txt"), subset=None, held_out=1e-9)
-    skipped = [select(bundle.pieces, source.train.rules).skipped for bundle in read(source)]
-    assert skipped[0]["not UTF-8"] >= 1
+    source = resolve(source=str(files / "latin.txt"), **ALL)
+    ((pieces, _),) = read(source)
+    assert select(pieces, source.train.rules)[1].skipped["not UTF-8"] >= 1
 
 
 # -- broken files -----------------------------------------------------------------------------------------------------
@@ -184,7 +147,7 @@ def test_a_broken_gzip_is_named_with_how_far_it_was_read(resolve, c4_layout, har
     file.write_bytes(content)
     seen = []
     with pytest.raises(SettingError, match=r"c4-train.00004-of-00010.json.gz cannot be read after \d+ doc.*damaged"):
-        seen.extend(bundle.after for bundle in sources.read(resolve(), resolve().train, Position()))
+        seen.extend(after for _, after in sources.read(resolve(), resolve().train, Position()))
     assert seen[-1] == Position(4, 0), "the files before it are whole"
 
 
@@ -193,11 +156,7 @@ def test_a_broken_parquet_is_named(resolve, files, harm):
     file = files / "a.parquet"
     source = resolve(source=str(file), subset=None)
     content = bytearray(file.read_bytes())
-    if harm == "cut":
-        content = content[: len(content) // 2]
-    else:
-        content[4:600] = bytes(596)
-    file.write_bytes(content)
+    file.write_bytes(content[: len(content) // 2] if harm == "cut" else content[:4] + bytes(596) + content[600:])
     with pytest.raises(SettingError, match=r"a.parquet cannot be read after \d+ documents: "):
         read(source)
 
@@ -217,29 +176,23 @@ def test_bundles_go_on_from_any_position_as_they_were(resolve, tmp_path):
     source = resolve(source=str(file), subset=None)
     everything = read(source)
     assert len(everything) > 8
-    assert max(len(b.pieces) for b in everything) == PIECES
-    assert any(len(b.pieces) < PIECES and sum(map(len, b.pieces)) >= CHARACTERS for b in everything)
-    for number, bundle in enumerate(everything):
-        assert read(source, begin=bundle.after) == everything[number + 1 :]
+    assert max(len(pieces) for pieces, _ in everything) == PIECES
+    assert any(len(pieces) < PIECES and sum(map(len, pieces)) >= CHARACTERS for pieces, _ in everything)
+    for number, (_, after) in enumerate(everything):
+        assert read(source, begin=after) == everything[number + 1 :]
 
 
-def test_the_fingerprint_is_of_names_and_content_and_not_of_the_place(resolve, c4_layout, tmp_path):
+def test_the_fingerprint_is_of_the_documents_and_not_of_the_path(resolve, c4_layout, tmp_path):
     before = resolve().fingerprint
+    assert resolve(sample_by="line").fingerprint == before, "which does nothing to JSON"
+    others = ({"text_field": "url"}, {"split": "validation"}, {"tokenizer": TokenizerSettings(normalization="nfc")})
+    assert len({before, *(resolve(**more).fingerprint for more in others)}) == 4
     assert resolve(source=str(c4_layout.rename(tmp_path / "moved"))).fingerprint == before
     file = tmp_path / "moved" / "en" / "c4-train.00003-of-00010.json.gz"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     assert resolve(source=str(tmp_path / "moved")).fingerprint != before
-
-
-@pytest.mark.parametrize("more", [{"text_field": "url"}, {"split": "validation"}])
-def test_other_documents_have_another_fingerprint(resolve, more):
-    assert resolve(**more).fingerprint != resolve().fingerprint
-
-
-def test_normalization_is_part_of_the_fingerprint(resolve):
-    assert resolve(tokenizer=TokenizerSettings(normalization="nfc")).fingerprint != resolve().fingerprint
 
 
 def test_a_sample_is_spread_over_the_files(resolve):
@@ -250,21 +203,14 @@ def test_a_sample_is_spread_over_the_files(resolve):
     assert set(found) <= {text for file in files for text in file}
 
 
-def test_the_embedded_text_has_another_fingerprint_when_it_is_normalized(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "read", lambda: embedded.Corpus(["½"], ["x"], "f" * 64))
-    plain, folded = (
-        sources.resolve(EmbeddedSettings(tokenizer=TokenizerSettings(normalization=form)), tmp_path, str)
-        for form in ("none", "nfkc")
-    )
-    assert plain.fingerprint == "f" * 64 != folded.fingerprint
-
-
-def test_the_embedded_text_is_sampled_evenly(tmp_path, monkeypatch):
+def test_the_embedded_text_is_sampled_evenly_and_has_another_fingerprint_when_it_is_normalized(tmp_path, monkeypatch):
     documents = [f"document {i}" for i in range(100)]
-    monkeypatch.setattr(embedded, "read", lambda: embedded.Corpus(documents, ["held out"], "f" * 64))
+    monkeypatch.setattr(embedded, "read", lambda: (documents, ["held out"], "f" * 64))
     source = sources.resolve(EmbeddedSettings(), tmp_path, str)
     assert texts(source) == documents and texts(source, "validation") == ["held out"]
     total = sum(map(len, documents))
     assert list(sources.sample(source, total // 3)) == documents[::4]
     assert list(sources.sample(source, total)) == documents
     assert source.fingerprint == "f" * 64
+    folded = EmbeddedSettings(tokenizer=TokenizerSettings(normalization="nfkc"))
+    assert sources.resolve(folded, tmp_path, str).fingerprint != source.fingerprint

@@ -1,4 +1,5 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from adafrugal.data.text import tokenizer
+from adafrugal.data.text.tokenizer import PretrainedTokenizer
 from adafrugal.system.errors import SettingError
 
 NOUNS = ["tensor", "gradient", "matrix", "column", "moment", "optimizer", "token", "sentence", "model", "learning"]
@@ -20,21 +22,21 @@ def trained(request):
     return tokenizer.train(TEXT, 310, request.param)
 
 
-def test_text_survives_and_every_document_is_closed(trained):
-    texts = [*TEXT[-9:], "unseen: 漢字 😀 two  spaces", ""]
-    for text, ids in zip(texts, trained.encode(texts), strict=True):
-        assert ids[-1] == trained.end
-        assert ids.max() < trained.size == 310
+def same(first, second):
+    """Whether two tokenizers are one, and cut alike."""
+    assert (first.size, first.end, first.pad, first.fingerprint) == (
+        second.size, second.end, second.pad, second.fingerprint
+    )  # fmt: skip
+    assert [a.tolist() for a in first.encode(TEXT[:9])] == [b.tolist() for b in second.encode(TEXT[:9])]
+
+
+def test_text_survives_every_document_is_closed_and_the_bytes_of_the_tokens_add_up(trained):
+    texts = [*TEXT[-9:], "unseen: 漢字 😀 two  spaces", "x", ""]
+    for text, ids, (again, counts) in zip(texts, trained.encode(texts), trained.encode_with_bytes(texts), strict=True):
+        assert ids[-1] == trained.end and ids.max() < trained.size == 310
         assert trained.decode(ids[:-1]) == text
-
-
-def test_the_bytes_of_the_tokens_add_up_to_the_texts(trained):
-    for text in [*TEXT[-9:], "unseen: 漢字 😀", "x"]:
-        ((ids, counts),) = trained.encode_with_bytes([text])
-        assert np.array_equal(ids, trained.encode([text])[0])
-        assert len(counts) == len(ids) and counts[-1] == 0
-        assert counts.sum() == len(text.encode())
-        assert (counts >= 0).all()
+        assert np.array_equal(ids, again) and len(counts) == len(ids) and counts[-1] == 0
+        assert counts.sum() == len(text.encode()) and (counts >= 0).all()
 
 
 def test_each_token_has_the_bytes_of_its_own_piece(trained):
@@ -46,14 +48,10 @@ def test_each_token_has_the_bytes_of_its_own_piece(trained):
         assert count - len(piece) in (0, 1), "the space before a word is part of its piece, and decoding drops it"
 
 
-def test_the_same_text_gives_the_same_model():
+def test_the_same_text_gives_the_same_model_however_long_its_documents_are():
     first, second = (tokenizer.train(TEXT, 300, "bpe").fingerprint for _ in range(2))
     assert first == second != tokenizer.train(TEXT, 301, "bpe").fingerprint
-
-
-def test_a_vocabulary_that_the_text_cannot_fill_is_one_line_with_the_limit():
-    with pytest.raises(SettingError, match=r"vocabulary_size is 5000, which .* cannot fill; allowed: up to \d+ "):
-        tokenizer.train(TEXT, 5000, "bpe")
+    assert tokenizer.train([" ".join(TEXT) * 40], 310, "bpe").size == 310
 
 
 def test_without_byte_fallback_unseen_text_is_unknown_and_still_counted():
@@ -63,25 +61,43 @@ def test_without_byte_fallback_unseen_text_is_unknown_and_still_counted():
     assert found.decode(ids[:-1]) != "漢字"
 
 
-def test_a_saved_tokenizer_cuts_the_same(trained, tmp_path):
-    trained.save(tmp_path)
-    again = tokenizer.load(tmp_path)
-    assert again.fingerprint == trained.fingerprint
-    assert [a.tolist() for a in again.encode(TEXT[:9])] == [a.tolist() for a in trained.encode(TEXT[:9])]
+def test_a_saved_or_pickled_tokenizer_is_the_same(trained, like_t5, tmp_path):
+    for name, made in (("trained", trained), ("pretrained", PretrainedTokenizer.of_transformers(str(like_t5[0])))):
+        (tmp_path / name).mkdir()
+        made.save(tmp_path / name)
+        same(made, tokenizer.load(tmp_path / name))
+        same(made, pickle.loads(pickle.dumps(made)))
 
 
-def test_a_file_that_is_no_model_is_one_line():
-    with pytest.raises(SettingError, match=r"data.tokenizer.name: the file is no SentencePiece model"):
-        tokenizer.SentencePieceTokenizer(b"no model")
+@pytest.mark.parametrize(
+    ("text", "size", "message"),
+    [
+        (TEXT, 5000, r"vocabulary_size is 5000, which .* cannot fill; allowed: up to \d+ "),
+        (["".join(map(chr, range(0x4E00, 0x4F00))) * 20], 300, r"more characters than that; allowed: \d+ or more"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_the_text_is_one_line_with_the_limit(text, size, message):
+    with pytest.raises(SettingError, match=message):
+        tokenizer.train(text, size, "bpe")
 
 
-def test_a_model_that_closes_no_sentence_is_one_line():
+def test_a_file_that_is_no_model_or_closes_no_sentence_is_one_line():
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT), model_writer=model, vocab_size=50, eos_id=-1, minloglevel=2
     )
-    with pytest.raises(SettingError, match=r"no end-of-sentence piece.*data.tokenizer.kind=train"):
-        tokenizer.SentencePieceTokenizer(model.getvalue())
+    for content, message in (
+        (b"no model", "data.tokenizer.name: the file is no SentencePiece model"),
+        (model.getvalue(), r"no end-of-sentence piece.*data.tokenizer.kind=train"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            tokenizer.SentencePieceTokenizer(content)
+
+
+def test_a_tokenizer_of_many_pieces_needs_four_bytes_a_token(trained, monkeypatch):
+    assert trained.dtype is np.uint16
+    monkeypatch.setattr(trained, "size", 70_000)
+    assert trained.dtype is np.uint32
 
 
 # -- transformers' ----------------------------------------------------------------------------------------------------
@@ -99,56 +115,39 @@ def like_t5(tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     made.decoder = tokenizers.decoders.Metaspace()
     made.add_special_tokens([*specials, *sentinels])
-    place = tmp_path / "like-t5"
-    fast = PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=sentinels
-    )
-    fast.save_pretrained(place)
-    return place, len(pieces) - len(sentinels)
+    ).save_pretrained(tmp_path / "like-t5")
+    return tmp_path / "like-t5", len(pieces) - len(sentinels)
 
 
 def test_sentinels_are_ordinary_text_and_do_not_count(like_t5):
-    place, size = like_t5
-    found = tokenizer.PretrainedTokenizer.of_transformers(str(place))
+    directory, size = like_t5
+    found, theirs = PretrainedTokenizer.of_transformers(str(directory)), AutoTokenizer.from_pretrained(directory)
     assert found.size == size and (found.end, found.pad) == (1, 0)
     text = "the <extra_id_1> and </s> and <pad>"
     (ids,) = found.encode([text])
     assert ids[-1] == found.end and ids.max() < size
     assert not set(ids[:-1].tolist()) & {0, 1, 2}, "text that reads like a special token is only text"
     assert found.decode(ids) == text
-
-
-def test_ordinary_text_is_cut_as_transformers_cuts_it(like_t5):
-    place, _ = like_t5
-    found, theirs = tokenizer.PretrainedTokenizer.of_transformers(str(place)), AutoTokenizer.from_pretrained(place)
     for text in ("the cat and the dog", "x  y", "Unseen Ω letters"):
         assert found.encode([text])[0][:-1].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
-
-
-def test_bytes_of_dropped_and_unknown_text_are_counted(like_t5):
-    found = tokenizer.PretrainedTokenizer.of_transformers(str(like_t5[0]))
-    for text in ("the  cat", "Ω is unknown ", "\n the 漢字😀"):
+    for text in ("the  cat", "Ω is unknown ", "\n the 漢字😀"):  # bytes of dropped and unknown text are counted
         ((ids, counts),) = found.encode_with_bytes([text])
         assert counts.sum() == len(text.encode()) and len(ids) == len(counts)
 
 
-@pytest.fixture
-def byte_level(tmp_path):
-    """A directory with a byte-level BPE tokenizer, as GPT-2's descendants have: specials before an added token."""
+def test_added_tokens_keep_their_numbers_and_specials_are_only_text(tmp_path):
+    """Of byte-level BPE, as GPT-2's descendants have it: specials before an added token."""
     vocabulary = {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(["<|pad|>", "<|end|>"])
     made.add_tokens(["<tool>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|pad|>", eos_token="<|end|>")
-    fast.save_pretrained(tmp_path / "byte-level")
-    return tmp_path / "byte-level"
-
-
-def test_added_tokens_keep_their_numbers_and_specials_are_only_text(byte_level):
-    found = tokenizer.PretrainedTokenizer.of_transformers(str(byte_level))
-    theirs = AutoTokenizer.from_pretrained(byte_level)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|pad|>", eos_token="<|end|>")
+    theirs.save_pretrained(tmp_path)
+    found = PretrainedTokenizer.of_transformers(str(tmp_path))
     assert (found.pad, found.end, found.size) == (256, 257, 259)
     for text in ("a<tool>b", "plain"):
         assert found.encode([text])[0][:-1].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
@@ -158,44 +157,16 @@ def test_added_tokens_keep_their_numbers_and_specials_are_only_text(byte_level):
     assert found.decode(ids) == text
 
 
-def test_words_that_are_special_are_only_text_where_spaces_divide_words(tmp_path):
+def test_special_words_are_only_text_where_spaces_divide_words(tmp_path):
     words = ["[PAD]", "[SEP]", "[UNK]", "a", "b", *"[]SEPAD", *(f"##{c}" for c in "[]SEPAD")]
     model = tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]"
-    )  # fmt: skip
-    fast.save_pretrained(tmp_path)
-    found = tokenizer.PretrainedTokenizer.of_transformers(str(tmp_path))
-    ((ids, counts),) = found.encode_with_bytes(["a [SEP] b [PAD]"])
-    assert ids.tolist() == found.encode(["a [SEP] b [PAD]"])[0].tolist()
+    names = {"pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(tmp_path)
+    found = PretrainedTokenizer.of_transformers(str(tmp_path))
+    text = "a [SEP] b [PAD]"
+    ((ids, counts),) = found.encode_with_bytes([text])
+    assert ids.tolist() == found.encode([text])[0].tolist()
     assert not {0, 1} & set(ids[:-1].tolist()) and ids[-1] == found.end == 1
-    assert counts.sum() == len("a [SEP] b [PAD]")
-
-
-def test_a_vocabulary_that_is_too_small_for_the_characters_says_how_many_there_are():
-    with pytest.raises(SettingError, match=r"is 300, and the text has more characters than that; allowed: \d+ or more"):
-        tokenizer.train(["".join(map(chr, range(0x4E00, 0x4F00))) * 20], 300, "bpe")
-
-
-def test_a_document_longer_than_sentencepiece_takes_trains_all_the_same():
-    found = tokenizer.train([" ".join(TEXT) * 40], 310, "bpe")
-    assert found.size == 310
-
-
-def test_a_pretrained_tokenizer_is_saved_and_read(like_t5, tmp_path):
-    found = tokenizer.PretrainedTokenizer.of_transformers(str(like_t5[0]))
-    (tmp_path / "kept").mkdir()
-    found.save(tmp_path / "kept")
-    again = tokenizer.load(tmp_path / "kept")
-    assert (again.size, again.end, again.pad, again.fingerprint) == (
-        found.size, found.end, found.pad, found.fingerprint
-    )  # fmt: skip
-
-
-def test_a_tokenizer_of_many_pieces_needs_four_bytes_a_token(trained):
-    assert trained.dtype is np.uint16
-    trained.size, before = 70_000, trained.size
-    assert trained.dtype is np.uint32
-    trained.size = before
+    assert counts.sum() == len(text)

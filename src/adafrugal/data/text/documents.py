@@ -1,4 +1,4 @@
-"""From what a file holds to documents: parse, keep or skip, each with the reason."""
+"""Select documents: parse each piece of a file, keep its text or skip it with a reason."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ codecs.register_error("adafrugal_invalid", lambda error: (INVALID, error.end))
 
 @dataclass(frozen=True)
 class Rules:
-    """What of a part of a corpus is a document of it.
+    """Which documents of a split's files belong to the split.
 
     Args:
-        json_lines: each piece read is a line of JSON; else it is the text itself.
+        json_lines: each piece is a line of JSON; otherwise it is the text itself.
         text_field: the name of the text in a line of JSON.
-        keep: all documents, those that are held out by their hash, or the others.
+        keep: all documents, those held out by their hash, or the rest.
         held_out: the share that is held out.
         normalization: of Unicode: none, nfc, nfkc.
     """
@@ -36,80 +36,67 @@ class Rules:
 
 
 @dataclass
-class Documents:
-    """Some documents, and how many pieces gave none.
+class Counts:
+    """How many pieces are sound, held out or not, and how many were skipped for which reason.
 
-    Args:
-        texts: the documents.
-        sound: how many pieces held text, whether it is kept or not.
-        skipped: reason -> pieces.
-        fields: of the first line of JSON without the text field, for a message.
+    `fields` are those of the first line of JSON without the text field, for an error message.
     """
 
-    texts: list[str] = field(default_factory=list)
     sound: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     fields: list[str] = field(default_factory=list)
 
 
-def select(pieces: Iterable[Any], rules: Rules) -> Documents:
-    """The documents in pieces of a file (str, None, or undecoded bytes); a broken piece is counted and left out."""
-    found = Documents()
+class _Broken(ValueError):
+    """A piece without text: the reason, and the fields that it has instead."""
+
+
+def select(pieces: Iterable[Any], rules: Rules) -> tuple[list[str], Counts]:
+    """Return the documents in pieces of a file (str, None, or undecoded bytes) and the counts."""
+    texts, counts = [], Counts()
     for piece in pieces:
-        text = _from_json(piece, rules.text_field, found) if rules.json_lines else piece
-        reason = _broken(text)
-        if reason:
-            found.skipped[reason] += 1
+        try:
+            text = _text(piece, rules)
+        except _Broken as broken:
+            reason, *fields = broken.args
+            counts.skipped[reason] += 1
+            counts.fields = counts.fields or fields
             continue
-        found.sound += 1
+        counts.sound += 1
         if _is_kept(text, rules):
-            found.texts.append(_normalized(text, rules.normalization))
-    return found
+            form = rules.normalization
+            texts.append(text if form == "none" else unicodedata.normalize(form.upper(), text))
+    return texts, counts
 
 
-def _from_json(line: str, name: str, found: Documents) -> Any:
-    """The text in a line of JSON, or the reason why there is none as a `_Reason`."""
-    if INVALID in line:
-        return _Reason("not UTF-8")
-    if not line.strip():
-        return _Reason("empty")
+def _text(piece: Any, rules: Rules) -> str:
+    if rules.json_lines:
+        if INVALID in piece:
+            raise _Broken("not UTF-8")
+        if not piece.strip():
+            raise _Broken("empty")
+        try:
+            value = json.loads(piece)
+        except (ValueError, RecursionError):
+            raise _Broken("not JSON") from None
+        if not isinstance(value, dict):
+            raise _Broken("no object")
+        if rules.text_field not in value:
+            raise _Broken(f"no field {rules.text_field!r}", *value)
+        piece = value[rules.text_field]
+    if not isinstance(piece, str):
+        raise _Broken("not UTF-8" if isinstance(piece, bytes) else "no text")
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return _Reason("not JSON")
-    if not isinstance(value, dict):
-        return _Reason("no object")
-    if name not in value:
-        found.fields = found.fields or list(value)
-        return _Reason(f"no field {name!r}")
-    return value[name]
-
-
-class _Reason(str):
-    """Why there is no text."""
-
-
-def _broken(text: Any) -> str | None:
-    if isinstance(text, _Reason):
-        return str(text)
-    if isinstance(text, bytes) or (isinstance(text, str) and INVALID in text):
-        return "not UTF-8"
-    if not isinstance(text, str):
-        return "no text"
-    try:
-        text.encode()
+        piece.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        return "not UTF-8"
-    return None if text.strip() else "empty"
+        raise _Broken("not UTF-8") from None
+    if INVALID in piece or not piece.strip():
+        raise _Broken("not UTF-8" if INVALID in piece else "empty")
+    return piece
 
 
 def _is_kept(text: str, rules: Rules) -> bool:
     if rules.keep == "all":
         return True
     digest = hashlib.sha256(text.encode()).digest()
-    held_out = int.from_bytes(digest[:8], "big") < rules.held_out * 2**64
-    return held_out == (rules.keep == "held_out")
-
-
-def _normalized(text: str, form: str) -> str:
-    return text if form == "none" else unicodedata.normalize(form.upper(), text)
+    return (int.from_bytes(digest[:8], "big") < rules.held_out * 2**64) == (rules.keep == "held_out")

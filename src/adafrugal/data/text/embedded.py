@@ -1,6 +1,6 @@
 """English prose that every installation has: the docstrings of pinned packages, read from their source files.
 
-The files are parsed, never imported, so that the text depends on the packages' versions and on nothing else.
+The files are parsed, never imported: the text depends on the packages' versions and on nothing else.
 """
 
 from __future__ import annotations
@@ -15,43 +15,15 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from adafrugal.system import files, signals
 
 PACKAGES = ("torch", "numpy")
-SHORTEST = 200  # characters: what is shorter is a label, not prose
+SHORTEST = 200  # characters: a shorter text is a label, not prose
 HELD_OUT = 5  # percent of the documents that are kept for validation
 VERSION = 1  # of the rules on this page; part of the cache's key
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The corpus as files, a line of JSON for each document.
-
-    Args:
-        directory: of embedded-train.jsonl and embedded-validation.jsonl.
-        fingerprint: of all documents.
-        train_bytes: of the training part.
-    """
-
-    directory: Path
-    fingerprint: str
-    train_bytes: int
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Documents, one string each, and the hash that identifies all of them.
-
-    The same packages give the same fingerprint on every machine.
-    """
-
-    train: list[str]
-    validation: list[str]
-    fingerprint: str
 
 
 def versions() -> dict[str, str]:
@@ -59,37 +31,33 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package).split("+")[0] for package in PACKAGES}
 
 
-def directory(cache_root: Path) -> Path:
-    """Where the text is kept, named by what it depends on."""
+def export(cache_root: Path, say: Callable[[str], None]) -> tuple[Path, str, int]:
+    """Write the text as files, the first time.
+
+    Returns:
+        The directory of embedded-train.jsonl and embedded-validation.jsonl, named by what the text depends on; the
+        fingerprint of all documents; the bytes of the training split.
+    """
     key = json.dumps({"packages": versions(), "rules": VERSION}, sort_keys=True)
-    return cache_root / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def export(cache_root: Path, say: Callable[[str], None]) -> Exported:
-    """The text as files under `cache_root`, written the first time; they appear only when they are whole."""
-    place = directory(cache_root)
+    place = cache_root / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not place.is_dir():
         say(f"preparing the embedded text, once: docstrings of {', '.join(PACKAGES)} → {place}")
         with files.made(place) as scratch:
-            _write(scratch)
+            train, validation, fingerprint = read()
+            for split, documents in (("train", train), ("validation", validation)):
+                lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+                (scratch / f"embedded-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            about = {"text": fingerprint, "train_bytes": sum(len(text.encode()) for text in train)}
+            (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     about = json.loads((place / "about.json").read_text())
-    return Exported(place, about["text"], about["train_bytes"])
+    return place, about["text"], about["train_bytes"]
 
 
-def _write(place: Path) -> None:
-    corpus = read()
-    for part, documents in (("train", corpus.train), ("validation", corpus.validation)):
-        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
-        (place / f"embedded-{part}.jsonl").write_text("".join(lines), encoding="utf-8")
-    about = {"text": corpus.fingerprint, "train_bytes": sum(len(text.encode()) for text in corpus.train)}
-    (place / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
-def read() -> Corpus:
-    """All documents, deduplicated, the held-out part chosen by each document's hash."""
-    files = [(str(file), package) for package in PACKAGES for file in _sources(package)]
+def read() -> tuple[list[str], list[str], str]:
+    """Return the training documents, those held out by their hash, and the hash that identifies all of them."""
+    sources = [str(file) for package in PACKAGES for file in _sources(package)]
     with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=signals.leave_to_the_parent) as pool:
-        found = pool.map(_docstrings, [file for file, _ in files], chunksize=64)
+        found = pool.map(_docstrings, sources, chunksize=64)
         documents = list(_unrepeated(text for texts in found for text in texts))
     train, validation = [], []
     everything = hashlib.sha256()
@@ -97,19 +65,18 @@ def read() -> Corpus:
         digest = hashlib.sha256(document.encode()).digest()
         everything.update(digest)
         (validation if int.from_bytes(digest[:8], "big") % 100 < HELD_OUT else train).append(document)
-    return Corpus(train, validation, everything.hexdigest())
+    return train, validation, everything.hexdigest()
 
 
 def _sources(package: str) -> list[Path]:
-    spec = importlib.util.find_spec(package)
-    root = Path(spec.submodule_search_locations[0])
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
     return sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix())
 
 
 def _docstrings(file: str) -> list[str]:
-    """The docstrings of a file, in its order; also long texts handed to calls such as `add_docstr(function, text)`."""
+    """The docstrings of a file, in its order; also long texts given to calls such as `add_docstr(function, text)`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes
+        warnings.simplefilter("ignore")  # invalid escapes in the packages
         try:
             tree = ast.parse(Path(file).read_bytes())
         except SyntaxError:
@@ -124,24 +91,18 @@ def _docstrings(file: str) -> list[str]:
     return [inspect.cleandoc(text) for _, text in sorted(found) if len(text) >= SHORTEST]
 
 
-def _literal(node: ast.expr) -> str | None:
+def _literal(node: ast.AST | None) -> str | None:
     """The text in `"…"`, `"…" + x` or `"…".format(…)`."""
-    while not isinstance(node, ast.Constant):
-        if isinstance(node, ast.BinOp):
-            node = node.left
-        elif isinstance(node, ast.Call):
-            node = node.func
-        elif isinstance(node, ast.Attribute):
-            node = node.value
-        else:
-            return None
-    return node.value if isinstance(node.value, str) else None
+    inner = {ast.BinOp: "left", ast.Call: "func", ast.Attribute: "value"}
+    while type(node) in inner:
+        node = getattr(node, inner[type(node)])
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _unrepeated(texts: Iterator[str]) -> Iterator[str]:
-    """Each text less the paragraphs that stood in an earlier one, white space folded to single spaces.
+    """Drop paragraphs that an earlier text had; fold white space to single spaces.
 
-    Templates repeat whole paragraphs; left in, they would stand in the training part and in the held-out part alike.
+    Templates repeat whole paragraphs, which would otherwise be in both splits.
     """
     seen: set[str] = set()
     for text in texts:

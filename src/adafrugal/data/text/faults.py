@@ -1,4 +1,4 @@
-"""What went wrong with a source, in one line: which repository or file, why, and what to do."""
+"""Explain what went wrong with a source in one line: which repository or file, why, and what to do."""
 
 from __future__ import annotations
 
@@ -6,90 +6,66 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adafrugal.system.errors import SettingError, chain
-
-LOCAL_COPY = "or copy it to this machine and set {setting} to that directory"
+from adafrugal.system.errors import SettingError, chain, line
 
 
 @contextmanager
 def of_hub(setting: str, name: str) -> Iterator[None]:
-    """Turn what the hub's client raises into one line; `setting` is the setting that names the repository."""
+    """Turn the errors of the hub's client into one line; `setting` names the repository `name`."""
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # it tells of every retry
+    logging.set_verbosity_error()  # it reports every retry
     try:
         yield
     except SettingError:
         raise
     except Exception as error:
-        line = explain_hub(error, setting, name)
-        if line is None:
+        if (reason := _of_hub(error, setting)) is None:
             raise
-        raise SettingError(line) from error
+        raise SettingError(f"{setting} is {name}, {reason}") from error
 
 
-def explain_hub(error: BaseException, setting: str, name: str) -> str | None:
-    """The line for an error of the hub or of a missing local path; None for any other error."""
-    local = LOCAL_COPY.format(setting=setting)
-    kinds = {type(e).__name__ for e in chain(error)}
-    status = _status(error)
-    if "GatedRepoError" in kinds or "is a gated dataset on the Hub" in str(error):  # datasets drops the client's error
-        return (
-            f"{setting} is {name}, which is gated: ask for access on its page at the hub, then `hf auth login` "
-            f"(or set HF_TOKEN), {local}"
-        )
-    if status == 429:
-        return f"{setting} is {name}, and the hub limits the rate of requests (429): wait, `hf auth login`, {local}"
-    if status is not None and status >= 500:
-        return f"{setting} is {name}, and the hub has an error of its own ({status}): try again later, {local}"
-    if "RevisionNotFoundError" in kinds:
-        revision = setting.rpartition(".")[0] + ".revision"
-        return f"{setting} is {name}, which has no such {revision}; allowed: a branch, a tag or a commit's sha"
-    if status in (401, 403, 404) or kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        return (
-            f"{setting} is {name}, which the hub does not have or does not show: check the name, "
-            f"`hf auth login` if it is private, {local}"
-        )
-    if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}:
-        return f"{setting} is {name}, which has no data files that datasets can read"
-    if "HFValidationError" in kinds:
-        return f"{setting} is {name}, which is no directory, and no hub repository can be called so"
-    if _is_connection(error):
-        if _is_offline():
-            return f"{setting} is {name}, but HF_HUB_OFFLINE is set: unset it, {local}"
-        return f"{setting} is {name}, and the hub cannot be reached: check the network, {local}"
-    return None
+def _of_hub(error: BaseException, setting: str) -> str | None:
+    """Explain an error of the hub or of a missing local path; None for any other error."""
+    local = f"or copy it to this machine and set {setting} to that directory"
+    kinds, status = {type(e).__name__ for e in chain(error)}, _status(error)
+    revision = setting.rpartition(".")[0] + ".revision"
+    is_gated = "GatedRepoError" in kinds or "is a gated dataset on the Hub" in str(error)  # datasets drops the class
+    is_hidden = status in (401, 403, 404) or kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}
+    unreached = "and the hub cannot be reached: check the network"
+    if _is_offline():
+        unreached = "but HF_HUB_OFFLINE is set: unset it"
+    gated = "which is gated: ask for access on its page at the hub, then `hf auth login` (or set HF_TOKEN)"
+    hidden = "which the hub does not have or does not show: check the name, `hf auth login` if it is private"
+    lines = (
+        (is_gated, f"{gated}, {local}"),
+        (status == 429, f"and the hub limits the rate of requests (429): wait, `hf auth login`, {local}"),
+        ((status or 0) >= 500, f"and the hub has an error of its own ({status}): try again later, {local}"),
+        ("RevisionNotFoundError" in kinds, f"which has no such {revision}; allowed: a branch, a tag or a commit's sha"),
+        (is_hidden, f"{hidden}, {local}"),
+        (kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}, "which has no data files that datasets can read"),
+        ("HFValidationError" in kinds, "which is no directory, and no hub repository can be called so"),
+        (_is_connection(error), f"{unreached}, {local}"),
+    )
+    return next((text for holds, text in lines if holds), None)
 
 
 def explain_file(error: BaseException, file: str, documents: int) -> str:
-    """The line for an error in the middle of a file."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    where = f"{file} cannot be read after {documents:,} documents"
-    if isinstance(error, EOFError | zlib.error) or type(error).__name__ in ("BadGzipFile", "ArrowInvalid"):
-        return f"{where}: it is damaged ({reason}); get the file again"
+    """Return the line for an error in the middle of a file."""
+    reason, status = line(error), _status(error)
+    is_damaged = isinstance(error, EOFError | zlib.error) or type(error).__name__ in ("BadGzipFile", "ArrowInvalid")
+    is_gone = isinstance(error, FileNotFoundError)
+    hidden = "the hub no longer has it or does not show it, `hf auth login` if it is private"
     goes_on = "the same command goes on from there, data.source can also be a local copy"
-    if isinstance(error, FileNotFoundError) and file.startswith("hf://"):
-        return f"{where}: the hub no longer has it or does not show it, `hf auth login` if it is private; {goes_on}"
-    if isinstance(error, FileNotFoundError):
-        return f"{where}: it is no longer there; bring it back"
-    if status := _status(error):
-        return f"{where}: the hub answers {status}; {goes_on}"
-    if _is_connection(error):
-        return f"{where}: {reason}; {goes_on}"
-    return f"{where}: {type(error).__name__}: {reason}; mend or replace the file"
-
-
-def refuse_other_data(before: str, now: str) -> None:
-    """Insist that a run goes on with the data it began with.
-
-    Raises:
-        SettingError: the fingerprints differ.
-    """
-    if now != before:
-        raise SettingError(
-            f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "
-            "environment.json names (package versions, files, tokenizer), or remove its directory to begin anew"
-        )
+    lines = (
+        (is_damaged, f"it is damaged ({reason}); get the file again"),
+        (is_gone and file.startswith("hf://"), f"{hidden}; {goes_on}"),
+        (is_gone, "it is no longer there; bring it back"),
+        (status, f"the hub answers {status}; {goes_on}"),
+        (_is_connection(error), f"{reason}; {goes_on}"),
+        (True, f"{type(error).__name__}: {reason}; mend or replace the file"),
+    )
+    return f"{file} cannot be read after {documents:,} documents: " + next(text for holds, text in lines if holds)
 
 
 def may_pass(error: BaseException) -> bool:
@@ -99,13 +75,13 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """What the hub answered, where an error comes of an answer."""
+    """The status that the hub answered, where the error comes of an answer."""
     found = (getattr(getattr(e, "response", None), "status_code", None) for e in chain(error))
     return next((status for status in found if status), None)
 
 
 def _is_connection(error: BaseException) -> bool:
-    """Whether an error is the network's; the hub's client says so by httpx's TransportError and its own class."""
+    """Whether an error is the network's: httpx's TransportError or a class of the hub's client."""
     names = {kind.__name__ for e in chain(error) for kind in type(e).__mro__}
     return bool(names & {"ConnectionError", "TransportError", "LocalEntryNotFoundError"})
 
@@ -114,3 +90,12 @@ def _is_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
+
+
+def refuse_other_data(before: str, now: str) -> None:
+    """Raise SettingError unless a run goes on with the data it began with: the fingerprints are equal."""
+    if now != before:
+        raise SettingError(
+            f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "
+            "environment.json names (package versions, files, tokenizer), or remove its directory to begin anew"
+        )

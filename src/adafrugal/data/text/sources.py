@@ -1,21 +1,23 @@
-"""Where documents come from: which files a corpus has, and reading them in order through `datasets.load_dataset`."""
+"""Find the files of a corpus and read them in order through `datasets.load_dataset`."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adafrugal.data.text import embedded, faults
 from adafrugal.data.text.documents import Rules, select
 from adafrugal.settings.schema import CorpusSettings, EmbeddedSettings
+from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -28,12 +30,12 @@ ENDS = 1 << 16  # bytes at the beginning and the end of a local file that are pa
 
 
 @dataclass(frozen=True)
-class Part:
-    """The training or the validation part of a corpus.
+class Split:
+    """The training or the validation split of a source.
 
     Args:
         files: as load_dataset takes them, in order.
-        rules: which documents of them are of this part.
+        rules: which documents of the files belong to the split.
     """
 
     files: tuple[str, ...]
@@ -45,46 +47,38 @@ class Source:
     """A corpus whose files are known.
 
     Args:
-        name: what a person calls it.
+        name: for messages.
         format: the loader of `datasets` that reads its files: json, text, parquet, …
         text_field: the column that is read.
         sample_by: what one document of a text file is.
-        train, validation: its two parts.
+        train, validation: its two splits.
         fingerprint: the same for the same documents, as far as the files' names, sizes and ends tell.
-        text_bytes: of the training part, where it is known.
-        about: what else is worth a line in a record.
+        text_bytes: of the training split, where it is known.
+        about: more lines for a record.
     """
 
     name: str
     format: str
     text_field: str
     sample_by: str
-    train: Part
-    validation: Part
+    train: Split
+    validation: Split
     fingerprint: str
     text_bytes: int | None = None
-    about: dict[str, Any] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
-        """As plain values, for a record."""
-        files = {part: len(getattr(self, part).files) for part in ("train", "validation")}
-        return {"name": self.name, "fingerprint": self.fingerprint, "files": files, **(self.about or {})}
+        """The source as plain values, for a record."""
+        files = {split: len(getattr(self, split).files) for split in ("train", "validation")}
+        return {"name": self.name, "fingerprint": self.fingerprint, "files": files, **self.about}
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How far a part has been read: the number of a file, and of a piece (a row, a line) in it."""
+    """How far a split has been read: the number of a file, and of a piece (a row, a line) in it."""
 
     file: int = 0
     piece: int = 0
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Some pieces of a file, and where the next bundle begins."""
-
-    pieces: list[Any]
-    after: Position
 
 
 def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]) -> Source:
@@ -97,16 +91,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         SettingError: it is not there or not shown, or it has no such subset, split or field.
     """
     if not isinstance(data, CorpusSettings):
-        found = embedded.export(cache_root, say)
-        rules = Rules(json_lines=True, text_field="text", normalization=data.tokenizer.normalization)
-        files = (str(found.directory / f"embedded-{part}.jsonl") for part in ("train", "validation"))
-        train, validation = (Part((file,), rules) for file in files)
-        fingerprint, form = found.fingerprint, data.tokenizer.normalization
-        if form != "none":
-            fingerprint = _digest([fingerprint, form])
-        about = {"packages": embedded.versions()}
-        return Source("the embedded text", "json", "text", "line", train, validation, fingerprint,
-                      found.train_bytes, about)  # fmt: skip
+        return _embedded(data, cache_root, say)
     named = str(data.source)
     if glob.has_magic(named) or Path(named).is_file():
         return _of_files(data, sorted(glob.glob(named, recursive=True)))  # noqa: PTH207 - a name may be absolute
@@ -123,48 +108,66 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
     memo = cache_root / "sources" / f"{named.replace('/', '--')}-{_digest(asked)[:12]}"
     if not memo.is_dir():
         say(f"asking the hub which files {named} has, once")
-        found = _of_hub(data)
+        try:
+            with faults.of_hub("data.source", named):
+                found = _of_layout(data)
+        except SettingError as error:
+            directory, name = named.split("/")
+            if Path(directory).is_dir():  # a local path was perhaps meant
+                raise SettingError(f"{error}; the directory {directory} here has no {name}") from error
+            raise
         with files.made(memo) as scratch:
             (scratch / "files.json").write_text(json.dumps(found, indent=1))
     return _source(data, *json.loads((memo / "files.json").read_text()))
 
 
-def read(source: Source, part: Part, begin: Position) -> Iterator[Bundle]:
-    """The pieces of a part from a position on, in bundles that do not depend on where reading began.
+def read(source: Source, split: Split, begin: Position) -> Iterator[tuple[list[Any], Position]]:
+    """Yield bundles of pieces from a position on, each with the position of the next one.
+
+    Where a bundle ends does not depend on where reading began.
 
     Raises:
         SettingError: a file cannot be read to its end.
     """
-    for number in range(begin.file, len(part.files)):
-        skip = begin.piece if number == begin.file else 0
-        yield from _bundles(source, part.files[number], number, skip)
+    for number in range(begin.file, len(split.files)):
+        so_far = begin.piece if number == begin.file else 0
+        pieces: list[Any] = []
+        characters = 0
+        for piece in _pieces(source, split.files[number], so_far):
+            pieces.append(piece)
+            characters += len(piece or "")
+            if len(pieces) == PIECES or characters >= CHARACTERS:
+                so_far += len(pieces)
+                yield pieces, Position(number, so_far)
+                pieces, characters = [], 0
+        yield pieces, Position(number + 1, 0)
 
 
 def sample(source: Source, size: int) -> Iterator[str]:
-    """About `size` bytes of the training part's documents, spread over all of it.
+    """Yield about `size` bytes of the training split's documents, spread over all of it.
 
     Every k-th document where the length of the text is known; else an equal share from the beginning of up to 64 files.
 
     Raises:
         SettingError: a file cannot be read, or has no such text field.
     """
-    part, skipped = source.train, Counter[str]()
+    split, skipped = source.train, Counter[str]()
     if source.text_bytes is not None:
         every = max(1, -(-source.text_bytes // size))
-        texts = (text for bundle in read(source, part, Position()) for text in select(bundle.pieces, part.rules).texts)
-        yield from (text for number, text in enumerate(texts) if number % every == 0)
+        texts = (text for pieces, _ in read(source, split, Position()) for text in select(pieces, split.rules)[0])
+        yield from itertools.islice(texts, 0, None, every)
         return
-    count, found_any = min(len(part.files), SAMPLED_FILES), False
+    count, found_any = min(len(split.files), SAMPLED_FILES), False
     for index in range(count):
-        number, taken = index * len(part.files) // count, 0
-        for bundle in _bundles(source, part.files[number], number, 0):
-            found = select(bundle.pieces, part.rules)
-            found_any = found_any or bool(found.texts)
-            skipped.update(found.skipped)
-            if found.fields and not found_any:
-                _refuse_missing(source.text_field, found.fields, source)
-            yield from found.texts
-            taken += sum(len(text.encode()) for text in found.texts)
+        file, taken = split.files[index * len(split.files) // count], 0
+        for pieces, _ in read(source, replace(split, files=(file,)), Position()):
+            texts, counts = select(pieces, split.rules)
+            found_any = found_any or bool(texts)
+            skipped.update(counts.skipped)
+            if counts.fields and not found_any:
+                refuse_missing_field(source, counts.fields)
+            yield from texts
+            taken += sum(len(text.encode()) for text in texts)
             if taken >= size // count:
                 break
     if not found_any:
@@ -172,37 +175,43 @@ def sample(source: Source, size: int) -> Iterator[str]:
         raise SettingError(f"data.source is {source.name}, which has no text that could be read: {reasons}")
 
 
+def refuse_missing_field(source: Source, found: Sequence[str]) -> None:
+    """Raise SettingError: the text field is not among those found."""
+    raise SettingError(
+        f"data.text_field is {source.text_field}, which {source.name} does not have; allowed: {', '.join(found)}"
+    )
+
+
 # -- which files ------------------------------------------------------------------------------------------------------
 
 
-def _of_files(data: CorpusSettings, files: list[str]) -> Source:
+def _embedded(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]) -> Source:
+    directory, fingerprint, train_bytes = embedded.export(cache_root, say)
+    form = data.tokenizer.normalization
+    rules = Rules(json_lines=True, text_field="text", normalization=form)
+    splits = (Split((str(directory / f"embedded-{name}.jsonl"),), rules) for name in ("train", "validation"))
+    fingerprint = fingerprint if form == "none" else _digest([fingerprint, form])
+    about = {"packages": embedded.versions()}
+    return Source("the embedded text", "json", "text", "line", *splits, fingerprint, train_bytes, about)
+
+
+def _of_files(data: CorpusSettings, found: list[str]) -> Source:
     named = f"data.source is {data.source}"
     if data.subset is not None:
         raise SettingError(f"data.subset is {data.subset}, and {named}: files have none; allowed: null")
-    if not files:
+    if not found:
         raise SettingError(f"{named}, which no file matches; write it in quotes, relative to the current directory")
-    formats = {_format(file) for file in files}
+    formats = {_format(file) for file in found}
     if len(formats) > 1 or None in formats:
-        endings = sorted({"".join(Path(file).suffixes[-2:]) or Path(file).name for file in files})
+        endings = sorted({"".join(Path(file).suffixes[-2:]) or Path(file).name for file in found})
         allowed = ", ".join(FORMATS)
         raise SettingError(f"{named}: {', '.join(endings)}; allowed: one of {allowed} (json: one object a line; +.gz)")
-    return _source(data, formats.pop() or "", {data.split: files})
+    return _source(data, formats.pop() or "", {data.split: found})
 
 
 def _format(file: str) -> str | None:
     suffixes = [s for s in Path(file).suffixes if s not in COMPRESSIONS]
     return FORMATS.get(suffixes[-1]) if suffixes else None
-
-
-def _of_hub(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
-    named = Path(str(data.source))
-    try:
-        with faults.of_hub("data.source", str(named)):
-            return _of_layout(data)
-    except SettingError as error:
-        if named.parent.is_dir():  # then it was perhaps no repository that was meant
-            raise SettingError(f"{error}; the directory {named.parent} here has no {named.name}") from error
-        raise
 
 
 def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
@@ -216,10 +225,10 @@ def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
         reason = " ".join(str(error).split()).partition(" Example of usage")[0]
         subset = data.subset or "null"
         raise SettingError(f"data.source is {data.source}, data.subset is {subset}: {reason}") from error
-    files = builder.config.data_files
-    if not files:
+    if not builder.config.data_files:
         raise SettingError(f"data.source is {data.source}, which has no data files that datasets can read")
-    return type(builder).__module__.rsplit(".", 1)[-1], {str(split): list(found) for split, found in files.items()}
+    splits = {str(split): list(found) for split, found in builder.config.data_files.items()}
+    return type(builder).__module__.rsplit(".", 1)[-1], splits
 
 
 def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> Source:
@@ -232,33 +241,34 @@ def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> So
     rules = Rules(form == "json", data.text_field, normalization=data.tokenizer.normalization)
     address = next((file for file in splits[data.split] if file.startswith("hf://")), "")
     about: dict[str, Any] = {"revision": address.partition("@")[2].partition("/")[0] or None}
+    train = Split(tuple(splits[data.split]), rules)
     if validation:
-        parts = [Part(tuple(splits[split]), rules) for split in (data.split, validation)]
+        found = (train, Split(tuple(splits[validation]), rules))
         about["validation"] = f"split {validation}"
     else:
-        files = tuple(splits[data.split])
-        parts = [Part(files, replace(rules, keep=k, held_out=data.held_out)) for k in ("rest", "held_out")]
+        found = tuple(
+            replace(train, rules=replace(rules, keep=k, held_out=data.held_out)) for k in ("rest", "held_out")
+        )
         about["validation"] = f"{data.held_out:.2%} of the documents, by hash"
     how = data.sample_by if form == "text" else data.text_field
-    identity = [form, how, *([*_identity(p.files), asdict(p.rules)] for p in parts)]
-    return Source(name, form, data.text_field, data.sample_by, *parts, _digest(identity), about=about)
+    identity = [form, how, *([*_identity(split.files), asdict(split.rules)] for split in found)]
+    return Source(name, form, data.text_field, data.sample_by, *found, _digest(identity), about=about)
 
 
-def _identity(files: Iterable[str]) -> list[Any]:
-    """What tells these files from others: of local ones names, sizes and ends, of the hub's the address."""
-    found = [Path(file) for file in files]
-    if str(next(iter(files))).startswith("hf://"):
+def _identity(files: Sequence[str]) -> list[Any]:
+    """What distinguishes files: of local ones names, sizes, and hashes of both ends; of the hub's the address."""
+    if files[0].startswith("hf://"):
         return list(files)
-    above = os.path.commonpath([file.parent for file in found])
-    return [[file.relative_to(above).as_posix(), file.stat().st_size, _ends(file)] for file in found]
-
-
-def _ends(file: Path) -> str:
-    with file.open("rb") as opened:
-        digest = hashlib.sha256(opened.read(ENDS))
-        opened.seek(max(0, file.stat().st_size - ENDS))
-        digest.update(opened.read(ENDS))
-    return digest.hexdigest()
+    found = []
+    above = os.path.commonpath([Path(file).parent for file in files])
+    for file in map(Path, files):
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            digest = hashlib.sha256(opened.read(ENDS))
+            opened.seek(max(0, size - ENDS))
+            digest.update(opened.read(ENDS))
+        found.append([file.relative_to(above).as_posix(), size, digest.hexdigest()])
+    return found
 
 
 def _digest(value: Any) -> str:
@@ -268,27 +278,18 @@ def _digest(value: Any) -> str:
 # -- reading them -----------------------------------------------------------------------------------------------------
 
 
-def _bundles(source: Source, file: str, number: int, skip: int) -> Iterator[Bundle]:
-    pieces: list[Any] = []
-    characters, read_so_far = 0, skip
-    for piece in _pieces(source, file, skip):
-        pieces.append(piece)
-        characters += len(piece or "")
-        if len(pieces) == PIECES or characters >= CHARACTERS:
-            read_so_far += len(pieces)
-            yield Bundle(pieces, Position(number, read_so_far))
-            pieces, characters = [], 0
-    yield Bundle(pieces, Position(number + 1, 0))
-
-
 def _pieces(source: Source, file: str, skip: int) -> Iterator[Any]:
     """The lines, rows or texts of one file after the first `skip`; a network that fails for a while is waited for."""
     done, failures = skip, 0
     while True:
         try:
-            for values in _after(_columns(source, file), done):
-                done, failures = done + len(values), 0
-                yield from values
+            skip = done
+            for column in _columns(source, file):
+                if skip < len(column):
+                    values = _values(column.slice(skip))
+                    done, failures = done + len(values), 0
+                    yield from values
+                skip = max(0, skip - len(column))
             return
         except SettingError:
             raise
@@ -297,14 +298,6 @@ def _pieces(source: Source, file: str, skip: int) -> Iterator[Any]:
             if failures > RETRIES or not faults.may_pass(error):
                 raise SettingError(faults.explain_file(error, file, done)) from error
             time.sleep(5 * 2**failures)
-
-
-def _after(columns: Iterable[Any], skip: int) -> Iterator[list[Any]]:
-    """The values of arrow arrays after the first `skip`."""
-    for column in columns:
-        if skip < len(column):
-            yield _values(column.slice(skip))
-        skip = max(0, skip - len(column))
 
 
 def _columns(source: Source, file: str) -> Iterator[Any]:
@@ -323,28 +316,22 @@ def _columns(source: Source, file: str) -> Iterator[Any]:
         form, name, options = "text", "text", {"sample_by": sample_by, "encoding_errors": "adafrugal_invalid"}
     elif form == "parquet":
         found = datasets.load_dataset(form, data_files=[exactly], split="train", streaming=True).column_names
-        _refuse_missing(name, found, source)
+        if found is not None and name not in found:
+            refuse_missing_field(source, found)
         options = {"columns": [name], "batch_size": PIECES}
     rows = datasets.load_dataset(form, data_files=[exactly], split="train", streaming=True, **options)
     for table in rows.with_format("arrow").iter(batch_size=4 * PIECES):
-        _refuse_missing(name, table.column_names, source)
+        if name not in table.column_names:
+            refuse_missing_field(source, table.column_names)
         yield table.column(name)
 
 
-def _refuse_missing(name: str, found: list[str] | None, source: Source) -> None:
-    if found is not None and name not in found:
-        raise SettingError(f"data.text_field is {name}, which {source.name} does not have; allowed: {', '.join(found)}")
-
-
 def _values(column: Any) -> list[Any]:
-    """As Python's; what is not UTF-8 as bytes."""
+    """The values as Python's; undecodable bytes as INVALID."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
         import pyarrow
 
-        return [_decoded(raw) for raw in column.cast(pyarrow.large_binary()).to_pylist()]
-
-
-def _decoded(raw: bytes | None) -> str | None:
-    return None if raw is None else raw.decode(errors="adafrugal_invalid")
+        raws = column.cast(pyarrow.large_binary()).to_pylist()
+        return [None if raw is None else raw.decode(errors="adafrugal_invalid") for raw in raws]

@@ -1,6 +1,6 @@
 """Tokenizers: SentencePiece models, trained here or given, and those of transformers.
 
-A tokenizer is a directory under `cache_root/tokenizers`, so that worker processes and later runs read the same files:
+A tokenizer that was trained or fetched is a directory under `cache_root/tokenizers`:
 
     tokenizer.model   SentencePiece, or
     tokenizer.json    the tokenizers library
@@ -26,9 +26,9 @@ LONGEST = 250_000  # characters that SentencePiece is trained on in one piece
 
 
 class Tokenizer(ABC):
-    """Cuts text into tokens.
+    """Cuts text into tokens. Pickled, it is its files.
 
-    Args:
+    Attributes:
         size: every id that can occur is below it.
         end: the id that closes a document.
         pad: the id that fills a row.
@@ -39,6 +39,11 @@ class Tokenizer(ABC):
     end: int
     pad: int
     serialized: bytes
+    _made_of: tuple[Any, ...]
+    _files: dict[str, str | bytes]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
 
     @property
     def fingerprint(self) -> str:
@@ -51,11 +56,11 @@ class Tokenizer(ABC):
         return np.uint16 if self.size <= 2**16 else np.uint32
 
     def encode(self, documents: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each document with `end` after it; text that reads like a special token is only text."""
+        """Return the ids of each document with `end` after it; text that reads like a special token is only text."""
         return [np.append(ids, self.end).astype(self.dtype) for ids in self._ids(documents)]
 
     def encode_with_bytes(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As `encode`, and the bytes of UTF-8 that each token stands for, int64 of the same length.
+        """Return the same ids, and the bytes of UTF-8 that each token stands for, int64 of the same length.
 
         A token has the bytes from the end of the token before it to its own end, the last one also those that are
         left: they add up to the document, whatever the tokenizer drops or replaces. `end` has none.
@@ -65,13 +70,14 @@ class Tokenizer(ABC):
             for text, (ids, ends) in zip(documents, self._ids_and_ends(documents), strict=True)
         ]
 
-    @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
-
-    @abstractmethod
     def save(self, directory: Path) -> None:
         """Write the files that `load` reads."""
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
 
     @abstractmethod
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
@@ -86,7 +92,7 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, given as the bytes of its file.
 
     Raises:
-        SettingError: they are no SentencePiece model, or it has no piece that ends a sentence.
+        SettingError: the bytes are no SentencePiece model, or it has no piece that ends a sentence.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -96,7 +102,7 @@ class SentencePieceTokenizer(Tokenizer):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise SettingError("data.tokenizer.name: the file is no SentencePiece model") from error
-        self.serialized = model
+        self.serialized, self._made_of, self._files = model, (model,), {"tokenizer.model": model}
         self.size, self.end = self._model.get_piece_size(), self._model.eos_id()
         if self.end < 0:
             raise SettingError(
@@ -106,12 +112,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.end
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
+        """Return the text of ids."""
         return self._model.decode([int(i) for i in ids])
-
-    def save(self, directory: Path) -> None:
-        """Write `tokenizer.model`."""
-        (directory / "tokenizer.model").write_bytes(self.serialized)
 
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         return self._model.encode(list(documents), return_type="numpy", num_threads=1)
@@ -127,7 +129,8 @@ class PretrainedTokenizer(Tokenizer):
     def __init__(self, described: str, end: int, pad: int) -> None:
         import tokenizers
 
-        self._described = described
+        self._made_of = described, end, pad
+        self._files = {"tokenizer.json": described, "tokenizer.yaml": f"end: {end}\npad: {pad}\n"}
         self._model = tokenizers.Tokenizer.from_str(described)
         self._model.encode_special_tokens = True
         ids = self._model.get_vocab(with_added_tokens=True).values()
@@ -137,50 +140,44 @@ class PretrainedTokenizer(Tokenizer):
 
     @classmethod
     def of_transformers(cls, name: str) -> PretrainedTokenizer:
-        """The fast tokenizer of a hub repository or a directory, so that special tokens never come from text.
+        """Return the fast tokenizer of a hub repository or a directory, so that special tokens never come from text.
 
         Raises:
             SettingError: it has no fast form, or nothing that closes a document.
         """
         from transformers import AutoTokenizer
 
+        named = f"data.tokenizer.name is {name}"
         try:
             found = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
         except (ValueError, ImportError) as error:
             raise SettingError(
-                f"data.tokenizer.name is {name}, which has no tokenizer that transformers can read without code or "
-                "packages of its own; allowed: tokenizers with a tokenizer.json"
+                f"{named}, which has no tokenizer that transformers can read without code or packages of its own; "
+                "allowed: tokenizers with a tokenizer.json"
             ) from error
         if not found.is_fast:
             raise SettingError(
-                f"data.tokenizer.name is {name}, which has no tokenizer.json; allowed: tokenizers with one, or "
+                f"{named}, which has no tokenizer.json; allowed: tokenizers with one, or "
                 "data.tokenizer.kind=sentencepiece and a .model file"
             )
         ends = (found.eos_token_id, found.sep_token_id, found.bos_token_id)
         end = next((i for i in ends if i is not None), None)
         if end is None:
-            raise SettingError(f"data.tokenizer.name is {name}, which has no token that could close a document")
+            raise SettingError(f"{named}, which has no token that could close a document")
         pad = end if found.pad_token_id is None else found.pad_token_id
         made = cls(_without_specials(json.loads(found.backend_tokenizer.to_str()), (end, pad)), end, pad)
-        made._refuse_other_numbers(name, found.get_added_vocab())
+        added = found.get_added_vocab()
+        for token in made._model.get_added_tokens_decoder().values():
+            if made._model.token_to_id(token.content) != added.get(token.content):
+                raise SettingError(
+                    f"{named}, whose token {token.content!r} cannot be kept; allowed: tokenizers whose added tokens "
+                    "are all special, or data.tokenizer.kind=train"
+                )
         return made
 
-    def _refuse_other_numbers(self, name: str, added: dict[str, int]) -> None:
-        for token in self._model.get_added_tokens_decoder().values():
-            if self._model.token_to_id(token.content) != added.get(token.content):
-                raise SettingError(
-                    f"data.tokenizer.name is {name}, whose token {token.content!r} cannot be kept; allowed: tokenizers "
-                    "whose added tokens are all special, or data.tokenizer.kind=train"
-                )
-
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
+        """Return the text of ids."""
         return self._model.decode([int(i) for i in ids if int(i) not in (self.end, self.pad)])
-
-    def save(self, directory: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer.yaml`."""
-        (directory / "tokenizer.json").write_text(self._described)
-        (directory / "tokenizer.yaml").write_text(f"end: {self.end}\npad: {self.pad}\n")
 
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         found = self._model.encode_batch_fast(list(documents), add_special_tokens=False)
@@ -205,7 +202,7 @@ class PretrainedTokenizer(Tokenizer):
 
 
 def load(directory: Path) -> Tokenizer:
-    """The tokenizer that `save` wrote."""
+    """Read the tokenizer that `save` wrote."""
     if (directory / "tokenizer.model").exists():
         return SentencePieceTokenizer((directory / "tokenizer.model").read_bytes())
     lines = (directory / "tokenizer.yaml").read_text().splitlines()
@@ -214,7 +211,7 @@ def load(directory: Path) -> Tokenizer:
 
 
 def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: bool = True) -> SentencePieceTokenizer:
-    """A SentencePiece model of `size` pieces, "bpe" or "unigram", trained on documents.
+    """Train a SentencePiece model of `size` pieces, "bpe" or "unigram", on documents.
 
     Ids as T5 has them: 0 padding, 1 end of document, 2 unknown. With `byte_fallback` bytes that no piece covers are
     spelt out, so that no text is lost. Nothing is normalised, so that diacritics stay and bytes can be counted.
@@ -241,20 +238,17 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        raise SettingError(f"data.tokenizer.vocabulary_size is {size}, {_why_not(str(error))}") from error
+        reason = " ".join(str(error).split())
+        why = f"and SentencePiece refuses it: {reason}"
+        if most := re.search(r"value <= (\d+)", reason):
+            why = (
+                f"which this text cannot fill; allowed: up to {most[1]} (300 or more are needed: for less, the text is "
+                "too short to train a tokenizer on), or a larger data.tokenizer.sample_bytes where there is more text"
+            )
+        elif least := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            why = f"and the text has more characters than that; allowed: {least[1]} or more"
+        raise SettingError(f"data.tokenizer.vocabulary_size is {size}, {why}") from error
     return SentencePieceTokenizer(model.getvalue())
-
-
-def _why_not(reason: str) -> str:
-    """What SentencePiece says of a vocabulary that is too large or too small, in terms of the settings."""
-    if most := re.search(r"value <= (\d+)", reason):
-        return (
-            f"which this text cannot fill; allowed: up to {most[1]} (300 or more are needed: for less, the text is too "
-            "short to train a tokenizer on), or a larger data.tokenizer.sample_bytes where there is more text"
-        )
-    if least := re.search(r"required_chars\. \d+ vs (\d+)", reason):
-        return f"and the text has more characters than that; allowed: {least[1]} or more"
-    return f"and SentencePiece refuses it: {' '.join(reason.split())}"
 
 
 def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
@@ -269,20 +263,20 @@ def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
 
 
 def _inside(names: Sequence[str]) -> re.Pattern[str]:
-    """What splits a text within each of some names, after their first characters, so that none is left whole.
+    """A pattern that splits a text within each of some names, after their first characters, so that none is left whole.
 
-    Names that begin with a space were given by `_without_specials`, and no text has them.
+    Names that begin with a space were given by `_without_specials`; no text has them.
     """
     wanted = [name for name in names if len(name) > 1 and not name.startswith(" ")]
-    places = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in wanted]
-    return re.compile("|".join(places) or r"(?!)")
+    splits = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in wanted]
+    return re.compile("|".join(splits) or r"(?!)")
 
 
 def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
-    """A tokenizer's JSON without what is added at the ends of a text, and without T5's sentinels.
+    """A tokenizer's JSON without the tokens added at the ends of a text, and without T5's sentinels.
 
-    They are pieces of its unigram model, which finds them in text whatever is said of special tokens. Such pieces at
-    the end of the vocabulary go (its size is then that of the ids which can occur), others get a name with a space,
+    Sentinels are pieces of T5's unigram model, which finds them in text even when told not to. Such pieces at the end
+    of the vocabulary are removed (its size is then that of the ids that can occur); others get a name with a space,
     which no text has once spaces are marked. `kept` ids stay in any case.
     """
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
@@ -291,11 +285,9 @@ def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
         pieces = model["vocab"]
         while len(pieces) - 1 in special - set(kept):
             pieces.pop()
-        unknown = model.get("unk_id")
-        for number in special:
-            if number < len(pieces) and number != unknown:
+        for number in special - {model.get("unk_id")}:
+            if number < len(pieces):
                 pieces[number][0] = f" {pieces[number][0]} "
         described["added_tokens"] = [token for token in described["added_tokens"] if not token["special"]]
-    described["post_processor"] = None
-    described["truncation"] = described["padding"] = None
+    described["post_processor"] = described["truncation"] = described["padding"] = None
     return json.dumps(described, ensure_ascii=False, sort_keys=True)

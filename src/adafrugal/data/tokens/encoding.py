@@ -1,30 +1,29 @@
-"""Documents into shards of tokens: by several processes, in the order of the documents, whatever their number."""
+"""Encode documents into shards of tokens: in several processes, in the order of the documents."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import connection, get_context, parent_process
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from adafrugal.data.text import documents, sources, tokenizer
-from adafrugal.data.text.sources import Bundle, Part, Position, Source
+from adafrugal.data.text import sources
+from adafrugal.data.text.documents import Counts, Rules, select
+from adafrugal.data.text.sources import Position, Source, Split
 from adafrugal.data.text.tokenizer import Tokenizer
-from adafrugal.system import signals
 from adafrugal.system.errors import SettingError
+from adafrugal.system.processes import end_with_parent
+from adafrugal.system.signals import leave_to_the_parent
 
-VALIDATION_TOKENS = 1 << 18  # in a shard of a validation part; few, so that little text is read for a held-out share
-AHEAD = 3  # bundles under way for each process
+AHEAD = 3  # bundles in work or waiting for each process
 ADVICE = {"not UTF-8": "convert the files to UTF-8", "not JSON": "one object a line", "no object": "one object a line"}
-BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10  # broken documents up to which a part is still taken for sound
+BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10  # broken documents up to which a split is still taken for sound
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Shard:
     Args:
         tokens: unsigned integers [tokens], each document closed by the tokenizer's end id.
         ends: int64 [documents], where each document ends in `tokens`.
-        token_bytes: uint32 [tokens], the bytes of text that each stands for; None where nobody asked.
+        token_bytes: uint32 [tokens], the bytes of text that each stands for; None where they are not counted.
         text_bytes: of all documents, as UTF-8.
         skipped: reason -> documents that were left out.
         after: where the next shard begins.
@@ -48,205 +47,149 @@ class Shard:
     after: Position
 
 
-@dataclass
-class Cut:
-    """A bundle's documents as tokens."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    token_bytes: np.ndarray | None
-    text_bytes: int
-    sound: int
-    skipped: Counter[str]
-    fields: list[str] = field(default_factory=list)
-
-
-def cut(pieces: list[Any], rules: documents.Rules, cutter: Tokenizer, count_bytes: bool) -> Cut:
-    """The documents of some pieces of a file as tokens.
-
-    Raises:
-        SettingError: the tokenizer gave an id beyond its own vocabulary.
-    """
-    found = documents.select(pieces, rules)
-    counted = None
-    if count_bytes:
-        both = cutter.encode_with_bytes(found.texts)
-        ids = [tokens for tokens, _ in both]
-        counted = _joined([counts for _, counts in both], np.uint32)
-    else:
-        ids = cutter.encode(found.texts)
-    tokens = _joined(ids, cutter.dtype)
-    if len(tokens) and int(tokens.max()) >= cutter.size:
-        raise SettingError(f"the tokenizer gave the id {tokens.max()}, beyond its vocabulary of {cutter.size:,}")
-    lengths = np.array([len(one) for one in ids], dtype=np.int64)
-    text_bytes = sum(len(text.encode()) for text in found.texts)
-    return Cut(tokens, lengths, counted, text_bytes, found.sound, found.skipped, found.fields)
-
-
-def _joined(arrays: list[np.ndarray], dtype: type[np.unsignedinteger]) -> np.ndarray:
-    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.empty(0, dtype)
-
-
-def make(
-    source: Source, part: Part, cutting: Cutting, begin: Position, tokens: int, count_bytes: bool = False
-) -> Iterator[Shard]:
-    """The shards of a part from a position on.
+class Encoder:
+    """Encodes bundles of text in several processes; with one, in this. Use as a context.
 
     Args:
-        source: what is read,
-        part: and which part of it.
-        cutting: the processes that cut.
-        begin: where the first shard begins.
-        tokens: after which a shard is closed, with the bundle in hand.
-        count_bytes: fill `Shard.token_bytes`.
-
-    Raises:
-        SettingError: a file cannot be read, or too many documents are broken.
-    """
-    sound = _Soundness(source.name, source.text_field)
-    held: list[Cut] = []
-    so_far, after = 0, begin
-    for made, after in cutting.in_order(sources.read(source, part, begin), part.rules, count_bytes):
-        sound.check(made)
-        held.append(made)
-        so_far += len(made.tokens)
-        if so_far >= tokens:
-            yield _closed(held, after)
-            held, so_far = [], 0
-    if any(len(c.tokens) or c.skipped for c in held):
-        yield _closed(held, after)
-
-
-class _Soundness:
-    """Counts broken documents and refuses a part in which they are no exception."""
-
-    def __init__(self, name: str, text_field: str) -> None:
-        self._name, self._text_field = name, text_field
-        self._documents, self._broken = 0, Counter[str]()
-
-    def check(self, made: Cut) -> None:
-        if made.fields and not self._documents and not made.sound:
-            fields = ", ".join(made.fields)
-            raise SettingError(
-                f"data.text_field is {self._text_field}, which {self._name} does not have; allowed: {fields}"
-            )
-        self._documents += made.sound
-        self._broken.update({reason: n for reason, n in made.skipped.items() if reason != "empty"})
-        broken = self._broken.total()
-        seen = self._documents + broken
-        if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * seen):
-            reason, count = self._broken.most_common(1)[0]
-            advice = ADVICE.get(reason, "mend the files")
-            raise SettingError(
-                f"data.source is {self._name}, where {broken:,} of the first {seen:,} documents are broken "
-                f"({count:,}: {reason}); allowed: {BROKEN_SHARE:.0%}, which are skipped and counted; {advice}"
-            )
-
-
-def _closed(held: list[Cut], after: Position) -> Shard:
-    counted = [c.token_bytes for c in held if c.token_bytes is not None]
-    return Shard(
-        tokens=np.concatenate([c.tokens for c in held]),
-        ends=np.cumsum(np.concatenate([c.lengths for c in held])),
-        token_bytes=np.concatenate(counted) if counted else None,
-        text_bytes=sum(c.text_bytes for c in held),
-        skipped=dict(sum((c.skipped for c in held), Counter[str]())),
-        after=after,
-    )
-
-
-# -- in several processes ---------------------------------------------------------------------------------------------
-
-
-class Cutting:
-    """Cuts bundles in several processes; with one, in this. Use as a context.
-
-    Args:
-        tokenizer_at: the tokenizer's directory.
+        tokenizer: of every process.
         processes: how many.
-        look: called after each bundle; what it raises ends the work.
+        look: called after each bundle; an exception from it ends the work.
     """
 
-    def __init__(self, tokenizer_at: Path, processes: int, look: Callable[[], None] = lambda: None) -> None:
-        self._tokenizer_at, self._look = tokenizer_at, look
-        self._ahead = AHEAD * processes
-        self._pool: Executor = _Here() if processes == 1 else _pool(tokenizer_at, processes)
-        if processes == 1:
-            _begin(tokenizer_at)
+    def __init__(self, tokenizer: Tokenizer, processes: int, look: Callable[[], None] = lambda: None) -> None:
+        self._tokenizer, self._ahead, self._look = tokenizer, AHEAD * processes, look
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (tokenizer,))
+            for _ in range(processes):  # start now, while this process imports its readers
+                self._pool.submit(os.getpid)
 
-    def __enter__(self) -> Cutting:
+    def __enter__(self) -> Encoder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
-    def in_order(
-        self, bundles: Iterable[Bundle], rules: documents.Rules, count_bytes: bool
-    ) -> Iterator[tuple[Cut, Position]]:
-        """The bundles cut, in their order; never more of them in memory than keep the processes busy.
+    def shards(
+        self, source: Source, split: Split, begin: Position, tokens: int, count_bytes: bool = False
+    ) -> Iterator[Shard]:
+        """Yield the shards of a split from a position on.
 
-        Where reading fails, what was read before comes first.
+        Args:
+            source: that is read.
+            split: of the source.
+            begin: where the first shard begins.
+            tokens: after which a shard is closed, with the bundle in hand.
+            count_bytes: fill `Shard.token_bytes`.
+
+        Raises:
+            SettingError: a file cannot be read, or too many documents are broken.
         """
-        waiting: deque[tuple[Future[Cut], Position]] = deque()
+        held: list[Shard] = []
+        total = Counts()
+        for shard, counts in self._in_order(source, split, begin, count_bytes):
+            _refuse_broken(source, counts, total)
+            held.append(shard)
+            if sum(len(one.tokens) for one in held) >= tokens:
+                yield _joined(held)
+                held = []
+        if any(len(one.tokens) or one.skipped for one in held):
+            yield _joined(held)
+
+    def _in_order(
+        self, source: Source, split: Split, begin: Position, count_bytes: bool
+    ) -> Iterator[tuple[Shard, Counts]]:
+        """A shard of each bundle; the text read before a failure comes first."""
+        waiting: deque[Future[tuple[Shard, Counts]]] = deque()
         failure: SettingError | None = None
         try:
-            for bundle in bundles:
-                waiting.append((self._pool.submit(_cut, bundle.pieces, rules, count_bytes), bundle.after))
+            for pieces, after in sources.read(source, split, begin):
+                if self._pool is None:
+                    yield encode(pieces, after, split.rules, count_bytes, self._tokenizer)
+                else:
+                    waiting.append(self._pool.submit(encode, pieces, after, split.rules, count_bytes))
                 if len(waiting) > self._ahead:
-                    future, after = waiting.popleft()
-                    yield future.result(), after
+                    yield waiting.popleft().result()
                 self._look()
         except SettingError as error:
             failure = error
-        for future, after in waiting:
-            yield future.result(), after
+        for future in waiting:
+            yield future.result()
             self._look()
         if failure is not None:
             raise failure
 
 
-class _Here(Executor):
-    """Does at once, in this process, what is submitted."""
+def encode(
+    pieces: list[Any], after: Position, rules: Rules, count_bytes: bool, tokenizer: Tokenizer | None = None
+) -> tuple[Shard, Counts]:
+    """Encode the documents in pieces of a file; `tokenizer` is by default that of this worker process.
 
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(work(*arguments, **named))
-        return future
-
-
-def _pool(tokenizer_at: Path, processes: int) -> ProcessPoolExecutor:
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin_worker, (tokenizer_at,))
-    for _ in range(processes):  # begun now, while this process imports what it reads with
-        pool.submit(_cut, [], documents.Rules(json_lines=False, text_field=""), False)
-    return pool
-
-
-def _begin_worker(tokenizer_at: Path) -> None:
-    work_for_the_parent()
-    parent = parent_process()
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
-    _begin(tokenizer_at)
+    Raises:
+        SettingError: the tokenizer gave an id beyond its own vocabulary.
+    """
+    cutter = tokenizer or _tokenizer
+    texts, counts = select(pieces, rules)
+    token_bytes = None
+    if count_bytes:
+        both = cutter.encode_with_bytes(texts)
+        ids = [one for one, _ in both]
+        token_bytes = np.concatenate([np.empty(0, np.int64), *(n for _, n in both)]).astype(np.uint32)
+    else:
+        ids = cutter.encode(texts)
+    tokens = np.concatenate([np.empty(0, cutter.dtype), *ids])
+    if len(tokens) and int(tokens.max()) >= cutter.size:
+        raise SettingError(f"the tokenizer gave the id {tokens.max()}, beyond its vocabulary of {cutter.size:,}")
+    ends = np.cumsum(np.array([len(one) for one in ids], dtype=np.int64))
+    text_bytes = sum(len(text.encode()) for text in texts)
+    return Shard(tokens, ends, token_bytes, text_bytes, dict(counts.skipped), after), counts
 
 
-def _begin(tokenizer_at: Path) -> None:
+def _joined(shards: list[Shard]) -> Shard:
+    starts = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
+    counted = [shard.token_bytes for shard in shards if shard.token_bytes is not None]
+    return Shard(
+        tokens=np.concatenate([shard.tokens for shard in shards]),
+        ends=np.concatenate([shard.ends + start for shard, start in zip(shards, starts[:-1], strict=True)]),
+        token_bytes=np.concatenate(counted) if counted else None,
+        text_bytes=sum(shard.text_bytes for shard in shards),
+        skipped=dict(sum((Counter(shard.skipped) for shard in shards), Counter[str]())),
+        after=shards[-1].after,
+    )
+
+
+def _refuse_broken(source: Source, counts: Counts, total: Counts) -> None:
+    """Add a bundle's counts to the total; refuse a split in which broken documents are no exception."""
+    if counts.fields and not counts.sound and not total.sound:
+        sources.refuse_missing_field(source, counts.fields)
+    total.sound += counts.sound
+    total.skipped.update({reason: n for reason, n in counts.skipped.items() if reason != "empty"})
+    broken = total.skipped.total()
+    seen = total.sound + broken
+    if broken > max(BROKEN_ALWAYS, BROKEN_SHARE * seen):
+        ((reason, count),) = total.skipped.most_common(1)
+        raise SettingError(
+            f"data.source is {source.name}, where {broken:,} of the first {seen:,} documents are broken "
+            f"({count:,}: {reason}); allowed: {BROKEN_SHARE:.0%}, which are skipped and counted; "
+            f"{ADVICE.get(reason, 'mend the files')}"
+        )
+
+
+# -- worker processes -------------------------------------------------------------------------------------------------
+
+_tokenizer: Tokenizer  # of this worker
+
+
+def _begin(tokenizer: Tokenizer) -> None:
     global _tokenizer
-    _tokenizer = tokenizer.load(tokenizer_at)
+    _tokenizer = tokenizer
+    leave_to_the_parent()
+    end_with_parent()
+    work_in_the_background()
 
 
-def _cut(pieces: list[Any], rules: documents.Rules, count_bytes: bool) -> Cut:
-    return cut(pieces, rules, _tokenizer, count_bytes)
-
-
-_tokenizer: Tokenizer  # of this process
-
-
-def work_for_the_parent() -> None:
-    """In a process that works for another: be ended by it alone, and let it have the processor first."""
-    signals.leave_to_the_parent()
+def work_in_the_background() -> None:
+    """Let the training process have the processor first."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     os.nice(5)

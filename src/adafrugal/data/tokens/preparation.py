@@ -1,9 +1,8 @@
-"""Preparing tokens in a process of its own, ahead of the training that reads them."""
+"""Prepare tokens in a process of its own, ahead of the training that reads them."""
 
 from __future__ import annotations
 
-import os
-import queue
+import json
 import sys
 import threading
 import time
@@ -12,98 +11,106 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from subprocess import DEVNULL, Popen, TimeoutExpired
-from typing import Literal
 
 from adafrugal.data.rows import Layout
-from adafrugal.data.text.sources import Position, Source
-from adafrugal.data.tokens import encoding, store
-from adafrugal.data.tokens.encoding import Cutting, Shard
-from adafrugal.data.tokens.store import StoredPart
+from adafrugal.data.text.sources import Source
+from adafrugal.data.text.tokenizer import Tokenizer
+from adafrugal.data.tokens.encoding import Encoder, work_in_the_background
+from adafrugal.data.tokens.store import StoredSplit
+from adafrugal.system import files
 from adafrugal.system.errors import SettingError
+from adafrugal.system.processes import Helper, end_with_parent
 
-PATIENCE = 0.1  # seconds between two looks at what another process does
+VALIDATION_TOKENS = 1 << 18  # in a validation shard; few, so that little text is read for a held-out share
+PATIENCE = 0.1  # seconds between two looks at another process
+SAYS_EVERY = 15.0  # seconds between two lines during a wait
 KILLED = (
     "the preparation of {} ended without its work done ({}), as for lack of memory; data.processes=1 needs less, and "
     "the same command goes on from there"
 )
-SAYS_EVERY = 15.0  # seconds between two lines while somebody waits
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is prepared, and how much of it.
+    """Which tokens are prepared, where, and how many of them.
 
     Args:
         directory: of the store.
-        source, tokenizer_at, layout: what the tokens and the rows are made of.
+        source, tokenizer, layout: of the tokens and the rows.
+        fingerprint: the same for the same documents cut by the same tokenizer.
         shard_tokens: in a training shard, about.
         window: training shards that are permuted together.
-        rows: of the training part that the run reads; None for all.
-        validation_tokens: in rows of the validation part; None for all.
-        limit: bytes of the stored training part; None for no limit.
+        rows: of the training split that the run reads; None for all.
+        validation_tokens: in rows of the validation split; None for all.
+        limit: bytes of the stored training split; None for no limit.
         processes: that cut text into tokens.
-        streamed: the training part is handed over in memory and not stored.
     """
 
     directory: Path
     source: Source
-    tokenizer_at: Path
+    tokenizer: Tokenizer
     layout: Layout
+    fingerprint: str
     shard_tokens: int
     window: int
     rows: int | None
     validation_tokens: int | None
     limit: int | None
     processes: int
-    streamed: bool
 
-    def parts(self) -> tuple[StoredPart, StoredPart]:
-        """The training and the validation part on disk."""
-        return StoredPart(self.directory / "train", self.limit, self.window), StoredPart(self.directory / "validation")
+    def splits(self) -> tuple[StoredSplit, StoredSplit]:
+        """Open the training and the validation split on disk."""
+        train = StoredSplit(self.directory / "train", self.limit, self.window)
+        return train, StoredSplit(self.directory / "validation")
 
-    def has_enough(self, train: StoredPart) -> bool:
+    def has_enough(self, train: StoredSplit) -> bool:
         """Whether the windows that the run reads are there, or no more will come."""
         train.refresh()
-        if train.is_complete or self.streamed:
-            return True
-        return self.rows is not None and store.rows(train, self.layout, self.window) >= self.rows
+        if train.is_complete or self.rows is None:
+            return train.is_complete
+        return train.rows(self.layout, stop=len(train.entries) // self.window * self.window) >= self.rows
 
-    def can_evaluate(self, validation: StoredPart) -> bool:
+    def can_evaluate(self, validation: StoredSplit) -> bool:
         """Whether the validation rows are there, or no more will come."""
         validation.refresh()
-        if validation.is_complete:
-            return True
-        if self.validation_tokens is None:
-            return False
-        found = (self.layout.real_tokens(validation.open(n)) for n in range(len(validation.entries)))
-        return sum(found) >= self.validation_tokens
+        if validation.is_complete or self.validation_tokens is None:
+            return validation.is_complete
+        return sum(self.layout.real_tokens(shard.ends) for shard in validation.shards()) >= self.validation_tokens
 
 
 class Preparation:
-    """A process that prepares; the one that trains looks at what is there, waits for it, and ends it.
-
-    It is a plain Python process rather than one of multiprocessing's, which would import the main program again.
+    """The store of a plan, and a process that fills it where tokens are missing.
 
     Args:
-        plan: what is prepared.
-        begin: where the stream of a streamed training part begins.
-        say: told now and then, in a line, while somebody waits.
+        plan: to follow.
+        say: called with a line now and then during a wait.
+
+    Attributes:
+        train, validation: the splits as far as they are prepared.
     """
 
-    def __init__(self, plan: Plan, begin: Position, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
-        self._pipe, theirs = Pipe()
-        code = "from adafrugal.data.tokens.preparation import main; main()"
-        command = [sys.executable, "-P", "-c", code, str(theirs.fileno())]  # -P: modules of the user's are not ours
-        with theirs:  # closed here, so that the pipe ends when the process does
-            self._process = Popen(command, pass_fds=[theirs.fileno()], stdin=DEVNULL, start_new_session=True)
-        self._pipe.send((plan, begin))
+        self.train, self.validation = plan.splits()
+        self._helper: Helper | None = None
+        self._closed = False
+        if not self._is_done():
+            _describe(plan)
+            say(f"preparing tokens of {plan.source.name} → {plan.directory}")
+            self._helper = Helper(__name__)
+            self._helper.pipe.send(plan)
 
-    def wait(self, until: Callable[[], bool], progress: Callable[[], str]) -> None:
+    def finish(self) -> None:
+        """Wait until all that the plan asks for is prepared, and end the process."""
+        try:
+            self.wait(self._is_done)
+        finally:
+            self.close()
+
+    def wait(self, until: Callable[[], bool]) -> None:
         """Return when `until` holds.
 
         Raises:
@@ -111,126 +118,84 @@ class Preparation:
         """
         said = time.monotonic()
         while not until():
-            if self._process.poll() is not None and not until():  # asked again: it may have ended just now
-                self.receive()  # it may have told why
-                raise SettingError(KILLED.format(self._plan.source.name, f"exit code {self._process.returncode}"))
+            if self._closed or self._helper is None:
+                raise RuntimeError("tokens are waited for, and nothing prepares them")
+            code = self._helper.process.poll()
+            if code is not None and not until():  # asked again: it may have ended just now
+                line = KILLED.format(self._plan.source.name, f"exit code {code}")
+                with suppress(EOFError, OSError):  # killed, it has sent nothing
+                    line = self._helper.pipe.recv()
+                raise SettingError(line)
             if time.monotonic() - said > SAYS_EVERY:
                 said = time.monotonic()
-                self._say(f"waiting for tokens: {progress()}")
+                tokens = sum(entry.tokens for entry in self.train.entries)
+                self._say(f"waiting for tokens: {tokens:,} in {len(self.train.entries)} shards so far")
             time.sleep(PATIENCE)
 
-    def receive(self) -> Shard | Literal[False] | None:
-        """The next shard of a stream; None at its end; False while there is none."""
-        try:
-            found = self._pipe.recv() if self._pipe.poll() else False
-        except (EOFError, OSError):  # it ended in the middle; `wait` finds out why
-            return False
-        if isinstance(found, str):
-            raise SettingError(found)
-        return found
-
     def close(self) -> None:
-        """End the process; what it has prepared stays."""
-        self._pipe.close()
-        try:
-            self._process.wait(10)
-        except TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """End the process; the tokens that it has prepared stay."""
+        self._closed = True
+        if self._helper is not None:
+            self._helper.pipe.close()
+            self._helper.end(10)
+
+    def _is_done(self) -> bool:
+        return self._plan.can_evaluate(self.validation) and self._plan.has_enough(self.train)
 
 
-class _Stopped(Exception):
-    """Somebody wants the preparation to end."""
+def _describe(plan: Plan) -> None:
+    """Make a store, if it is not there, with a description for people."""
+    if plan.directory.is_dir():
+        return
+    tokenizer, source = plan.tokenizer.fingerprint, plan.source.described()
+    about = {"fingerprint": plan.fingerprint, "source": source, "tokenizer": tokenizer}
+    with files.made(plan.directory) as scratch:
+        plan.tokenizer.save(scratch)
+        (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def main() -> None:
-    """The process: the validation part, then the training part; ends when the other end of its pipe does."""
-    encoding.work_for_the_parent()
-    pipe = Connection(int(sys.argv[1]))
-    plan, begin = pipe.recv()
+# -- the process ------------------------------------------------------------------------------------------------------
+
+
+def main(pipe: Connection) -> None:
+    """Prepare the validation split, then the training split; end when the other end of the pipe closes."""
+    work_in_the_background()
+    plan: Plan = pipe.recv()
     stopped = threading.Event()
-
-    def watch() -> None:
-        wait([pipe])  # nothing else is sent
-        stopped.set()
-        time.sleep(5)  # to end in order
-        os._exit(1)
+    end_with_parent(5, pipe, stopped)  # seconds to end in order
 
     def look() -> None:
         if stopped.is_set():
-            raise _Stopped
+            sys.exit()
 
-    threading.Thread(target=watch, daemon=True, name="parent").start()
     try:
-        train, validation = plan.parts()
-        with encoding.Cutting(plan.tokenizer_at, plan.processes, look) as cutting:
-            _extend(plan, validation, plan.can_evaluate, cutting, look)
-            if plan.streamed:
-                _stream(plan, begin, pipe, cutting, look)
-            else:
-                _extend(plan, train, plan.has_enough, cutting, look)
-    except _Stopped:
-        pass
+        with Encoder(plan.tokenizer, plan.processes, look) as encoder:
+            fill(plan, encoder, look)
     except Exception as error:
+        line = str(error)
+        if isinstance(error, BrokenProcessPool):
+            line = KILLED.format(plan.source.name, "a worker was killed")
+        elif not isinstance(error, SettingError):  # a defect: also with its traceback
+            traceback.print_exc()
+            line = f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}"
         with suppress(OSError):
-            pipe.send(_told(error, plan))
+            pipe.send(line)
 
 
-def _told(error: Exception, plan: Plan) -> str:
-    """An error as a line; one that nobody foresaw also with its traceback, on stderr."""
-    if isinstance(error, SettingError):
-        return str(error)
-    if isinstance(error, BrokenProcessPool):
-        return KILLED.format(plan.source.name, "a worker was killed")
-    traceback.print_exc()
-    return f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}"
-
-
-def _extend(
-    plan: Plan, part: StoredPart, enough: Callable[[StoredPart], bool], cutting: Cutting, look: Callable[[], None]
-) -> None:
-    """Add to a part what is missing, as soon as no other process does."""
-    name = part.directory.name
-    while not enough(part):
-        with part.alone() as alone:
-            if alone and not enough(part):
-                held_out = name == "validation"
-                tokens = encoding.VALIDATION_TOKENS if held_out else plan.shard_tokens
-                which = getattr(plan.source, name)
-                found = encoding.make(plan.source, which, cutting, part.position(), tokens, count_bytes=held_out)
-                part.extend(found, lambda: enough(part))
-        look()
-        time.sleep(PATIENCE)
-
-
-def _stream(plan: Plan, begin: Position, stream: Connection, cutting: Cutting, look: Callable[[], None]) -> None:
-    """Hand over the training shards in order, then None; a window of them is made before it is wanted."""
-    made: queue.Queue[Shard | str | None] = queue.Queue(plan.window)
-
-    def hand_over() -> None:
-        with suppress(OSError):  # nobody reads any more
-            while isinstance(shard := made.get(), Shard):
-                stream.send(shard)
-            stream.send(shard)
-
-    sender = threading.Thread(target=hand_over, daemon=True, name="stream")
-    sender.start()
-    try:
-        for shard in encoding.make(plan.source, plan.source.train, cutting, begin, plan.shard_tokens):
-            _put(made, shard, look)
-        _put(made, None, look)
-    except _Stopped:
-        raise
-    except Exception as error:  # told in its turn, after the shards before it
-        _put(made, _told(error, plan), look)
-    while sender.is_alive():
-        look()
-        sender.join(PATIENCE)
-
-
-def _put(made: queue.Queue[Shard | str | None], shard: Shard | str | None, look: Callable[[], None]) -> None:
-    while True:
-        look()
-        with suppress(queue.Full):
-            made.put(shard, timeout=PATIENCE)
-            return
+def fill(plan: Plan, encoder: Encoder, look: Callable[[], None] = lambda: None) -> None:
+    """Add the missing shards to each split, as soon as no other process does; `look` is called during a wait."""
+    train, validation = plan.splits()
+    for split, stored, is_enough, tokens in (
+        (plan.source.validation, validation, plan.can_evaluate, VALIDATION_TOKENS),
+        (plan.source.train, train, plan.has_enough, plan.shard_tokens),
+    ):
+        enough = partial(is_enough, stored)
+        while not enough():
+            with stored.alone() as alone:
+                if alone and not enough():
+                    count_bytes = stored is validation
+                    shards = encoder.shards(plan.source, split, stored.position(), tokens, count_bytes)
+                    stored.extend(shards, enough)
+            look()
+            if not enough():
+                time.sleep(PATIENCE)

@@ -15,13 +15,12 @@ A shard exists once its line is whole, and its line is written when its files ar
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class Entry:
     """A line of the index.
 
     Args:
-        documents, tokens, text_bytes: how much there is in the shard.
+        documents, tokens, text_bytes: how many there are in the shard.
         size: of its files, in bytes.
         skipped: reason -> documents that were left out.
         checksums: CRC-32 of each file, by the array's name.
@@ -58,17 +57,18 @@ class Entry:
     after: list[int]
 
 
-class StoredPart:
-    """The training or validation part of a store, as far as it is prepared.
+class StoredSplit:
+    """The training or validation split of a store, as far as it is prepared.
 
     Args:
-        directory: of the part; made when it is first written to.
+        directory: of the split; made when it is first written to.
         limit: bytes after which no window is added; None for no limit.
         window: shards in one, so that a limit never changes the rows that are permuted together.
     """
 
     def __init__(self, directory: Path, limit: int | None = None, window: int = 1) -> None:
         self.directory, self._limit, self._window = directory, limit, window
+        self._index = directory / "index.jsonl"
         self.entries: list[Entry] = []
         self.ended = self.full = False
         self._read_up_to = self._size = 0  # bytes: of the index, of the shards
@@ -81,45 +81,58 @@ class StoredPart:
         """Whether there will be no further shard: the text has ended, or the limit is reached."""
         return self.ended or self.full
 
-    def refresh(self) -> None:
-        """Read what was added to the index since the last time."""
-        with self._refreshing:
-            if not self.is_complete:
-                self._read_on()
+    def rows(self, layout: Layout, first: int = 0, stop: int | None = None) -> int:
+        """The number of rows in a range of shards, by default all."""
+        return sum(layout.count(entry.documents, entry.tokens) for entry in self.entries[first:stop])
 
-    def _read_on(self) -> None:
-        ended = (self.directory / "ended").exists()  # asked before the index is read: it is written after it
-        index = self.directory / "index.jsonl"
-        if index.exists():
-            with index.open("rb") as file:
-                file.seek(self._read_up_to)
-                whole, newline, _torn = file.read().rpartition(b"\n")
-            for line in whole.splitlines():
-                if not self.full:
-                    self.entries.append(_entry(line, index))
-                    self._size += self.entries[-1].size
-                    is_whole = len(self.entries) % self._window == 0
-                    self.full = is_whole and self._limit is not None and self._size >= self._limit
-            self._read_up_to += len(whole) + len(newline)
-        self.ended = ended and not self.full
+    def refresh(self) -> None:
+        """Read the lines that were added to the index since the last time."""
+        with self._refreshing:
+            if self.is_complete:
+                return
+            ended = (self.directory / "ended").exists()  # before the index is read: it is written after it
+            if self._index.exists():
+                with self._index.open("rb") as file:
+                    file.seek(self._read_up_to)
+                    whole, newline, _torn = file.read().rpartition(b"\n")
+                for line in whole.splitlines():
+                    if not self.full:
+                        self._add_entry(line)
+                self._read_up_to += len(whole) + len(newline)
+            self.ended = ended and not self.full
+
+    def _add_entry(self, line: bytes) -> None:
+        try:
+            self.entries.append(Entry(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise SettingError(
+                f"{self._index} is damaged; remove {self.directory.parent}, and the same command prepares it again"
+            ) from error
+        self._size += self.entries[-1].size
+        is_whole = len(self.entries) % self._window == 0
+        self.full = is_whole and self._limit is not None and self._size >= self._limit
 
     def position(self) -> Position:
         """Where the next shard begins."""
         return Position(*self.entries[-1].after) if self.entries else Position()
 
+    def shards(self) -> Iterator[Shard]:
+        """Open the shards that there are, in order."""
+        return map(self.open, range(len(self.entries)))
+
     def open(self, number: int) -> Shard:
-        """A shard; its checksums are verified when this process first opens it.
+        """Open a shard; its checksums are verified when this process first opens it.
 
         Raises:
             SettingError: a file is missing or damaged.
         """
         entry = self.entries[number]
         arrays: dict[str, Any] = dict.fromkeys(ARRAYS)
-        for name in entry.checksums:
+        for name, checksum in entry.checksums.items():
             file = self._file(number, name)
             try:
                 arrays[name] = np.load(file, mmap_mode="r")
-                sound = number in self._verified or _checksum(arrays[name]) == entry.checksums[name]
+                sound = number in self._verified or _checksum(arrays[name]) == checksum
             except (OSError, ValueError):
                 sound = False
             if not sound:
@@ -137,24 +150,24 @@ class StoredPart:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Try to be the one process that writes this part; True where that is so."""
-        with _on_disk(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = (self.directory / ".lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            self.refresh()
-            yield True
+        """Try to be the one process that writes this split; True if it is."""
+        with ExitStack() as stack:
+            with _on_disk(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(files.locked(self.directory / ".lock"))
+                except BlockingIOError:
+                    is_alone = False
+                else:
+                    is_alone = True
+                    self.refresh()
+            yield is_alone
 
     def extend(self, shards: Iterable[Shard], enough: Callable[[], bool]) -> None:
         """Add shards until there are enough or no more; call it only while `alone`.
 
         Raises:
-            SettingError: the disk is full or cannot be written; what is half-written is removed.
+            SettingError: the disk is full or cannot be written; the half-written shard is removed.
         """
         self._mend_index()
         for shard in shards:
@@ -167,29 +180,23 @@ class StoredPart:
         self.refresh()
 
     def _add(self, shard: Shard) -> None:
-        number = len(self.entries)
-        written: list[Path] = []
-        checksums, size = {}, 0
+        checksums, written = {}, []
         try:
             with _on_disk(self.directory):
                 for name in ARRAYS:
-                    array = getattr(shard, name)
-                    if array is None:
-                        continue
-                    file = self._file(number, name)
-                    written.append(file)
-                    with file.open("wb") as opened:
-                        np.save(opened, array)
-                        _to_disk(opened)
-                    checksums[name] = _checksum(array)
-                    size += file.stat().st_size
-                after = [shard.after.file, shard.after.piece]
+                    if (array := getattr(shard, name)) is not None:
+                        written.append(self._file(len(self.entries), name))
+                        with written[-1].open("wb") as opened:
+                            np.save(opened, array)
+                            files.to_disk(opened)
+                        checksums[name] = _checksum(array)
                 entry = Entry(
-                    len(shard.ends), len(shard.tokens), shard.text_bytes, size, shard.skipped, checksums, after
-                )
-                with (self.directory / "index.jsonl").open("a") as index:
+                    len(shard.ends), len(shard.tokens), shard.text_bytes, sum(file.stat().st_size for file in written),
+                    shard.skipped, checksums, [shard.after.file, shard.after.piece],
+                )  # fmt: skip
+                with self._index.open("a") as index:
                     index.write(json.dumps(asdict(entry)) + "\n")
-                    _to_disk(index)
+                    files.to_disk(index)
         except BaseException:
             with suppress(SettingError):
                 self._mend_index()
@@ -199,25 +206,9 @@ class StoredPart:
 
     def _mend_index(self) -> None:
         """Cut off the half of a line that a killed process left."""
-        index = self.directory / "index.jsonl"
-        if index.exists():
+        if self._index.exists():
             with _on_disk(self.directory):
-                os.truncate(index, self._read_up_to)
-
-
-def _entry(line: bytes, index: Path) -> Entry:
-    try:
-        return Entry(**json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise SettingError(
-            f"{index} is damaged; remove {index.parent.parent}, and the same command prepares it again"
-        ) from error
-
-
-def rows(part: StoredPart, layout: Layout, window: int) -> int:
-    """The rows in the windows of `window` shards that are prepared."""
-    usable = len(part.entries) if part.is_complete else len(part.entries) // window * window
-    return sum(layout.count(entry.documents, entry.tokens) for entry in part.entries[:usable])
+                os.truncate(self._index, self._read_up_to)
 
 
 @contextmanager
@@ -226,12 +217,6 @@ def _on_disk(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SettingError(files.explain_disk(error, str(directory))) from error
-
-
-def _to_disk(file: Any) -> None:
-    """Wait until what was written would survive a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from adafrugal.data.labelled import Batch, Labelled, TrainingOrder
+from adafrugal.data.labelled import Labelled, LabelledBatch, TrainingOrder
 from adafrugal.data.text import faults
 from adafrugal.models import encoder
 from adafrugal.models.recompute import checkpoint_activations
@@ -77,7 +77,7 @@ class Finetune:
         """The number of forward and backward passes in a step."""
         return -(-self._batch_size // self._micro_batch_size)
 
-    def shapes(self) -> Iterator[Batch]:
+    def shapes(self) -> Iterator[LabelledBatch]:
         """One batch; torch.compile leaves its sizes open."""
         yield self.work(1).batches[0]
 
@@ -110,7 +110,7 @@ class Finetune:
         """The numbers of a step's examples in the training split, or in the part of it that is trained on."""
         return self._order[step].tolist()
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: LabelledBatch) -> Tensor:
         """The summed loss of a micro-batch: cross-entropy in nats, or the squared error of scores."""
         return self._loss_and_outputs(batch)[0]
 
@@ -157,7 +157,7 @@ class Finetune:
     def close(self) -> None:
         """Nothing works in the background."""
 
-    def _loss_and_outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _loss_and_outputs(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         """The summed loss of a micro-batch, and what the head gave."""
         there = batch.to(self._place.device)
         return self.forward(there.tokens, there.mask, there.types, there.labels)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafrugal.data.batches import Batch
 from adafrugal.data.corpus import Corpus
+from adafrugal.data.rows import Batch
 from adafrugal.memory import on_device
 from adafrugal.models import llama
 from adafrugal.models.loss import TokenNats

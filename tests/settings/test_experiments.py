@@ -1,4 +1,4 @@
-"""The pre-training experiments have the papers' settings, and their small versions keep the arm."""
+"""The experiments have the papers' settings, and their small versions keep the arm."""
 
 from dataclasses import replace
 
@@ -7,8 +7,7 @@ from conftest import REPOSITORY
 
 from adafrugal.optim import controls
 from adafrugal.reports import plan, records
-from adafrugal.settings.canonical import with_run_length
-from adafrugal.settings.compose import check
+from adafrugal.settings.canonical import settled, with_run_length
 from adafrugal.settings.identity import differing
 
 ARMS = ("adamw", "galore", "badam", "frugal", "frugal_0", "adafrugal_density", "adafrugal_interval", "adafrugal")
@@ -20,12 +19,6 @@ SIZES = {  # FACTS: micro-batch a device, warm-up, cycle, steps, hidden size, la
     "vietvault_130m": (256, 2_000, 20_000, 200_000, 768, 12),
 }
 STATIC, LADDER = {"kind": "constant", "value": 200}, {"kind": "loss_aware", "start": 100, "max": 1000, "every": 5000}
-
-
-@pytest.fixture
-def settings_of(composed):
-    """A function: overrides -> checked settings."""
-    return lambda *overrides: check(*composed(*overrides))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -58,7 +51,9 @@ def test_arms_have_the_settings_of_the_papers(settings_of):
         assert {key: found[arm].interval[key] for key in interval} == interval, arm
     galore = found["galore"]
     assert (galore.lr, galore.split_lr_scale, galore.subspace, galore.state_free) == (0.01, 0.25, "svd", "none")
-    assert (galore.on_refresh, found["badam"].on_refresh) == ("keep", "reset_all")
+    badam = found["badam"]
+    assert (galore.on_refresh, badam.on_refresh, badam.state_free) == ("keep", "reset_all", "none")
+    assert badam.subspace == {"kind": "blocks", "unit": "layer"}
     assert {arm for arm, o in found.items() if o.kind == "frugal" and o.subspace == "blocks"} == set(ARMS[3:])
     other = [{k: v for k, v in differing(s).items() if not k.startswith("optimizer.")} for s in made.values()]
     assert all(settings == other[0] for settings in other), "arms differ in the optimizer alone"
@@ -70,21 +65,14 @@ def test_an_arm_is_the_same_at_every_size(size, arm, settings_of):
     assert settings_of(f"experiments={size}/{arm}").optimizer == settings_of(f"experiments=c4_60m/{arm}").optimizer
 
 
-def test_badams_layers_take_turns_from_the_last_and_all_state_begins_anew(settings_of):
-    badam = settings_of("experiments=c4_60m/badam").optimizer
-    assert (badam.subspace, badam.on_refresh, badam.state_free) == (
-        {"kind": "blocks", "unit": "layer"},
-        "reset_all",
-        "none",
-    )
-
-
 @pytest.mark.parametrize(("name", "changed"), [
-    ("state_free/signsgd", {}), ("state_free/sgd", {"state_free": "sgd"}), ("state_free/none", {"state_free": "none"}),
-    ("state_full/adamw", {}), ("state_full/lion", {"state_full": "lion"}), ("state_full/sgdm", {"state_full": "sgdm"}),
-    ("modules/usual", {}),
+    *((f"state_free/{rule}", {"state_free": rule} if rule != "signsgd" else {}) for rule in ("signsgd", "sgd", "none")),
+    *((f"state_full/{rule}", {"state_full": rule} if rule != "adamw" else {}) for rule in ("adamw", "lion", "sgdm")),
+    *((f"subspaces/{kind}", {"subspace": kind}) for kind in ("svd", "random", "randk", "rows", "columns", "slab")),
+    *((f"modules/{where}", {f"modules.{where}": "state_free"}) for where in ("embeddings", "norms", "head")),
+    ("subspaces/blocks", {}), ("modules/usual", {}),
 ])  # fmt: skip
-def test_a_rule_is_all_that_changes_in_its_experiment(name, changed, settings_of):
+def test_a_choice_is_all_that_changes_in_its_experiment(name, changed, settings_of):
     found, usual = (differing(settings_of(f"experiments={e}")) for e in (name, "c4_130m/frugal"))
     assert {k: v for k, v in found.items() if usual.get(k) != v} == {f"optimizer.{k}": v for k, v in changed.items()}
     assert usual.keys() <= found.keys()
@@ -96,20 +84,6 @@ def test_adagalore_is_galore_with_adafrugals_controls(settings_of):
     )
     assert (made.density, made.interval) == (adafrugal.density, adafrugal.interval)
     assert replace(made, density=galore.density, interval=galore.interval) == galore
-
-
-@pytest.mark.parametrize("name", ["svd", "random", "randk", "rows", "columns", "blocks", "slab"])
-def test_a_subspace_is_all_that_changes_in_its_experiment(name, settings_of):
-    found, usual = (differing(settings_of(f"experiments={e}")) for e in (f"subspaces/{name}", "c4_130m/frugal"))
-    assert {k: v for k, v in found.items() if usual.get(k) != v} == (
-        {} if name == "blocks" else {"optimizer.subspace": name}
-    )
-
-
-@pytest.mark.parametrize("where", ["embeddings", "norms", "head"])
-def test_a_module_without_state_is_permanently_so(where, settings_of):
-    found = settings_of(f"experiments=modules/{where}").optimizer.modules
-    assert {name for name in ("embeddings", "norms", "head") if getattr(found, name) == "state_free"} == {where}
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -132,16 +106,8 @@ def test_a_small_version_reads_the_text_that_is_typed(settings_of):
     s = settings_of("experiments=c4_60m/frugal", "scale=mini", "data.source=mirrors/c4")
     assert (s.data.kind, s.data.source, s.data.tokenizer.kind) == ("corpus", "mirrors/c4", "train")
     s = settings_of("experiments=vietvault_130m/frugal", "scale=mini", "data.source=mirrors/vietvault")
-    assert (s.data.source, s.data.tokenizer.normalization, s.model.vocabulary_size) == (
-        "mirrors/vietvault",
-        "nfc",
-        4096,
-    )
-
-
-@pytest.mark.parametrize(("given", "steps"), [(0.25, 100), (0.001, 1), (None, 400), (70, 70)])
-def test_a_decay_may_last_a_share_of_the_run(given, steps):
-    assert with_run_length({"kind": "linear", "steps": given}, 400)["steps"] == steps
+    found = (s.data.source, s.data.tokenizer.normalization, s.model.vocabulary_size)
+    assert found == ("mirrors/vietvault", "nfc", 4096)
 
 
 def test_the_small_versions_have_the_best_rates_of_their_search(settings_of, tmp_path):
@@ -149,12 +115,47 @@ def test_the_small_versions_have_the_best_rates_of_their_search(settings_of, tmp
     found = records.find([REPOSITORY / "experiments" / "results" / "mini"])
     (page,) = plan.filled(plan.pages(tmp_path), found)
     search = page.sections[0]
-    if any(job.missing for job in search.jobs):
-        pytest.skip(
-            f"the search is not complete: {sum(bool(job.missing) for job in search.jobs)} of its runs are missing"
-        )
+    if missing := sum(bool(job.missing) for job in search.jobs):
+        pytest.skip(f"the search is not complete: {missing} of its runs are missing")
     for arm in ARMS:
         tried = [job for job in search.jobs if job.arm == arm and job.runs]
         best = min(tried, key=lambda job: job.runs[0].summary()["validation_loss"])
         used = settings_of(f"experiments=c4_60m/{arm}", "scale=mini", "data=embedded").optimizer
         assert best.rates == {name: getattr(used, name.partition(".")[2]) for name in best.rates}, arm
+
+
+GLUE = {  # FACTS: learning rate, epochs, batch, metrics of FRUGAL's scripts
+    "cola": (5e-4, 80, 256, ["matthews", "accuracy"]), "mnli": (5e-5, 30, 128, ["accuracy"]),
+    "mrpc": (2e-4, 30, 16, ["accuracy", "f1"]), "qnli": (1e-4, 25, 256, ["accuracy"]),
+    "qqp": (5e-5, 25, 128, ["accuracy", "f1"]), "rte": (2e-4, 80, 32, ["accuracy"]),
+    "sst2": (5e-5, 60, 128, ["accuracy"]), "stsb": (1e-4, 40, 16, ["pearson", "spearman"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", GLUE)
+@pytest.mark.parametrize(("arm", "rank"), [("frugal", 8.0), ("signsgd", 0.0)])
+def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, settings_of):
+    s = settings_of(f"experiments=glue/{task}", f"optimizer={arm}")
+    o, t = s.optimizer, s.trainer
+    assert (o.lr, t.epochs, t.batch_size, s.data.metrics) == GLUE[task]
+    assert (s.data.source, s.data.subset, s.model.name) == ("nyu-mll/glue", task, "FacebookAI/roberta-base")
+    assert (t.steps, t.sequence_length, t.clip_norm, t.precision, s.eval.every) == (None, 512, 1.0, "fp16", None)
+    assert (s.schedule.kind, s.schedule.warmup, s.schedule.floor, s.seed) == ("linear", 0.06, 0.0, 0)
+    assert (o.subspace, o.split_lr_scale, o.state_free_lr_scale, o.on_refresh) == ("columns", 1.0, 0.1, "reset")
+    assert (o.weight_decay, o.density, o.rank) == (0.1, None, {"kind": "constant", "value": rank})
+    assert o.interval == {"kind": "constant", "value": 500}
+
+
+@pytest.mark.parametrize(("task", "arm", "lr"), [
+    ("rte", "adafrugal", 2e-4), ("cola", "adafrugal", 5e-4), ("rte", "adamw", 2e-5), ("cola", "adamw", 2e-5),
+    ("rte", "galore", 3e-5),
+])  # fmt: skip
+def test_an_arm_on_glue_has_the_rate_of_the_task_or_one_of_its_own(task, arm, lr, settings_of):
+    assert settings_of(f"experiments=glue/{task}", f"optimizer={arm}").optimizer.lr == lr
+
+
+def test_adafrugal_on_glue_falls_from_rank_8_to_2(settings_of):
+    s = settled(settings_of("experiments=glue/rte", "optimizer=adafrugal"), 78, 768)
+    assert s.optimizer.density == {"kind": "linear", "start": 8 / 768, "end": 2 / 768, "steps": None}
+    assert {k: s.optimizer.interval[k] for k in ("start", "max", "every")} == {"start": 100, "max": 500, "every": 78}
+    assert (s.trainer.steps, s.eval.every) == (80 * 78, 78)
