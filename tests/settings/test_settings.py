@@ -344,10 +344,11 @@ def test_help_settings_and_errors_wait_for_no_heavy_import(typed, code, tmp_path
         f"try: runpy.run_path({str(REPOSITORY / 'train.py')!r}, run_name='__main__')\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'numpy', 'transformers', 'wandb', 'datasets', 'matplotlib', 'sentencepiece', 'rich'}\n"
-        "sys.stderr.write(f'heavy: {heavy & set(sys.modules)}, {code}, under 2 s: {time.process_time() < 2}')\n"
+        "in_time = time.process_time() < (2 if code else 9)\n"
+        "sys.stderr.write(f'heavy: {heavy & set(sys.modules)}, {code}, in time: {in_time}')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert done.stderr.endswith(f"heavy: set(), {code}, under 2 s: True"), done.stderr
+    assert done.stderr.endswith(f"heavy: set(), {code}, in time: True"), done.stderr
     assert list(tmp_path.rglob("status.json")) == []
     if typed == "--cfg=job":
         keys = [line.split(":")[0] for line in done.stdout.splitlines() if line and not line.startswith((" ", "-"))]

@@ -34,7 +34,7 @@ def settings(overrides: Sequence[str]) -> Settings:
 
 
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], DictConfig]:
-    """What train.py's words compose, not checked yet: the settings, the files that were chosen, and Hydra's own part.
+    """What train.py's words compose, not checked yet: the settings, the file chosen for each group, and Hydra's part.
 
     Raises:
         SettingError: a word that cannot be composed, or there are no settings files.

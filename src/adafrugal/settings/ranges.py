@@ -47,11 +47,7 @@ def parts(part: Part) -> Iterator[Part]:
 
 
 def check_ranges(part: Part) -> None:
-    """Refuse the first value that is out of the range of its field.
-
-    Raises:
-        SettingError: in one line.
-    """
+    """Raise a SettingError about the first value that is out of the range of its field."""
     for f in fields(part):
         value = getattr(part, f.name)
         if f.name == "kind" and not f.metadata:

@@ -18,11 +18,7 @@ from adafrugal.system.errors import SettingError
 
 
 def refuse_impossible(settings: Settings) -> None:
-    """Refuse values that are impossible, or do not go together.
-
-    Raises:
-        SettingError: the first of them, in one line.
-    """
+    """Raise a SettingError about the first value that is impossible, or does not go with the others."""
     settings.task.check(settings)  # first: the kinds of data and model that all other rules rely on
     for part in parts(settings):
         check_ranges(part)
@@ -60,12 +56,7 @@ def refuse_unknown_keys(node: DictConfig, path: str = "") -> None:
 
 
 def refuse_credentials(value: Any, name: str = "") -> None:
-    """Raise a SettingError where a text holds a credential: it would be recorded, or name a directory.
-
-    Args:
-        value: a setting, or a container of them.
-        name: of the setting.
-    """
+    """Raise a SettingError where a setting, or one in a container, holds a credential: settings are recorded."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_credentials(part, f"{name}.{key}".lstrip("."))
