@@ -25,16 +25,6 @@ def test_interval_climbs_the_papers_ladder_with_half_to_even_rounding():
     assert ladder == [100, 150, 225, 338, 507, 760, 1000, 1000, 1000]
 
 
-@pytest.mark.parametrize(
-    ("second", "grows"), [(5.0 * (1 - 0.0049), True), (5.0 * (1 + 0.0049), True), (5.0 * (1 - 0.0051), False)]
-)
-def test_interval_grows_only_when_the_loss_settled(second, grows):
-    interval = LossAware()
-    interval.observe(5.0)
-    interval.observe(second)
-    assert (interval.at(1) > 100) is grows
-
-
 def test_the_change_is_relative_to_the_loss_before_and_both_bounds_are_strict():
     def grown(before, now, **settings):
         interval = LossAware(**settings)

@@ -1,6 +1,5 @@
 import copy
 import io
-import itertools
 
 import pytest
 import torch
@@ -94,28 +93,6 @@ def test_other_tensors_are_adamw_whatever_the_density_and_are_never_reset():
 
 
 # -- moving ρ and T ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shrink", ["immediately", "at_refresh"])
-@pytest.mark.parametrize("subspace", ["blocks", "columns"])
-def test_moments_follow_the_density_down_to_its_end(subspace, shrink):
-    params = matrices()
-    decay = LinearDecay(0.8, 0.2, steps=30)
-    optimizer = Frugal(split(params), density=decay, interval=10, subspace=subspace, shrink=shrink)
-    sizes = []
-    for step in range(1, 42):
-        run(optimizer, params, [step])
-        entries = optimizer.selected_entries()
-        assert optimizer.state_bytes().by_role()["moments"] == 2 * 4 * entries
-        assert optimizer.density == decay.at(step if shrink == "immediately" else step - (step - 1) % 10)
-        sizes.append(entries)
-    # blocks differ in size, so that fewer of them can hold more entries
-    assert all(a >= b for a, b in itertools.pairwise(sizes)) or subspace == "blocks"
-    if subspace == "columns":
-        assert sizes[-1] == sum(s[0] * int(0.2 * s[1]) for s in SHAPES)
-    else:
-        active = sum(bool(optimizer.state[p]["entries"]) for p in params)
-        assert active == round(0.2 * len(SHAPES))
 
 
 def test_refreshes_come_at_t_steps_since_the_last_one_with_a_t_that_jumps():

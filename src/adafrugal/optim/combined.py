@@ -21,10 +21,10 @@ class Several(torch.optim.Optimizer):
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
-        ids = [id(param) for part in parts for group in part.param_groups for param in group["params"]]
-        if len(set(ids)) < len(ids):
+        params = [param for part in parts for group in part.param_groups for param in group["params"]]
+        if len(set(params)) < len(params):
             raise ValueError("a parameter is in more than one of the optimizers; each may have it alone")
-        super().__init__([param for part in parts for group in part.param_groups for param in group["params"]], {})
+        super().__init__(params, {})
         self._join()
 
     def _join(self) -> None:

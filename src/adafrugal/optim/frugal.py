@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
-from adafrugal.optim.options import OF_SPLIT_GROUPS, Group
+from adafrugal.optim.options import Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh, StepEvents
 from adafrugal.optim.sharding.shards import is_sharded
 from adafrugal.optim.state_dict import kept_here, refuse_other, restored_subspace, with_shared
@@ -121,7 +121,7 @@ class Frugal(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in `torch.optim.Optimizer`; a split one starts with a refresh at the next step."""
         param_group = dict(param_group)  # torch writes the defaults into it
-        named = [key for key in OF_SPLIT_GROUPS if key in param_group]
+        named = [key for key in SplitOptions.__annotations__ if key in param_group]
         if "nonfinite" in param_group:
             raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
         if named and not param_group.get("split", self.defaults["split"]):
@@ -139,9 +139,9 @@ class Frugal(torch.optim.Optimizer):
             del self.param_groups[-1]
             raise
         if group["split"]:
-            group |= {**refresh.CLOCKS, "waiting": []}
+            group |= refresh.new_clocks()
         else:
-            for key in OF_SPLIT_GROUPS:
+            for key in SplitOptions.__annotations__:
                 del group[key]
         del group["nonfinite"]
         group |= {"steps": 0, "skipped_steps": 0}

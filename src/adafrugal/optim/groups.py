@@ -23,20 +23,19 @@ class _Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """Which tensors are treated how. All conditions must hold; one that is not given always does.
+    """How tensors are treated for which all given conditions hold.
 
     Args:
         name: what the table of groups calls them.
         treatment: "split", "state_full", "state_free" (permanently) or "frozen" (`requires_grad` is set to False).
         types: of the module that owns the tensor: classes, or patterns for names of classes (`"*Norm"` also finds
-            transformers' `LlamaRMSNorm`, which descends from no class of torch's).
-        path: a pattern for the module's path, part by part between the dots: `*` stands for one part or, at the
-            beginning, for any number; in a part, `*` and `?` are as in file names; `|` stands between alternatives:
-            `*.query|*.q`.
-        in_blocks: whether the module is in a transformer block, that is in a member of a `nn.ModuleList`.
+            transformers' `LlamaRMSNorm`, which is no subclass of torch's).
+        path: a pattern for the module's path, part by part between the dots: `*` is one part or, at the beginning, any
+            number; in a part, `*` and `?` are as in file names; `|` separates alternatives: `*.query|*.q`.
+        in_blocks: whether the module is in a transformer block, a member of a `nn.ModuleList`.
         tensors: "matrices" (two dimensions or more), "vectors" (fewer) or "all".
         decayed: whether weight decay applies; None: to matrices, not to vectors.
-        optional: whether it is no mistake if nothing falls under the rule.
+        optional: whether the rule may hold for no tensor.
         settings: for the optimizer's group, such as `{"density": 0.01}` or `{"lr": 1e-4}`.
     """
 

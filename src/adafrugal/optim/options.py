@@ -15,13 +15,40 @@ from adafrugal.optim.subspaces import Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
 
-class Group(TypedDict, total=False):
-    """A parameter group of `Frugal`, as `state_dict` saves it; see `Frugal` for the options."""
+class SplitOptions(TypedDict, total=False):
+    """The options that only split groups have; see `Frugal`."""
+
+    density: Control
+    interval: Control
+    subspace: Subspace
+    shrink: str
+    stagger: int  # steps
+    split_lr_scale: float
+    state_free: str
+    state_free_lr_scale: float
+    on_refresh: str
+    compile: bool | None
+
+
+class Clocks(TypedDict, total=False):
+    """The counts that only split groups have."""
+
+    since_refresh: int  # steps since the last refresh, 1 at the step of the refresh
+    refreshes: int
+    handed_out: int  # blocks that earlier refreshes selected; an ordered choice goes on from there
+    density_read: float  # ρ in force
+    waiting: list[int]  # places in params of the matrices that have not chosen since the last refresh
+    bases_kept: int  # choices put off because of a gradient that was not finite
+
+
+class Group(SplitOptions, Clocks, total=False):
+    """A parameter group of `Frugal`, as `state_dict` saves it."""
 
     params: list[Tensor]
     param_names: list[str]  # where the optimizer was given names
     shapes: list[list[int]]  # of the params
     first: int  # place of the first of them among all parameters
+    layers: list[int]  # number of the transformer block of each, where it is known
     split: bool
     lr: float
     betas: tuple[float, float]
@@ -34,30 +61,6 @@ class Group(TypedDict, total=False):
     seed: int
     steps: int  # made, without those skipped
     skipped_steps: int
-    # of split groups alone:
-    layers: list[int]  # number of the transformer block of each parameter
-    density: Control
-    interval: Control
-    subspace: Subspace
-    shrink: str
-    stagger: int  # steps
-    split_lr_scale: float
-    state_free: str
-    state_free_lr_scale: float
-    on_refresh: str
-    compile: bool | None
-    since_refresh: int  # steps since the last refresh, 1 at the step of the refresh
-    refreshes: int
-    handed_out: int  # blocks that earlier refreshes selected; an ordered choice goes on from there
-    density_read: float  # ρ in force
-    waiting: list[int]  # places in params of the matrices that have not chosen since the last refresh
-    bases_kept: int  # choices put off because of a gradient that was not finite
-
-
-OF_SPLIT_GROUPS = (
-    "density", "interval", "subspace", "shrink", "stagger", "split_lr_scale", "state_free", "state_free_lr_scale",
-    "on_refresh", "compile",
-)  # fmt: skip
 
 
 def parameter_names(group: Group) -> list[str]:

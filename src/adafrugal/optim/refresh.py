@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim import controls, rules
-from adafrugal.optim.options import Group
+from adafrugal.optim.options import Clocks, Group
 from adafrugal.optim.sharding import owners, shards
 from adafrugal.optim.subspaces import Matrix, Period, Selection
 
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
 Event = Literal["refresh", "continued", "shrink"]
-CLOCKS: dict[str, Any] = {
-    "since_refresh": 0, "refreshes": 0, "handed_out": 0, "density_read": 0.0, "waiting": [], "bases_kept": 0
-}  # fmt: skip  # of a split group that has made no step; see `options.Group`
+
+
+def new_clocks() -> Clocks:
+    """The counts of a split group before its first step."""
+    return Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _seen_here(param: Tensor, chosen: Selection, group: Group) -> Selection:
 def outline(group: Group, states: States) -> Iterator[Any]:
     """All that processes must agree on, in plain values and bytes: ρ, T, the clocks, and what each matrix selects."""
     yield group["density_read"], group["interval"].at(group["steps"])
-    yield [group[name] for name in ("steps", "skipped_steps", *CLOCKS) if name != "density_read"]
+    yield [group[name] for name in ("steps", "skipped_steps", *Clocks.__annotations__) if name != "density_read"]
     for param in group["params"]:
         state = states.get(param, {})
         yield state.get("entries", 0), state.get("turn", 0)

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import sys
-from functools import partial
+from contextlib import nullcontext
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
@@ -90,9 +91,9 @@ class Training:
     def go(self, steps):
         for step in steps:
             loss = self.backward(step)
-            with CommDebugMode() as said:
+            with CommDebugMode() if self.mesh else nullcontext() as said:
                 self.optimizer.step()
-            self.spoke += [step + 1] * (said.get_total_counts() > 0)
+            self.spoke += [step + 1] * bool(said and said.get_total_counts())
             self.optimizer.zero_grad()
             self.losses.append(loss)
             if isinstance(self.optimizer, Frugal):
@@ -145,8 +146,13 @@ def apart(one, other):
     return max(float((whole(a) - whole(b)).abs().max()) for a, b in pairs)
 
 
+@cache
+def on_one(arm, late):
+    return Training(arm, late=late).go(range(30))
+
+
 def compared(arm, mesh, **how):
-    together = Training(arm, late=how.get("late", False)).go(range(30))
+    together = on_one(arm, how.get("late", False))
     parts = Training(arm, mesh, **how).go(range(30))
     pairs = zip(together.losses, parts.losses, strict=True)
     moments = zip(together.moments(), parts.moments(), strict=True)

@@ -106,13 +106,10 @@ def parts(rows: RowRange, like: Tensor) -> list[RowRange]:
 
 
 def moved(value: Tensor, like: Tensor, old: Sequence[RowRange], new: Sequence[RowRange]) -> Tensor:
-    """Divide anew a tensor that is divided by rows. Every process that shares `like` calls this.
+    """Divide a tensor anew over the processes that share `like`, which all call this.
 
-    Args:
-        value: this process's rows, [old[rank].count, …].
-        like: the parameter over whose processes it is divided.
-        old: the rows of each process, in order, from 0 on.
-        new: likewise; no more rows than in `old`.
+    `value` is [old[rank].count, …]; `old` and `new` are the rows of each process, in order, from 0 on, and as many or
+    fewer in `new`.
     """
     if old == new:
         return value
@@ -146,14 +143,10 @@ def _divided(value: Tensor, like: Tensor) -> Tensor:
 
 
 def shared(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
-    """Make an evenly divided DTensor of the processes' parts of a compact tensor.
+    """Make an evenly divided DTensor of the processes' parts of a compact tensor of the parameter `like`.
 
-    Where `rows` are not all rows of the parameter, they move, and every process that shares it calls this.
-
-    Args:
-        value: this process's part.
-        like: the parameter.
-        rows: of the parameter, for which the whole compact tensor has a row.
+    The whole has a row for each of `rows`. Where these are not all rows of the parameter, they move, and every process
+    that shares it calls this.
     """
     from torch.distributed.tensor import DTensor
 
