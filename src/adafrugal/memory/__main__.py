@@ -20,7 +20,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 from adafrugal.settings import compose
 from adafrugal.system import threads
 from adafrugal.system.errors import SettingError
-from adafrugal.system.secrets import hidden
+from adafrugal.system.stderr import tell
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         for settings in runs if given.fits is not None else ():
             sys.stdout.write(breakdown.what_fits(settings, given.fits))
     except SettingError as error:
-        sys.stderr.write(f"error: {hidden(str(error))}\n")
+        tell(f"error: {error}")
         return 2
     return 0
 
