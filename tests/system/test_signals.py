@@ -1,5 +1,7 @@
+import importlib
 import os
 import signal
+import time
 
 import pytest
 
@@ -26,3 +28,12 @@ def test_in_training_the_first_signal_asks_and_the_second_insists(number):
             os.kill(os.getpid(), number)
         assert not stop.was_lost
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_within_an_import_waits_for_its_end(tmp_path, monkeypatch):
+    (tmp_path / "interrupted.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nis_whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Stop() as stop, pytest.raises(KeyboardInterrupt):
+        assert importlib.import_module("interrupted").is_whole
+        assert stop.requested
+        time.sleep(10)

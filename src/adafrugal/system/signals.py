@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from types import FrameType, TracebackType
 
 # Slurm sends the last two ahead of a time limit: one as a user's script asks for it, one as submitit does
 ASKED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+_ASKS_AGAIN = 0.05  # seconds after which a signal within an import is sent again
 
 
 def leave_to_the_parent() -> None:
@@ -20,8 +23,8 @@ def leave_to_the_parent() -> None:
 class Stop:
     """While entered, signals of `ASKED_BY` set `requested`, and raise KeyboardInterrupt unless `training`.
 
-    A KeyboardInterrupt in the middle of an import can get lost, or become an error of another kind; `was_lost` stays.
-    During training only a second signal raises.
+    During training only a second signal raises. A KeyboardInterrupt can get lost, or become an error of another kind;
+    `was_lost` stays. A signal within an import waits for its end, since an interrupted extension module may abort.
 
     Attributes:
         requested: whether a signal arrived.
@@ -46,6 +49,15 @@ class Stop:
         again, self.requested = self.requested, True
         self.was_lost = self.was_lost or not self.training
         if again or not self.training:
+            if _is_importing(frame):
+                threading.Timer(_ASKS_AGAIN, os.kill, (os.getpid(), number)).start()
+                return
             raise KeyboardInterrupt
         with suppress(OSError):  # the reader of stderr may be gone
             os.write(2, b"stopping after this step; a second signal stops at once\n")
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
