@@ -31,7 +31,8 @@ def test_in_training_the_first_signal_asks_and_the_second_insists(number):
 
 
 def test_a_signal_within_an_import_waits_for_its_end(tmp_path, monkeypatch):
-    (tmp_path / "interrupted.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nis_whole = True\n")
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nis_whole = True\n"
+    (tmp_path / "interrupted.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     with Stop() as stop, pytest.raises(KeyboardInterrupt):
         assert importlib.import_module("interrupted").is_whole
