@@ -1,7 +1,7 @@
 """The FRUGAL family of optimizers: AdamW state for a share ρ of each matrix's entries, signSGD for the rest.
 
-Needs torch and nothing else of this project. Names are imported when first used, so that `choices` and `controls`
-can be read without waiting for torch.
+Needs torch and nothing else of this project. Names are imported at first use, so that `choices` and `controls` can be
+imported without torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""How many bytes an optimizer's state takes, counted from its tensors: this family's and torch's own."""
+"""Count the bytes of an optimizer's state tensors, for this family and torch's own optimizers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_ROLES = {"step": "counters", "indices": "indices", "basis": "basis"}  # by name in a state; all else is moments
+_ROLES = {"step": "counters", "indices": "indices", "basis": "basis"}  # by name in a state; all others are moments
 
 
 class StateBytes(dict[str, dict[str, int]]):
     """Bytes of optimizer state by parameter and role: `{"layers.0.q_proj.weight": {"moments": 524288, …}, …}`.
 
-    Roles are moments (what the rule remembers for each entry), indices and basis (where the subspace lies) and
+    Roles are moments (the state-full rule's values for each entry), indices and basis (the subspace's selection) and
     counters. A parameter without state is left out.
     """
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Bytes of all parameters and roles."""
         return sum(sum(roles.values()) for roles in self.values())
 
     def by_role(self) -> dict[str, int]:
-        """Bytes by role, over all parameters."""
+        """Return bytes by role, summed over parameters."""
         roles: Counter[str] = Counter()
         for counted in self.values():
             roles.update(counted)
@@ -34,8 +34,8 @@ class StateBytes(dict[str, dict[str, int]]):
 def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     """Count the bytes of an optimizer's state tensors.
 
-    Parameters go by their names where the optimizer knows them (groups made of `(name, parameter)` pairs), else by
-    their place, as `state_dict` numbers them.
+    Parameters are listed by name if the optimizer has names (groups made of `(name, parameter)` pairs), else by their
+    number in `state_dict`.
     """
     counted = StateBytes()
     place = 0
@@ -53,12 +53,12 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
 
 
 def adamw_state_bytes(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Bytes that AdamW would keep for all of these, frozen or not: two moments an entry, a four-byte counter each."""
+    """Return the bytes AdamW would keep, also for frozen parameters: two moments an entry, a four-byte counter each."""
     return sum(2 * p.numel() * p.element_size() + 4 for p in parameters)
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of a tensor, or of those that a tensor subclass is made of (quantized moments, a DTensor's local shard)."""
+    """Return the bytes of a tensor, or of a subclass's inner tensors (quantized moments, a DTensor's local shard)."""
     if hasattr(tensor, "__tensor_flatten__"):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
         return sum(_bytes(part) for part in parts if isinstance(part, Tensor))

@@ -1,6 +1,6 @@
-"""Every name, policy and range of the optimizer, without torch: the one place for both the optimizer and the settings.
+"""Every name, policy and range of the optimizer, without torch; the optimizer and the settings share them.
 
-The ranges of densities and intervals are in `controls`, which needs no torch either.
+Ranges of densities and intervals are in `controls`, which needs no torch either.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# kind of subspace -> its settings -> the names that each allows, the default first
+# kind of subspace -> setting -> allowed names, the default first
 SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
     "blocks": {
         "order": ("descending", "ascending", "mirror", "random"),
@@ -24,7 +24,7 @@ SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
     "svd": {"side": ("smaller", "left", "right"), "svd_method": ("exact", "randomized")},
     "random": {"side": ("smaller", "left", "right")},
 }
-# option -> the names that it allows, the default first; None is null in the settings
+# option -> allowed names, the default first; None is null in the settings
 NAMES: dict[str, tuple[str | None, ...]] = {
     "state_full": ("adamw", "lion", "sgdm"),
     "state_free": ("signsgd", "sgd", "none"),
@@ -34,15 +34,15 @@ NAMES: dict[str, tuple[str | None, ...]] = {
     "nonfinite": (None, "error", "skip"),
 }
 _IMPOSSIBLE_POLICY = {"blocks": "keep", "svd": "keep_overlap", "random": "keep_overlap"}
-# kind of subspace -> the policies of on_refresh that it allows
+# kind of subspace -> allowed policies of on_refresh
 POLICIES: dict[str, tuple[str, ...]] = {
     kind: tuple(p for p in NAMES["on_refresh"] if p and p != _IMPOSSIBLE_POLICY.get(kind)) for kind in SUBSPACES
 }
-TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's weights, the one that keeps most first
+TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's weights, from most state to least
 ON_SHARDS = "blocks, columns, slab, {kind: svd, side: right}, {kind: random, side: right}"
 
 
-# option -> what it allows, in words, and whether a value is allowed
+# option -> its range in words, and a check whether a value is in it
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"),
@@ -54,7 +54,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def allowed(name: str, value: Any) -> str | None:
-    """What an option allows, in words, where `value` is not allowed; else None."""
+    """Return the allowed values of an option, in words, if `value` is not one of them; else None."""
     if name in RANGES:
         words, holds = RANGES[name]
         return None if holds(value) else words
@@ -62,12 +62,12 @@ def allowed(name: str, value: Any) -> str | None:
 
 
 def allowed_stagger(steps: int, kind: str, interval: int) -> str | None:
-    """What `stagger` allows with a kind of subspace and the first interval, where `steps` is not allowed; else None."""
+    """Return the allowed values of `stagger`, by subspace and first interval, if `steps` is not one; else None."""
     if kind == "blocks":
         return None if steps == 1 else "1 with blocks, which choose among all matrices at once"
     return None if 1 <= steps <= interval else f"1 to the interval ({interval})"
 
 
 def works_on_shards(kind: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a subspace selects on parameters that are sharded by rows (`ON_SHARDS`)."""
+    """Return whether a subspace works on parameters sharded by rows (`ON_SHARDS`)."""
     return kind in ("blocks", "columns", "slab") or settings.get("side") == "right"

@@ -9,11 +9,11 @@ import torch
 
 
 class Several(torch.optim.Optimizer):
-    """Optimizers over different parameters as one: one step, one state_dict, groups that every scheduler sees.
+    """Optimizers over different parameters as one: one step, one state_dict, groups for every scheduler.
 
-    Such as `Several(torch.optim.Muon(matrices), torch.optim.AdamW(others))`. Its groups are the same objects as its
-    parts': a rate set here holds there. Schedulers that also move momentum (OneCycleLR, CyclicLR with cycle_momentum)
-    are refused, since the parts call it differently. Parts step in the given order.
+    Example: `Several(torch.optim.Muon(matrices), torch.optim.AdamW(others))`. Its groups are the same objects as its
+    parts': a rate set here holds there. Schedulers that also change momentum (OneCycleLR, CyclicLR with cycle_momentum)
+    are refused, since the parts name it differently. Parts step in the given order.
 
     Raises:
         ValueError: a parameter is in more than one of them.
@@ -40,7 +40,7 @@ class Several(torch.optim.Optimizer):
         """Ignore the empty state that torch's constructor sets."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of each part; returns the closure's loss, if one is given."""
+        """Step each part; return the closure's loss, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -50,15 +50,15 @@ class Several(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Each part's state_dict, in order."""
+        """Return each part's state_dict, in order."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state; ValueError where it has other parts or groups, and nothing is changed then."""
+        """Load a saved state; if it has other parts or groups, raise a ValueError and change nothing."""
         given = state_dict.get("parts", [])
         if len(given) != len(self.parts):
             raise ValueError(f"the saved state is of {len(given)} optimizers, not of {len(self.parts)}")
-        for part, state in zip(self.parts, given, strict=True):  # all are looked at before any is changed
+        for part, state in zip(self.parts, given, strict=True):  # check all before changing any
             ours, theirs = ([len(g["params"]) for g in groups] for groups in (part.param_groups, state["param_groups"]))
             if ours != theirs:
                 raise ValueError(f"the saved state has groups of {theirs} tensors, ours have {ours}")
@@ -74,7 +74,7 @@ class Several(torch.optim.Optimizer):
         super().__setstate__({**state, "param_groups": groups})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raise once the parts are joined: a group's defaults are those of a part."""
+        """Raise a ValueError once the parts are joined, because a group takes its defaults from a part."""
         if self.param_groups:
             raise ValueError("add the group to one of the parts, before they are joined")
         super().add_param_group(param_group)

@@ -1,4 +1,4 @@
-"""Controls: the density ρ and the interval T at a step. Numbers in, numbers out; no tensors, no torch.
+"""Controls: the density ρ and the interval T at a step, without tensors and torch.
 
 A control is a plain number (constant), a mapping `{"kind": …, …}` as `state_dict` returns, or an object;
 `density(value)` and `interval(value)` accept all three and check the range.
@@ -18,24 +18,24 @@ SOURCES = ("validation", "training")
 
 @dataclass
 class Control:
-    """A number that may move during training."""
+    """A number that may change during training."""
 
     kind: ClassVar[str]
 
     def at(self, step: int) -> float:
-        """The value at a step, 1 at the first."""
+        """Return the value at a step; the first step is 1."""
         raise NotImplementedError
 
     def observe(self, loss: float) -> None:
-        """Read a validation loss (nats per token). Most controls ignore it."""
+        """Take a validation loss (nats per token); most controls ignore it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings and state as plain numbers and strings."""
+        """Return settings and state as plain numbers and strings."""
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Control:
-        """A new control with the settings of a mapping."""
+        """Return a new control with the settings of a mapping."""
         known = [f.name for f in fields(cls) if f.init]
         given = {key: value for key, value in settings.items() if key != "kind"}
         unknown = [key for key in given if key not in known]
@@ -48,7 +48,7 @@ class Control:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Control:
-        """A control that continues from a `state_dict`."""
+        """Return a control that continues from a `state_dict`."""
         own = {f.name for f in fields(cls) if not f.init}
         control = cls.from_settings({key: value for key, value in state.items() if key not in own})
         for name in own & state.keys():
@@ -67,7 +67,7 @@ class Constant(Control):
         _number("value", self.value)
 
     def at(self, step: int) -> float:
-        """`value`, whatever the step."""
+        """Return `value` for every step."""
         return self.value
 
 
@@ -94,7 +94,7 @@ class LinearDecay(Control):
             raise ValueError(f"end is {self.end}, above start ({self.start}); a decay falls")
 
     def at(self, step: int) -> float:
-        """The density at `step`, a share in [end, start]."""
+        """Return the density at `step`, in [end, start]."""
         return max(self.end, self.start - (self.start - self.end) * min(1.0, step / self.steps))
 
 
@@ -108,7 +108,7 @@ class CosineDecay(LinearDecay):
     kind: ClassVar[str] = "cosine"
 
     def at(self, step: int) -> float:
-        """The density at `step`, a share in [end, start]."""
+        """Return the density at `step`, in [end, start]."""
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
 
 
@@ -125,10 +125,10 @@ class LossAware(Control):
         max: the largest T, in steps.
         factor: γ, by which T grows; above 1.
         threshold: τ, the relative change under which the loss counts as settled.
-        gate: the loss must also be under this (nats per token); the published 20 never binds.
+        gate: T grows only if the loss is below this (nats per token); the published 20 never binds.
         every: steps between two observations, for the training loop; `observe` counts every call.
-        source: the loss that the loop shows, "validation" or "training" (its mean since the last observation).
-        smoothing: β of a running mean, `L ← β·L' + (1 − β)·observed`, that is compared instead; 0 for none, below 1.
+        source: the loss that the loop passes, "validation" or "training" (its mean since the last observation).
+        smoothing: β of a running mean `L ← β·L' + (1 − β)·observed`, compared in place of the loss; 0 for none, below 1.
     """
 
     kind: ClassVar[str] = "loss_aware"
@@ -159,11 +159,11 @@ class LossAware(Control):
         self.value = self.start
 
     def at(self, step: int) -> int:
-        """The interval in force, in steps; it depends on what was observed, not on `step`."""
+        """Return the current interval, in steps; it depends on observed losses, not on `step`."""
         return self.value
 
     def observe(self, loss: float) -> None:
-        """Compare a loss with the one before. A loss that is not finite is reported and left out."""
+        """Compare a loss with the previous one; warn about a loss that is not finite, and ignore it."""
         if not math.isfinite(loss):
             warnings.warn(f"the observed loss is {loss}: the interval stays {self.value}", stacklevel=2)
             return
@@ -188,7 +188,7 @@ def restored(state: Mapping[str, Any], old: Control) -> Control:
 
 
 def density(value: float | Mapping[str, Any] | Control) -> Control:
-    """The density control that `value` describes; a copy, so that no two groups share its state.
+    """Return the density control that `value` describes; a copy, so that no two groups share its state.
 
     Raises:
         ValueError: an unknown kind or key, or a value outside [0, 1].
@@ -200,7 +200,7 @@ def density(value: float | Mapping[str, Any] | Control) -> Control:
 
 
 def interval(value: int | Mapping[str, Any] | Control) -> Control:
-    """The interval control that `value` describes; a copy, as with `density`.
+    """Return the interval control that `value` describes; a copy, as in `density`.
 
     Raises:
         ValueError: an unknown kind or key, or a value that is not a whole number of steps from 1 up.

@@ -1,7 +1,7 @@
 """FRUGAL and AdaFRUGAL as one composed optimizer.
 
-The subspace says which entries keep state, the density ρ how many, the interval T for how long; rules update them. This
-file composes the four and keeps torch's contract; `refresh` moves subspaces, `updates` makes the updates.
+The subspace selects the entries that keep state, the density ρ sets how many, the interval T for how many steps; rules
+update them. This file combines the four behind torch's interface; `refresh` moves subspaces, `updates` applies rules.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from adafrugal.optim.subspaces import Subspace
 class Frugal(torch.optim.Optimizer):
     """AdamW for a share ρ of the entries of split matrices, signSGD for the rest, AdamW for all other tensors.
 
-    FRUGAL (arXiv 2411.07837) with constant ρ and T; AdaFRUGAL (arXiv 2601.11568) where both move; other methods with
-    other parts. For a split matrix W with gradient G: `W ← W(1 − lr·λ)`, then on the subspace the state-full rule
-    with `lr·s`, elsewhere the state-free rule with `lr·s·c`. The subspace is chosen before the updates of the first
-    step, and anew whenever T steps have passed. A tensor without a gradient is skipped, decay included.
+    Constant ρ and T give FRUGAL (arXiv 2411.07837), controls of both AdaFRUGAL (arXiv 2601.11568), other subspaces and
+    rules other methods. For a split matrix W with gradient G: `W ← W(1 − lr·λ)`, then the state-full rule with `lr·s`
+    on the subspace, the state-free rule with `lr·s·c` elsewhere. The subspace is selected before the updates of the
+    first step, and again every T steps. A tensor without a gradient is skipped, decay included.
 
-    A group is split when it says `split=True` (`split_parameters` makes such groups); with `density=0` it is
-    permanently state-free. Every argument below but `nonfinite` is a default that a group may override.
+    A group with `split=True` is split (`split_parameters` makes such groups); with `density=0` it is permanently
+    state-free. Every argument below except `nonfinite` is a default that a group may override.
 
     Args:
         params: parameters, named parameters or groups, as for every torch optimizer.
@@ -51,27 +51,27 @@ class Frugal(torch.optim.Optimizer):
         state_free: "signsgd", "sgd" or "none".
         split_lr_scale: s, the split matrices' share of the learning rate.
         state_free_lr_scale: c, on top of s, for the entries without state.
-        on_refresh: moments and step counts at a refresh. "reset": those of the split matrices begin anew;
-            "reset_all": those of every tensor do; "keep": they stay, in order, for the new selection (GaLore);
-            "keep_overlap": entries that stay selected keep theirs, all others begin anew (from then on each column,
-            row or entry has a step count of its own, and AdamW its plain form).
-        shrink: whether a falling ρ gives up part of the subspace "immediately" (the rest keeps its moments) or only
+        on_refresh: moments and step counts at a refresh. "reset": restart those of the split matrices; "reset_all":
+            restart those of every tensor; "keep": keep them, in order, for the new selection (GaLore);
+            "keep_overlap": keep those of entries that stay selected, restart all others (from then on each column,
+            row or entry has its own step count, and AdamW runs in its plain form).
+        shrink: whether a falling ρ releases part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
         stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
             never spread.
-        state_dtype: of the moments: "float32" or "bfloat16"; None is float32, and float64 for float64 parameters.
-        stochastic_rounding: of weights and moments that are stored in bfloat16.
-        nonfinite: at a gradient that is not finite: "error", "skip" (the whole step, clocks included; `skipped_steps`
-            counts them) or None, unchecked: a check reads all gradients once more, makes the host wait for a GPU, and
-            processes that share parameters communicate at every step.
+        state_dtype: of the moments: "float32" or "bfloat16"; None: float32, and float64 for float64 parameters.
+        stochastic_rounding: round weights and moments stored in bfloat16 stochastically.
+        nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
+            `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host
+            wait for a GPU, and communicates at every step between processes that share parameters.
         fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
-            tensor after the other, and agrees with torch's own plain AdamW bit for bit.
+            tensor after the other, and agrees with torch's plain AdamW bit for bit.
         compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more
             on a CPU.
         seed: of the random choices; torch's global generator is never used.
 
     Raises:
-        ValueError: a rate, control or subspace outside its range, or parts that do not go together.
+        ValueError: a rate, control or subspace is out of range, or options do not go together.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Frugal(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
-        self._events: StepEvents | None = None  # of the step under way
+        self._events: StepEvents | None = None  # of the step in progress
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -119,7 +119,7 @@ class Frugal(torch.optim.Optimizer):
     # -- groups ---------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in `torch.optim.Optimizer`; a split one starts with a refresh at the next step."""
+        """Add a group, as in `torch.optim.Optimizer`; a split group is refreshed at the next step."""
         param_group = dict(param_group)  # torch writes the defaults into it
         named = [key for key in SplitOptions.__annotations__ if key in param_group]
         if "nonfinite" in param_group:
@@ -181,9 +181,9 @@ class Frugal(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _update_one(self, param: Tensor) -> None:
-        """Make this step for the only tensor that has a gradient now; `step` ends it. For `UpdateInBackward`.
+        """Update the only tensor that has a gradient now; `step` ends the step. For `UpdateInBackward`.
 
-        A subspace that needs gradients is chosen here.
+        A subspace that needs gradients is selected here.
         """
         gradients.refuse_sparse([param])
         if self._events is None:
@@ -196,14 +196,14 @@ class Frugal(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _rehearse(self) -> None:
-        """Do all of a step but the updates: clocks and subspaces move, and moments begin as zeros."""
+        """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
         self._begin_step()
         self._events = None
         for group in self.param_groups:
             updates.begin_moments(group, self.state)
 
     def _begin_step(self) -> None:
-        """Move the clocks by one step, and the subspaces as far as the gradients present allow."""
+        """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
         for group in self.param_groups:
             group["steps"] += 1
         self._events = StepEvents(lambda: self.state_bytes().total if self._refresh_hooks else 0)
@@ -216,7 +216,7 @@ class Frugal(torch.optim.Optimizer):
                     for other in self.param_groups:
                         refresh.forget_all(other, self.state)
                 self._move_subspace(index, event, places)
-        except ValueError:  # of a control or a subspace; the step has not begun
+        except ValueError:  # from a control or a subspace; the step has not begun
             self._events = None
             raise
 
@@ -228,9 +228,9 @@ class Frugal(torch.optim.Optimizer):
     # -- what can be read and observed ----------------------------------------------------------------------------
 
     def observe(self, loss: float) -> None:
-        """Show every control a validation loss, or a training loss averaged since the last call (nats per token).
+        """Pass a validation loss, or a training loss averaged since the last call, to every control (nats per token).
 
-        Every call counts.
+        Every call counts as one observation.
         """
         for group in self._split_groups():
             group["density"].observe(loss)
@@ -238,13 +238,13 @@ class Frugal(torch.optim.Optimizer):
 
     @property
     def density(self) -> float:
-        """ρ as last read, of the first split group that is not permanently state-free; 0 before the first step."""
+        """ρ as last read, from the first split group that is not permanently state-free; 0 before the first step."""
         group = self._first_split_group()
         return group["density_read"] if group else 0.0
 
     @property
     def interval(self) -> int:
-        """T in force, of the same group; 0 where nothing is split."""
+        """Current T, from the same group; 0 if no group is split."""
         group = self._first_split_group()
         return group["interval"].at(group["steps"]) if group else 0
 
@@ -259,23 +259,23 @@ class Frugal(torch.optim.Optimizer):
         return next(moving, groups[0] if groups else None)
 
     def selected_entries(self) -> int:
-        """The number of entries of split matrices that keep state, by the subspaces' own count at the ρ last read.
+        """Return the number of entries of split matrices that keep state, as subspaces count at the ρ last read.
 
-        It includes matrices without a gradient since the last refresh, which hold no moments yet; those that wait for
-        a gradient to choose by (svd) count as before.
+        Matrices without a gradient since the last refresh count, although they hold no moments yet. Matrices that
+        wait for a gradient to select by (svd) count as before.
         """
         return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
 
     def state_bytes(self) -> StateBytes:
-        """Bytes of state by parameter and role, counted from the tensors."""
+        """Count the bytes of state tensors by parameter and role."""
         return state_bytes(self)
 
     def checksum(self) -> str:
-        """A short digest of all that processes must agree on, to be compared now and then.
+        """Return a short digest of the values that must agree on all processes, to compare them now and then.
 
-        That is, of each split group, ρ as read, T, the numbers of steps and refreshes, and each matrix's selection;
-        weights and moments are not in it. One process with whole tensors has the same digest, but for svd and random,
-        whose bases may differ in their last bits. Nothing is communicated; indices and bases are copied to the host.
+        It covers each split group's ρ as read, T and clocks, and each matrix's selection, but no weights or moments.
+        One process with whole tensors has the same digest, except for svd and random, whose bases may differ in their
+        last bits. It needs no communication, but copies indices and bases to the host.
         """
         digest = hashlib.blake2b(digest_size=8)
         for group in self._split_groups():
@@ -284,23 +284,23 @@ class Frugal(torch.optim.Optimizer):
         return digest.hexdigest()
 
     def register_refresh_hook(self, hook: Callable[[Refresh], None]) -> RemovableHandle:
-        """Call `hook(event)` after each step for each group's refresh or shrink; `.remove()` ends that."""
+        """Call `hook(event)` after each step for each group's refresh or shrink, until the handle's `.remove()`."""
         handle = RemovableHandle(self._refresh_hooks)
         self._refresh_hooks[handle.id] = hook
         return handle
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # hooks do not travel with copies
+        self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
         self._events = None
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with controls and subspaces as plain numbers and strings; `weights_only=True` loads it.
+        """Return torch's state_dict, with plain numbers and strings for controls and subspaces (`weights_only=True`).
 
-        Moments of a sharded parameter are DTensors of the whole, evenly divided by rows over the processes that share
-        it. For a slab those rows have to move, one matrix at a time: every process calls this, and `load_state_dict`.
+        Moments of a sharded parameter are DTensors of the whole, divided evenly by rows over the processes that share
+        it. A slab's rows move for this, one matrix at a time: every process must call this, and `load_state_dict`.
         """
         self._split_groups()
         saved = super().state_dict()
@@ -317,25 +317,25 @@ class Frugal(torch.optim.Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state: groups, controls, clocks, subspace and moments.
+        """Restore groups, controls, clocks, subspaces and moments from a saved state.
 
-        Values and dtypes come back as they were saved. (torch's own loading casts every state tensor to its
-        parameter's dtype, which turns indices into floats and float32 moments into bfloat16.) Moments are whole: plain
-        tensors, as one process saves them, or DTensors, as several do; this process takes its part.
+        Values and dtypes are restored as saved. (torch's own loading casts every state tensor to its parameter's
+        dtype, which turns indices into floats and float32 moments into bfloat16.) Moments are whole: plain tensors, as
+        one process saves them, or DTensors, as several do; this process takes its part.
 
         Raises:
-            ValueError: the state is of another optimizer, or of matrices of other shapes; nothing is changed then.
+            ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
         """
         refuse_other(state_dict, self.param_groups)
         before = self.param_groups
-        final: dict[str, Any] = {}  # what is loaded after all hooks have had their say
+        final: dict[str, Any] = {}  # the state after all load hooks
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
         for group, old in zip(self.param_groups, before, strict=True):
-            for key in old.keys() - group.keys():  # saved before there was such a setting
+            for key in old.keys() - group.keys():  # settings added since the state was saved
                 group[key] = old[key]
             if group["split"]:
                 group["density"] = controls.restored(group["density"], old["density"])

@@ -1,4 +1,4 @@
-"""Checks of gradients before a step, with one result on all processes that share a parameter."""
+"""Check gradients before a step, with one result on all processes that share a parameter."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from adafrugal.optim.sharding.shards import agreed, local
 
 
 def refuse_sparse(params: Iterable[Tensor]) -> None:
-    """Raise a ValueError where one of these parameters has a sparse gradient."""
+    """Raise a ValueError if one of these parameters has a sparse gradient."""
     if any(param.grad.layout != torch.strided for param in params):
         raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
 
 
 def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
-    """Whether a step can be made of the gradients that are there; False where it is to be skipped.
+    """Return whether the present gradients allow a step; False means skip it.
 
     Raises:
         ValueError: a gradient is sparse.
-        FloatingPointError: one is not finite, and `nonfinite` is "error".
+        FloatingPointError: a gradient is not finite, and `nonfinite` is "error".
     """
     named = [pair for group in groups for pair in zip(parameter_names(group), group["params"], strict=True)]
     named = [(name, param) for name, param in named if param.grad is not None]

@@ -1,4 +1,4 @@
-"""Which parameters of a model are split, always state-full, permanently state-free or frozen; decayed or not."""
+"""Group a model's parameters by rules: split, always state-full, permanently state-free or frozen; decayed or not."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from adafrugal.optim.choices import TREATMENTS
 
 
 class _Found(NamedTuple):
-    """One tensor of a model, in one of the modules that use it."""
+    """A tensor of a model, in one of the modules that use it."""
 
     param: nn.Parameter
     module: nn.Module
     path: str  # of the module
-    layer: int | None  # the number of the transformer block among all of the model's; None outside
+    layer: int | None  # index of the transformer block in the model; None outside blocks
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How tensors are treated for which all given conditions hold.
+    """A treatment of all tensors that meet the given conditions.
 
     Args:
-        name: what the table of groups calls them.
+        name: in the table of groups.
         treatment: "split", "state_full", "state_free" (permanently) or "frozen" (`requires_grad` is set to False).
         types: of the module that owns the tensor: classes, or patterns for names of classes (`"*Norm"` also finds
             transformers' `LlamaRMSNorm`, which is no subclass of torch's).
-        path: a pattern for the module's path, part by part between the dots: `*` is one part or, at the beginning, any
-            number; in a part, `*` and `?` are as in file names; `|` separates alternatives: `*.query|*.q`.
+        path: pattern for the module's path, matched part by part between dots: `*` is one part or, at the beginning,
+            any number; within a part, `*` and `?` are as in file names; `|` separates alternatives: `*.query|*.q`.
         in_blocks: whether the module is in a transformer block, a member of a `nn.ModuleList`.
         tensors: "matrices" (two dimensions or more), "vectors" (fewer) or "all".
         decayed: whether weight decay applies; None: to matrices, not to vectors.
-        optional: whether the rule may hold for no tensor.
+        optional: whether the rule may match no tensor.
         settings: for the optimizer's group, such as `{"density": 0.01}` or `{"lr": 1e-4}`.
     """
 
@@ -55,7 +55,7 @@ class Rule:
                 raise ValueError(f"rule {self.name!r}: {key} is {value!r}; allowed: {', '.join(allowed)}")
 
     def holds(self, found: _Found) -> bool:
-        """Whether all of the rule's conditions hold for a tensor."""
+        """Return whether a tensor meets all conditions."""
         module, name = found.module, type(found.module).__name__
         return (
             any(isinstance(module, kind) if isinstance(kind, type) else fnmatchcase(name, kind) for kind in self.types)
@@ -65,12 +65,12 @@ class Rule:
         )
 
     def decays(self, param: Tensor) -> bool:
-        """Whether weight decay applies to a tensor that falls under the rule."""
+        """Return whether weight decay applies to a tensor of this rule."""
         return param.ndim > 1 if self.decayed is None else self.decayed
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a dotted path follows a pattern, so that `layers.1` is not taken for the beginning of `layers.10`."""
+    """Return whether a dotted path matches a pattern; parts match whole: `layers.1` does not match `layers.10`."""
     parts, wanted = path.split("."), pattern.split(".")
     if wanted[0] == "*":
         wanted = wanted[1:]
@@ -86,17 +86,17 @@ def default_rules(
     split: Sequence[str] | None = None,
     unsplit: str = "state_free",
 ) -> list[Rule]:
-    """FRUGAL's rules: Linear weights in the transformer blocks are split, everything else keeps state.
+    """Return FRUGAL's rules: split Linear weights in the transformer blocks, keep state for all others.
 
-    FRUGAL's claim that the head needs state, and embeddings and norms hardly do, is tested with the first three
-    arguments. Its fine-tuning of encoders has `embeddings="frozen", split=["*.query", "*.value"]`.
+    The first three arguments test FRUGAL's claim that the head needs state, and embeddings and norms hardly do. Its
+    fine-tuning of encoders has `embeddings="frozen", split=["*.query", "*.value"]`.
 
     Args:
-        embeddings: how every `nn.Embedding` is treated; where they are frozen, so are norms in a module `embeddings`.
-        norms: every module whose class is called a Norm.
-        head: the weight of every `nn.Linear` outside the blocks.
-        split: which Linear weights in the blocks are split, as patterns for `Rule.path`; None: all.
-        unsplit: how the other Linear weights in the blocks are treated, where `split` says which are.
+        embeddings: treatment of every `nn.Embedding`; "frozen" also freezes norms in a module `embeddings`.
+        norms: treatment of every module whose class name ends in Norm.
+        head: treatment of the weight of every `nn.Linear` outside the blocks.
+        split: patterns for `Rule.path` of the Linear weights in the blocks to split; None: all.
+        unsplit: treatment of the other Linear weights in the blocks, if `split` is given.
     """
     linear = {"types": (nn.Linear,), "in_blocks": True, "tensors": "matrices"}
     rules = [Rule(pattern.replace("*.", ""), "split", path=pattern, **linear) for pattern in split or ()]
@@ -117,12 +117,12 @@ def default_rules(
 
 
 class ParameterGroups(list[dict[str, Any]]):
-    """Parameter groups for an optimizer; `str()` of it is a table of them, with the float32 state AdamW would keep.
+    """Parameter groups for an optimizer; `str()` returns a table of them, with the float32 state AdamW would keep.
 
     Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, the `layers` of split
-    parameters where they are known, and `weight_decay` 0 where it is not to be decayed. Rates and controls can be
-    added to a group. `Frugal` copies them; torch's optimizers write into them. `frozen` lists the name and number of
-    entries of each parameter that the rules froze, which is in no group.
+    parameters if known, and `weight_decay` 0 if it is not decayed. Rates and controls can be added to a group.
+    `Frugal` copies the groups; torch's optimizers write into them. `frozen` lists the name and number of entries of
+    each parameter that the rules froze; these are in no group.
     """
 
     def __init__(self, groups: Any = (), frozen: Sequence[tuple[str, int]] = ()) -> None:
@@ -130,10 +130,10 @@ class ParameterGroups(list[dict[str, Any]]):
         self.frozen = list(frozen)
 
     def counts(self) -> list[tuple[str, str, int, int]]:
-        """One row a group: rule, treatment, number of tensors, number of entries; what is frozen comes last."""
+        """Return a row for each group: rule, treatment, number of tensors, number of entries; frozen tensors last."""
         rows = []
         for group in self:
-            params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]  # torch takes the pairs apart
+            params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]  # torch unpacks the pairs
             kind = "state-full" if not group["split"] else "state-free" if group.get("density") == 0.0 else "split"
             rows.append((group["rule"], kind, len(params), sum(p.numel() for p in params)))
         if self.frozen:
@@ -155,19 +155,19 @@ class ParameterGroups(list[dict[str, Any]]):
 
 
 def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> ParameterGroups:
-    """Parameter groups of a model by rules, of which the first that holds decides.
+    """Group a model's parameters by rules; the first matching rule decides.
 
-    A tensor that is used twice is in one group. Where its places fall under different rules, the one that keeps most
+    A tensor that is used twice is in one group. If different rules match its uses, the one that keeps most state
     decides: state-full before split, before state-free, before frozen; so a tied embedding is not split. Tensors that
-    do not require gradients are in no group. A rule gives up to two groups: tensors with and without decay.
+    do not require gradients are in no group. A rule makes up to two groups: tensors with and without decay.
 
     Args:
         model: its transformer blocks are the members of its `nn.ModuleList`s.
-        rules: None: `default_rules()`. Rules of your own must cover every trainable tensor; `Rule("others",
-            "state_full")` at their end does.
+        rules: None: `default_rules()`. Custom rules must cover every trainable tensor; `Rule("others", "state_full")`
+            at their end does.
 
     Raises:
-        ValueError: a rule under which nothing falls, or a trainable tensor that falls under none.
+        ValueError: a rule matches no tensor, a trainable tensor matches no rule, or no tensor is split.
     """
     rules = list(default_rules() if rules is None else rules)
     ruled, used = _assign(model, rules)
@@ -190,7 +190,7 @@ def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> P
 
 
 def _assign(model: nn.Module, rules: list[Rule]) -> tuple[dict[Tensor, tuple[int, int | None]], set[int]]:
-    """The number of each tensor's rule, with the layer where it applies; and the numbers of all rules that apply."""
+    """Return each tensor's rule index, with the layer where that rule applies; and the indices of all rules used."""
     ruled: dict[Tensor, tuple[int, int | None]] = {}
     used: set[int] = set()
     for found in _tensors(model):
@@ -213,9 +213,9 @@ def _assign(model: nn.Module, rules: list[Rule]) -> tuple[dict[Tensor, tuple[int
 
 
 def _collect(rules: list[Rule], tensors: list[tuple[str, nn.Parameter, int, int | None]]) -> list[dict[str, Any]]:
-    """The groups of (name, tensor, number of its rule, layer).
+    """Collect (name, tensor, rule index, layer) into groups.
 
-    All that is split alike, by however many rules, is one group in the model's order: blocks take turns within a group.
+    Tensors split alike, by any number of rules, form one group in the model's order: blocks take turns within a group.
     """
     members: dict[tuple[Any, ...], list[tuple[str, nn.Parameter, int, int | None]]] = {}
     for each in tensors:
@@ -239,7 +239,7 @@ def _collect(rules: list[Rule], tensors: list[tuple[str, nn.Parameter, int, int 
 
 
 def _tensors(model: nn.Module) -> Iterator[_Found]:
-    """Every parameter at every place where it is used, in the model's order."""
+    """Yield every parameter once for each module that uses it, in the model's order."""
     blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     numbers: dict[str, int] = {}
     for path, module in model.named_modules(remove_duplicate=False):

@@ -13,9 +13,9 @@ from adafrugal.optim.frugal import Frugal
 
 
 class UpdateInBackward:
-    """From now on `backward()` updates each tensor as soon as its gradient is complete, and frees that gradient.
+    """Makes `backward()` update each tensor as soon as its gradient is complete, and free that gradient.
 
-    The rest of the loop stays as it is; `optimizer.step()` ends the step, and schedulers see nothing new:
+    The rest of the loop stays the same; `optimizer.step()` ends the step, and schedulers work as before:
 
         UpdateInBackward(optimizer)
         for batch in batches:
@@ -23,18 +23,18 @@ class UpdateInBackward:
             optimizer.step()
             scheduler.step()
 
-    So the gradients of a model are never in memory all at once (LOMO, arXiv 2306.09782, does this for SGD). Each tensor
-    gets the update that it gets without this, bit for bit. Excluded is what needs all gradients before the first
-    update: several backward passes in one step, clipping by the norm of all (`clip_grad_norm_` would silently do
+    The gradients of a model are never all in memory at once (LOMO, arXiv 2306.09782, does this for SGD). Each tensor
+    gets the same update as without this, bit for bit. It excludes methods that need all gradients before the first
+    update: several backward passes in one step, clipping by the global norm (`clip_grad_norm_` then silently does
     nothing), `torch.amp.GradScaler`, `Frugal(nonfinite=…)`.
 
     Args:
-        optimizer: `Frugal`, or any of torch's whose update of a tensor depends on no other tensor. It is stepped once
-            for each tensor, when that tensor alone has a gradient. It has all of its groups already.
-        around: makes the context in which each update is made, to time it, say.
+        optimizer: `Frugal`, or a torch optimizer whose update of a tensor depends on no other tensor. It steps once for
+            each tensor, when only that tensor has a gradient. Add all of its groups before.
+        around: makes a context around each update, for example to time it.
 
     Raises:
-        ValueError: an optimizer with a setting that excludes it.
+        ValueError: a setting of the optimizer needs all gradients.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class UpdateInBackward:
         self._updated: set[Tensor] = set()
         self._updates = False
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        update = weakref.WeakMethod(self._update)  # the garbage collector does not see what a tensor's hook holds
+        update = weakref.WeakMethod(self._update)  # the garbage collector cannot see references in a tensor's hook
         hook = lambda param: update()(param)  # noqa: E731
         self._handles = [param.register_post_accumulate_grad_hook(hook) for param in params]
-        self._handles.append(optimizer.register_step_post_hook(self._stepped))  # by which the optimizer keeps this
+        self._handles.append(optimizer.register_step_post_hook(self._stepped))  # a reference that keeps this alive
 
     def remove(self) -> None:
-        """Leave gradients to `optimizer.step()` again."""
+        """Let `optimizer.step()` make the updates again."""
         for handle in self._handles:
             handle.remove()
 

@@ -1,8 +1,8 @@
-"""Rules applied to many tensors: in plain form one after the other, or in fast forms that agree with it.
+"""Apply rules to many tensors: in plain form one after the other, or in fast forms that agree with it.
 
-State-full AdamW has torch's fused kernel. The state-free update, which no library has, is compiled: one pass over
-weights and gradients. Compiling takes seconds and depends on shapes, so it is arranged to happen once: tensors are
-flattened and come in lists of a fixed length with sizes left open, whichever of them are state-free at a step.
+State-full AdamW uses torch's fused kernel. No library has a kernel for the state-free update, so it is compiled: one
+pass over weights and gradients. Compiling takes seconds and depends on shapes. To compile only once, whichever tensors
+are state-free at a step, tensors are flattened and passed in lists of fixed length with dynamic sizes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from adafrugal.optim import rules
 from adafrugal.optim.options import Group
 from adafrugal.optim.rules import Free, Full, Rates
 
-_COMPILED_FROM = 2**24  # entries of a group; compiling takes seconds, which smaller models do not win back
+_COMPILED_FROM = 2**24  # entries of a group; smaller models do not win back the seconds of compiling
 _TOGETHER = 16  # flattened tensors in one compiled call
-_AT_ONCE = 2**24  # entries of tensors that are updated in one launch, for which a copy of their gradients is made
-_LEAST, _MOST = 1024, 2**31  # entries; compiling does not pay below, and above other indices are needed
+_AT_ONCE = 2**24  # entries of tensors updated in one launch, which copies their gradients
+_LEAST, _MOST = 1024, 2**31  # entries; compiling does not pay below, and needs wider indices above
 
 Update = TypeVar("Update", Full, Free)
 
 
 def state_full(rule: str, updates: Sequence[Full], rates: Rates, *, fused: bool) -> None:
-    """Make one step of a rule of `rules.STATE_FULL`, decay included; count the steps.
+    """Apply a rule of `rules.STATE_FULL` once, decay included; count the steps.
 
-    With `fused`, AdamW is torch's fused kernel where it can be.
+    With `fused`, AdamW runs in torch's fused kernel where the tensors suit it.
     """
     fast, plain = [], []
     for update in updates:
@@ -56,10 +56,10 @@ def _suits_fused(update: Full, rates: Rates) -> bool:
 
 
 def _fused_adamw(updates: Sequence[Full], rates: Rates) -> None:
-    """`rules.decay_` and `rules.adamw_` in torch's own kernel: each byte is read and written once.
+    """Apply `rules.decay_` and `rules.adamw_` in torch's fused kernel, which reads and writes each byte once.
 
-    The kernel is called as `torch.optim.AdamW(fused=True)` calls it, without the preparations there, which would be
-    repeated for every matrix of a subspace that works on copies.
+    The call is that of `torch.optim.AdamW(fused=True)`, without its preparations, which would be repeated for every
+    matrix of a subspace that works on copies.
     """
     targets, grads, states = zip(*updates, strict=True)
     steps = [state["step"] for state in states]
@@ -72,7 +72,7 @@ def _fused_adamw(updates: Sequence[Full], rates: Rates) -> None:
 
 
 def _alike(updates: Sequence[Update]) -> Iterator[list[Update]]:
-    """Those of one device and one pair of dtypes together."""
+    """Yield lists of updates with one device and one pair of dtypes."""
     found: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Update]] = {}
     for update in updates:
         found.setdefault((update.target.device, update.target.dtype, update.grad.dtype), []).append(update)
@@ -80,9 +80,9 @@ def _alike(updates: Sequence[Update]) -> Iterator[list[Update]]:
 
 
 def compiles(group: Group) -> bool:
-    """Whether a group's state-free update is compiled: by default, where it is large and on a CPU.
+    """Return whether to compile a group's state-free update: by default, if it is large and on a CPU.
 
-    On a GPU compiling was measured to be slower at every size.
+    On a GPU the compiled form was slower at every size measured.
     """
     if group["compile"] is not None:
         return group["compile"]
@@ -107,7 +107,7 @@ def _costs_a_launch(tensor: Tensor) -> bool:
 
 
 def _chunks(updates: Sequence[Free]) -> list[list[Free]]:
-    """Tensors of at most `_AT_ONCE` entries together, or one."""
+    """Divide updates into lists of at most `_AT_ONCE` entries, or of one tensor."""
     chunks: list[list[Free]] = []
     entries = _AT_ONCE
     for update in updates:
@@ -154,9 +154,9 @@ def _suits_compiled(update: Free) -> bool:
 
 
 def _update_compiled(rule: str, updates: Sequence[Free], rates: Rates) -> list[Free]:
-    """Update whole tensors in calls of `_TOGETHER`, and matrices of which lines stand still; return all others."""
+    """Update tensors without a scale in calls of `_TOGETHER`, those with one singly; return all others."""
     left = []
-    together: dict[Any, list[Free]] = {}  # no two of a list share storage, which torch.compile would look at
+    together: dict[Any, list[Free]] = {}  # no two of a list share storage: torch.compile would guard aliasing
     seen: Counter[int] = Counter()
     for update in updates:
         target = update.target
@@ -175,11 +175,11 @@ def _update_compiled(rule: str, updates: Sequence[Free], rates: Rates) -> list[F
 
 
 def _call(rule: str, some: list[Free], axis: int | None, rates: Rates) -> list[Free]:
-    """Update some tensors in one call, flat where there is no scale; return them if that cannot be."""
+    """Update tensors in one call, flattened if there is no scale; return them if this machine cannot compile."""
     dtype, device = some[0].target.dtype, some[0].target.device
     if (compiled := _compiled(rule, dtype, device, axis)) is None:
         return some
-    # detached last: torch.compile would guard the shapes and flags of what a view is a view of
+    # detach last: torch.compile would guard the shape and flags of a view's base
     pairs = [(target.detach(), grad.detach()) for target, grad, _ in some]
     if axis is None:
         pairs = [(target.view(-1).detach(), grad.view(-1).detach()) for target, grad, _ in some]
@@ -188,15 +188,18 @@ def _call(rule: str, some: list[Free], axis: int | None, rates: Rates) -> list[F
     return []
 
 
-@functools.lru_cache(maxsize=4)  # one step asks for the same again and again
+@functools.lru_cache(maxsize=4)  # one step needs the same rates many times
 def _scalars(rates: Rates) -> tuple[Tensor, Tensor]:
-    """The rate and what decay leaves, as tensors []: as numbers, each new value would compile anew."""
+    """Return lr and 1 − decay as tensors []: as numbers, each new value would recompile."""
     return torch.tensor(rates.lr, dtype=torch.float64), torch.tensor(1 - rates.decay, dtype=torch.float64)
 
 
 @functools.cache
 def _fillers(dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Targets and gradients that fill up a call; all sizes differ, or torch.compile would specialise on equality."""
+    """Return (target [n], gradient [n]) pairs that fill up a call.
+
+    All sizes differ, or torch.compile would specialise on equality.
+    """
     with torch.inference_mode(False):  # they outlast the step
         made = [[torch.zeros(_LEAST + i, dtype=dtype, device=device) for _ in "pg"] for i in range(_TOGETHER)]
     return [(target, grad) for target, grad in made]
@@ -204,9 +207,9 @@ def _fillers(dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Ten
 
 @functools.cache
 def _compiled(rule: str, dtype: torch.dtype, device: torch.device, axis: int | None) -> Callable[..., None] | None:
-    """Compile a rule for all sizes, and try it on small tensors; None where this machine cannot compile.
+    """Compile a rule for all sizes and try it on small tensors; return None if this machine cannot compile.
 
-    `axis` is where `scale` is 1 entry long; None for a call of flat tensors without a scale.
+    `axis` is the axis along which `scale` has one entry; None for flat tensors without a scale.
     """
     compiled = torch.compile(_TO_COMPILE[rule], dynamic=True)
     pairs, scale = _fillers(dtype, device), None
@@ -215,7 +218,7 @@ def _compiled(rule: str, dtype: torch.dtype, device: torch.device, axis: int | N
         scale = torch.ones_like(pairs[0][0].narrow(axis, 0, 1))
     try:
         compiled([target for target, _ in pairs], [grad for _, grad in pairs], scale, *_scalars(Rates(lr=0.0)))
-    except Exception as error:  # of whatever kind: only these tensors are touched
+    except Exception as error:  # of any class: the trial changes only these tensors
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"torch.compile does not work here ({reason}); the plain form is used", stacklevel=2)
         return None

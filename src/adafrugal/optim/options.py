@@ -1,4 +1,4 @@
-"""The keys of a parameter group, and the checks of their values; ranges and names are those of `choices`."""
+"""The keys of a parameter group, and checks of their values; ranges and names come from `choices`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adafrugal.optim.subspaces import subspace as as_subspace
 
 
 class SplitOptions(TypedDict, total=False):
-    """The options that only split groups have; see `Frugal`."""
+    """The options of split groups only; see `Frugal`."""
 
     density: Control
     interval: Control
@@ -31,24 +31,24 @@ class SplitOptions(TypedDict, total=False):
 
 
 class Clocks(TypedDict, total=False):
-    """The counts that only split groups have."""
+    """The counts of split groups only."""
 
     since_refresh: int  # steps since the last refresh, 1 at the step of the refresh
     refreshes: int
-    handed_out: int  # blocks that earlier refreshes selected; an ordered choice goes on from there
+    handed_out: int  # blocks selected at earlier refreshes; an ordered selection continues from there
     density_read: float  # ρ in force
-    waiting: list[int]  # places in params of the matrices that have not chosen since the last refresh
-    bases_kept: int  # choices put off because of a gradient that was not finite
+    waiting: list[int]  # indices in params of matrices that have not selected since the last refresh
+    bases_kept: int  # selections deferred because a gradient was not finite
 
 
 class Group(SplitOptions, Clocks, total=False):
     """A parameter group of `Frugal`, as `state_dict` saves it."""
 
     params: list[Tensor]
-    param_names: list[str]  # where the optimizer was given names
+    param_names: list[str]  # if the optimizer was given names
     shapes: list[list[int]]  # of the params
-    first: int  # place of the first of them among all parameters
-    layers: list[int]  # number of the transformer block of each, where it is known
+    first: int  # index of the first of them among all parameters
+    layers: list[int]  # index of each one's transformer block, if known
     split: bool
     lr: float
     betas: tuple[float, float]
@@ -59,17 +59,17 @@ class Group(SplitOptions, Clocks, total=False):
     stochastic_rounding: bool
     fused: bool
     seed: int
-    steps: int  # made, without those skipped
+    steps: int  # without skipped ones
     skipped_steps: int
 
 
 def parameter_names(group: Group) -> list[str]:
-    """The names of a group's parameters in messages."""
+    """Return the names of a group's parameters, for messages."""
     return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
 
 
 def check_group(group: Group) -> None:
-    """Raise a ValueError where a number or name is outside its range."""
+    """Raise a ValueError if a number or name is out of range."""
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, group[name], choices.allowed(name, group[name]))
 
@@ -80,7 +80,7 @@ def _refuse(name: str, value: Any, allowed: str | None) -> None:
 
 
 def settle(group: Group) -> None:
-    """Convert what was given for controls and subspace to objects of the group's own; check that the parts fit."""
+    """Convert controls and subspace to the group's own objects; check that its options go together."""
     group["density"] = controls.density(group["density"])
     group["interval"] = controls.interval(group["interval"])
     subspace = group["subspace"] = as_subspace(group["subspace"])
@@ -95,7 +95,7 @@ def settle(group: Group) -> None:
 
 
 def check_stagger(group: Group) -> None:
-    """Raise a ValueError where a refresh is spread over more steps than the subspace and the first interval allow."""
+    """Raise a ValueError if `stagger` exceeds what the subspace and the first interval allow."""
     interval = group["interval"].at(1)
     _refuse("stagger", group["stagger"], choices.allowed_stagger(group["stagger"], group["subspace"].kind, interval))
 
@@ -116,7 +116,7 @@ def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
 
 
 def lost_in_rounding(group: Group) -> Iterable[str]:
-    """Warnings about what rounding to the nearest loses in a group."""
+    """Yield warnings about updates that rounding to the nearest loses in a group."""
     stochastic = group["stochastic_rounding"]
     lossy = {torch.float16} if stochastic else {torch.float16, torch.bfloat16}
     if any(param.dtype in lossy for param in group["params"]):

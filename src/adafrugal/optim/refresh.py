@@ -1,8 +1,8 @@
-"""When a group's subspace is chosen anew or shrinks, and what then becomes of the moments.
+"""Refresh or shrink a group's subspace, and keep, cut or reset the moments.
 
 Functions on one split parameter group and the optimizer's state. A period lasts from one refresh to the next; its
-choices are made at once, or spread over `stagger` steps. A matrix that cannot choose yet (its subspace needs a
-gradient, and there is none, or one that is not finite) waits, and keeps its old subspace.
+selections are made at once, or spread over `stagger` steps. If a subspace needs gradients, a matrix whose gradient is
+missing or not finite waits, and keeps its old subspace.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def new_clocks() -> Clocks:
 
 @dataclass(frozen=True)
 class Refresh:
-    """A new choice of the subspace, or its shrinking between two choices.
+    """A new selection of the subspace, or its shrinking between two refreshes.
 
     Args:
-        event: "refresh"; "continued" where matrices choose at a later step than others of their period (`stagger`, or
-            late gradients); "shrink" where ρ fell between refreshes and part of the subspace was given up.
+        event: "refresh"; "continued" if matrices select at a later step than others of their period (`stagger`, or
+            late gradients); "shrink" if ρ fell between refreshes and part of the subspace was released.
         step: the optimizer step at which it happened; the first is 1.
         group: the index of the parameter group.
         density, interval: ρ and T as read at this step.
-        seconds: host time of the choice itself, without work that a GPU is still doing.
+        seconds: host time of the selection, without pending work of a GPU.
         bytes_before: all of the optimizer's state before the step.
         bytes_after: the same after the step.
     """
@@ -57,10 +57,10 @@ class Refresh:
 
 
 class StepEvents:
-    """The refreshes and shrinks of one step, to be reported at its end.
+    """The refreshes and shrinks of one step, reported at its end.
 
     Args:
-        count_bytes: of all of the optimizer's state.
+        count_bytes: returns the bytes of all of the optimizer's state.
     """
 
     def __init__(self, count_bytes: Callable[[], int]) -> None:
@@ -69,7 +69,7 @@ class StepEvents:
 
     @contextmanager
     def during(self, event: Event, index: int, group: Group, step: int) -> Iterator[None]:
-        """Note and time an event of a group; choices that come late in the step of a refresh are part of it."""
+        """Record and time an event of a group; late selections in the step of a refresh are part of that refresh."""
         if self._bytes_before is None:
             self._bytes_before = self._count_bytes()
         started = time.perf_counter()
@@ -92,12 +92,12 @@ class StepEvents:
 
 
 def selection(state: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """A matrix's selection, from its state."""
+    """Return a matrix's selection from its state."""
     return {name: state[name] for name in group["subspace"].remembers if name in state}
 
 
 def selection_here(param: Tensor, state: Mapping[str, Any], group: Group) -> Selection:
-    """The selection as seen from the rows that this process has; empty for a tensor that is not split."""
+    """Return the selection within this process's rows; empty for a tensor that is not split."""
     return _seen_here(param, selection(state, group), group) if group["split"] else {}
 
 
@@ -106,7 +106,7 @@ def _seen_here(param: Tensor, chosen: Selection, group: Group) -> Selection:
 
 
 def outline(group: Group, states: States) -> Iterator[Any]:
-    """All that processes must agree on, in plain values and bytes: ρ, T, the clocks, and what each matrix selects."""
+    """Yield the values that must agree on all processes: ρ, T, the clocks, and each matrix's selection."""
     yield group["density_read"], group["interval"].at(group["steps"])
     yield [group[name] for name in ("steps", "skipped_steps", *Clocks.__annotations__) if name != "density_read"]
     for param in group["params"]:
@@ -124,9 +124,9 @@ def outline(group: Group, states: States) -> Iterator[Any]:
 
 
 def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
-    """Move a group's clock by one step and read ρ where it counts now; return events with the places of matrices.
+    """Advance a group's clock by one step, and read ρ if it applies now; return events with indices of matrices.
 
-    Gradients decide only which matrices choose now, since some may still come (`arrived`).
+    Gradients decide only which matrices select now, since some may still arrive (`arrived`).
     """
     group["since_refresh"] += 1
     if group["refreshes"] == 0 and group["density"] == controls.Constant(0):
@@ -150,13 +150,13 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
 
 
 def arrived(group: Group) -> list[tuple[Event, list[int]]]:
-    """The event of matrices that wait and can choose now, perhaps since the middle of a step."""
+    """Return the event of waiting matrices that can select now; it may occur within a step."""
     places = _choosing(group) if group["waiting"] else []
     return [("continued", places)] if places else []
 
 
 def _choosing(group: Group) -> list[int]:
-    """The places of the waiting matrices that choose now."""
+    """Return the indices of the waiting matrices that select now."""
     params = group["params"]
     spread = min(group["stagger"], group["interval"].at(group["steps"])) if group["refreshes"] > 1 else 1
     places = [i for i in group["waiting"] if i * spread // len(params) < group["since_refresh"]]
@@ -176,7 +176,7 @@ def _choosing(group: Group) -> list[int]:
 
 
 def refresh(group: Group, places: list[int], states: States) -> None:
-    """Choose the subspaces of some matrices anew. What they give up is released before anything is taken."""
+    """Select new subspaces of some matrices; free their old state before allocating new state."""
     params, subspace, period = group["params"], group["subspace"], _period(group, group["refreshes"])
     shares = _shares(group)
     entries = _entries(group, shares)
@@ -186,7 +186,7 @@ def refresh(group: Group, places: list[int], states: States) -> None:
             state.clear()
         elif group["on_refresh"] in ("reset", "reset_all"):
             for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
-                del state[name]  # numbers of the old selection stay, since the next one may go on from them
+                del state[name]  # numbers of the old selection stay: the next one may continue from them
     live = [place for place in places if entries[place]]
     for numbers in owners.rounds([params[place] for place in live], subspace):
         some = [live[number] for number in numbers]
@@ -211,7 +211,7 @@ def refresh(group: Group, places: list[int], states: States) -> None:
 
 
 def _let_go(state: dict[str, Any], group: Group) -> Selection:
-    """Remove a selection from a state; return it, without tensors that would outlive the next choice for nothing."""
+    """Remove a selection from a state and return it, without its tensors unless "keep_overlap" needs them."""
     old = selection(state, group)
     for name in old:
         del state[name]
@@ -232,9 +232,9 @@ def _warn_if_nothing_is_selected(group: Group, states: States) -> None:
 
 
 def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
-    """Keep moments entry for entry, in order: cut to size where there are fewer entries, begun anew where more."""
+    """Keep moments in order: cut them if there are fewer entries, reset them if there are more."""
     subspace, names = group["subspace"], _compact_names(state, group)
-    if shards.is_sharded(param):  # moments go to the processes that have their rows now
+    if shards.is_sharded(param):  # move moments to the processes that hold their rows now
         before, now = (subspace.row_range(param.shape, chosen) for chosen in (old, selection(state, group)))
         if before.count < now.count:
             return _forget(state, group)
@@ -251,7 +251,7 @@ def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) ->
 
 
 def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
-    """Keep moments and step counts of units that stay selected; all others begin anew."""
+    """Keep moments and step counts of units that stay selected; reset all others."""
     subspace, both = group["subspace"], (old, selection(state, group))
     if not any(isinstance(value, Tensor) for value in old.values()) and both[0] == both[1]:
         return
@@ -261,12 +261,12 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
     if not torch.isin(now, before).any():
         _forget(state, group)
         return
-    # from the units selected here before to those selected now: target of each source
+    # kept units: source index among those selected here before, target index among those selected now
     before, now = (subspace.positions(param.shape, _seen_here(param, chosen, group)) for chosen in both)
     targets = torch.isin(now, before).nonzero().squeeze(1)
     sources = torch.searchsorted(before, now[targets])
     axis = subspace.axis(param.shape)
-    if state["step"].ndim == 0:  # from here on units count their own steps
+    if state["step"].ndim == 0:  # from now on each unit counts its own steps
         like = state[rules.MOMENTS[group["state_full"]][0]]
         state["step"] = state["step"].to(like.device).expand([n if i == axis else 1 for i, n in enumerate(like.shape)])
     for name in _compact_names(state, group):
@@ -277,7 +277,7 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
 
 
 def shrink(group: Group, places: list[int], states: States) -> None:
-    """Give up what a lower density no longer covers; what remains keeps its moments."""
+    """Release entries beyond a lower density; the remaining entries keep their moments."""
     subspace, shares = group["subspace"], _shares(group)
     entries = _entries(group, shares)
     for place in places:
@@ -297,7 +297,7 @@ def shrink(group: Group, places: list[int], states: States) -> None:
 
 
 def forget_all(group: Group, states: States) -> None:
-    """Let moments and step counts of a group's tensors begin anew; selections stay."""
+    """Reset moments and step counts of a group's tensors; keep selections."""
     for param in group["params"]:
         if param in states:
             _forget(states[param], group)
@@ -309,7 +309,7 @@ def _forget(state: dict[str, Any], group: Group) -> None:
 
 
 def _compact_names(state: Mapping[str, Any], group: Group) -> list[str]:
-    """The names of the compact tensors: moments, and step counts where units have their own."""
+    """Return the names of compact tensors: moments, and step counts if units have their own."""
     moments = [name for name in rules.MOMENTS[group["state_full"]] if name in state]
     return moments + (["step"] if "step" in state and state["step"].ndim else [])
 
@@ -329,11 +329,11 @@ def _matrices(group: Group) -> list[Matrix]:
 
 
 def _shares(group: Group) -> list[float]:
-    """The share that the subspace selects of each matrix at the ρ last read."""
+    """Return the share of each matrix that the subspace selects at the ρ last read."""
     return group["subspace"].shares(_matrices(group), group["density_read"], _period(group, group["refreshes"]))
 
 
 def _entries(group: Group, shares: list[float]) -> list[int]:
-    """The number of entries that the subspace selects of each matrix."""
+    """Return the number of entries that the subspace selects in each matrix."""
     count = group["subspace"].entries
     return [count(param.shape, share) if share else 0 for param, share in zip(group["params"], shares, strict=True)]

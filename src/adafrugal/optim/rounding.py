@@ -1,4 +1,4 @@
-"""Storing float32 results in bfloat16 without losing the small ones."""
+"""Store float32 results in bfloat16 without losing small updates."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 class Rounding:
-    """Copies results into tensors of fewer bits, to the nearest or stochastically.
+    """Copies results into tensors of fewer bits, rounded to the nearest or stochastically.
 
-    Rounded to the nearest, a bfloat16 weight does not move when the update is under 2⁻⁹ of it, however often that
-    update comes. Rounded stochastically it moves to the next value with the probability that makes the mean right
+    Rounded to the nearest, a bfloat16 weight does not move if the update is under 2⁻⁹ of it, however often the update
+    is repeated. Rounded stochastically, it moves to the next value with the probability that makes the mean exact
     (Zamirai et al., arXiv 2010.06192).
 
     Args:
-        stochastic: for bfloat16; all other types are rounded to the nearest.
-        seed, step, place: of the optimizer, of this step, and of the tensor among all parameters.
-        first_row: of a sharded tensor, the first row here. The noise depends on nothing else, so that a resumed run
-            and every replica round alike, and no two parts of a matrix do.
+        stochastic: for bfloat16; all other dtypes are rounded to the nearest.
+        seed, step, place: the optimizer's seed, the step, and the tensor's index among all parameters.
+        first_row: of a sharded tensor on this process. The noise depends only on these four, so that a resumed run and
+            every replica round alike, and no two parts of a matrix do.
     """
 
     def __init__(self, stochastic: bool, seed: int, step: int, place: int, first_row: int = 0) -> None:
@@ -30,14 +30,14 @@ class Rounding:
         self._generator: torch.Generator | None = None
 
     def store(self, target: Tensor, result: Tensor) -> None:
-        """Write `result`, of the same shape, any floating dtype and always one device, into `target`."""
+        """Write `result` (same shape, any floating dtype, the same device at every call) into `target`."""
         if not (self.stochastic and target.dtype == torch.bfloat16):
             target.copy_(result)
             return
         if self._generator is None:
             self._generator = torch.Generator(result.device).manual_seed(self._seed)
-        # the 16 bits that bfloat16 drops are added to noise of 16 bits: the sum carries into the bits that stay with
-        # the probability that the dropped bits stand for
+        # add 16 bits of noise to the 16 bits that bfloat16 drops: the probability that the sum carries into the bits
+        # that stay is the fraction that the dropped bits are
         noise = torch.randint(2**16, result.shape, dtype=torch.int32, device=result.device, generator=self._generator)
         bits = result.float().contiguous().view(torch.int32)
         rounded = noise.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)

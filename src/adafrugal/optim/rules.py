@@ -1,7 +1,7 @@
-"""The update mathematics: one function a rule, in place on the tensors given; nothing is remembered in between.
+"""The update mathematics: one function a rule, in place on the given tensors, with no state between calls.
 
-All tensors of one call have the same shape, any shape. Decay is a rule of its own, because it applies to the whole
-tensor, before the update, whatever rule updates which entry. `kernels` has fast twins of some of these.
+All tensors of one call have the same shape, any shape. Decay is a separate rule, because it applies to the whole
+tensor before the update, whichever rule updates an entry. `kernels` has fast forms of some rules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Full(NamedTuple):
     """One update by a state-full rule: the entries, their gradient, and the state with moments and `step`."""
 
     target: Tensor
-    grad: Tensor  # as target, like the moments
+    grad: Tensor  # shape of target, like the moments
     state: dict[str, Any]
 
 
@@ -25,17 +25,17 @@ class Free(NamedTuple):
     """One update by a state-free rule."""
 
     target: Tensor
-    grad: Tensor  # as target
-    scale: Tensor | None = None  # on top of lr, broadcasts: 0 where the state-full rule updates
+    grad: Tensor  # shape of target
+    scale: Tensor | None = None  # factor of lr, broadcasts to target: 0 where the state-full rule updates
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The numbers of one step, for one side of a parameter group.
+    """The numbers of one step, for the state-full or the state-free side of a parameter group.
 
     Args:
         lr: η·s on the subspace of split matrices, η·s·c outside it, η for all other tensors.
-        decay: η·λ, which s and c leave alone.
+        decay: η·λ, without s and c.
         betas: (β₁, β₂).
         eps: ε.
     """
@@ -47,28 +47,28 @@ class Rates:
 
 
 def decay_(param: Tensor, rates: Rates) -> None:
-    """Decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101): `W ← W(1 − η·λ)`."""
+    """Apply decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101): `W ← W(1 − η·λ)`."""
     if rates.decay:
         param.mul_(1 - rates.decay)
 
 
-# -- state-full: W, g, then the moments, all changed in place but g ---------------------------------------------------
+# -- state-full: W, g and moments of one shape; all but g are changed in place ----------------------------------------
 
 
 def adamw_(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, step: float | Tensor, rates: Rates
 ) -> None:
-    """Adam with bias correction (Kingma & Ba, arXiv 1412.6980); with `decay_` before it, `torch.optim.AdamW`.
+    """Apply Adam with bias correction (Kingma & Ba, arXiv 1412.6980); after `decay_` it is `torch.optim.AdamW`.
 
     `m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;  W ← W − lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + ε)`
 
-    The operations come in the order of torch's plain form, so that the results agree with it bit for bit. `step` is
-    t, 1 at the first update of these moments, or a tensor that broadcasts, where entries differ in t.
+    Operations are in the order of torch's plain form, so that results agree bit for bit. `step` is t, 1 at the first
+    update of these moments, or a tensor that broadcasts to `param` if entries differ in t.
     """
     beta1, beta2 = rates.betas
     exp_avg.lerp_(grad, 1 - beta1)
     exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    if isinstance(step, Tensor):  # float64, since 1 − β₂ᵗ cancels
+    if isinstance(step, Tensor):  # float64, since digits of 1 − β₂ᵗ cancel
         first, root = ((1 - beta ** step.double()) for beta in rates.betas)
         denominator = (exp_avg_sq.sqrt() / root.sqrt().to(param.dtype)).add_(rates.eps)
         param.sub_((rates.lr / first).to(param.dtype) * exp_avg / denominator)
@@ -79,9 +79,9 @@ def adamw_(
 
 
 def lion_(param: Tensor, grad: Tensor, exp_avg: Tensor, *, step: float | Tensor, rates: Rates) -> None:
-    """Lion (Chen et al., arXiv 2302.06675): `W ← W − lr·sign(β₁m + (1 − β₁)g);  m ← β₂m + (1 − β₂)g`.
+    """Apply Lion (Chen et al., arXiv 2302.06675): `W ← W − lr·sign(β₁m + (1 − β₁)g);  m ← β₂m + (1 − β₂)g`.
 
-    Its authors' betas are (0.9, 0.99). There is no bias to correct; `step` is unused.
+    Its authors use betas (0.9, 0.99). There is no bias correction, so `step` is unused.
     """
     beta1, beta2 = rates.betas
     param.add_(exp_avg.lerp(grad, 1 - beta1).sign_(), alpha=-rates.lr)
@@ -89,27 +89,27 @@ def lion_(param: Tensor, grad: Tensor, exp_avg: Tensor, *, step: float | Tensor,
 
 
 def sgdm_(param: Tensor, grad: Tensor, momentum_buffer: Tensor, *, step: float | Tensor, rates: Rates) -> None:
-    """SGD with momentum as `torch.optim.SGD`, with β₁ as the momentum: `b ← β₁b + g;  W ← W − lr·b`."""
+    """Apply SGD with momentum β₁, as `torch.optim.SGD` does: `b ← β₁b + g;  W ← W − lr·b`."""
     momentum_buffer.mul_(rates.betas[0]).add_(grad)
     param.add_(momentum_buffer, alpha=-rates.lr)
 
 
-# -- state-free: W, changed in place, g, and a scale (see `Free`) -----------------------------------------------------
+# -- state-free: W (changed in place), g of the same shape, and a scale (see `Free`) ----------------------------------
 
 
 def signsgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """The sign of the gradient (Bernstein et al., arXiv 1802.04434): `W ← W − lr·scale·sign(g)`."""
+    """Apply signSGD (Bernstein et al., arXiv 1802.04434): `W ← W − lr·scale·sign(g)`."""
     sign = grad.sign()
     param.add_(sign if scale is None else sign.mul_(scale), alpha=-rates.lr)
 
 
 def sgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """Plain gradient descent: `W ← W − lr·scale·g`."""
+    """Apply gradient descent: `W ← W − lr·scale·g`."""
     param.add_(grad if scale is None else grad * scale, alpha=-rates.lr)
 
 
 def none_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """No update; decay still applies."""
+    """Make no update; decay still applies."""
 
 
 STATE_FULL: dict[str, Callable[..., None]] = {"adamw": adamw_, "lion": lion_, "sgdm": sgdm_}

@@ -1,4 +1,4 @@
-"""The state of one tensor: how its moments begin, and the dtypes in which they are stored and updated."""
+"""The state of one tensor: its initial moments, and the dtypes for storage and updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adafrugal.optim.rules import MOMENTS
 
 
 def begin(state: dict[str, Any], compact: Tensor, group: Group, dtype: torch.dtype | None = None) -> None:
-    """Begin moments, as zeros like a compact tensor, at the first gradient."""
+    """Initialise moments to zeros like a compact tensor, at the first gradient."""
     if "step" in state:
         return
     state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(compact, group))
@@ -21,29 +21,29 @@ def begin(state: dict[str, Any], compact: Tensor, group: Group, dtype: torch.dty
 
 
 def has_moments(state: dict[str, Any], group: Group) -> bool:
-    """Whether a tensor keeps moments in this period."""
+    """Return whether a tensor keeps moments in this period."""
     return not group["split"] or bool(state.get("entries"))
 
 
 def step_device(param: Tensor, group: Group) -> torch.device:
-    """Step counts are read on the host, except by torch's fused kernel on a GPU."""
+    """Return the device of step counts: the CPU, or a GPU if torch's fused kernel reads them there."""
     fused = group["fused"] and group["state_full"] == "adamw"
     return param.device if fused and param.is_cuda else torch.device("cpu")
 
 
 def working_dtype(param: Tensor) -> torch.dtype:
-    """The dtype in which a parameter is updated."""
+    """Return the dtype in which a parameter is updated."""
     return torch.promote_types(param.dtype, torch.float32)
 
 
 def state_dtype(param: Tensor, group: Group) -> torch.dtype:
-    """The dtype in which its moments are stored."""
+    """Return the dtype in which a parameter's moments are stored."""
     return getattr(torch, group["state_dtype"]) if group["state_dtype"] else working_dtype(param)
 
 
 def in_fewer_bits(param: Tensor, group: Group, state: dict[str, Any]) -> bool:
-    """Whether a tensor, or the moments it has, are stored in another dtype than the update is made in."""
-    if param.dtype == torch.float32 and group["state_dtype"] is None:  # nearly always
+    """Return whether a tensor or its moments are stored in another dtype than they are updated in."""
+    if param.dtype == torch.float32 and group["state_dtype"] is None:  # the usual case
         return False
     working = working_dtype(param)
     return param.dtype != working or (has_moments(state, group) and state_dtype(param, group) != working)

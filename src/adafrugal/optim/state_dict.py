@@ -1,4 +1,4 @@
-"""Saved states: check that one is this optimizer's, divide it over processes, make it whole."""
+"""Saved states: check that they fit an optimizer, divide them over processes, make them whole."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
 
 
 def with_shared(state: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
-    """A sharded parameter's state with tensors that lie by rows as DTensors of the whole."""
+    """Return a sharded parameter's state with row-wise tensors as DTensors of the whole."""
     rows = _rows(state, param, group)
     return {
         name: shards.shared(value, param, rows) if _lies_by_rows(name, value, param, group) else value
@@ -34,7 +34,7 @@ def with_shared(state: Mapping[str, Any], param: Tensor, group: Group) -> dict[s
 
 
 def kept_here(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
-    """Take this process's part of a parameter's saved state: copies, each on the device where it is read."""
+    """Return this process's part of a parameter's saved state: copies, each on the device where it is read."""
     found = dict(saved)
     for name, value in saved.items():
         if isinstance(value, Tensor):
@@ -49,20 +49,20 @@ def kept_here(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[str
 
 
 def _rows(state: Mapping[str, Any], param: Tensor, group: Group) -> RowRange:
-    """The rows of a parameter for which its whole moments have a row."""
+    """Return the rows of a parameter that its whole moments cover."""
     chosen = selection(state, group) if group["split"] else {}
     return group["subspace"].row_range(param.shape, chosen) if chosen else RowRange(0, param.shape[0])
 
 
 def _lies_by_rows(name: str, value: Any, param: Tensor, group: Group) -> bool:
-    """Whether it is a moment, or a step count for each row."""
+    """Return whether a value is a moment, or has a step count for each row."""
     if name in MOMENTS[group["state_full"]]:
         return True
     return name == "step" and value.ndim > 0 and group["subspace"].axis(param.shape) == 0
 
 
 def refuse_other(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
-    """Raise a ValueError where a saved state is of other groups than these, or of tensors of other shapes."""
+    """Raise a ValueError if a saved state has other groups or other shapes than these."""
     saved = [(group.get("split"), group.get("shapes")) for group in state_dict["param_groups"]]
     ours = [(group["split"], group["shapes"]) for group in groups]
     if saved != ours:
@@ -87,7 +87,7 @@ def refuse_other(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
 
 
 def _compact_shape(param: Tensor, state: Mapping[str, Any], saved: Mapping[str, Any], group: Group) -> torch.Size:
-    """The shape of a parameter's moments by the saved group."""
+    """Return the shape of a parameter's moments, by the saved group."""
     space = restored_subspace(saved["subspace"], group["subspace"]) if group["split"] else None
     chosen = {key: state[key] for key in space.remembers if key in state} if space else {}
     return space.compact(param.shape, chosen) if chosen else param.shape

@@ -22,11 +22,11 @@ from adafrugal.optim.sharding.shards import here, local
 from adafrugal.optim.state import begin, has_moments, in_fewer_bits, state_dtype, working_dtype
 from adafrugal.optim.subspaces import Selection
 
-_IN_A_SLICE = 2**22  # entries that are copied at once to be updated in more bits than they are stored in
+_IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
 
 
 def update(group: Group, states: States) -> None:
-    """Update those tensors of a group that have a gradient."""
+    """Update the tensors of a group that have a gradient."""
     full: list[Full] = []
     free: list[Free] = []
     together = not group["split"] or group["subspace"].in_place
@@ -49,7 +49,7 @@ def update(group: Group, states: States) -> None:
 
 
 def begin_moments(group: Group, states: States) -> None:
-    """Begin the moments that a step would begin, without the step."""
+    """Initialise the moments that a step would initialise, without the step."""
     for param in group["params"]:
         state = states[param]
         if param.grad is not None and has_moments(state, group) and "step" not in state:
@@ -61,7 +61,7 @@ def begin_moments(group: Group, states: States) -> None:
 def _regions(
     target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection
 ) -> tuple[list[Full], tuple[Free, ...]]:
-    """The updates of one tensor by the state-full rule, with its moments, and by the state-free rule."""
+    """Return a tensor's updates by the state-full rule, with its moments, and by the state-free rule."""
     if not group["split"]:
         begin(state, grad, group)
         return [Full(target, grad, state)], ()
@@ -100,7 +100,7 @@ def _update_in_fewer_bits(
     if keeps:
         begin(state, target, group, state_dtype(target, group))
     moments = [name for name in MOMENTS[group["state_full"]] if name in state]
-    for rows in _slices(target):  # each entry's update is its own: no need to copy the whole
+    for rows in _slices(target):  # updates are elementwise: slices need less memory
         part = {**state, **{name: state[name][rows] for name in moments}}
         if keeps:
             part["step"] = state["step"].clone()
@@ -112,7 +112,7 @@ def _update_in_fewer_bits(
 def _update_copy(
     target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding
 ) -> None:
-    """Update float32 copies of a tensor and its moments, and store the results."""
+    """Update copies of a tensor and its moments in the working dtype; store the results."""
     dtype, stored_dtype = working_dtype(target), state_dtype(target, group)
     moments = MOMENTS[group["state_full"]]
     stored = {name: state[name] for name in moments if name in state}
@@ -127,7 +127,7 @@ def _update_copy(
 
 
 def _slices(tensor: Tensor) -> Iterator[Any]:
-    """Indices of parts that make up a tensor, of about `_IN_A_SLICE` entries each."""
+    """Yield indices that divide a tensor into parts of about `_IN_A_SLICE` entries."""
     if tensor.numel() <= _IN_A_SLICE:
         yield ...
         return

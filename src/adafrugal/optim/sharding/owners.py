@@ -1,7 +1,7 @@
-"""Choices that one process makes for all that share a matrix: those that cost much, or look at the whole gradient.
+"""Selections that one process makes for all that share a matrix: costly ones, or those by the whole gradient.
 
-Matrices are taken in rounds of as many as there are processes, the costliest first: each is one process's, all choose
-at the same time, and each broadcasts its choice. In a round every process gathers one gradient at most.
+Matrices are processed in rounds of as many as there are processes, the costliest first. In a round each process
+selects in one matrix, in parallel with the others, and broadcasts its selection; it gathers at most one gradient.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
         return [[i] for i in range(len(params))]
     found = [[i] for i, param in enumerate(params) if not shards.is_sharded(param)]
     for numbers in shards.sharing(params):
-        numbers.sort(key=lambda i: -params[i].numel() * min(params[i].shape))  # an SVD's cost, about
+        numbers.sort(key=lambda i: -params[i].numel() * min(params[i].shape))  # approximate cost of an SVD
         size = shards.processes(params[numbers[0]]).size
         found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
     return found
 
 
 def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selection]:
-    """The selections of one round, the same on every process that shares its matrices; they all call this.
+    """Return the selections of one round, equal on every process that shares its matrices; all must call this.
 
-    `first` is any number, the same on all processes, by which the owners of short rounds take turns.
+    `first` is any number, equal on all processes; it rotates the owners of short rounds.
     """
     like = asks[0].param
     if not (subspace.chosen_by_one and shards.is_sharded(like)):
@@ -49,7 +49,7 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
     group, rank, size = shards.processes(like)
     owners = [(first + i) % size for i in range(len(asks))]
     grads: list[Tensor | None] = [None] * len(asks)
-    if subspace.needs_gradient:  # one of them is whole here, at most
+    if subspace.needs_gradient:  # at most one is whole on this process
         grads = [_gathered(ask.param.grad, owner) for ask, owner in zip(asks, owners, strict=True)]
     chosen = [subspace.blank(ask.param, ask.share) for ask in asks]
     if rank in owners:
@@ -64,11 +64,11 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
 
 
 def _gathered(tensor: Tensor, owner: int) -> Tensor | None:
-    """The whole of a sharded matrix on the process that owns it, None on the others."""
+    """Gather a sharded matrix on its owner; return None on the other processes."""
     group, rank, size = shards.processes(tensor)
     most = shards.row_ranges(tensor.shape[0], size)[0].count
     own = shards.local(tensor)
-    padded = own.new_zeros(most, tensor.shape[1])  # all give alike
+    padded = own.new_zeros(most, tensor.shape[1])  # gather needs equal shapes
     padded[: len(own)] = own
     result = own.new_empty(size * most, tensor.shape[1]) if rank == owner else None
     pieces = list(result.chunk(size)) if rank == owner else None

@@ -1,9 +1,9 @@
-"""Parameters of which several processes hold parts: torch's DTensors, as `fully_shard` makes them.
+"""Parameters sharded over processes: torch's DTensors, as `fully_shard` makes them.
 
-Each process updates its own rows. All choose the same: by the optimizer's seed and the whole matrix's shape, or one
-process chooses for all (`owners`). State is kept as plain tensors of what is selected in the local rows, and becomes a
-DTensor in `state_dict`. With replicas along another dimension of the mesh (HSDP), "all processes" of a parameter are
-those that share its rows, within one replica.
+Each process updates its own rows. All select the same: by the optimizer's seed and the whole matrix's shape, or one
+process selects for all (`owners`). State is kept as plain tensors of the selected local entries, and becomes DTensors
+in `state_dict`. With replicas along another dimension of the mesh (HSDP), "all processes" of a parameter are those
+that share its rows, within one replica.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from adafrugal.optim.subspaces.base import RowRange
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of it."""
+    """Return whether this process holds only a part of a tensor."""
     return any(not placement.is_replicate() for placement in getattr(tensor, "placements", ()))
 
 
 def is_split_by_rows(tensor: Tensor) -> bool:
-    """Whether every process has whole rows, as `fully_shard` divides a matrix by default."""
+    """Return whether every process has whole rows, as `fully_shard` divides a matrix by default."""
     divided = [placement for placement in getattr(tensor, "placements", ()) if not placement.is_replicate()]
     return not divided or (len(divided) == 1 and divided[0].is_shard(0))
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part that is here; a plain tensor is whole."""
-    if type(tensor) is Tensor or type(tensor) is Parameter:  # nearly always, and `hasattr` is slow
+    """Return this process's part; a plain tensor is whole."""
+    if type(tensor) is Tensor or type(tensor) is Parameter:  # the usual case; `hasattr` is slow
         return tensor
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it, on every process; a plain tensor is whole."""
+    """Return the whole tensor, on every process; a plain tensor is whole."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -54,14 +54,14 @@ class Processes(NamedTuple):
 
 
 def processes(tensor: Tensor) -> Processes:
-    """Those that share a sharded tensor."""
+    """Return the processes that share a sharded tensor."""
     mesh = tensor.device_mesh
     dimension = next(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
     return Processes(mesh.get_group(dimension), mesh.get_local_rank(dimension), mesh.size(dimension))
 
 
 def sharing(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the sharded tensors, those that the same processes share together."""
+    """Return the indices of sharded tensors, grouped by the processes that share them."""
     found: dict[torch.distributed.ProcessGroup, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor):
@@ -70,7 +70,7 @@ def sharing(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 
 def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
-    """For each parameter, whether all processes that share it pass True. They all call this."""
+    """Return, for each parameter, whether all processes that share it pass True; all must call this."""
     result = list(flags)
     for numbers in sharing(params):
         like = params[numbers[0]]
@@ -85,14 +85,14 @@ def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
 
 
 def row_ranges(length: int, size: int) -> list[RowRange]:
-    """How torch divides rows: by `torch.chunk`, the last processes having fewer, or none."""
+    """Divide rows as torch does, by `torch.chunk`: the last processes have fewer, or none."""
     each = -(-length // size)
     edges = [min(i * each, length) for i in range(size + 1)]
     return [RowRange(first, end - first) for first, end in pairwise(edges)]
 
 
 def here(tensor: Tensor) -> RowRange:
-    """The rows of it that this process has; from 0 on where it is not divided by rows."""
+    """Return the rows of a tensor on this process; they count from 0 if it is not divided by rows."""
     if is_sharded(tensor) and is_split_by_rows(tensor):
         sharers = processes(tensor)
         return row_ranges(tensor.shape[0], sharers.size)[sharers.rank]
@@ -100,16 +100,16 @@ def here(tensor: Tensor) -> RowRange:
 
 
 def parts(rows: RowRange, like: Tensor) -> list[RowRange]:
-    """How a compact tensor lies over the processes that has a row for each of these rows of a parameter."""
+    """Return each process's rows of a compact tensor that has a row for each of these rows of a parameter."""
     common = [rows.common(each) for each in row_ranges(like.shape[0], processes(like).size)]
     return [RowRange(each.first - rows.first, each.count) for each in common]
 
 
 def moved(value: Tensor, like: Tensor, old: Sequence[RowRange], new: Sequence[RowRange]) -> Tensor:
-    """Divide a tensor anew over the processes that share `like`, which all call this.
+    """Redistribute a tensor over the processes that share `like`; all must call this.
 
-    `value` is [old[rank].count, …]; `old` and `new` are the rows of each process, in order, from 0 on, and as many or
-    fewer in `new`.
+    `value` is [old[rank].count, …]. `old` and `new` are the rows of each process, in order, from 0 on; `new` has as
+    many or fewer in all.
     """
     if old == new:
         return value
@@ -126,7 +126,7 @@ def moved(value: Tensor, like: Tensor, old: Sequence[RowRange], new: Sequence[Ro
 
 
 def as_sharded(value: Tensor, like: Tensor) -> Tensor:
-    """Shard a whole tensor that every process has like a parameter of its shape; without communication.
+    """Shard a whole tensor, present on every process, like a parameter of its shape; without communication.
 
     Raises:
         ValueError: the shapes differ.
@@ -143,10 +143,10 @@ def _divided(value: Tensor, like: Tensor) -> Tensor:
 
 
 def shared(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
-    """Make an evenly divided DTensor of the processes' parts of a compact tensor of the parameter `like`.
+    """Return an evenly divided DTensor of the processes' parts of a compact tensor of the parameter `like`.
 
-    The whole has a row for each of `rows`. Where these are not all rows of the parameter, they move, and every process
-    that shares it calls this.
+    The whole has a row for each of `rows`. If these are not all rows of the parameter, they move, and every process
+    that shares it must call this.
     """
     from torch.distributed.tensor import DTensor
 
@@ -159,9 +159,9 @@ def shared(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
 
 
 def own_part(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
-    """Take this process's part of a whole compact tensor: a plain one, or a DTensor as `shared` makes it.
+    """Return this process's part of a whole compact tensor: a plain one, or a DTensor from `shared`.
 
-    The rows of such a DTensor move as in `shared`; one that is divided in another way is made whole first.
+    The rows of such a DTensor move as in `shared`; a DTensor divided in another way is made whole first.
     """
     lies_alike = is_sharded(value) and (value.device_mesh, value.placements) == (like.device_mesh, like.placements)
     if lies_alike and is_split_by_rows(like):

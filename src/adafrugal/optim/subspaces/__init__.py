@@ -1,4 +1,4 @@
-"""Which entries of the split matrices keep state, and the table that names every choice."""
+"""Subspaces: the entries of split matrices that keep state; and the table of their names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns, Row
 
 
 def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:
-    """The subspace that `value` describes: a name with its defaults, a mapping `{"kind": …, …}`, or an object.
+    """Return the subspace that `value` describes: a name with its defaults, a mapping `{"kind": …, …}`, or an object.
 
     Raises:
         ValueError: an unknown kind or setting.

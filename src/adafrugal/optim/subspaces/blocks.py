@@ -1,4 +1,4 @@
-"""Whole matrices, or all matrices of a layer, keep state; or none of a matrix does."""
+"""Subspaces of blocks: whole matrices, or all matrices of a layer, keep state."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Blocks(Subspace):
     Args:
         order: `descending` starts at the model's last block and wraps, `ascending` at its first, `mirror` alternates
             between both ends and moves inwards; each block is active once in a cycle. `random` draws anew each period.
-        unit: what a block is: a `matrix`, or all split matrices of a transformer `layer` (BAdam, arXiv 2404.02827).
+        unit: a block is a `matrix`, or all split matrices of a transformer `layer` (BAdam, arXiv 2404.02827).
         match: `count`, as in the authors' code, selects `round(ρ·N)` of N matrices, halves to even, or `int(ρ·L)` of L
-            layers; where blocks differ in size, their share of the entries differs from ρ. `elements` selects as many
-            blocks, in order, as bring the number of entries nearest to ρ's share.
+            layers; if blocks differ in size, their share of the entries differs from ρ. `elements` selects the number
+            of blocks, in order, whose entries are nearest to ρ's share.
     """
 
     kind: ClassVar[str] = "blocks"
@@ -34,7 +34,7 @@ class Blocks(Subspace):
     match: str = "count"
 
     def shares(self, matrices: Sequence[Matrix], density: float, period: Period) -> list[float]:
-        """1.0 for the active matrices, 0.0 for the others."""
+        """Return 1.0 for active matrices, 0.0 for others."""
         blocks = self._blocks(matrices)
         walk = self._walk(len(blocks), period)
         if self.match == "elements":
@@ -47,11 +47,11 @@ class Blocks(Subspace):
         return [1.0 if i in active else 0.0 for i in range(len(matrices))]
 
     def handed_out(self, matrices: Sequence[Matrix], active: Sequence[bool]) -> int:
-        """The number of blocks with an active matrix."""
+        """Return the number of blocks with an active matrix."""
         return sum(any(active[i] for i in block) for block in self._blocks(matrices))
 
     def _blocks(self, matrices: Sequence[Matrix]) -> list[list[int]]:
-        """The places of each block's matrices, in the model's order."""
+        """Return the indices of each block's matrices, in the model's order."""
         if self.unit == "matrix":
             return [[i] for i in range(len(matrices))]
         members: dict[int, list[int]] = {}
@@ -65,7 +65,7 @@ class Blocks(Subspace):
         return [members[layer] for layer in sorted(members)]
 
     def _walk(self, n: int, period: Period) -> list[int]:
-        """All blocks in the order in which this period takes them."""
+        """Return all blocks in this period's order."""
         if self.order == "random":
             return torch.randperm(n, generator=period.generator()).tolist()
         cycle = {
@@ -76,19 +76,19 @@ class Blocks(Subspace):
         return [cycle[(period.start + i) % n] for i in range(n)]
 
     def entries(self, shape: torch.Size, share: float) -> int:
-        """All of an active matrix, none of another."""
+        """Count all entries of an active matrix, none of another."""
         return shape.numel() if share else 0
 
     def select(
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
-        """Nothing to remember: an active matrix is selected whole."""
+        """Return an empty selection: an active matrix is selected whole."""
         return {}
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """All of it."""
+        """Return all rows."""
         return torch.arange(shape[0] if shape else 1)
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """The whole matrix keeps state."""
+        """Return an update of the whole matrix by the state-full rule."""
         return Regions(full=(param, grad))

@@ -1,4 +1,4 @@
-"""Coordinates of every matrix keep state: whole columns or rows, or single entries."""
+"""Subspaces of coordinates: whole columns or rows, or single entries of every matrix keep state."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from adafrugal.optim.subspaces.base import Regions, RowRange, Selection, Subspac
 class _Lines(Subspace):
     """Whole lines of a matrix [n_out, n_in], drawn at each refresh.
 
-    The selection is `indices`: int64, sorted (so that moments which are kept at ρ = 1 stay on their entries), [n].
-    Compact tensors are [n_out, n] for columns and [n, n_in] for rows.
+    The selection is `indices` [n], int64, sorted so that at ρ = 1 kept moments stay with their entries. Compact tensors
+    are [n_out, n] for columns and [n, n_in] for rows.
     """
 
     remembers: ClassVar[tuple[str, ...]] = ("indices",)
-    along: ClassVar[int | None] = None  # the axis of the lines; None: that of the smaller side
+    along: ClassVar[int | None] = None  # axis that counts the lines; None: that of the smaller side
 
     def axis(self, shape: torch.Size) -> int:
-        """That of the lines."""
+        """Return the axis that counts the lines."""
         return self.along if self.along is not None else 1 if shape[1] <= shape[0] else 0
 
     def lines(self, shape: torch.Size, share: float) -> int:
-        """How many lines are selected."""
+        """Return the number of lines to select."""
         return int(share * shape[self.axis(shape)])
 
     def entries(self, shape: torch.Size, share: float) -> int:
-        """Number of lines times their length."""
+        """Return the number of lines times their length."""
         return self.lines(shape, share) * shape[1 - self.axis(shape)]
 
     def select(
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
-        """The first of a random order of the lines, sorted."""
+        """Draw a random order of the lines; return the first of them, sorted."""
         return {"indices": self._drawn(param.shape, share, generator).to(param.device)}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
-        """Fewer of the first of the same random order."""
+        """Return fewer of the first lines in the same random order."""
         return {"indices": self._drawn(shape, share, generator).to(old["indices"].device)}
 
     def _drawn(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
@@ -50,7 +50,7 @@ class _Lines(Subspace):
         return order[: self.lines(shape, share)].sort().values
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """The update is gathered in zeros; the state-free rule takes the whole matrix, selected lines scaled by 0."""
+        """Return zeros to hold the state-full update, and the whole matrix, with selected lines scaled by 0."""
         axis, scale = self.axis(param.shape), None
         taken = grad.gather(axis, self._spread(selection, axis, grad))
         if residual:
@@ -64,7 +64,7 @@ class _Lines(Subspace):
         param.scatter_add_(axis, self._spread(selection, axis, param), target)
 
     def _spread(self, selection: Selection, axis: int, like: Tensor) -> Tensor:
-        """The indices for every entry of a compact tensor, without storage; gather is far faster than index_select."""
+        """Expand the indices to a compact tensor's shape, as a view; gather is far faster than index_select."""
         indices, length = selection["indices"], like.shape[1 - axis]
         return indices.expand(length, -1) if axis else indices.unsqueeze(1).expand(-1, length)
 
@@ -89,13 +89,13 @@ class Rows(_Lines):
 class RandPerm(_Lines):
     """`round(ρ·d)` coordinates of each matrix's smaller side d, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
-    That is a low-rank projection whose basis is part of a permutation matrix: columns where n_in ≤ n_out, else rows.
+    This is a low-rank projection whose basis is part of a permutation matrix: columns if n_in ≤ n_out, else rows.
     """
 
     kind: ClassVar[str] = "randperm"
 
     def lines(self, shape: torch.Size, share: float) -> int:
-        """A rank, which is rounded, halves to even."""
+        """Return the rank, rounded, halves to even."""
         return round(share * min(shape))
 
 
@@ -103,38 +103,38 @@ class RandPerm(_Lines):
 class RandK(Subspace):
     """`int(ρ·n_out·n_in)` single entries of each matrix, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
-    The selection is `indices`: places in the flattened matrix, sorted, [n], in four bytes each where the matrix
-    allows it: half as much again as a moment. Compact tensors are [n].
+    The selection is `indices` [n]: sorted positions in the flattened matrix, int32 if its size allows that, which is as
+    large as one float32 moment. Compact tensors are [n].
     """
 
     kind: ClassVar[str] = "randk"
     remembers: ClassVar[tuple[str, ...]] = ("indices",)
-    grain: ClassVar[float] = 1 / 64  # giving up entries copies all of the matrix's state
+    grain: ClassVar[float] = 1 / 64  # to shrink copies all of the matrix's state
 
     def entries(self, shape: torch.Size, share: float) -> int:
-        """`int(ρ·n_out·n_in)`."""
+        """Return `int(ρ·n_out·n_in)`."""
         return int(share * shape.numel())
 
     def select(
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
-        """The first of a random order of the entries, sorted."""
+        """Draw a random order of the entries; return the first of them, sorted."""
         first = torch.randperm(param.numel(), generator=generator)[: self.entries(param.shape, share)]
         narrow = torch.int32 if param.numel() <= torch.iinfo(torch.int32).max else torch.int64
         return {"indices": first.sort().values.to(param.device, narrow)}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
-        """A random part of the old ones."""
+        """Return a random part of the old entries."""
         before = old["indices"]
         stays = torch.randperm(len(before), generator=generator)[: self.entries(shape, share)].sort().values
         return {"indices": before[stays.to(before.device)]}
 
     def compact(self, shape: torch.Size, selection: Selection) -> torch.Size:
-        """As many as there are indices."""
+        """Return [n], the shape of the indices."""
         return selection["indices"].shape
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """Copies of the selected entries; the state-free rule takes the whole matrix, since `close` overwrites."""
+        """Return copies of the selected entries, and the whole matrix, since `close` overwrites those entries."""
         indices = selection["indices"].long()
         return Regions(full=(param.take(indices), grad.take(indices)), free=(Free(param, grad),))
 
@@ -145,12 +145,12 @@ class RandK(Subspace):
 
 @dataclass(frozen=True)
 class Slab(Subspace):
-    """`int(ρ·n_out)` neighbouring rows of each matrix, which move through it refresh by refresh. Ours, in no paper.
+    """`int(ρ·n_out)` contiguous rows of each matrix, which advance at each refresh. Ours, in no paper.
 
-    A slab is a view, so that nothing is gathered or scattered and fused kernels update it in place. As few slabs as
-    cover the matrix lie in it at even distances, from its first row to its last. Each refresh takes the next slab: the
-    first that ends beyond the end of the last one. Start slabs are spread evenly over matrices of one shape, so that
-    all parts of the rows have about as many selected entries: processes that share matrices by rows keep about as much.
+    A slab is a view, so that nothing is gathered or scattered and fused kernels update it in place. The fewest slabs
+    that cover the matrix lie at even distances, from its first row to its last. Each refresh takes the next slab: the
+    first that ends beyond the end of the previous one. Start slabs are spread evenly over matrices of one shape, so
+    that processes that share matrices by rows keep about equal state.
 
     The selection is `start` and `rows`, two numbers. Compact tensors are [rows, n_in].
     """
@@ -160,13 +160,13 @@ class Slab(Subspace):
     in_place: ClassVar[bool] = True
 
     def entries(self, shape: torch.Size, share: float) -> int:
-        """`int(ρ·n_out)·n_in`."""
+        """Return `int(ρ·n_out)·n_in`."""
         return int(share * shape[0]) * shape[1]
 
     def select(
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
-        """The next rows."""
+        """Return the next slab."""
         n, rows = param.shape[0], int(share * param.shape[0])
         count = -(-n // rows)
         starts = [i * (n - rows) // max(1, count - 1) for i in range(count)]
@@ -176,28 +176,28 @@ class Slab(Subspace):
         return {"start": next(start for start in starts if start + rows > ended), "rows": rows}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
-        """The first of them; the next refresh takes those given up."""
+        """Return the first of the rows; the next refresh takes the released ones."""
         return {"start": old["start"], "rows": int(share * shape[0])}
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """The numbers of the rows."""
+        """Return the indices of the rows."""
         return torch.arange(selection["start"], selection["start"] + selection["rows"])
 
     def narrow(self, moment: Tensor, shape: torch.Size, old: Selection, new: Selection) -> Tensor:
-        """The first rows."""
+        """Return a copy of the first rows."""
         return moment[: new["rows"]].clone()
 
     def row_range(self, shape: torch.Size, selection: Selection) -> RowRange:
-        """The slab."""
+        """Return the slab's rows."""
         return RowRange(selection["start"], selection["rows"])
 
     def within(self, selection: Selection, rows: RowRange) -> Selection:
-        """The part of the slab that lies there, which may be empty."""
+        """Return the part of the slab within these rows, possibly empty."""
         common = rows.common(RowRange(selection["start"], selection["rows"]))
         return {"start": min(common.first - rows.first, rows.count), "rows": common.count}
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """The slab, and the rows above and below it."""
+        """Return the slab, and the rows above and below it."""
         start, rows = selection["start"], selection["rows"]
         parts = start, rows, param.shape[0] - start - rows
         above, slab, below = zip(param.split(parts), grad.split(parts), strict=True)
@@ -205,5 +205,5 @@ class Slab(Subspace):
 
 
 def _van_der_corput(number: int) -> float:
-    """Mirror the binary digits of a number behind the point: 0, 1/2, 1/4, 3/4, 1/8, …; any first n lie evenly."""
+    """Return the binary digits of a number mirrored behind the point: 0, 1/2, 1/4, 3/4, …; any first n lie evenly."""
     return int(f"{number:b}"[::-1], 2) / 2 ** number.bit_length()

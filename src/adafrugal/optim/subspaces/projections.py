@@ -1,4 +1,4 @@
-"""Directions of every matrix keep state: its gradient is projected onto a low-rank basis."""
+"""Subspaces of directions: each matrix's gradient is projected onto a low-rank basis."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adafrugal.optim.subspaces.base import Regions, Selection, Subspace
 
 @dataclass(frozen=True)
 class _Projection(Subspace):
-    """A basis P with orthonormal columns, [d, r], of one side of each matrix [n_out, n_in].
+    """A basis P [d, r] with orthonormal columns, on one side of each matrix [n_out, n_in].
 
-    On the left d = n_out, compact tensors are `R = PᵀG`, [r, n_in], an update U of them moves the matrix by `PU`, and
-    the state-free rule takes the residual `G − PR`. On the right d = n_in, `R = GP`, [n_out, r], `UPᵀ` and `G − RPᵀ`.
-    The rank is `round(ρ·d)`, at most the smaller side. By default d is the smaller side, the right one where both
-    are equal.
+    On the left, d = n_out, compact tensors are `R = PᵀG` [r, n_in], an update U of them moves the matrix by `PU`, and
+    the state-free rule takes the residual `G − PR`. On the right, d = n_in, `R = GP` [n_out, r], `UPᵀ` and `G − RPᵀ`.
+    The rank r is `round(ρ·d)`, at most the smaller side. By default d is the smaller side, the right one if both are
+    equal.
 
-    The selection is `basis`, float32, and `side`, which a shape alone would not tell.
+    The selection is `basis` [d, r], float32, and `side`, which the shape of a square matrix would not tell.
     """
 
     remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
@@ -29,48 +29,48 @@ class _Projection(Subspace):
     side: str = "smaller"
 
     def axis(self, shape: torch.Size) -> int:
-        """The axis of compact tensors that counts directions: 0 on the left, 1 on the right."""
+        """Return the axis of compact tensors that counts directions: 0 on the left, 1 on the right."""
         if self.side == "smaller":
             return 1 if shape[1] <= shape[0] else 0
         return 1 if self.side == "right" else 0
 
     def rank(self, shape: torch.Size, share: float) -> int:
-        """The number of directions."""
+        """Return the number of directions."""
         return min(round(share * shape[self.axis(shape)]), *shape)
 
     def entries(self, shape: torch.Size, share: float) -> int:
-        """The rank times the length of the other side."""
+        """Return the rank times the length of the other side."""
         return self.rank(shape, share) * shape[1 - self.axis(shape)]
 
     def select(
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
-        """A new basis."""
+        """Return a new basis."""
         axis = self.axis(param.shape)
         basis = self._basis(param, grad, axis, self.rank(param.shape, share), generator)
-        basis = basis.clone(memory_format=torch.contiguous_format)  # or all of U would live on behind a view of it
+        basis = basis.clone(memory_format=torch.contiguous_format)  # a view would keep all of U in memory
         return {"basis": basis, "side": "right" if axis else "left"}
 
     def blank(self, param: Tensor, share: float) -> Selection:
-        """A basis of the size that this share has."""
+        """Return an uninitialised basis of the size for this share."""
         axis = self.axis(param.shape)
         basis = torch.empty(param.shape[axis], self.rank(param.shape, share), device=param.device)
         return {"basis": basis, "side": "right" if axis else "left"}
 
     def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
-        """Orthonormal columns, float32, [d, rank], on the matrix's device."""
+        """Return orthonormal columns [d, rank], float32, on the matrix's device."""
         raise NotImplementedError
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
-        """The leading directions."""
+        """Return the leading directions."""
         return {"basis": old["basis"][:, : self.rank(shape, share)].clone(), "side": old["side"]}
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """Directions are known by their order alone."""
+        """Number the directions in their order."""
         return torch.arange(selection["basis"].shape[1], device=selection["basis"].device)
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """The update is gathered in zeros of the compact size; the state-free rule takes the residual."""
+        """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
         basis = selection["basis"].to(grad.dtype)
         if selection["side"] == "left":
             compact = basis.T @ grad
@@ -81,7 +81,7 @@ class _Projection(Subspace):
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
-        """Add the update, projected back."""
+        """Project the update back and add it to the matrix."""
         basis = selection["basis"].to(target.dtype)
         if selection["side"] == "left":
             param.addmm_(basis, target)
@@ -94,9 +94,9 @@ class SVD(_Projection):
     """The leading singular vectors of the gradient at the refresh (GaLore, arXiv 2403.03507; FRUGAL).
 
     Args:
-        side: of the matrix that is projected.
+        side: of the matrix to project.
         svd_method: `exact` is torch.linalg.svd, `randomized` torch.svd_lowrank (Halko et al., arXiv 0909.4061), faster
-            and close; both in float32 whatever the gradient's dtype.
+            and approximate; both in float32, for any dtype of the gradient.
     """
 
     kind: ClassVar[str] = "svd"
@@ -115,7 +115,7 @@ class SVD(_Projection):
     def _randomized(self, grad: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         seed = int(torch.randint(2**62, (), generator=generator))
         own = torch.cuda.default_generators[grad.device.index] if grad.is_cuda else torch.default_generator
-        with torch.random.fork_rng([grad.device] if grad.is_cuda else []):  # svd_lowrank draws from torch's own
+        with torch.random.fork_rng([grad.device] if grad.is_cuda else []):  # svd_lowrank draws from the global one
             own.manual_seed(seed)
             left, _, right = torch.svd_lowrank(grad, q=min(rank + 8, *grad.shape), niter=2)
         return left, right
@@ -126,7 +126,7 @@ class Random(_Projection):
     """A random basis with orthonormal columns, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
     Args:
-        side: of the matrix that is projected.
+        side: of the matrix to project.
     """
 
     kind: ClassVar[str] = "random"
