@@ -128,7 +128,7 @@ class LossAware(Control):
         gate: T grows only if the loss is below this (nats per token); the published 20 never binds.
         every: steps between two observations, for the training loop; `observe` counts every call.
         source: the loss that the loop passes, "validation" or "training" (its mean since the last observation).
-        smoothing: β of a running mean `L ← β·L' + (1 − β)·observed`, compared in place of the loss; 0 for none, below 1.
+        smoothing: β of a running mean `L ← β·L' + (1 − β)·observed`, compared instead of the loss; 0 for none, below 1.
     """
 
     kind: ClassVar[str] = "loss_aware"

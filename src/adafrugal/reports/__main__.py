@@ -21,7 +21,7 @@ from adafrugal.tracking.record import Record
 
 
 def main() -> int:
-    """Print or write the tables; 2 where there are no runs."""
+    """Print or write the tables; return 2 after a SettingError, such as no runs."""
     parser = argparse.ArgumentParser(
         prog="python -m adafrugal.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The runs that a command of train.py makes, known by their settings before any of them is made."""
+"""Find the runs that a command of train.py would make, identified by their settings."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ SHORT = {  # names of settings in a row's name
 
 @dataclass(frozen=True)
 class Job:
-    """The runs of one row of a table: they differ in their seed alone."""
+    """The runs of one row of a table; they differ only in their seed."""
 
-    name: str  # tells it from the section's other jobs
-    command: str  # makes one of its runs, without the seed
+    name: str  # unique in the section
+    command: str  # to make one of its runs, without the seed
     seeds: tuple[int, ...]  # wanted
     key: str  # `settings_key` of its settings
     arm: str  # its experiment's name, or its optimizer's
     rates: Mapping[str, float]  # those of RATES that its optimizer has
     runs: Mapping[int, Record] = field(default_factory=dict)  # seed -> finished run
-    diverged: tuple[int, ...] = ()  # seeds whose run failed with a loss that is NaN or infinite
+    diverged: tuple[int, ...] = ()  # seeds whose run failed with a NaN or infinite loss
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -51,12 +51,12 @@ class Job:
         return tuple(seed for seed in self.seeds if seed not in self.runs and seed not in self.diverged)
 
     def numbers(self, key: str) -> list[Any]:
-        """Return an entry of each run's summary."""
+        """Return the entry `key` of each run's summary."""
         return [run.summary()[key] for run in self.runs.values()]
 
 
 def jobs(commands: Sequence[str]) -> list[Job]:
-    """Return the jobs of some commands, without runs; a job of two commands has the seeds of both.
+    """Return the jobs of some commands, without runs; a job in two commands has the seeds of both.
 
     Raises:
         SettingError: a command that train.py would refuse.
@@ -70,7 +70,7 @@ def jobs(commands: Sequence[str]) -> list[Job]:
 
 
 def _jobs_of(command: str) -> list[Job]:
-    """One job for each element of the product of the swept values."""
+    """Return a job for each combination of the swept values."""
     fixed, values = _words(command)
     seeds = values.pop("seed", ["0"])
     if not all(seed.isdecimal() for seed in seeds):
@@ -90,7 +90,7 @@ def _jobs_of(command: str) -> list[Job]:
 
 
 def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The words that all jobs of a command share, and the swept values by name; a sweep is replaced by its content."""
+    """Return the words common to all jobs of a command, and the swept values by name; expand `sweeps=`."""
     words = [word for word in shlex.split(command) if word != "-m"]
     several = [word for word in words if word.startswith("seed=") or ("," in word and not set("[{") & set(word))]
     swept = dict(word.split("=", 1) for word in several)
@@ -104,7 +104,7 @@ def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def compose_once(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """Compose words as train.py does; those that choose the same files share the slow part, reading them."""
+    """Compose words as train.py does; words that select the same files share the slow reading of those files."""
     files = tuple(
         word
         for word in words
@@ -126,7 +126,7 @@ def _composed(words: tuple[str, ...]) -> tuple[DictConfig, dict[str, str], DictC
 
 
 def _rates(settings: Settings) -> dict[str, float]:
-    """The optimizer's rates; c only where something is state-free."""
+    """Return the optimizer's rates; c only if it has a state-free rule."""
     o = settings.optimizer
     names = RATES[:2] if getattr(o, "state_free", "none") == "none" else RATES
     found = {name: getattr(o, name.partition(".")[2], None) for name in names}
@@ -134,7 +134,7 @@ def _rates(settings: Settings) -> dict[str, float]:
 
 
 def _name(varied: Mapping[str, str]) -> str:
-    """A row's name: an experiment by its file's name, another setting as short name=value."""
+    """Return a row's name: an experiment or optimizer by its file's name, another setting as short name=value."""
     parts = (
         value.rpartition("/")[2]
         if name in ("experiments", "optimizer")
@@ -145,7 +145,7 @@ def _name(varied: Mapping[str, str]) -> str:
 
 
 def settings_key(differs: Mapping[str, Any], data: str) -> str:
-    """Return the settings of a row as text to compare, without seed, log_every and the place of a local copy.
+    """Return the settings of a row as text to compare, without seed, log_every and the path of a local copy.
 
     Args:
         differs: the settings that differ from the schema's defaults, as in a record.
@@ -162,7 +162,7 @@ def settings_key(differs: Mapping[str, Any], data: str) -> str:
 
 
 def _float(value: Any) -> Any:
-    """1 and 1.0 are one number: JSON from W&B does not tell them apart."""
+    """Convert integers to floats, because JSON from W&B does not distinguish 1 and 1.0."""
     if isinstance(value, list):
         return [_float(each) for each in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

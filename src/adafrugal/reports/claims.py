@@ -1,9 +1,9 @@
-"""The papers' claims, as checks on a table: the statement, the numbers, and the verdict.
+"""Check the papers' claims on a table: statement, numbers and verdict.
 
 A claim is a conjunction of parts. A part says that a weighted sum of arms' numbers is below zero, seed by seed: "a is
-below b" is `a − b`, "a is within 2% of b" is `a − 1.02·b`. A part holds where the whole 95% interval is below zero and
-fails where it is above; in between there are not enough runs. The papers do not say what "close" or "far more" means:
-the margins are ours, and stand in the part's words.
+below b" is `a − b`, "a is within 2% of b" is `a − 1.02·b`. A part holds if the whole 95% interval is below zero and
+fails if it is above; otherwise there are not enough runs. The papers do not define "close" or "far more": the margins
+are ours, and the part's text names them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def _loss(run: Record) -> float:
 
 
 def _early_loss(run: Record) -> float:
-    """The validation loss at the first evaluation that every run has, a quarter of a small run."""
+    """Return the validation loss at the first evaluation of `eval.every`, after a quarter of a small run."""
     every = run.config()["eval"]["every"]
     return next(line["validation_loss"] for line in run.metrics() if line["step"] == every)
 
 
 def _overhead(run: Record) -> float:
-    """Time beside forward and backward, as a share of them; evaluations that move T are part of it."""
+    """Return the time of optimizer, refreshes and evaluations (which move T), as a share of forward and backward."""
     seconds = run.summary()["seconds"]
     passes = seconds["forward"] + seconds["backward"]
     return sum(seconds.get(phase, 0.0) for phase in ("optimizer", "refresh", "evaluation")) / passes
 
 
 def _state(when: str, less: str | None = None) -> Callable[[Record], float]:
-    """The optimizer's state in MiB at the start, peak or end of a run, less that at another time."""
+    """Return a function to the optimizer's state in MiB at the start, peak or end of a run, less that at `less`."""
 
     def number(run: Record) -> float:
         sizes = run.summary()["state_bytes"]
@@ -57,13 +57,13 @@ class Part:
     coefficients: Mapping[str, float]  # job -> factor of its number
     number: Callable[[Record], float] = _loss
     form: str = ".4f"
-    is_exact: bool = False  # the number is counted: one seed is enough
-    without: int | None = None  # a seed that is left out, since something was chosen by it
+    is_exact: bool = False  # the number is counted, without noise: one seed is enough
+    without: int | None = None  # a seed to leave out, since an arm was selected by it
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement, its source, and the parts that have to hold, which may depend on the table."""
+    """A statement, its source, and its parts, which must all hold and may depend on the table."""
 
     text: str
     source: str
@@ -97,7 +97,7 @@ def _head_costs_more(module: str) -> Part:
 
 
 def _against_the_best(section: Section) -> tuple[Part, ...]:
-    """AdaFRUGAL against the best static setting of a search on one seed, compared on other seeds."""
+    """Compare AdaFRUGAL with the best static setting of a search on one seed, on the other seeds."""
     static = [job for job in section.jobs if job.name != "adafrugal"]
     seed = static[0].seeds[0]
     losses = {job.name: _loss(job.runs[seed]) for job in static if seed in job.runs}
@@ -161,13 +161,13 @@ def _judge(part: Part, section: Section) -> Finding:
 
 
 def verdict(findings: list[Finding]) -> str:
-    """Return the verdict on a whole claim, which fails where one part fails."""
+    """Return the verdict on a whole claim; it fails if one part fails."""
     found = {finding.verdict for finding in findings}
     return FAILS if FAILS in found else OPEN if OPEN in found else HOLDS
 
 
 def markdown(section: Section) -> str:
-    """Return the claims of a section and their verdicts as a list; nothing where it has none."""
+    """Return the claims of a section and their verdicts as a list; empty if it has none."""
     findings = {name: judge(CLAIMS[name], section) for name in section.claims}
     about = "Each number is a sum that is below zero where the part holds, with its 95% interval over seeds."
     if any("at most" in finding.part.text for found in findings.values() for finding in found):

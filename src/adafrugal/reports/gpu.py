@@ -27,18 +27,18 @@ class Measured:
     """A directory that `make gpu` wrote: its results.json, and the JSON file of each stage that wrote one."""
 
     name: str
-    about: Entry  # machine, code, how the stages ended
+    about: Entry  # machine, code, outcomes of the stages
     figures: Mapping[str, Entry]
 
     @property
     def label(self) -> str:
-        """The head of its column."""
+        """The head of its column: commit, torch, card and date."""
         about = self.about
         commit = about["commit"][:7] + (" and changes" if about.get("changed") else "")
         return f"{commit}, torch {about['torch']}, {about.get('card') or about['device']}, {about['date'][:10]}"
 
     def stage(self, name: str | None) -> Entry:
-        """Return how a stage ended; empty where it was not run."""
+        """Return the outcome of a stage; empty if it was not run."""
         return next((stage for stage in self.about["stages"] if stage["stage"] == name), {})
 
     def rows(self, name: str) -> list[Entry]:
@@ -46,21 +46,21 @@ class Measured:
         return self.figures.get(name, {}).get("rows", [])
 
     def errors(self, stage: str) -> dict[str, float]:
-        """Return the relative error of the estimate of memory, for each row that has an estimate and a measurement."""
+        """Return the relative error of the memory estimate for each row with an estimate and a measurement."""
         estimates = self.figures.get("memory", {}).get("foretold", {})
         measured = {row["name"]: row["allocated"] for row in self.rows(stage) if "allocated" in row}
         return {name: estimates[name]["peak"] / size - 1 for name, size in measured.items() if name in estimates}
 
 
 def read(directory: Path) -> Measured:
-    """Read one directory."""
+    """Read a directory that `make gpu` wrote."""
     files = {stage: directory / f"{stage}.json" for stage in STAGES}
     found = {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
     return Measured(directory.name, json.loads((directory / "results.json").read_text()), found)
 
 
 def find(places: Iterable[Path]) -> list[Measured]:
-    """Return the directories of `make gpu` at or below some others, the oldest first."""
+    """Return the measurements at or below some directories, the oldest first."""
     files = {file for place in places for file in place.rglob("results.json")}
     return sorted((read(file.parent) for file in files), key=lambda one: (one.about["date"], one.name))
 
@@ -121,7 +121,7 @@ def _arms(one: Measured) -> Cells:
 
 
 def _loops(cell: Callable[[Measured, Entry, Entry], str | None]) -> Callable[[Measured], Cells]:
-    """Rows of the timed training loops; a loop that was timed twice has both values in its cell."""
+    """Return a function to rows of the timed training loops; a loop timed twice has both values in its cell."""
 
     def rows(one: Measured) -> Cells:
         found: dict[str, list[str]] = {}
@@ -151,7 +151,7 @@ def _speed(one: Measured, stage: Entry, loop: Entry) -> str:
 
 
 def mfu(card: str | None, stage: Entry, tokens_per_s: float) -> float | None:
-    """Return the share of the card's peak that training uses; None for a card of unknown peak."""
+    """Return the model FLOPs utilization, a share of the card's peak; None if that peak is unknown."""
     flops = 6 * (stage["parameters"] - stage["input_embedding"]) * tokens_per_s
     peak = cards.peak_flops(card or "")
     return flops / peak if peak else None
@@ -234,14 +234,14 @@ def markdown(measured: Sequence[Measured]) -> str:
 
 
 def _why(stage: str | None, one: Measured) -> str:
-    """Why a column lacks rows of its table."""
+    """Return the reason why a column lacks rows of its table."""
     outcome = one.stage(stage).get("outcome", "passed")
     reason = "; it was no part of that run" if outcome == "passed" else f", where the stage {stage} {outcome}"
     return f"–: not measured at {one.label}{reason}."
 
 
 def outcomes(one: Measured) -> str:
-    """Return how each stage ended, its seconds and main figures, in Markdown."""
+    """Return each stage's outcome, seconds and main figures, in Markdown."""
     lines = ["| stage | outcome | seconds | figures |", "| --- | --- | ---: | --- |"]
     for stage in one.about["stages"]:
         shown = _main_figures(one, stage["stage"]) or NONE

@@ -1,4 +1,4 @@
-"""A table as Markdown, as LaTeX and as CSV: the same cells, written in three ways."""
+"""Tables of typed cells, written as Markdown, LaTeX or CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from adafrugal.reports.statistics import Contrast, Sample
 
-MISSING = "missing"  # never a blank, which reads like zero
+MISSING = "missing"  # not a blank, which would read as zero
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "→": r"$\to$",
     "÷": r"$\div$", "ρ": r"$\rho$", "τ": r"$\tau$", "γ": r"$\gamma$", "≤": r"$\le$", "·": r"$\cdot$", "–": "--",
@@ -57,7 +57,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """A mean over seeds at the start of the runs and at their end."""
+    """Means over seeds at the start and at the end of the runs."""
 
     start: float
     end: float
@@ -76,7 +76,7 @@ Cell = str | Number | Difference | Change
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of named columns, the first of which is words."""
+    """A table of named columns; the first holds text."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -88,7 +88,7 @@ class Grid:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self, caption: str) -> str:
-        """Return a LaTeX table with booktabs' rules."""
+        """Return a LaTeX table with rules from booktabs."""
         body = [[_latex(cell) for cell in row] for row in (self.head, *self.rows)]
         head, *rows = (f"{' & '.join(line)} \\\\" for line in body)
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
@@ -96,7 +96,7 @@ class Grid:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
     def csv(self) -> str:
-        """Return unrounded CSV; a cell of several numbers has several columns, words stand in the first of them."""
+        """Return unrounded CSV; a cell of several numbers has several columns, and text is in the first of them."""
         columns = [
             list(dict.fromkeys(part for cell in cells if not isinstance(cell, str) for part in cell.values())) or [""]
             for cells in zip(*self.rows, strict=True)

@@ -1,4 +1,4 @@
-"""The tables of a section: arms side by side, a search over rates, or scores of data sets."""
+"""Lay out a section's tables: arms side by side, a search over rates, or scores of data sets."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from adafrugal.settings import REPOSITORY
 PUBLISHED = REPOSITORY / "experiments" / "published"
 DIVERGED = "diverged"  # the loss became NaN or infinite
 LR, S, C = RATES
-LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lines through a search: the rate that
-    "lr": (LR, lambda rates: (rates.get(S), rates.get(C))),  # changes, and what is constant
+LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lines through a search: name -> the rate
+    "lr": (LR, lambda rates: (rates.get(S), rates.get(C))),  # that varies, and the values that are constant
     "s": (S, lambda rates: (rates[LR], rates.get(C))),
     "c": (C, lambda rates: (rates[LR], rates.get(S))),
-    "lr with lr·s": (LR, lambda rates: (f"{rates[LR] * rates.get(S, 1):.6g}", rates.get(C))),  # the losses' valley
+    "lr with lr·s": (LR, lambda rates: (f"{rates[LR] * rates.get(S, 1):.6g}", rates.get(C))),  # the valley of the loss
 }
 
 
@@ -34,7 +34,7 @@ def grids(section: Section) -> dict[str, Grid]:
 
 
 def _comparison(section: Section) -> dict[str, Grid]:
-    """A row for each job: its results, the difference to the reference, its state, and published values."""
+    """Return a row for each job: results, difference to the reference, optimizer state, published values."""
     losses = {
         job.name: {seed: run.summary()["validation_loss"] for seed, run in job.runs.items()} for job in section.jobs
     }
@@ -73,14 +73,14 @@ def sources(section: Section) -> str:
 
 
 def _published(name: str) -> dict[str, Any]:
-    """A published table with `values`, arm -> perplexity, those of the column named as file/column."""
+    """Return a published table with `values`, arm -> perplexity, of the column named file/column."""
     file, _, column = name.partition("/")
     found = OmegaConf.to_container(OmegaConf.load(PUBLISHED / f"{file}.yaml"))
     return found | {"values": found["perplexity"][column]}
 
 
 def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:
-    """A job's published value and, where the settings compare, our difference to it."""
+    """Return a job's published value and, if the settings are comparable, our difference to it."""
     value = column["values"].get(job.name)
     text = "not published here" if value is None else str(value)
     if not column["comparable"]:
@@ -92,7 +92,7 @@ def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:
 
 
 def _search(section: Section) -> dict[str, Grid]:
-    """The best of each arm's rates, then all of them."""
+    """Return a table of each arm's best rates, and one of all rates."""
     arms: dict[str, list[Job]] = {}
     for job in section.jobs:
         arms.setdefault(job.arm, []).append(job)
@@ -114,7 +114,7 @@ def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> 
 
 
 def _all(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
-    """A row for each arm and its scales, a column for each learning rate."""
+    """Return a row for each arm and its scales, a column for each learning rate."""
     rates = sorted({_rate(job, LR) for jobs in arms.values() for job in jobs}, key=float)
     rows: dict[tuple[str, str, str], dict[str, Job]] = {}
     for arm, jobs in arms.items():
@@ -145,7 +145,7 @@ def _rate(job: Job, name: str) -> str:
 
 
 def _is_at_edge(best: Job, tried: Sequence[Job], title: str) -> bool:
-    """Whether nothing was tried beyond the best on one side of a line; a rate with a single value has no edge."""
+    """Return whether the best rate is the smallest or largest tried on a line; a single value has no edge."""
     name, constant = LINES[title]
     rates = [job.rates for job in tried if name in job.rates]
     line = [each[name] for each in rates if constant(each) == constant(best.rates)]
@@ -153,7 +153,7 @@ def _is_at_edge(best: Job, tried: Sequence[Job], title: str) -> bool:
 
 
 def _scores(section: Section) -> dict[str, Grid]:
-    """Fine-tuning runs: a table at the last epoch and one at the best."""
+    """Return the tables of fine-tuning runs: at the last epoch, and at the best."""
     return {f"{table.TITLES[when]}:": grid for when, grid in table.scores(section.runs).items()} if section.runs else {}
 
 

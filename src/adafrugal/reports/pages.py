@@ -1,4 +1,4 @@
-"""The pages of tables: Markdown with LaTeX and CSV beside it, pictures, claims, and an index of all pages."""
+"""Write the pages of tables: Markdown with LaTeX and CSV beside it, pictures, claims, and an index of all pages."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
 
 
 def write(pages: Sequence[Page], out: Path, measured: Sequence[gpu.Measured] = ()) -> list[Path]:
-    """Write every page and the index into a directory, and a page of what GPUs measured; return the files.
+    """Write every page, the index and the page of GPU measurements to a directory; return the files.
 
     Raises:
-        SettingError: a page names an unknown kind, picture, claim or column; or the directory cannot be written to.
+        SettingError: a page names an unknown kind, picture, claim or column; or the directory is not writable.
     """
     for page in pages:
         for section in page.sections:
@@ -58,7 +58,7 @@ def _refuse_unknown(page: Page, section: Section) -> None:
 
 
 def _page(page: Page, out: Path) -> dict[Path, str | None]:
-    """The files of a page with their text; None for a picture, which is drawn here."""
+    """Draw the pictures of a page; return its files with their text, None for pictures."""
     out.mkdir(parents=True, exist_ok=True)
     parts = [MADE, f"# {page.file.title}", _commands(page.file.commands), page.file.about.strip()]
     files: dict[Path, str | None] = {out / "README.md": None}
@@ -85,7 +85,7 @@ def _commands(commands: Sequence[str]) -> str:
 
 
 def _missing(section: Section) -> str:
-    """The number of missing runs, with the commands that make them."""
+    """Return the number of missing runs, with the commands that make them."""
     jobs = [job for job in section.jobs if job.missing]
     count, wanted = sum(len(job.missing) for job in jobs), sum(len(job.seeds) for job in section.jobs)
     if not jobs:
@@ -117,7 +117,7 @@ def _others(section: Section, out: Path) -> str:
 
 
 def _link(run: Record, out: Path) -> str:
-    """The path to a run's directory; for a packed run that to its archive, then # and its name inside."""
+    """Return the path to a run's directory, or for a packed run: archive#name."""
     file, inside = (run.archive, f"#{run.name}") if isinstance(run, Packed) else (run.directory, "")
     return Path(os.path.relpath(file.resolve(), out.resolve())).as_posix() + inside
 

@@ -1,4 +1,4 @@
-"""Pictures as SVG, the same to the byte for the same records: of one run, and of a table's arms side by side."""
+"""Draw one run, or a table's arms side by side, as SVG; equal records give equal bytes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8}
 
 @contextmanager
 def _figure(file: Path, panels: int, fonttype: str = "none", **layout: Any) -> Iterator[Any]:
-    """Axes of panels over one x-axis, drawn into a file; a file with half a picture never appears."""
+    """Yield the axes of panels over one x-axis; then write the figure to a file, atomically."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # "none" writes words as words: smaller files, which do not depend on a font's outlines
+    # "none" writes text as text: smaller files, which do not depend on a font's outlines
     with matplotlib.rc_context({"svg.hashsalt": "adafrugal", "svg.fonttype": fonttype}):
         figure, axes = pyplot.subplots(panels, sharex=True, layout="constrained", **layout)
         yield axes
@@ -89,7 +89,7 @@ def draw_run(record: Record, file: Path) -> None:
 
 
 def draw(section: Section, directory: Path) -> dict[str, Path]:
-    """Draw the pictures that a section names from its runs, if it has any; return the files by the pictures' names."""
+    """Draw a section's pictures from its runs, if it has any; return the files by the pictures' names."""
     jobs, files = [job for job in section.jobs if job.runs], {}
     for name in section.pictures if jobs else ():
         panels = {"controls": 2, "roles": len(jobs)}.get(name, 1)
@@ -105,14 +105,14 @@ def _color(place: int) -> str:
 
 
 def _mean_curve(job: Job, read: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
-    """Steps, and the mean over seeds of a number of each line of metrics, at the steps where all seeds have it."""
+    """Return the steps at which all seeds have a number, and its means over seeds; `read` takes a line of metrics."""
     runs = [{line["step"]: read(line) for line in run.metrics()} for run in job.runs.values()]
     steps = [step for step in runs[0] if all(run.get(step) is not None for run in runs)]
     return steps, [statistics.mean(run[step] for run in runs) for step in steps]
 
 
 def _steps(axes: Any, jobs: Sequence[Job], read: Callable[[dict[str, Any]], Any]) -> None:
-    """A step function for each job that has the number."""
+    """Draw a step function for each job that has the number."""
     for place, job in enumerate(jobs):
         steps, values = _mean_curve(job, read)
         if steps:
@@ -133,14 +133,14 @@ def _loss(axes: Any, jobs: Sequence[Job]) -> None:
         axes.plot(steps, losses, color=_color(place), linewidth=1.2, label=job.name)
         lowest.append(min(losses))
         latest.append(losses[len(losses) // 5])
-    axes.set_ylim(min(lowest) - 0.1, max(latest) + 0.1)  # the first steps fall from far above
+    axes.set_ylim(min(lowest) - 0.1, max(latest) + 0.1)  # leaves out the steep fall of the first steps
     axes.set_xlabel("step")
     axes.set_ylabel("training loss (nats per token)")
     axes.legend(**LEGEND)
 
 
 def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
-    """Perplexities far above the best stand at the upper edge: on their scale the others would be one point."""
+    """Draw perplexity against state; those far above the best at the upper edge, to keep the others apart."""
     samples = [Sample.of(job.numbers("validation_perplexity")) for job in jobs]
     best = min(sample.mean for sample in samples)
     near = [sample for sample in samples if sample.mean <= FAR * best]
@@ -179,7 +179,7 @@ def _state(axes: Any, jobs: Sequence[Job]) -> None:
 
 
 def _roles(axes: Any, jobs: Sequence[Job]) -> None:
-    """A panel for each arm: what is always state-full keeps its size, the other moments are the subspace's."""
+    """Draw a panel for each arm: moments of always state-full tensors are constant, the others are the subspace's."""
     panels = [axes] if len(jobs) == 1 else axes
     for panel, job in zip(panels, jobs, strict=True):
         always = statistics.mean(_always_state_full(run) for run in job.runs.values())
@@ -194,7 +194,7 @@ def _roles(axes: Any, jobs: Sequence[Job]) -> None:
 
 
 def _always_state_full(run: Record) -> float:
-    """Bytes of the moments of embeddings, norms and head; of all tensors where an optimizer splits none."""
+    """Return the bytes of moments of embeddings, norms and head, or of all tensors if an optimizer splits none."""
     summary = run.summary()
     return summary["state_bytes"]["end_by_role"].get("moments", 0) - summary.get("split_moments", {"bytes": 0})["bytes"]
 
@@ -213,7 +213,7 @@ def in_use(memory: dict[str, float]) -> float | None:
 
 
 def _time(axes: Any, jobs: Sequence[Job]) -> None:
-    """Shares of each run's own forward and backward: seconds of different runs do not compare."""
+    """Draw times as shares of the same run's forward and backward, since seconds of different runs do not compare."""
     left = [0.0] * len(jobs)
     for place, phase in enumerate(PHASES):
         shares = ([s.get(phase, 0.0) / (s["forward"] + s["backward"]) for s in job.numbers("seconds")] for job in jobs)
@@ -226,7 +226,7 @@ def _time(axes: Any, jobs: Sequence[Job]) -> None:
     axes.legend(**LEGEND, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
-DRAWN = {  # name -> title, how it is drawn
+DRAWN = {  # name -> title, drawing function
     "loss": ("Training loss", _loss),
     "tradeoff": ("Perplexity against optimizer state", _tradeoff),
     "controls": ("Density and interval over the run", _controls),

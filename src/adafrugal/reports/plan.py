@@ -1,4 +1,4 @@
-"""The pages of tables, as `experiments/tables` describes them, and the runs that belong to each."""
+"""Read the pages of tables from `experiments/tables`, and find the runs that belong to each."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SectionFile:
 
     name: str = MISSING  # in file names
     title: str = MISSING
-    commands: list[str] = MISSING  # that make its runs, without `python train.py`
+    commands: list[str] = MISSING  # to make its runs, without `python train.py`
     note: str = ""  # below the title
     kind: str = "comparison"  # the layout: comparison, search or scores
-    reference: str | None = "adamw"  # the row that the others are compared with
-    text: str | None = None  # start of the data's fingerprint; null: that of most of its runs
+    reference: str | None = "adamw"  # the row to compare the others with
+    text: str | None = None  # start of the data's fingerprint; null: the most common one of its runs
     published: list[str] = field(default_factory=list)  # columns of `experiments/published`, as file/column
     pictures: list[str] = field(default_factory=list)  # names of `pictures.DRAWN`
     claims: list[str] = field(default_factory=list)  # names of `claims.CLAIMS`
@@ -40,10 +40,10 @@ class SectionFile:
 class PageFile:
     """A file of `experiments/tables`."""
 
-    place: int = MISSING  # among the pages
+    place: int = MISSING  # order among the pages
     title: str = MISSING
     about: str = MISSING  # paragraphs below the title
-    commands: list[str] = MISSING  # that make the papers' table
+    commands: list[str] = MISSING  # to make the papers' table
     sections: list[SectionFile] = MISSING
 
 
@@ -52,7 +52,7 @@ class Section(SectionFile):
     """A table with its rows."""
 
     jobs: Sequence[Job] = ()
-    others: Sequence[Record] = ()  # runs of its settings that are left out: of another text, or there already
+    others: Sequence[Record] = ()  # runs of its settings left out: of another text, or duplicates
 
     @property
     def runs(self) -> list[Record]:
@@ -122,7 +122,7 @@ def _has_diverged(record: Record) -> bool:
 
 
 def _filled(section: Section, found: dict[str, list[Record]]) -> Section:
-    """The section with one run for each seed: of the section's text, the first in the order of names."""
+    """Return the section with one run for each seed: the first, by name, of the section's text."""
     wanted = []  # job, seed, data set, fingerprint, run
     texts: dict[str, Counter[str]] = {}  # data set -> fingerprints of the runs
     for job in section.jobs:

@@ -1,4 +1,4 @@
-"""Records of many runs in one file, DIRECTORY.tar.xz beside DIRECTORY: the same records, the same bytes."""
+"""Records of many runs in one file, DIRECTORY.tar.xz beside DIRECTORY; equal records give equal bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIX = ".tar.xz"
 
 
 class Packed(Record):
-    """The record of a run in an archive; `directory` is where `unpack` would put it."""
+    """The record of a run in an archive; `directory` is where `unpack` would write it."""
 
     def __init__(self, archive: Path, name: str, files: dict[str, bytes]) -> None:
         super().__init__(unpacked(archive) / name)
@@ -26,12 +26,12 @@ class Packed(Record):
 
 
 def find(places: Iterable[Path]) -> list[Record]:
-    """The runs below some directories, as train.py wrote them or packed, in the order of their names.
+    """Return the runs below some directories, as train.py wrote them or packed, sorted by directory.
 
-    A place may also be an archive, or a directory that is now an archive beside its old place.
+    A place may also be an archive, or a directory that was replaced by an archive beside it.
     """
     packed: dict[Path, Record] = {}
-    plain: dict[Path, Record] = {}  # where a run is there in both forms, this one counts
+    plain: dict[Path, Record] = {}  # preferred to the packed form of the same run
     for place in places:
         beside = Path(f"{place}{SUFFIX}")
         archives = [place] if place.is_file() else [*place.rglob(f"*{SUFFIX}"), *([beside] if beside.exists() else [])]
@@ -42,10 +42,10 @@ def find(places: Iterable[Path]) -> list[Record]:
 
 
 def read(archive: Path) -> list[Packed]:
-    """The records of an archive.
+    """Return the records of an archive.
 
     Raises:
-        SettingError: the file is missing or no archive of records.
+        SettingError: the file is missing or is no archive of records.
     """
     runs: dict[str, dict[str, bytes]] = {}
     try:
@@ -61,7 +61,7 @@ def read(archive: Path) -> list[Packed]:
 
 
 def pack(directory: Path) -> Path:
-    """Write the records below a directory into an archive beside it; checkpoints and pictures stay outside.
+    """Write the records below a directory to an archive beside it, without checkpoints and pictures.
 
     Raises:
         SettingError: there are no runs.
@@ -73,7 +73,7 @@ def pack(directory: Path) -> Path:
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for file in (run / name for run in runs for name in FILES if (run / name).exists()):
             member, content = tarfile.TarInfo(file.relative_to(directory).as_posix()), file.read_bytes()
-            member.size = len(content)  # no owner, no time: nothing but names and content
+            member.size = len(content)  # no owner and no time, so that equal records give equal bytes
             tar.addfile(member, io.BytesIO(content))
     archive = directory.with_name(directory.name + SUFFIX)
     archive.write_bytes(lzma.compress(data.getvalue(), preset=9))
@@ -81,12 +81,12 @@ def pack(directory: Path) -> Path:
 
 
 def unpacked(archive: Path) -> Path:
-    """The directory of which an archive was made."""
+    """Return the directory from which an archive was made."""
     return archive.with_name(archive.name.removesuffix(SUFFIX))
 
 
 def unpack(archive: Path, directory: Path) -> int:
-    """Write the records of an archive into a directory, each byte as it was; return their number."""
+    """Write the records of an archive to a directory, byte for byte; return their number."""
     runs = read(archive)
     for run in runs:
         (directory / run.name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Numbers over seeds: a mean with its spread, and paired differences between arms with an interval."""
+"""Statistics over seeds: a mean with its spread, and paired differences between arms with an interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sample:
-    """A mean over n seeds and their standard deviation (n − 1 in the denominator; None for one seed)."""
+    """A mean over n seeds and the standard deviation (n − 1 in the denominator; None for one seed)."""
 
     mean: float
     spread: float | None
@@ -28,7 +28,7 @@ class Contrast:
     """A weighted sum of several arms' numbers, seed by seed, such as the paired difference a − b.
 
     Runs of one seed begin with the same weights and read the same batches, so much of the spread cancels. `low` and
-    `high` end the 95% interval of Student's t over the n seeds that all arms have; None for one seed.
+    `high` are the ends of the 95% interval of Student's t over the n seeds that all arms have; None for one seed.
     """
 
     mean: float
@@ -38,7 +38,7 @@ class Contrast:
 
 
 def contrast(numbers: Mapping[str, Mapping[int, float]], coefficients: Mapping[str, float]) -> Contrast | None:
-    """Return the sum over arms of coefficient × number (arm -> seed -> number); None where no seed has all arms."""
+    """Return the sum over arms of coefficient × number (arm -> seed -> number); None if no seed has all arms."""
     if not coefficients.keys() <= numbers.keys():
         return None
     seeds = sorted(set.intersection(*(set(numbers[arm]) for arm in coefficients)))
@@ -52,7 +52,7 @@ def contrast(numbers: Mapping[str, Mapping[int, float]], coefficients: Mapping[s
 
 
 def student(freedom: int) -> float:
-    """Return the 97.5% quantile of Student's t with so many degrees of freedom."""
+    """Return the 97.5% quantile of Student's t with `freedom` degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))

@@ -1,4 +1,4 @@
-"""The end of one run, as a person reads it."""
+"""Summarise one finished run, as text for the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adafrugal.tracking.record import Record, spoken
 
 
 def text(record: Record) -> str:
-    """Return the summary of a finished run, a few lines."""
+    """Return the summary of a finished run in a few lines."""
     found = record.summary()
     state, seconds = found["state_bytes"], found["seconds"]
     phases = "  ".join(f"{name} {s:.1f}" for name, s in seconds.items() if name != "wall")
@@ -27,7 +27,7 @@ def text(record: Record) -> str:
 
 
 def _language(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The results of pre-training."""
+    """Return the results of pre-training."""
     loss, unigram = found["validation_loss"], found["unigram"]
     beside = f"{abs(unigram['loss'] - loss):.2f} {'below' if loss <= unigram['loss'] else 'above'} a unigram model's"
     of = f"a unigram model of the same tokens has {unigram['perplexity']:.1f}"
@@ -39,7 +39,7 @@ def _language(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _scores(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The results of fine-tuning, at the end and at the best by the first metric."""
+    """Return the results of fine-tuning, at the end and at the best by the first metric."""
     last, best, by = found["last"], found["best"], spoken(found["metric"])
     return [
         (spoken(name), f"{last[name]:.4f} at the end; {best[name]:.4f} at step {best['step']:,}, the best by {by}")
@@ -48,7 +48,7 @@ def _scores(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The estimate of the peak and the measurement; a process on a CPU holds more than tensors."""
+    """Return the estimated and the measured peak; on a CPU the process also holds libraries and evaluations."""
     if "estimate" not in found:
         return []
     measured = f"the process grew by {_mib(found['grown'])}, with libraries and evaluations"

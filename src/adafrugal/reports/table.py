@@ -1,4 +1,4 @@
-"""Runs side by side: a table for each task, data and model, with a row for each arm and its settings.
+"""Tables of runs side by side, for each task, data and model, with a row for each arm and its settings.
 
 Pre-training runs have one line of measures. Fine-tuning runs of one model share a table over all data sets.
 """
@@ -28,13 +28,13 @@ COLUMNS = {  # of a pre-training summary: key, form, factor
 STATE, MEMORY = "optimizer state, start → end", "peak memory, estimate / measured"
 # log_every does not affect results; precision and data are shown resolved
 NO_DIFFERENCE = ("seed", "trainer.log_every", "trainer.precision", "data.source")
-REFERENCE = "adamw"  # the arm that scores are compared with
+REFERENCE = "adamw"  # the arm to compare scores with
 TITLES = {"last": "At the last epoch", "best": "At the best epoch by each data set's first metric"}
 Row = Mapping[str, Sequence[Record]]  # data set -> the runs of one arm
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """Return tables of the finished runs, seeds of one setting in one row, and a list of the other runs."""
+    """Return tables of finished runs, with the seeds of one setting in one row, and a list of the other runs."""
     pretrained: dict[str, list[Record]] = defaultdict(list)
     finetuned: dict[str, list[Record]] = defaultdict(list)
     unfinished = []
@@ -57,7 +57,7 @@ def _label(record: Record, name: str) -> Any:
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Runs that differ in their seed alone, by the arm and the settings that tell them from its other rows."""
+    """Group runs that differ only in their seed, named by the arm and the settings that differ from its other rows."""
     rows: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     settings: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
@@ -107,7 +107,7 @@ def state(summaries: Sequence[Mapping[str, Any]]) -> Change:
 
 
 def _memory(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Estimated and measured peak, and the relative error; for compiled runs the estimate is an upper bound."""
+    """Return estimated and measured peak, and the relative error; for compiled runs the estimate is an upper bound."""
     estimate, grown = (statistics.mean(s["memory"][key] for s in summaries) for key in ("estimate", "grown"))
     bound = "≤ " if any(s["memory"].get("is_upper_bound") for s in summaries) else ""
     return f"{bound}{estimate / 2**20:,.0f} / {grown / 2**20:,.0f} MiB ({estimate / grown - 1:+.1%})"
@@ -139,7 +139,7 @@ def scores(records: Sequence[Record]) -> dict[str, Grid]:
 
 
 def _data(record: Record) -> str:
-    """A data set's column: its settings file, or the last part of the source for one's own data."""
+    """Return the name of a data set: its settings file, or the last part of `data.source` for custom data."""
     name = _label(record, "data")
     return Path(record.config()["data"]["source"]).name if name == "labelled" else name
 
@@ -165,7 +165,7 @@ def _scores(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tupl
 
 
 def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
-    """The order of rows: the reference, then by arm, then by the settings as numbers."""
+    """Return a sort key for rows: the reference first, then by arm, then by settings as numbers."""
     arm, *settings = item[0].split()
     values = []
     for value in (setting.partition("=")[2] for setting in settings):
@@ -177,7 +177,7 @@ def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
 
 
 def _means(row: Row, sets: Sequence[str], when: str) -> dict[int, float]:
-    """Seed -> the mean over data sets, in points, for each seed that has all of them."""
+    """Return seed -> mean over data sets, in points, for each seed that has all data sets."""
     by_seed: dict[int, dict[str, float]] = defaultdict(dict)
     for name in sets:
         for run in row.get(name, ()):

@@ -1,4 +1,4 @@
-"""From words to checked settings: schema, ranges, composition, identity. Imports no torch."""
+"""Compose and check settings: schema, ranges, composition, identity. Imports no torch."""
 
 from pathlib import Path
 

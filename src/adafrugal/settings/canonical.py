@@ -1,4 +1,4 @@
-"""The values that null and short forms stand for, and one spelling for settings that mean the same."""
+"""Fill in the values of null and short forms, and bring equivalent settings into one canonical form."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _OF_SIZE = ("value", "start", "end")  # keys of a control that are densities, or
 
 
 def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings:
-    """The same settings, with nulls filled in that depend on the data and the model.
+    """Return a copy of the settings, with nulls that depend on the data and the model filled in.
 
-    `trainer.steps` becomes `trainer.epochs` of steps, `eval.every` an epoch, a loss-aware interval's `every` an epoch
-    or a twentieth of the run where that is shorter, and `optimizer.density` the share that `optimizer.rank` selects.
+    `trainer.steps` becomes the steps of `trainer.epochs`, `eval.every` an epoch, a loss-aware interval's `every` an
+    epoch or a twentieth of the run, whichever is shorter, and `optimizer.density` the share that `optimizer.rank`
+    selects.
 
     Args:
         settings: checked.
-        epoch: its steps; None where a run has no known epochs, and the settings need none.
+        epoch: its steps; None if a run has no known epochs, and the settings need none.
         hidden_size: of the model.
 
     Raises:
@@ -39,29 +40,29 @@ def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings
 
 
 def run_steps(settings: Settings) -> int:
-    """The steps of the run, or more than any run has where only its epochs are known."""
+    """Return the steps of the run, or 2⁴⁰, more than any run has, if only its epochs are known."""
     return settings.trainer.steps or 1 << 40
 
 
 def trained_size(settings: Settings) -> int:
-    """The number of pieces of a tokenizer that the run trains."""
+    """Return the vocabulary size of a tokenizer that the run trains."""
     return settings.data.tokenizer.vocabulary_size or min(4096, settings.model.vocabulary_size)
 
 
 def described(control: Any) -> dict[str, Any]:
-    """A control's settings as a mapping; a plain number means constant."""
+    """Return a control's settings as a mapping; a plain number means constant."""
     return dict(control) if isinstance(control, dict) else {"kind": "constant", "value": control}
 
 
 def density_of_rank(rank: Any, hidden_size: int) -> dict[str, Any]:
-    """The density control that selects as many columns of `hidden_size` as a control of ranks says."""
+    """Convert a control of ranks, in columns of `hidden_size`, to a control of densities."""
     return {key: v / hidden_size if key in _OF_SIZE else v for key, v in described(rank).items()}
 
 
 def with_run_length(control: Any, steps: int) -> dict[str, Any]:
-    """A control's settings with null filled in: a decay lasts the run, a loss is observed 20 times in it.
+    """Fill in a control's nulls: a decay lasts the run, a loss is observed 20 times in it.
 
-    A decay whose `steps` are a share below 1 lasts that share of the run.
+    A decay whose `steps` are a fraction below 1 lasts that share of the run.
     """
     filled = described(control)
     if filled.get("kind") in ("linear", "cosine"):
@@ -74,11 +75,11 @@ def with_run_length(control: Any, steps: int) -> dict[str, Any]:
 
 
 def spelled(given: Any, kinds: Mapping[str, type[Control]], s: Settings) -> dict[str, Any]:
-    """A control's settings in one spelling: 1 is 1.0 where a share is meant, and a default of this run is null."""
+    """Return a control's settings in canonical form: floats for real values, null for a default of this run."""
     control = described(given)
     kind = control["kind"]
     for key, filled in with_run_length({"kind": kind}, run_steps(s)).items():
-        in_epochs = key == "every" and s.task.has_epochs  # where null is an epoch
+        in_epochs = key == "every" and s.task.has_epochs  # null means an epoch there
         if key != "kind" and not in_epochs and control.get(key) == filled:
             control[key] = None
     is_count = kinds is INTERVALS and kind == "constant"

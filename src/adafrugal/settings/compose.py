@@ -1,4 +1,4 @@
-"""From the words of a command and the repository's settings files to checked settings."""
+"""Compose the words of a command and the repository's settings files into checked settings."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
 
-@functools.cache  # once a process: it costs a fifth of a composition
+@functools.cache  # once a process, because it takes a fifth of a composition's time
 def register(repository: Path = REPOSITORY) -> None:
-    """Register what composition needs beside the files: the schema, and the resolvers that the files use."""
+    """Register the schema, and the resolvers that the files use, with Hydra and OmegaConf."""
     schema.register()
     OmegaConf.register_new_resolver("repository", lambda path="": str(repository / path), replace=True)
     OmegaConf.register_new_resolver("groups", lambda: explain.groups(repository), replace=True)
 
 
 def settings(overrides: Sequence[str]) -> Settings:
-    """The checked settings of one run, as train.py would compose them from the same words.
+    """Return the checked settings of one run, as train.py would compose them from the same words.
 
     Raises:
-        SettingError: a wrong setting, or there are no settings files, since the package is installed without them.
+        SettingError: a wrong setting, or no settings files, because the package was installed without them.
     """
     found, choices, _ = composed(overrides)
     return check(found, choices)
 
 
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], DictConfig]:
-    """What train.py's words compose, not checked yet: the settings, the file chosen for each group, and Hydra's part.
+    """Compose train.py's words; return unchecked settings, the file chosen for each group, and Hydra's settings.
 
     Raises:
-        SettingError: a word that cannot be composed, or there are no settings files.
+        SettingError: a word that cannot be composed, or no settings files.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -52,18 +52,18 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
         hydra = found.hydra
         with open_dict(found):
             del found["hydra"]
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # a group that is given a number
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a number for a group
         raise SettingError(explain.explain(error)) from error
     return found, dict(hydra.runtime.choices), hydra
 
 
 def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True) -> Settings:
-    """The settings of one run: typed, possible, and in one spelling.
+    """Return the settings of one run: typed, valid, and in canonical form.
 
     Args:
-        composed: what Hydra composed.
-        choices: group -> the chosen file; the optimizer's names the arm where `arm` is null.
-        to_run: whether the packages that the run needs have to be installed.
+        composed: the settings that Hydra composed.
+        choices: group -> the chosen file; that of the optimizer is the arm's name if `arm` is null.
+        to_run: whether to require the packages that the run needs.
 
     Raises:
         SettingError: an unknown key, a missing value or an impossible one; the message is one line.

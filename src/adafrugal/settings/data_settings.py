@@ -12,23 +12,23 @@ from adafrugal.settings.ranges import Part, at_least, one_of, ranged, within
 if TYPE_CHECKING:
     from adafrugal.settings.schema import Settings
 
-METRICS = {"classes": ("accuracy", "f1", "matthews"), "scores": ("pearson", "spearman")}  # for each kind of label
+METRICS = {"classes": ("accuracy", "f1", "matthews"), "scores": ("pearson", "spearman")}  # by kind of label
 
 
 @dataclass
 class TokenizerSettings(Part, path="data.tokenizer"):
-    """What cuts text into tokens: made at first use, or read from files."""
+    """The tokenizer: trained at first use, or read from files."""
 
     kind: str = one_of("train", "pretrained", "sentencepiece")  # on the corpus; as transformers reads it; a .model file
     name: str | None = None  # pretrained: hub repository or directory; sentencepiece: the file
-    vocabulary_size: int | None = None  # of a trained one; null: 4,096, or the model's where that is smaller
+    vocabulary_size: int | None = None  # of a trained tokenizer; null: 4,096, or the model's if smaller
     model_type: str = one_of("bpe", "unigram")
-    byte_fallback: bool = True  # bytes that no piece covers are spelt out, so that no text is lost
-    normalization: str = one_of("none", "nfc", "nfkc")  # of Unicode before anything else
-    sample_bytes: int = at_least(1000, 2_000_000)  # of text that one is trained on; more changes few pieces
+    byte_fallback: bool = True  # encode bytes that no piece covers, so that no text is lost
+    normalization: str = one_of("none", "nfc", "nfkc")  # Unicode form, applied first
+    sample_bytes: int = at_least(1000, 2_000_000)  # of training text for the tokenizer; more changes few pieces
 
     def check(self, s: Settings) -> None:
-        """A name goes with files, a size with training."""
+        """Require a name for a tokenizer from files, and a possible size for a trained one."""
         if self.kind == "train":
             alone = "null, since data.tokenizer.kind is train; or data.tokenizer.kind=pretrained (or sentencepiece)"
             self.need(self.name is None, "name", alone)
@@ -43,7 +43,7 @@ class TokenizerSettings(Part, path="data.tokenizer"):
         self.need(self.name.endswith(".model") == is_model, "name", f"{wanted} with data.tokenizer.kind={self.kind}")
 
     def canonical(self, s: Settings) -> None:
-        """Null is the default of a trained tokenizer; others have a size of their own."""
+        """Set the size to null if it is the default, or if the tokenizer is read from files."""
         given, self.vocabulary_size = self.vocabulary_size, None
         if self.kind == "train" and given != trained_size(s):
             self.vocabulary_size = given
@@ -51,19 +51,19 @@ class TokenizerSettings(Part, path="data.tokenizer"):
 
 @dataclass
 class EmbeddedSettings(Part, path="data"):
-    """English prose that every installation has: the docstrings of pinned packages."""
+    """English prose in every installation: the docstrings of pinned packages."""
 
     kind: str = "embedded"
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     rows: str = one_of("packed", "document")  # packed: no padding; document: one a row, truncated or padded
     mask_documents: bool = False  # packed rows: attention and loss stop at a document's end
-    repeat: bool = True  # read the text again when the run is longer than it; false: stop with a message
-    window_tokens: int = at_least(1024, 1 << 24)  # rows are permuted within windows of about so many tokens
+    repeat: bool = True  # read the text again if the run is longer; false: stop with a message
+    window_tokens: int = at_least(1024, 1 << 24)  # approximate size of the windows in which rows are permuted
     store_limit_gib: float | None = ranged(None, lambda limit: limit > 0, "above 0, or null for none")
-    processes: int | None = within(1, 1024, None, ", or null for one on each core")  # that cut text into tokens
+    processes: int | None = within(1, 1024, None, ", or null for one on each core")  # that tokenize text
 
     def check(self, s: Settings) -> None:
-        """A row of one document needs no mask."""
+        """Refuse a mask of documents for rows of one document."""
         alone = "false, since a row is one document anyway; or data.rows=packed"
         self.need(self.rows == "packed" or not self.mask_documents, "mask_documents", alone)
 
@@ -74,17 +74,17 @@ class CorpusSettings(EmbeddedSettings):
 
     kind: str = "corpus"
     source: str | None = None  # hub repository, directory in its layout, or a file name with * and ?
-    subset: str | None = None  # the hub's word for a repository's configuration
-    revision: str | None = None  # of a hub repository; null: the newest when it is first read
+    subset: str | None = None  # configuration of a hub repository
+    revision: str | None = None  # of a hub repository; null: the newest at the first read
     text_field: str = "text"
-    sample_by: str = one_of("paragraph", "line", "document")  # what is one document of a .txt file (document: the file)
+    sample_by: str = one_of("paragraph", "line", "document")  # the documents of a .txt file (document: the whole file)
     split: str = "train"
-    validation_split: str | None = None  # null: "validation" where there is one, else documents held out by hash
+    validation_split: str | None = None  # null: "validation" if it exists, else documents held out by hash
     held_out: float = ranged(0.01, lambda share: 0 < share < 1, "a share of the documents, above 0 and below 1")
     repeat: bool = False
 
     def check(self, s: Settings) -> None:
-        """There is a source, and its splits differ."""
+        """Require a source, and different splits."""
         super().check(s)
         self.need(bool(self.source), "source", "a hub repository, a directory, or files such as 'corpus/*.txt'")
         other = f"another split than data.split ({self.split}), or null to hold documents out"
@@ -101,22 +101,23 @@ def _of_a_pair(names: Sequence[str]) -> bool:
 
 @dataclass
 class LabelledSettings(Part, path="data"):
-    """Sentences or pairs of them with a class or a score each, in the layout of GLUE."""
+    """Sentences, or pairs of them, each with a class or a score, in the layout of GLUE."""
 
     kind: str = "labelled"
     source: str | None = None  # hub repository, or a directory in its layout
-    subset: str | None = None  # the hub's word for a repository's configuration
+    subset: str | None = None  # configuration of a hub repository
     revision: str | None = None
     fields: list[str] = ranged([], _of_a_pair, "the name of one column, or of the two of a pair, each once")
     label_field: str = "label"
     classes: int | None = at_least(2, 2, ", or null where labels are scores")  # null: the loss is the squared error
     split: str = "train"
     validation_splits: list[str] = ranged(["validation"], _each_once, "splits, each once, such as [validation]")
-    metrics: list[str] = ranged(["accuracy"], _each_once, "metrics, each once")  # the first of the first split decides
+    # the first, on the first validation split, selects the best evaluation
+    metrics: list[str] = ranged(["accuracy"], _each_once, "metrics, each once")
     examples: int | None = at_least(1, None, ", or null for all")  # train on a part, the same for every seed
 
     def check(self, s: Settings) -> None:
-        """Splits differ, and metrics are those of the labels."""
+        """Require a source, different splits, and metrics that suit the labels."""
         self.need(bool(self.source), "source", "a hub repository such as nyu-mll/glue, or a directory like it")
         self.need(self.split not in self.validation_splits, "split", "a split that is not in data.validation_splits")
         known = METRICS["scores" if self.classes is None else "classes"]

@@ -1,4 +1,4 @@
-"""What can be chosen, for `--help`, and one line for each exception of Hydra and OmegaConf."""
+"""List the choices for `--help`, and explain exceptions of Hydra and OmegaConf in one line each."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from omegaconf.errors import OmegaConfBaseException
 from adafrugal.settings import REPOSITORY
 from adafrugal.system.errors import chain
 
-_PLACES = ("experiments", "sweeps")  # beside conf/; their groups have groups in them
+_PLACES = ("experiments", "sweeps")  # beside conf/; their groups are nested
 _NO_EXPERIMENTS = tuple(f"experiments/{name}" for name in ("published", "results", "tables"))
 
 
 def groups(repository: Path = REPOSITORY) -> str:
-    """The groups and the files that can be chosen from each, one group a line."""
+    """Return the groups and the files to choose from, one group a line."""
     found: dict[str, list[str]] = {}
     for root, place in (("conf", "conf"), *((".", place) for place in _PLACES)):
         for file in _choices(place, repository):
             group = file.parent.relative_to(repository / root).as_posix()
-            if group != "." and not group.startswith(("optimizer/for", "optimizer/at")):  # these follow other choices
+            if group != "." and not group.startswith(("optimizer/for", "optimizer/at")):  # other choices select these
                 found.setdefault(group, []).append(file.stem)
     return "\n".join(f"  {group}: {', '.join(names)}" for group, names in found.items())
 
 
 def _choices(place: str, repository: Path = REPOSITORY) -> list[Path]:
-    """The settings files of a directory that can be chosen by name; _*.yaml are included by others."""
+    """Return the settings files of a directory that can be chosen by name; other files include _*.yaml."""
     files = [file for file in sorted((repository / place).rglob("*.yaml")) if not file.stem.startswith("_")]
     return [file for file in files if not file.relative_to(repository).as_posix().startswith(_NO_EXPERIMENTS)]
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of a message: the allowed name that is nearest to the given one, and all that are allowed."""
+    """Return the end of a message: the allowed name nearest to the given one, and all allowed names."""
     allowed = [a for a in allowed if not a.startswith("schema_")]
     near = difflib.get_close_matches(name, allowed, n=1) or [a for a in allowed if a.rpartition("/")[2] == name]
     guess = f"did you mean {near[0]}? " if near else ""
@@ -42,7 +42,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def no_such(key: str, allowed: Iterable[str]) -> str:
-    """The line for a setting that does not exist, and the names that do in its place."""
+    """Return the message for a setting that does not exist, with the names that do."""
     if key == "optimizer.density.fit_gib":
         return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
     path, _, last = key.rpartition(".")
@@ -53,14 +53,14 @@ def no_such(key: str, allowed: Iterable[str]) -> str:
 
 
 def explain(error: Exception) -> str:
-    """One line for an exception of OmegaConf or Hydra, with the setting's name and what it allows."""
+    """Return one line for an exception of OmegaConf or Hydra, with the setting's name and its allowed values."""
     cause = next((e for e in chain(error) if isinstance(e, OmegaConfBaseException) and e.full_key), None)
     if cause is None:
         return _explain_hydra(error)
     key, first_line = str(cause.full_key), str(cause).splitlines()[0]
     last = key.rpartition(".")[2]
     known = {f.name: f for f in fields(cause.object_type)} if is_dataclass(cause.object_type) else {}
-    if key == "_dummy_":  # Hydra's, where a name in the list of defaults needs a group that is taken away
+    if key == "_dummy_":  # from Hydra, if a name in the list of defaults needs a removed group
         return f"{first_line.split(chr(39))[1]}: no value is given; name one of its files, see --help"
     if "is not a ListConfig" in first_line:
         given = cause.value if cause.value is not None else "…"

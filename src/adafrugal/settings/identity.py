@@ -1,6 +1,6 @@
-"""The identity of a run: a hash of its settings, without those that decide where and how it is made, not what.
+"""The identity of a run: a hash of its settings, without those that do not affect its results.
 
-Needs no torch: a finished run is recognised at once.
+Needs no torch, so that a finished run is recognised at once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from adafrugal.optim import controls
 from adafrugal.settings.schema import Settings
 
 NOT_PART = (
-    "arm", "run_root", "cache_root", "tracking", "checkpoint",  # the arm stands in the directory's name
+    "arm", "run_root", "cache_root", "tracking", "checkpoint",  # the arm is in the directory's name
     "trainer.micro_batch_size", "trainer.compile", "trainer.compile_mode", "trainer.device", "trainer.parallel",
     "trainer.replicas", "trainer.offload", "trainer.timeout", "trainer.update_in_backward",
     "trainer.activation_checkpointing",
     "model.loss_chunk_rows",  # the same loss up to the order of a sum
-    "task.lr",  # counts where optimizer.lr refers to it
+    "task.lr",  # counted in optimizer.lr, which refers to it
     "data.store_limit_gib", "data.processes",
-    "data.store",  # gone; old records have it
+    "data.store",  # removed; old records have it
     "optimizer.fused", "optimizer.compile",
 )  # fmt: skip
 _CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
@@ -31,12 +31,12 @@ _CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
 
 @dataclass(frozen=True)
 class Identity:
-    """A run's place among all runs.
+    """A run's directory, key and labels.
 
     Args:
         directory: `<run_root>/<task>-<data>-<model>/<arm>-<hash>`.
         key: `<arm>-<hash>`.
-        labels: task, data, model, arm and seed, by which reports select.
+        labels: task, data, model, arm and seed, by which reports select runs.
     """
 
     directory: Path
@@ -45,7 +45,7 @@ class Identity:
 
 
 def identify(settings: Settings, choices: Mapping[str, str]) -> Identity:
-    """The identity of a run; `choices` are the files chosen for each group."""
+    """Return the identity of a run; `choices` maps groups to the chosen files."""
     labels = {group: choices[group] for group in ("task", "data", "model")} | {"arm": settings.arm}
     digest = hashlib.sha256(json.dumps(differing(settings), sort_keys=True).encode()).hexdigest()[:10]
     key = f"{settings.arm}-{digest}"
@@ -54,16 +54,16 @@ def identify(settings: Settings, choices: Mapping[str, str]) -> Identity:
 
 
 def differing(settings: Settings) -> dict[str, Any]:
-    """The settings that differ from the schema's defaults, by dotted name.
+    """Return the settings that differ from the schema's defaults, by dotted name.
 
-    Only these are hashed, so that a setting added later, with a default that changes nothing, leaves the identity
-    of old records alone.
+    Only these are hashed, so that a new setting whose default changes nothing does not change the identity of old
+    records.
     """
     return dict(_differing(settings, ""))
 
 
 def still_part(differs: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop names that are no longer part of the identity from what an older version of `differing` returned."""
+    """Drop names that are no longer part of the identity from the result of an older version of `differing`."""
     return {name: value for name, value in differs.items() if name not in NOT_PART}
 
 

@@ -1,4 +1,4 @@
-"""The settings of optimizers. Names and ranges of AdaFRUGAL's family are those of `adafrugal.optim.choices`."""
+"""The settings of optimizers. Names and ranges of FRUGAL's family come from `adafrugal.optim.choices`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OptimizerSettings(Part, path="optimizer"):
     """An optimizer."""
 
     def check(self, s: Settings) -> None:
-        """Only AdamW and FRUGAL's family work on shards."""
+        """Refuse fsdp for optimizers other than AdamW and FRUGAL's family, which need whole matrices."""
         able = "adamw, or one of FRUGAL's family, with trainer.parallel=fsdp: others need whole matrices; ddp takes all"
         self.need(s.trainer.parallel != "fsdp" or self.kind in ("adamw", "frugal"), "kind", able)
 
@@ -49,17 +49,17 @@ class AdamWSettings(OptimizerSettings):
 
 @dataclass
 class ModuleSettings(Part, path="optimizer.modules"):
-    """How modules outside FRUGAL's split are treated: state_full, split, state_free (permanently) or frozen."""
+    """Treatment of modules outside FRUGAL's split: state_full, split, state_free (permanently) or frozen."""
 
     embeddings: str = one_of(*TREATMENTS)
     norms: str = one_of(*TREATMENTS)
     head: str = one_of(*TREATMENTS)
-    # which Linear in the blocks, as patterns for their names; null: all
+    # patterns for the names of Linear in the blocks to split; null: all
     split: list[str] | None = ranged(None, bool, "names of modules, such as ['*.query', '*.value'], or null for all")
     unsplit: str = ranged("state_free", TREATMENTS.__contains__, TREATMENTS)  # the other Linear in the blocks
 
     def check(self, s: Settings) -> None:
-        """DDP waits for every gradient."""
+        """Refuse frozen modules with DDP, which waits for every gradient."""
         other = "another with trainer.parallel=ddp, which waits for every gradient; or trainer.parallel=fsdp"
         for name in ("embeddings", "norms", "head", "unsplit"):
             self.need(s.trainer.parallel != "ddp" or getattr(self, name) != "frozen", name, other)
@@ -67,13 +67,13 @@ class ModuleSettings(Part, path="optimizer.modules"):
 
 @dataclass
 class FrugalSettings(AdamWSettings):
-    """adafrugal.optim.Frugal, which describes what has no comment here."""
+    """adafrugal.optim.Frugal, which documents the settings without a comment here."""
 
     kind: str = "frugal"
     split_lr_scale: float = _as_in_optim("split_lr_scale", 1.0)
     density: Any = 0.25
-    fit_gib: float | None = above(0, None, " GiB of memory, or null")  # ρ begins lower where the estimate is above it
-    rank: Any = None  # instead of the density: a number of columns out of the model's hidden size
+    fit_gib: float | None = above(0, None, " GiB of memory, or null")  # lower the initial ρ if the estimate is above
+    rank: Any = None  # instead of the density: a number of columns of the model's hidden size
     interval: Any = 200
     subspace: Any = "blocks"
     state_full: str = one_of(*NAMES["state_full"])
@@ -90,7 +90,7 @@ class FrugalSettings(AdamWSettings):
     compile: bool | None = None  # null: for large models on a CPU
 
     def __post_init__(self) -> None:
-        """`density.fit_gib` is another way to write `fit_gib`; a control knows nothing of memory."""
+        """Move `density.fit_gib`, another way to write `fit_gib`, out of the control's settings."""
         if isinstance(self.density, dict):
             self.density = dict(self.density)
             given = self.density.pop("fit_gib", None)
@@ -100,7 +100,7 @@ class FrugalSettings(AdamWSettings):
             self.fit_gib = self.fit_gib if given is None else given
 
     def check(self, s: Settings) -> None:
-        """Controls and subspaces are possible, and go with the rest."""
+        """Require valid controls and subspaces that go with the other settings."""
         steps, is_sharded, fits = run_steps(s), s.trainer.parallel == "fsdp", self.fit_gib is not None
         self._check_controls(steps)
         kind, own = self._checked_subspace()
@@ -168,7 +168,7 @@ class FrugalSettings(AdamWSettings):
             self.need(selected > 0, "density", some)
 
     def canonical(self, s: Settings) -> None:
-        """A plain number means constant, a subspace with its defaults is its name."""
+        """Write controls in canonical form, and a subspace with its defaults as its name."""
         self.state_dtype = None if self.state_dtype == "float32" else self.state_dtype
         if self.rank is None:
             self.density = spelled(self.density, controls.DENSITIES, s)
@@ -194,7 +194,7 @@ class FrugalSettings(AdamWSettings):
 
 @dataclass
 class AdafactorSettings(OptimizerSettings):
-    """torch.optim.Adafactor; `lr` is its largest relative step, `clip` its d."""
+    """torch.optim.Adafactor; `lr` is its maximal relative step, `clip` its d."""
 
     kind: str = "adafactor"
     lr: float = _as_in_optim("lr", 1e-2)
@@ -205,7 +205,7 @@ class AdafactorSettings(OptimizerSettings):
 
 @dataclass
 class MuonSettings(AdamWSettings):
-    """torch.optim.Muon on the split matrices, at a rate that is adjusted to AdamW's, and fused AdamW elsewhere."""
+    """torch.optim.Muon on the split matrices, at a rate adjusted to AdamW's, and fused AdamW elsewhere."""
 
     kind: str = "muon"
     momentum: float = ranged(0.95, lambda share: 0 <= share < 1, "a number from 0 to below 1")
@@ -224,7 +224,7 @@ class AdamW8bitSettings(AdamWSettings):
 
 @dataclass
 class LoraSettings(AdamWSettings):
-    """LoRA through peft: AdamW on low-rank adapters and the head, all else frozen."""
+    """LoRA with peft: AdamW on low-rank adapters and the head; all other weights are frozen."""
 
     package: ClassVar[str | None] = "peft"
     kind: str = "lora"
@@ -232,9 +232,9 @@ class LoraSettings(AdamWSettings):
     rank: int = at_least(1, 8)
     alpha: float = above(0, 8.0)  # the adapters' product is scaled by alpha ÷ rank
     dropout: float = ranged(0.0, lambda share: 0 <= share < 1, "a share from 0 to below 1")
-    targets: list[str] = ranged([], bool, "names of modules, such as [query, value]")  # that get adapters
+    targets: list[str] = ranged([], bool, "names of modules, such as [query, value]")  # modules with adapters
 
     def check(self, s: Settings) -> None:
-        """Adapters are added to trained weights."""
+        """Require fine-tuning, since adapters are added to trained weights."""
         trained = "an optimizer that trains all weights, since these are random; or task=finetune"
         self.need(s.task.kind == "finetune", "kind", trained)

@@ -1,7 +1,7 @@
 """The typed schema of every setting: Hydra composes YAML files and command-line overrides onto these dataclasses.
 
-A setting whose choices differ in what they need (an optimizer, a schedule) has one dataclass for each `kind`. A range
-stands on its field; what goes together is checked by the class that it concerns.
+A setting whose choices need different settings (an optimizer, a schedule) has a dataclass for each `kind`. A field
+declares its range; each class checks which of its values go together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adafrugal.system.errors import SettingError
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether it names a file or directory in the one that it is put into, and nothing elsewhere."""
+    """Return whether a name can be that of a file or directory: no path, and not only dots."""
     return all(c.isalnum() or c in "._-+=" for c in name) and bool(name.strip("."))
 
 
@@ -35,10 +35,10 @@ class TaskSettings(Part, path="task"):
     """A task."""
 
     has_epochs: ClassVar[bool]  # of known length
-    takes: ClassVar[dict[str, tuple[tuple[str, ...], str]]]  # group -> its kinds that go with the task, and a file
+    takes: ClassVar[dict[str, tuple[tuple[str, ...], str]]]  # group -> kinds that go with the task, example file
 
     def check(self, s: Settings) -> None:
-        """The data and the model go with the task."""
+        """Require data and a model of kinds that go with the task."""
         for group, (kinds, such) in self.takes.items():
             if (kind := type(getattr(s, group)).kind) not in kinds:
                 allowed = f"a {group} file of kind {' or '.join(kinds)}, such as {group}={such}, or another task"
@@ -56,12 +56,12 @@ class PretrainSettings(TaskSettings):
 
 @dataclass
 class FinetuneSettings(TaskSettings):
-    """Classes or scores of sentences and pairs, from a pretrained encoder."""
+    """Classification or regression of sentences and pairs, from a pretrained encoder."""
 
     has_epochs: ClassVar[bool] = True
     takes: ClassVar = {"data": (("labelled",), "rte"), "model": (("encoder",), "roberta_base")}
     kind: str = "finetune"
-    lr: float = at_least(0, 1e-4)  # of FRUGAL and its relatives on this task: their optimizer.lr refers to it
+    lr: float = at_least(0, 1e-4)  # of FRUGAL's family on this task: their optimizer.lr refers to it
 
 
 def _is_chunk(rows: int | str) -> bool:
@@ -86,7 +86,7 @@ class LlamaSettings(Part, path="model"):
     loss_chunk_rows: int | str | None = ranged("auto", _is_chunk, "auto, 1 or more, or null for no chunks")
 
     def check(self, s: Settings) -> None:
-        """Heads make up the hidden size, sequences have positions, and types agree."""
+        """Require heads of an even size, enough positions, and a precision that suits the dtype."""
         pairs, heads, longest = self.hidden_size // 2, self.num_attention_heads, self.max_position_embeddings
         such = f"such as {near_divisors(pairs, heads)}"
         even = f"as many heads of an even size as make up model.hidden_size ({self.hidden_size}), {such}"
@@ -104,11 +104,11 @@ class EncoderSettings(Part, path="model"):
     kind: str = "encoder"
     name: str | None = None  # hub repository or directory
     revision: str | None = None  # of a hub repository; null: the newest
-    # an installed package whose directory `model` is read instead
+    # an installed package: read its directory `model` instead
     package: str | None = ranged(None, str.isidentifier, "the name by which Python imports a package")
 
     def check(self, s: Settings) -> None:
-        """An encoder has one source."""
+        """Require one source: a name, or a package."""
         if self.package is None:
             self.need(bool(self.name), "name", "a hub repository or a directory, such as FacebookAI/roberta-base")
         else:
@@ -128,7 +128,7 @@ class ConstantSchedule(Part, path="schedule"):
         return run_steps(s)
 
     def check(self, s: Settings) -> None:
-        """The warm-up ends before the schedule does."""
+        """Require a warm-up shorter than the schedule."""
         steps, is_whole = self.period(s), self.period(s) == run_steps(s)
         many = "as many as its epochs have" if is_whole and not s.trainer.steps else steps
         longest = f"{'trainer.steps' if is_whole else 'schedule.cycle'} ({many})"
@@ -136,7 +136,7 @@ class ConstantSchedule(Part, path="schedule"):
         self.need(is_below, "warmup", f"0 to below {longest}, a share of it below 1, or null for a tenth")
 
     def canonical(self, s: Settings) -> None:
-        """Null is a tenth."""
+        """Write a tenth as null."""
         self.warmup = None if self.warmup == self.period(s) // 10 else self.warmup
 
 
@@ -158,7 +158,7 @@ class CosineSchedule(LinearSchedule):
 
 @dataclass
 class RestartingSchedule(CosineSchedule):
-    """The cosine and its warm-up over and over, every `cycle` steps."""
+    """The cosine with its warm-up, repeated every `cycle` steps."""
 
     kind: str = "cosine_restarts"
     cycle: int | None = None  # steps; null: the whole run
@@ -168,22 +168,22 @@ class RestartingSchedule(CosineSchedule):
         return run_steps(s) if self.cycle is None else self.cycle
 
     def check(self, s: Settings) -> None:
-        """A cycle ends within the run."""
+        """Require a cycle no longer than the run."""
         self.need(1 <= self.period(s) <= run_steps(s), "cycle", f"1 to trainer.steps ({run_steps(s)})")
         super().check(s)
 
     def canonical(self, s: Settings) -> None:
-        """Null is a tenth of a cycle, and a cycle as long as the run."""
+        """Write a warm-up of a tenth of a cycle, and a cycle as long as the run, as null."""
         super().canonical(s)
         self.cycle = None if self.cycle == run_steps(s) else self.cycle
 
 
 @dataclass
 class TrainerSettings(Part, path="trainer"):
-    """The loop."""
+    """The training loop."""
 
-    steps: int | None = at_least(1, 500)  # null: as many as `epochs` are
-    epochs: float | None = above(0, None)  # where steps is null
+    steps: int | None = at_least(1, 500)  # null: those of `epochs`
+    epochs: float | None = above(0, None)  # if steps is null
     batch_size: int = ranged(8, lambda rows: 1 <= rows <= 2**32, "1 to 2^32")  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward and backward; null: all, on a GPU as many as fit
     sequence_length: int = at_least(2, 128)
@@ -192,20 +192,21 @@ class TrainerSettings(Part, path="trainer"):
     device: str = one_of("auto", "cpu", "cuda")
     # forward, loss and backward with torch.compile; auto: on a GPU
     compile: bool | str = ranged("auto", (True, False, "auto").__contains__, "auto, true, false")
-    # torch.compile's; auto: reduce-overhead (CUDA graphs) where it is safe, else default
+    # mode of torch.compile; auto: reduce-overhead (CUDA graphs) where that is safe, else default
     compile_mode: str = one_of("auto", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
     parallel: str = one_of("none", "ddp", "fsdp")  # each process has the whole model (ddp) or a part of it (fsdp)
-    replicas: int = at_least(1, 1)  # with fsdp: so many groups of processes that each have the whole model between them
-    offload: bool = False  # with fsdp: weights, gradients and state wait in the CPU's memory
-    timeout: float = above(0, 600.0, " seconds")  # that a process waits for the others in training
-    update_in_backward: bool = False  # update each tensor as soon as its gradient is there, then free the gradient
-    activation_checkpointing: str = one_of("none", "layers", "selective")  # recompute layers, or all but their products
+    replicas: int = at_least(1, 1)  # with fsdp: number of groups of processes that shard the whole model
+    offload: bool = False  # with fsdp: keep weights, gradients and state in the CPU's memory
+    timeout: float = above(0, 600.0, " seconds")  # a process waits this long for the others in training
+    update_in_backward: bool = False  # update each tensor once its gradient is complete, and free the gradient
+    # layers: recompute every block; selective: keep the outputs of matmuls and attention
+    activation_checkpointing: str = one_of("none", "layers", "selective")
     log_every: int = at_least(1, 10)  # steps in one line of metrics.jsonl
-    on_nonfinite: str = one_of("error", "skip")  # where a step's loss is NaN or infinite; skip: leave the step out
+    on_nonfinite: str = one_of("error", "skip")  # if a step's loss is NaN or infinite; skip: leave the step out
     max_skips: int = at_least(1, 10, "; trainer.on_nonfinite=error leaves out none")  # of a run; one more is an error
 
     def check(self, s: Settings) -> None:
-        """The length is known, and a step can be made so."""
+        """Require a known length, and settings of a step that go together."""
         batch, micro, task = self.batch_size, self.micro_batch_size, s.task
         if self.steps is None:
             self.need(task.has_epochs, "steps", f"1 or more; task={task.kind} has no epochs that are known before")
@@ -216,7 +217,7 @@ class TrainerSettings(Part, path="trainer"):
             divisors = f"a divisor of trainer.batch_size ({batch}), such as {near_divisors(batch, micro)}"
             self.need(micro >= 1 and batch % micro == 0, "micro_batch_size", divisors)
         self._check_parallel(task)
-        clashes = {  # another setting -> whether it is so, and why update_in_backward does not go with it
+        clashes = {  # another setting -> whether it is set, and why update_in_backward excludes it
             f"micro_batch_size={micro}": (micro not in (None, batch),
                                           f"each backward pass is a step then; allowed with it: {batch}, or null"),
             f"clip_norm={self.clip_norm}": (self.clip_norm is not None, "the norm is of all gradients at once"),
@@ -244,10 +245,10 @@ class EvalSettings(Part, path="eval"):
 
     every: int | None = at_least(1, 100, ", or null for an epoch of labelled sets")  # steps
     tokens: int = 16_384  # of held-out text; labelled validation sets are read whole
-    last_tokens: int | None = None  # of the evaluation that ends the run; null: as many as of the others
+    last_tokens: int | None = None  # of the last evaluation; null: as many as of the others
 
     def check(self, s: Settings) -> None:
-        """Text has no epochs, and is read by sequences."""
+        """Require steps between evaluations of text, and at least one sequence in each."""
         if not s.task.has_epochs:
             least, last = s.trainer.sequence_length, self.last_tokens
             self.need(self.every is not None, "every", "1 or more")
@@ -258,14 +259,14 @@ class EvalSettings(Part, path="eval"):
 
 @dataclass
 class LocalTracking(Part, path="tracking"):
-    """The record in the run's directory, and nothing else."""
+    """Only the record in the run's directory."""
 
     kind: str = "local"
 
 
 @dataclass
 class WandbTracking(Part, path="tracking"):
-    """The record, and a copy of it to Weights & Biases."""
+    """The record, and a copy of it on Weights & Biases."""
 
     kind: str = "wandb"
     mode: str = one_of("offline", "online")
@@ -275,16 +276,16 @@ class WandbTracking(Part, path="tracking"):
 
 @dataclass
 class CheckpointSettings(Part, path="checkpoint"):
-    """When the state of the run is saved beside its end."""
+    """When to save the state of the run, besides at its end."""
 
-    every: int = at_least(1, 100)
-    keep: int = at_least(1, 1)  # of the newest
-    best: bool = True  # save at each evaluation of `eval.every` that is the best so far, and keep that one, too
+    every: int = at_least(1, 100)  # steps
+    keep: int = at_least(1, 1)  # number of newest checkpoints
+    best: bool = True  # save at each evaluation of `eval.every` that is the best so far, and keep the best, too
 
 
 @dataclass
 class Settings(Part):
-    """Everything that can be set, in the order in which `--cfg job` shows it."""
+    """All settings, in the order of `--cfg job`."""
 
     seed: int = ranged(0, lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2^63 − 1")
     arm: str | None = ranged(None, is_plain_name, "letters, digits and . _ - + =, since it names the run's directory")
@@ -301,7 +302,7 @@ class Settings(Part):
     cache_root: str = "cache"
 
 
-# group -> the dataclasses that a file of conf/<group> can start from, as `schema_<kind>`
+# group -> the dataclasses that a file of conf/<group> can extend, as `schema_<kind>`
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "task": (PretrainSettings, FinetuneSettings),
     "data": (EmbeddedSettings, CorpusSettings, LabelledSettings),

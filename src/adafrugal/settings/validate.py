@@ -1,4 +1,4 @@
-"""Refuse settings that no run can have: unknown keys, credentials, impossible values, packages that are missing."""
+"""Refuse invalid settings: unknown keys, credentials, impossible values, missing packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adafrugal.system.errors import SettingError
 
 def refuse_impossible(settings: Settings) -> None:
     """Raise a SettingError about the first value that is impossible, or does not go with the others."""
-    settings.task.check(settings)  # first: the kinds of data and model that all other rules rely on
+    settings.task.check(settings)  # first, because all other checks rely on the kinds of data and model
     for part in parts(settings):
         check_ranges(part)
     for part in parts(settings):
@@ -27,7 +27,7 @@ def refuse_impossible(settings: Settings) -> None:
 
 
 def refuse_uninstalled(settings: Settings) -> None:
-    """Raise a SettingError where the optimizer or the model needs a package that is not installed."""
+    """Raise a SettingError if the optimizer or the model needs a package that is not installed."""
     for part in (settings.optimizer, settings.model):
         if part.package is not None and find_spec(part.package) is None:
             what = f"{part.path} needs the package {part.package}, which is not installed"
@@ -35,7 +35,7 @@ def refuse_uninstalled(settings: Settings) -> None:
 
 
 def refuse_unknown_keys(node: DictConfig, path: str = "") -> None:
-    """Raise a SettingError where keys were added with + or taken away with ~: composition lets both through."""
+    """Raise a SettingError if a key was added with + or removed with ~, since composition allows both."""
     schema = OmegaConf.get_type(node)
     if not is_dataclass(schema):
         return
@@ -56,7 +56,7 @@ def refuse_unknown_keys(node: DictConfig, path: str = "") -> None:
 
 
 def refuse_credentials(value: Any, name: str = "") -> None:
-    """Raise a SettingError where a setting, or one in a container, holds a credential: settings are recorded."""
+    """Raise a SettingError if a setting, also in a container, holds a credential, since settings are recorded."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             refuse_credentials(part, f"{name}.{key}".lstrip("."))
@@ -70,11 +70,11 @@ def refuse_credentials(value: Any, name: str = "") -> None:
 
 
 def refuse_choices(choices: Mapping[str, str | None]) -> None:
-    """Raise a SettingError where a group's choice is none, a path, or without effect."""
+    """Raise a SettingError if a group's choice is missing, a path, or without effect."""
     for group in ("trainer", "eval"):  # without a file they have the schema's defaults, which nobody chose
         if choices.get(group) is None:
             raise SettingError(f"{group}: no value is given, since ~{group} takes it away; leave that out")
-    for group in ("task", "data", "model", "optimizer"):  # the run's directory has these names
+    for group in ("task", "data", "model", "optimizer"):  # their names form the name of the run's directory
         if not is_plain_name(given := str(choices.get(group))):
             raise SettingError(f"{group} is {given!r}; allowed: the name of a file of conf/{group}, not a path to it")
     optimizers, optimizer = REPOSITORY / "conf" / "optimizer", choices["optimizer"]

@@ -1,7 +1,7 @@
 """Selections that one process makes for all that share a matrix: costly ones, or those by the whole gradient.
 
 Matrices are processed in rounds of as many as there are processes, the costliest first. In a round each process
-selects in one matrix, in parallel with the others, and broadcasts its selection; it gathers at most one gradient.
+selects in at most one matrix, in parallel with the others, and gathers only its gradient; then all broadcast.
 """
 
 from __future__ import annotations
