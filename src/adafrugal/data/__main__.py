@@ -22,7 +22,7 @@ from adafrugal.system.stderr import tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepare and report; return the exit code: 0, 2 for a wrong setting or input, 75 when interrupted."""
+    """Prepare tokens and print a report; return the exit code: 0, 2 for a wrong setting or input, 75 if interrupted."""
     threads.wait_asleep()
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(__doc__)
