@@ -122,7 +122,7 @@ class Prefetched:
 
     Args:
         batches: that are made.
-        last: the step after which there are none.
+        last: the last step of the run.
         pin: put the batches into pinned memory, from which a GPU copies without waiting.
     """
 

@@ -68,6 +68,7 @@ class Corpus:
             preparation.close()
             raise
         self.batches = Prefetched(self._batches, trainer.steps, pin)
+        self.epochs = self._batches.epochs
 
     @property
     def about(self) -> dict[str, Any]:
@@ -80,10 +81,6 @@ class Corpus:
             "train": _counts(train.entries) | {"complete": self._batches.total() is not None},
             "validation": _counts(held_out.entries) | {"complete": held_out.ended},
         }
-
-    def epochs(self, steps: int) -> float | None:
-        """How often the training text has been read after so many steps; None where its length is not known yet."""
-        return self._batches.epochs(steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a run that continues this one; a batch is known by its step, and needs no position."""

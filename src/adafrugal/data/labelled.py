@@ -211,7 +211,7 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is logged and raised
     name = str(data.source)
     is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
-    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    if not is_local and faults.is_path(name):
         raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
     # `datasets` keeps a converted copy of what it downloads, and takes no notice when a local file changes
     how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}

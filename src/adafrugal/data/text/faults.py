@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from adafrugal.system.errors import SettingError, chain, line
 
 
+def is_path(name: str, needs_owner: bool = True) -> bool:
+    """Whether a name can only be a path: a hub repository is owner/name, or name alone unless `needs_owner`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (needs_owner and "/" not in name)
+
+
 @contextmanager
 def of_hub(setting: str, name: str) -> Iterator[None]:
     """Turn the errors of the hub's client into one line; `setting` names the repository `name`."""
