@@ -11,6 +11,7 @@ repeats: `{"file": n}` at the n-th time that it touches a file under run_root (0
 "module:Class.method", "n": n}` at the n-th call; `"signal"` names another signal.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -117,6 +118,8 @@ def main():
     )
     for name in (*others, *names):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # forks collect only what they make, and share the rest
     answers = os.fdopen(os.dup(1), "w")
     begun = {}
     answers.write(json.dumps({"ready": True}) + "\n")

@@ -94,10 +94,10 @@ def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loo
     built, chosen = loop("trainer.micro_batch_size=1", "eval.tokens=700")
     task = built.task
     found = task.evaluate(last=False)
-    tokens = task._corpus.tokens
-    validation = np.load(tokens.plan.directory / "validation" / "00000.tokens.npy")
+    plan = task._corpus.plan
+    validation = np.load(plan.directory / "validation" / "00000.tokens.npy")
     rows = [i * ((len(validation) - 1) // 64) // 10 for i in range(10)]
-    model, tokenizer = task.model.eval(), tokens.tokenizer
+    model, tokenizer = task.model.eval(), plan.tokenizer
     nats, count, length = 0.0, 0, 0
     for row in rows:
         span = torch.from_numpy(validation[row * 64 : row * 64 + 65].astype(np.int64))

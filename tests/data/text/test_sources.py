@@ -10,7 +10,7 @@ from corpora import sentences, texts_of
 from adafrugal.data.text import embedded, sources
 from adafrugal.data.text.documents import select
 from adafrugal.data.text.sources import CHARACTERS, PIECES, Position
-from adafrugal.settings.schema import EmbeddedSettings, TokenizerSettings
+from adafrugal.settings.data_settings import EmbeddedSettings, TokenizerSettings
 from adafrugal.system.errors import SettingError
 
 ALL = {"subset": None, "held_out": 1e-9}  # of files: they have no subset, and nothing is held out

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from adafrugal.system.errors import TrainingError
 from adafrugal.training.distributed import ranks
 from adafrugal.training.distributed.ranks import Ranks
 
-LONG = ["trainer.steps=100", "eval.every=1000", "trainer.log_every=2", "checkpoint.every=5", "optimizer.interval=50"]
+LONG = ["trainer.steps=30", "eval.every=1000", "trainer.log_every=2", "checkpoint.every=5", "optimizer.interval=50"]
 
 
 @pytest.fixture
@@ -74,23 +75,38 @@ def begin_ended(process):
     return False
 
 
-def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on(torchrun, tmp_path):
-    process = torchrun("trainer.parallel=ddp", *LONG)
-    trained(process, tmp_path, 20)
-    os.kill(children(process.pid)[1], signal.SIGKILL)
-    assert process.wait(30) == 1
-    waited = r"process 0 of 2 waited at step \d+ for the others until one of them was gone"
-    seen = r"last seen: process 1 at step \d+, \d+ s ago"
-    said = re.search(rf"^error: ({waited}; {seen}; .*)$", torchrun.err(), re.MULTILINE)
-    assert said, torchrun.err()
-    assert torchrun.status()["status"] == "failed"
-    assert torchrun.status()["reason"] == said[1]
+@pytest.fixture
+def pair(forks, tmp_path, cache_root):
+    """A function that begins two processes of one run, with the environment that torchrun gives: words -> the two."""
 
-    again = torchrun("trainer.parallel=fsdp", *LONG)  # the way is no part of what a run is
-    assert again.wait(60) == 0, torchrun.err()
-    assert "continuing after step" in torchrun.out()
-    assert torchrun.status()["status"] == "finished"
-    assert torchrun.out().count("record  ") == 1, "one of them tells"
+    def begin(*words, kill=None):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+        words = ["scale=smoke", "tracking=local", f"run_root={tmp_path}", f"cache_root={cache_root}", *words]
+        ours = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environments = [ours | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        return [forks.begin(*words, env=env, kill=kill if env["RANK"] == "1" else None) for env in environments]
+
+    return begin
+
+
+def test_a_process_that_is_killed_ends_the_other_and_the_same_command_goes_on(pair, tmp_path):
+    at_step_20 = {"call": "adafrugal.training.loop:Loop._update", "n": 20}
+    first, killed = pair("trainer.parallel=ddp", *LONG, kill=at_step_20)
+    done = first.wait(60)
+    assert (done.code, killed.wait().code) == (1, -signal.SIGKILL)
+    waited = "process 0 of 2 waited at step 20 for the others until one of them was gone"
+    said = re.search(rf"^error: ({waited}; last seen: process 1 at step 20, \d+ s ago; .*)$", done.err, re.MULTILINE)
+    assert said, done.err
+    record = torture.record_under(tmp_path)
+    assert (record.status, record.reason) == ("failed", said[1])
+
+    first, second = pair("trainer.parallel=fsdp", *LONG)  # the way is no part of what a run is
+    done, silent = first.wait(), second.wait()
+    assert (done.code, silent.code) == (0, 0), done.err
+    assert "continuing after step 15" in done.out
+    assert record.status == "finished"
+    assert (done.out.count("record  "), silent.out) == (1, "")
 
 
 @pytest.mark.skipif(not torture.LONG, reason="make torture: test_launchers stops several, too")
