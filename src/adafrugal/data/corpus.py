@@ -68,6 +68,7 @@ class Corpus:
             preparation.close()
             raise
         self.batches = Prefetched(self._batches, trainer.steps, pin)
+        self.epochs = self._batches.epochs
 
     @property
     def about(self) -> dict[str, Any]:
@@ -80,10 +81,6 @@ class Corpus:
             "train": _counts(train.entries) | {"complete": self._batches.total() is not None},
             "validation": _counts(held_out.entries) | {"complete": held_out.ended},
         }
-
-    def epochs(self, steps: int) -> float | None:
-        """Return the epochs read after `steps` steps; None while the length of an epoch is unknown."""
-        return self._batches.epochs(steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values for a run that continues this one. Batches depend on the step, so need no position."""

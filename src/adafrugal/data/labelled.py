@@ -211,7 +211,7 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised, too
     name = str(data.source)
     is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
-    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    if not is_local and faults.is_path(name):
         raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
     # local files are streamed: `datasets` would use its cached copy even after they changed
     how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}

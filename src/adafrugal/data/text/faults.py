@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from adafrugal.system.errors import SettingError, chain, line
 
 
+def is_path(name: str, needs_owner: bool = True) -> bool:
+    """Return whether a name can only be a path: a hub repository is owner/name, or name alone unless `needs_owner`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (needs_owner and "/" not in name)
+
+
 @contextmanager
 def of_hub(setting: str, name: str) -> Iterator[None]:
     """Convert errors of the hub's client to a SettingError of one line; `setting` has the value `name`."""

@@ -18,7 +18,7 @@ from adafrugal.data.text import embedded, faults
 from adafrugal.data.text.documents import Rules, select
 from adafrugal.settings.schema import CorpusSettings, EmbeddedSettings
 from adafrugal.system import files
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, line
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -99,7 +99,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         with faults.of_hub("data.source", named):
             return _source(data, *_of_layout(data))
     is_file = _format(named) is not None or Path(named).suffix in COMPRESSIONS
-    if named.startswith((".", "/", "~")) or named.count("/") != 1 or is_file:
+    if faults.is_path(named) or is_file:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
@@ -222,7 +222,7 @@ def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
     try:
         builder = datasets.load_dataset_builder(str(data.source), data.subset, revision=data.revision)
     except (ValueError, RuntimeError) as error:  # unknown subset, several and none named, or only a script
-        reason = " ".join(str(error).split()).partition(" Example of usage")[0]
+        reason = line(error).partition(" Example of usage")[0]
         subset = data.subset or "null"
         raise SettingError(f"data.source is {data.source}, data.subset is {subset}: {reason}") from error
     if not builder.config.data_files:

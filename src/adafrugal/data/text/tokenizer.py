@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, line
 
 LONGEST = 250_000  # characters of a SentencePiece training sentence; longer documents are split
 
@@ -238,7 +238,7 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = line(error)
         why = f"and SentencePiece refuses it: {reason}"
         if most := re.search(r"value <= (\d+)", reason):
             why = (
