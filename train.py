@@ -61,7 +61,10 @@ def main() -> int:
     try:
         with stop:
             start()
-    except (Exception, KeyboardInterrupt) as error:  # of composition: a job lets no other out than an interruption
+    except (
+        Exception,
+        KeyboardInterrupt,
+    ) as error:  # composition failed, or a job was interrupted; jobs catch all other errors
         is_alike = not isinstance(error, KeyboardInterrupt)  # all processes see the same settings
         end = jobs.ended(_explained(error), stop, is_alike)
         if end.code == INTERRUPTED:

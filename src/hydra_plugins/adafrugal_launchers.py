@@ -1,6 +1,6 @@
-"""Launchers of a sweep's jobs: on the GPUs of this machine, or through submitit as jobs of a scheduler.
+"""Hydra launchers of a sweep's jobs: on the GPUs of this machine, or through submitit.
 
-Files of conf/hydra/launcher choose one. A job is sent as the words that compose it, and composed when it begins.
+A file of conf/hydra/launcher selects one. A job is sent as its overrides, and its settings are composed when it starts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class _Elsewhere(Launcher):
     """A launcher of jobs that run in other processes.
 
     Attributes:
-        processes: number of processes of a job.
-        package: that has to be installed.
-        counts: the settings that must be whole numbers from 1 on.
+        processes: number of processes per job.
+        package: the package it needs.
+        counts: settings that must be whole numbers from 1 on, by name.
     """
 
     processes: int
@@ -45,7 +45,7 @@ class _Elsewhere(Launcher):
         """Prepare for `launch`; `task_function` is an `adafrugal.launching.jobs.Jobs`.
 
         Raises:
-            SettingError: a package is missing, or a setting that counts something is no number.
+            SettingError: a package is missing, a count is not a whole number from 1 on, or torchrun started train.py.
         """
         self._name = config.hydra.runtime.choices["hydra/launcher"]
         self._stop = task_function.stop
@@ -62,11 +62,11 @@ class _Elsewhere(Launcher):
 
 
 class GpusLauncher(_Elsewhere):
-    """Runs jobs side by side, each on GPUs of its own.
+    """Runs jobs in parallel on this machine.
 
     Args:
-        gpus_per_job: and as many processes; on a machine without GPUs the processes alone.
-        n_jobs: at a time. None: as many as there are GPUs for.
+        gpus_per_job: number of GPUs and of processes per job; without GPUs, of processes.
+        n_jobs: at a time. None: as many as the GPUs allow; without GPUs, one.
     """
 
     package = "joblib"
@@ -76,7 +76,7 @@ class GpusLauncher(_Elsewhere):
         self.counts = {"gpus_per_job": gpus_per_job, "n_jobs": 1 if n_jobs is None else n_jobs}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Run the jobs; each has a thread here that waits for it."""
+        """Run the jobs; one thread per slot waits for them."""
         from joblib import Parallel, delayed
 
         slots = self._slots()[: len(job_overrides)]
@@ -92,7 +92,7 @@ class GpusLauncher(_Elsewhere):
             self._stop.training = False
 
     def _slots(self) -> list[str | None]:
-        """The GPUs of each job that runs at the same time. More jobs than there are GPUs for share them evenly."""
+        """Return the GPUs of each concurrent job; more jobs than there are groups of GPUs share these evenly."""
         found, each = local.gpus(), self.processes
         if found and len(found) < each:
             raise SettingError(f"hydra.launcher.gpus_per_job is {each}; allowed: up to {len(found)}, which are here")
@@ -104,12 +104,12 @@ class GpusLauncher(_Elsewhere):
 
 
 class SubmititLauncher(_Elsewhere):
-    """Has submitit start the jobs: as one array on Slurm, or for a trial all at once on this machine.
+    """Starts jobs through submitit: as one array on Slurm, or, for a trial, all at once on this machine.
 
     Args:
         cluster: slurm or local.
-        submitit_folder: for submitit's files of each job, and the job's output.
-        parameters: of submitit's executor, by its own names.
+        submitit_folder: for submitit's files and the jobs' output.
+        parameters: of submitit's executor, under submitit's names.
     """
 
     package = "submitit"
@@ -120,7 +120,7 @@ class SubmititLauncher(_Elsewhere):
 
     @property
     def processes(self) -> int:
-        """Number of processes of a job."""
+        """Number of processes per job."""
         return self._parameters["nodes"] * self._parameters["tasks_per_node"]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -149,17 +149,17 @@ class SubmititLauncher(_Elsewhere):
             executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
             given = {name: value for name, value in self._parameters.items() if value is not None}
             executor.update_parameters(**{f"{self._cluster}_{name}": value for name, value in given.items()})
-            # on this machine Ctrl-C would reach submitit's processes, which end their jobs
+            # block SIGINT in the children: on this machine Ctrl-C would make submitit's processes end their jobs
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 return executor.map_array(slurm.run, jobs)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except (RuntimeError, ValueError, NameError, TypeError) as error:  # submitit's, and what Slurm refuses
+        except (RuntimeError, ValueError, NameError, TypeError) as error:  # from submitit, also if Slurm refuses
             raise SettingError(f"hydra/launcher is {self._name}: {line(error)}") from error
 
     def _ends(self, jobs: Sequence[submitit.Job[Job]], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-        """Wait for all jobs; pass the first signal on to those on this machine."""
+        """Wait for all jobs and return their ends; pass the first signal on to those on this machine."""
         asked = False
         while not all(job.done() for job in jobs):
             if self._stop.requested and not asked:
@@ -170,7 +170,7 @@ class SubmititLauncher(_Elsewhere):
 
 
 def _terminate(jobs: Sequence[submitit.Job[Job]]) -> None:
-    """Pass a signal on, through submitit's processes on this machine, which are known by their ids."""
+    """Send SIGTERM to submitit's processes on this machine, which pass it on; their job ids are process ids."""
     for job in jobs:
         if not job.done():
             with suppress(ProcessLookupError):
@@ -178,10 +178,10 @@ def _terminate(jobs: Sequence[submitit.Job[Job]]) -> None:
 
 
 def _end(job: submitit.Job[Job], overrides: Sequence[str]) -> Job:
-    """The value that a job's first process returned, if it lived to return."""
+    """Return the `Job` from a job's first process, or a failed one if the job left no result."""
     try:
         return job.results()[0]
-    except RuntimeError:  # submitit's
+    except RuntimeError:  # from submitit
         return Job(" ".join(overrides), FAILED, f"left no result ({job.state}); see {job.paths.stderr}")
 
 

@@ -1,6 +1,6 @@
-"""Hydra's basic sweeper, which here checks the settings of every job before the first one starts.
+"""Extend Hydra's basic sweeper: check the settings of every job before the first one starts.
 
-Hydra finds plugins in the `hydra_plugins` namespace; `conf/config.yaml` chooses this one.
+Hydra finds plugins in the `hydra_plugins` namespace; `conf/config.yaml` selects this one.
 """
 
 # No `from __future__ import annotations` here: Hydra executes plugins outside sys.modules, where dataclasses cannot
@@ -20,7 +20,7 @@ from adafrugal.system.errors import SettingError
 
 @dataclass
 class CheckedSweeperConf:
-    """The fields of Hydra's own sweeper."""
+    """The fields of Hydra's basic sweeper."""
 
     _target_: str = "hydra_plugins.adafrugal_sweeper.CheckedSweeper"
     max_batch_size: int | None = None
@@ -28,9 +28,9 @@ class CheckedSweeperConf:
 
 
 class CheckedSweeper(BasicSweeper):
-    """Refuses a sweep of which any job has a wrong setting, and collects how its jobs ended, whichever the launcher.
+    """Refuses a sweep if any job has a wrong setting; collects how its jobs ended, with any launcher.
 
-    Its task function is an `adafrugal.launching.jobs.Jobs`. A launcher may have `processes`: how many make one job.
+    The task function is an `adafrugal.launching.jobs.Jobs`. A launcher may have `processes`, their number per job.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -39,10 +39,10 @@ class CheckedSweeper(BasicSweeper):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Make the jobs.
+        """Run the jobs.
 
         Raises:
-            SettingError: a word holds a credential; Hydra would write it beside the runs before any job is checked.
+            SettingError: an override holds a credential, which Hydra would write beside the runs before any check.
         """
         for word in arguments:
             refuse_credentials(word, word.partition("=")[0])
@@ -54,7 +54,7 @@ class CheckedSweeper(BasicSweeper):
         """Compose and check every job.
 
         Raises:
-            SettingError: names the job and what is wrong with it.
+            SettingError: a job cannot run; the message names the job and its error.
         """
         several = getattr(self.launcher, "processes", 1)
         for overrides in batch:

@@ -33,9 +33,9 @@ def corpus(settings, c4_layout):
     """A function that opens the corpus of a tiny run on `c4_layout`: overrides -> Corpus; all are closed at the end."""
     opened = []
 
-    def make(*overrides, data="c4", state=None, said=None, pin=False):
+    def make(*overrides, data="c4", state=None, said=None):
         chosen, _ = settings("trainer.steps=4", f"data={data}", *OWN, f"data.source={c4_layout}", *overrides)
-        opened.append(Corpus(chosen, (said if said is not None else []).append, state, pin=pin))
+        opened.append(Corpus(chosen, (said if said is not None else []).append, state))
         return opened[-1]
 
     yield make
@@ -51,15 +51,6 @@ def test_a_row_is_one_document_padded_or_packed_as_set(corpus):
     assert packed.real_tokens() == 8 * 64 and packed.positions is None
     masked = corpus("data.rows=packed", "data.mask_documents=true").batches(1)
     assert torch.equal(masked.tokens, packed.tokens) and (masked.positions == 0).sum() > 8
-
-
-@pytest.mark.parametrize("pin", [False, True])
-def test_it_pins_batches_where_it_is_asked_to(corpus, monkeypatch, pin):
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    found = corpus("trainer.steps=1", pin=pin)
-    found.batches(1)
-    assert len(pinned) == (3 if pin else 0)
 
 
 def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_state_unless_the_text_has_changed(

@@ -96,6 +96,23 @@ def test_what_a_gpu_launches_together_is_what_a_cpu_does_one_by_one(subspace, st
         assert max(launches) > 5
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_rule_without_fast_forms_is_applied_in_its_plain_form(compiled, monkeypatch):
+    def cube_(param, grad, rates, scale=None):
+        param.sub_(grad**3 * (1 if scale is None else scale) * rates.lr)
+
+    monkeypatch.setitem(rules.STATE_FREE, "cube", cube_)
+    monkeypatch.setattr(kernels, "_costs_a_launch", lambda tensor: True)
+    scales = [None, torch.tensor([[0.0, 1.0] * 20])]
+    updates = [Free(torch.randn(48, 40), torch.randn(48, 40), scale) for scale in scales]
+    expected, rates = [update.target.clone() for update in updates], Rates(lr=0.01, decay=0.1)
+    for target, update in zip(expected, updates, strict=True):
+        rules.decay_(target, rates)
+        cube_(target, update.grad, rates, update.scale)
+    kernels.state_free("cube", updates, rates, compiled=compiled)
+    assert all(torch.equal(update.target, wanted) for update, wanted in zip(updates, expected, strict=True))
+
+
 def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
     def broken(*_, **__):
         def fail(*_):

@@ -341,7 +341,7 @@ def test_small_updates_of_bfloat16_weights_are_lost_unless_they_are_rounded_stoc
 def test_weights_that_lose_updates_get_a_warning_and_rounded_ones_do_not():
     with pytest.warns(UserWarning, match="lose every update under about 1/512"):
         frugal(made(dtype=torch.bfloat16))
-    with pytest.warns(UserWarning, match="moments in bfloat16, rounded to the nearest, do not fall"):
+    with pytest.warns(UserWarning, match="moments in bfloat16, rounded to the nearest, cannot decrease"):
         frugal(made(), state_dtype="bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

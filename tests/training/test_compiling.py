@@ -21,10 +21,11 @@ pytestmark = pytest.mark.usefixtures("no_estimate")
 
 GPU, CPU = (Place(torch.device(kind), "bf16") for kind in ("cuda", "cpu"))
 FEW = ("model.num_hidden_layers=1", "trainer.steps=4", "eval.every=2", "eval.tokens=700")
+HALVED = {"batch_size": 8, "micro_batch_size": 4}
 
 
 def task(**more):
-    return SimpleNamespace(**{"shapes_vary": False, "micro_batches": 1} | more)
+    return SimpleNamespace(**{"shapes_vary": False} | more)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def test_auto_compiles_on_a_gpu(trainer, place, reason):
         (task(), {"compile_mode": "max-autotune"}, GPU, "max-autotune", None),
         (task(), {"compile_mode": "default"}, GPU, "default", None),
         (task(), {}, CPU, "default", "a GPU"),
-        (task(micro_batches=2), {}, GPU, "default", "one micro-batch a step"),
-        (task(micro_batches=2), {"compile_mode": "max-autotune"}, GPU, "max-autotune-no-cudagraphs", "one micro-batch"),
+        (task(), HALVED, GPU, "default", "one micro-batch a step"),
+        (task(), HALVED | {"compile_mode": "max-autotune"}, GPU, "max-autotune-no-cudagraphs", "one micro-batch"),
         (task(shapes_vary=True), {}, GPU, "default", "batches of one shape"),
         (task(), {"parallel": "ddp"}, GPU, "default", "one process"),
         (task(), {"activation_checkpointing": "layers"}, GPU, "default", "trainer.activation_checkpointing=none"),

@@ -47,7 +47,7 @@ def test_an_error_after_a_lost_interruption_is_an_interruption():
 def test_disk_and_memory_are_explained(settings, tmp_path):
     chosen, _ = settings()
     full = failure.explained(OSError(errno.ENOSPC, "No space left", "/disk/x"), Ranks(), chosen, tmp_path)
-    assert str(full).startswith("/disk/x: No space left; what is whole stays")
+    assert str(full).startswith("/disk/x: No space left; complete checkpoints stay")
     assert str(failure.explained(MemoryError(), Ranks(), chosen, tmp_path)).startswith("memory was refused")
     for error in (
         KeyError("x"),

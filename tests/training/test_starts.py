@@ -139,7 +139,7 @@ def test_a_run_starts_where_nothing_can_be_estimated(gpu, tiny, monkeypatch):
     record, _ = run(chosen, choices)
     assert last_start(record)["micro_batch_size"] == 2
     (warning,) = [event["text"] for event in record.events() if event["event"] == "warning"]
-    assert warning.endswith("to choose a micro-batch, which is the batch: no such kernel")
+    assert warning.endswith("since there is no estimate to choose it by: no such kernel")
 
 
 def test_a_gpu_that_only_emulates_bf16_computes_in_float32(monkeypatch, settings):

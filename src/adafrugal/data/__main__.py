@@ -8,12 +8,10 @@ The settings are train.py's. An interrupted preparation continues with the same 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+from functools import partial
 
 from adafrugal.settings import compose
 from adafrugal.system import threads
@@ -22,7 +20,7 @@ from adafrugal.system.stderr import tell
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prepare and report; return the exit code: 0, 2 for a wrong setting or input, 75 when interrupted."""
+    """Prepare tokens and print a report; return the exit code: 0, 2 for a wrong setting or input, 75 if interrupted."""
     threads.wait_asleep()
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(__doc__)
@@ -32,10 +30,11 @@ def main(arguments: Sequence[str]) -> int:
         from adafrugal.data import corpus, overview
         from adafrugal.data.tokens.preparation import Preparation
 
-        plan = corpus.locate(settings, _say)
+        say = partial(print, flush=True)
+        plan = corpus.locate(settings, say)
         if "--all" in arguments:
             plan = replace(plan, rows=None, validation_tokens=None)
-        Preparation(plan, _say).finish()
+        Preparation(plan, say).finish()
         sys.stdout.write(overview.text(plan, plan.directory / "lengths.svg"))
     except SettingError as error:
         tell(f"error: {error}")
@@ -44,11 +43,6 @@ def main(arguments: Sequence[str]) -> int:
         tell("interrupted; the same command continues")
         return INTERRUPTED
     return DONE
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

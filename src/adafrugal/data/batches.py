@@ -1,4 +1,4 @@
-"""The batch of each step: a pure function of seed, step and index in the batch, so that a resumed run skips nothing."""
+"""Choose the rows of each step's batch: a pure function of seed, step and index, so a resumed run needs no position."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from adafrugal.data.tokens.encoding import Shard
 from adafrugal.data.tokens.preparation import Plan, Preparation
 from adafrugal.system.errors import SettingError
 
-AHEAD = 2  # steps whose batches are made before they are wanted
+AHEAD = 2  # batches made in advance
 
 
 class TrainingBatches:
-    """The batch of each step, in an order that is shuffled within windows, anew in every epoch.
+    """Training batches by step. Rows are shuffled within windows, in a new order in every epoch.
 
-    A window is `plan.window` shards. Windows are numbered in the order of the text, and on in the next epoch. A batch
-    waits until the windows that it reads are prepared.
+    A window is `plan.window` shards. Windows are numbered in text order; the next epoch continues the numbers. Making a
+    batch waits until its windows are prepared.
 
     Args:
         plan: of the store.
         preparation: of the plan.
-        seed: of the order.
+        seed: of the permutations.
         batch_size: rows per step, over all devices and micro-batches.
-        steps: how many the run wants.
-        repeat: whether a run longer than the text may read it again.
+        steps: number of steps of the run.
+        repeat: whether a run may read more than one epoch.
 
     Raises:
-        SettingError: in any method: the text is too short for the run and must not repeat, as soon as that is known.
+        SettingError: the text has too few rows; raised here, by `[step]` or by `window`, as soon as this is known.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class TrainingBatches:
     ) -> None:
         self._plan, self._preparation, self._train = plan, preparation, preparation.train
         self._seed, self._batch_size, self._steps, self._repeat = seed, batch_size, steps, repeat
-        self._begins = [0]  # the first row of each window, as far as they are known
-        self._open: tuple[int, Window, np.ndarray] | None = None  # its number, it, its rows as they are read
+        self._begins = [0]  # first row of each window, as far as known
+        self._open: tuple[int, Window, np.ndarray] | None = None  # window number, window, order of its rows
         self._total: int | None = None
         self._refuse_a_short_text()
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step; the first is step 1."""
+        """Return the batch of a step; the first step is 1."""
         self._refuse_a_short_text()
         row, stop = (step - 1) * self._batch_size, step * self._batch_size
         found: list[Batch] = []
@@ -67,23 +67,23 @@ class TrainingBatches:
         return Batch.joined(found)
 
     def window(self, number: int) -> Window:
-        """Open a window, memory-mapped; wait until it is prepared."""
+        """Wait until a window is prepared, and open it as memory maps."""
         return Window(map(self._train.open, self._shards(number)), self._plan.layout)
 
     def total(self) -> int | None:
-        """The rows of an epoch; None while the text is not prepared to its end."""
+        """Return the number of rows in an epoch; None while more shards may follow."""
         if self._total is None:
             self._train.refresh()
             self._total = self._train.rows(self._plan.layout) if self._train.is_complete else None
         return self._total
 
     def epochs(self, steps: int) -> float | None:
-        """How often the text has been read after so many steps; None while its length is not known."""
+        """Return the epochs read after `steps` steps; None while the length of an epoch is unknown."""
         total = self.total()
         return steps * self._batch_size / total if total else None
 
     def _shards(self, number: int) -> range:
-        """The shards of a window, once they are prepared."""
+        """Wait until a window's shards are prepared, and return their numbers."""
         size, train = self._plan.window, self._train
 
         def is_ready() -> bool:
@@ -118,12 +118,12 @@ class TrainingBatches:
 
 
 class Prefetched:
-    """Training batches made in a thread, before they are wanted.
+    """Makes training batches in a thread, ahead of the steps that use them.
 
     Args:
-        batches: that are made.
-        last: the step after which there are none.
-        pin: put the batches into pinned memory, from which a GPU copies without waiting.
+        batches: the batches to make.
+        last: the last step.
+        pin: copy batches to pinned memory, so that copies to a GPU are asynchronous.
     """
 
     def __init__(self, batches: TrainingBatches, last: int, pin: bool = False) -> None:
@@ -132,7 +132,7 @@ class Prefetched:
         self._ahead: dict[int, Future[Batch]] = {}
 
     def is_ready(self, step: int, timeout: float) -> bool:
-        """Whether a step's batch is made, or cannot be made, after at most `timeout` seconds of waiting for it."""
+        """Wait up to `timeout` seconds for a step's batch; return whether it is made or has failed."""
         try:
             self._future(step).exception(timeout)
         except NotYet:
@@ -140,13 +140,13 @@ class Prefetched:
         return True
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step; those of the next steps are begun."""
+        """Return the batch of a step; begin those of the next steps."""
         batch = self._future(step).result()
         self._ahead = {number: future for number, future in self._ahead.items() if number > step}
         return batch
 
     def close(self) -> None:
-        """Make no more."""
+        """Cancel batches that are not begun, and end the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _future(self, step: int) -> Future[Batch]:
@@ -157,15 +157,15 @@ class Prefetched:
 
 
 def permutation(size: int, key: str) -> np.ndarray:
-    """A pseudo-random permutation of `range(size)`, int64 [size].
+    """Return a pseudo-random permutation of `range(size)`, int64 [size].
 
-    Each number goes through a Feistel network on the smallest even number of bits that covers `size`. A number that
-    falls outside goes through it again until it falls inside (Black & Rogaway, "Ciphers with arbitrary finite domains",
-    2002).
+    Each number is encrypted by a Feistel network of four rounds on the smallest even number of bits that covers `size`.
+    A result outside the range is encrypted again until it is inside (cycle walking; Black & Rogaway, "Ciphers with
+    arbitrary finite domains", 2002).
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    # the value that each of the four rounds makes of each value of `half` bits, int64 [4, 2 ** half]
+    # tables of the four round functions, from `half` bits to `half` bits: int64 [4, 2 ** half]
     values = [value.to_bytes(8, "little") for value in range(1 << half)]
     keys = [f"{key}/{number}".encode() for number in range(4)]
     digests = b"".join(hashlib.blake2b(value, digest_size=8, key=k).digest() for k in keys for value in values)
@@ -183,12 +183,12 @@ def permutation(size: int, key: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Validation:
-    """The rows of every evaluation.
+    """The validation rows, the same in every evaluation.
 
     Args:
-        batches: in order, all with the same number of rows; the rows that fill up the last have no target that counts.
-        tokens: targets that count.
-        text_bytes: of UTF-8 that these targets stand for.
+        batches: in order, of equal size; all targets of the rows that fill up the last are `IGNORED`.
+        tokens: number of targets that are not `IGNORED`.
+        text_bytes: UTF-8 bytes of text that these targets represent.
     """
 
     batches: list[Batch]
@@ -197,12 +197,12 @@ class Validation:
 
 
 def validation(shards: Iterable[Shard], layout: Layout, tokens: int, batch_size: int) -> Validation:
-    """The same rows at every evaluation: about `tokens` tokens that are no padding, spread evenly over the shards.
+    """Choose rows with about `tokens` non-padding tokens, spread evenly over the shards.
 
-    Only the first shards that hold so many are used, so that the rows do not depend on what else is prepared.
+    Only the first shards that hold `tokens` tokens are used, so that the rows do not depend on how many are prepared.
 
     Raises:
-        SettingError: there is not one row.
+        SettingError: the shards have no row.
     """
     used: list[Shard] = []
     there = 0
@@ -225,12 +225,12 @@ def validation(shards: Iterable[Shard], layout: Layout, tokens: int, batch_size:
 
 
 def unigram_loss(train: Sequence[np.ndarray], vocabulary: int, batches: Iterable[Batch]) -> float:
-    """The loss of a model that knows only how often each token occurs: mean nats per target, each count raised by one.
+    """Return the loss of a unigram model with add-one smoothing, in mean nats per target.
 
     Args:
-        train: token ids, in several arrays.
+        train: arrays of token ids [tokens], to count.
         vocabulary: the number of ids.
-        batches: to predict.
+        batches: whose targets are predicted.
     """
     counts = sum((np.bincount(tokens, minlength=vocabulary) for tokens in train), np.ones(vocabulary))
     nats = -np.log(counts / counts.sum())

@@ -1,4 +1,4 @@
-"""From settings to batches: the source, its tokenizer, its tokens, and the batches that a run reads."""
+"""Make a run's data from its settings: source, tokenizer, stored tokens and batches."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from adafrugal.settings.schema import CorpusSettings, Settings
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 
-FORMAT = 1  # of shards; part of a store's name
+FORMAT = 1  # version of the shards' format; part of a store's name
 SHARDS_IN_WINDOW = 4
 
 
 class Corpus:
-    """The training batches of a run by step, and its validation rows.
+    """A run's training batches by step, and its validation rows.
 
     Args:
         settings: of the run.
-        say: called with a sentence about work that takes long.
-        state: of the interrupted run that this one continues, from `state_dict`.
-        processes: that share the rows of an evaluation's batch.
-        pin: put training batches into pinned memory, from which a GPU copies without waiting.
+        say: called with a line about work that takes long.
+        state: the `state_dict` of the interrupted run to continue.
+        processes: number of processes that share each evaluation batch.
+        pin: copy training batches to pinned memory, so that copies to a GPU are asynchronous.
 
     Raises:
         SettingError: a missing or broken input; the message is one line.
@@ -59,7 +59,7 @@ class Corpus:
             self._batches = TrainingBatches(
                 plan, preparation, settings.seed, trainer.batch_size, trainer.steps, settings.data.repeat
             )
-            each = -(-trainer.batch_size // processes)  # rows of a step that a process has
+            each = -(-trainer.batch_size // processes)  # rows of a step per process
             rows = min(trainer.micro_batch_size or each, each) * processes
             self.validation = self._validation(settings.eval.tokens, rows)
             self.last_validation = self._validation(settings.eval.last_tokens or settings.eval.tokens, rows)
@@ -68,10 +68,11 @@ class Corpus:
             preparation.close()
             raise
         self.batches = Prefetched(self._batches, trainer.steps, pin)
+        self.epochs = self._batches.epochs
 
     @property
     def about(self) -> dict[str, Any]:
-        """The identity of the data, and how much of it is prepared."""
+        """The identity of the data, and the amount that is prepared."""
         plan, train, held_out = self.plan, self._preparation.train, self._preparation.validation
         return {
             "fingerprint": plan.fingerprint,
@@ -81,16 +82,12 @@ class Corpus:
             "validation": _counts(held_out.entries) | {"complete": held_out.ended},
         }
 
-    def epochs(self, steps: int) -> float | None:
-        """How often the training text has been read after so many steps; None where its length is not known yet."""
-        return self._batches.epochs(steps)
-
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for a run that continues this one; a batch is known by its step, and needs no position."""
+        """Return plain values for a run that continues this one. Batches depend on the step, so need no position."""
         return {"fingerprint": self.plan.fingerprint, "unigram_loss": self.unigram_loss}
 
     def close(self) -> None:
-        """End the work in the background."""
+        """Stop preparing tokens and making batches."""
         self._preparation.close()
         self.batches.close()
 
@@ -98,16 +95,16 @@ class Corpus:
         return validation(self._preparation.validation.shards(), self.plan.layout, tokens, rows)
 
     def _unigram_loss(self) -> float:
-        """Of the first window's token frequencies, on the validation rows of the last evaluation."""
+        """Fit a unigram model to the first window; return its loss on the rows of the last evaluation."""
         train = [shard.tokens for shard in self._batches.window(0).shards]
         return unigram_loss(train, self.plan.tokenizer.size, self.last_validation.batches)
 
 
 def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
-    """Find the source, find or train the tokenizer, and plan the tokens; nothing is cut into tokens yet.
+    """Find the source, load or train the tokenizer, and plan the tokens, without encoding any.
 
     Raises:
-        SettingError: the source or the tokenizer is not there, or its ids do not fit the model.
+        SettingError: the source or tokenizer is missing, or its ids exceed the model's vocabulary.
     """
     data, trainer = settings.data, settings.trainer
     cache_root = Path(settings.cache_root).absolute()
@@ -122,7 +119,7 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
     packed = data.rows == "packed"
     fingerprint = hashlib.sha256(source.fingerprint.encode() + cutter.serialized).hexdigest()
     shard_tokens, limit = data.window_tokens // SHARDS_IN_WINDOW, data.store_limit_gib
-    name = _plain(Path(source.train.files[0]).name.split(".")[0])  # not as typed: paths differ for the same text
+    name = _plain(Path(source.train.files[0]).name.split(".")[0])  # not data.source: paths differ for the same text
     return Plan(
         directory=cache_root / "tokens" / f"{name}-{_digest([fingerprint, shard_tokens, FORMAT])}",
         source=source,
@@ -139,7 +136,7 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
 
 
 def _tokenizer(settings: Settings, source: Source, root: Path, say: Callable[[str], None]) -> Tokenizer:
-    """Read the run's tokenizer; one that is trained or fetched is kept in a directory named by what it depends on."""
+    """Load, fetch or train the run's tokenizer; keep a fetched or trained one in a directory named by its inputs."""
     wanted, name = settings.data.tokenizer, str(settings.data.tokenizer.name)
     if wanted.kind == "sentencepiece":
         try:
@@ -163,7 +160,7 @@ def _tokenizer(settings: Settings, source: Source, root: Path, say: Callable[[st
         return tokenizer.load(directory)
     if isinstance(settings.data, CorpusSettings):
         say(f"training a tokenizer of {size:,} pieces on {source.name}, once → {directory}")
-    documents = list(sources.sample(source, wanted.sample_bytes))  # SentencePiece would hide an error in reading
+    documents = list(sources.sample(source, wanted.sample_bytes))  # SentencePiece hides reading errors
     return _kept(tokenizer.train(documents, size, wanted.model_type, wanted.byte_fallback), directory)
 
 
@@ -183,7 +180,7 @@ def _counts(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _plain(name: str) -> str:
-    """A name that can be a directory's."""
+    """Convert a name to at most 40 characters that a directory's name may have."""
     words = "".join(c if c.isalnum() or c in "-_." else " " for c in name).split()
     return "-".join(words)[-40:].strip("-.") or "text"
 

@@ -1,4 +1,4 @@
-"""Labelled sentences and pairs: read, cut into tokens, and put into batches of about equal lengths."""
+"""Read labelled sentences and pairs, tokenize them, and batch examples of similar length."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 Columns = dict[str, list[Any]]
 
-ALIKE = 50  # batches whose examples are sorted by length together
-AT_ONCE = 10_000  # rows that are read and cut together
-PART_KEY = 0x5EED  # of the permutation whose beginning `data.examples` takes
+ALIKE = 50  # batches in a group whose examples are sorted by length
+AT_ONCE = 10_000  # rows read or tokenized at a time
+PART_KEY = 0x5EED  # seed of the permutation whose first rows `data.examples` takes
 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Examples, padded to the longest of them.
+    """Examples, padded to the longest one.
 
     Args:
         tokens: int64 [examples, length].
-        mask: int64 [examples, length], 1 where there is a token and 0 where there is padding.
+        mask: int64 [examples, length], 1 for a token and 0 for padding.
         labels: [examples], int64 classes or float32 scores.
-        types: int64 [examples, length], which sentence of a pair a token is of; None where the model takes none.
+        types: int64 [examples, length], the sentence of a pair that has the token; None if the model takes no types.
     """
 
     tokens: Tensor
@@ -45,15 +45,15 @@ class LabelledBatch:
     types: Tensor | None = None
 
     def count(self) -> int:
-        """The number of examples, over which the loss is averaged."""
+        """Return the number of examples; the loss is averaged over them."""
         return len(self.labels)
 
     def real_tokens(self) -> int:
-        """The number of tokens that are no padding."""
+        """Return the number of non-padding tokens."""
         return int(self.mask.sum())
 
     def to(self, device: torch.device) -> LabelledBatch:
-        """The batch on a device; from pinned memory without waiting where that is a GPU."""
+        """Copy the batch to a device; to a GPU from pinned memory, without waiting."""
         if device.type != "cuda":
             return self
         tensors = (self.tokens, self.mask, self.labels, self.types)
@@ -62,13 +62,13 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class Examples:
-    """A split in tokens.
+    """A tokenized split.
 
     Args:
-        tokens: int32 [tokens] of each example, with the special ones.
-        types: int8 [tokens] of each example, which sentence a token is of; None where the model takes none.
+        tokens: int32 [tokens] of each example, special tokens included.
+        types: int8 [tokens] of each example, the sentence that has the token; None if the model takes no types.
         labels: [examples], int64 classes or float32 scores.
-        pad: the id that fills a batch.
+        pad: the padding id.
     """
 
     tokens: Sequence[np.ndarray]
@@ -80,7 +80,7 @@ class Examples:
         return len(self.labels)
 
     def batch(self, numbers: Sequence[int] | np.ndarray) -> LabelledBatch:
-        """Pad examples, given by their numbers in the split."""
+        """Return the examples with these numbers in the split, padded."""
         shape = len(numbers), max(len(self.tokens[i]) for i in numbers)
         tokens = np.full(shape, self.pad, dtype=np.int64)
         mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
@@ -93,35 +93,35 @@ class Examples:
         return LabelledBatch(*map(torch.from_numpy, columns))
 
     def lengths(self) -> np.ndarray:
-        """The tokens of each example, int64 [examples]."""
+        """Count the tokens of each example, int64 [examples]."""
         return np.array([len(tokens) for tokens in self.tokens])
 
     def by_length(self, batch_size: int) -> Iterator[LabelledBatch]:
-        """Yield all examples once, the longest first, so that there is little padding."""
+        """Yield all examples once, the longest first, to have little padding."""
         order = np.argsort(-self.lengths(), kind="stable")
         for begin in range(0, len(order), batch_size):
             yield self.batch(order[begin : begin + batch_size])
 
 
 class TrainingOrder:
-    """Which examples make the batch of each step: a pure function of seed and step.
+    """Chooses the examples of each step's batch: a pure function of seed and step.
 
-    In each epoch the examples are permuted, those of 50 batches at a time are sorted by length and cut into batches,
-    and the batches are permuted. The last examples of an epoch make a smaller batch.
+    Each epoch permutes the examples, sorts each group of `ALIKE` batches by length, cuts it into batches, and permutes
+    the batches. One batch of an epoch may be smaller.
 
     Args:
-        lengths: of the examples, in tokens.
-        batch_size: examples in a step.
+        lengths: tokens of each example, int64 [examples].
+        batch_size: examples per step.
         seed: of the permutations.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        self.steps = -(-len(lengths) // batch_size)  # of an epoch
+        self.steps = -(-len(lengths) // batch_size)  # per epoch
         self._epoch: tuple[int, list[np.ndarray]] | None = None
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """The numbers of a step's examples; the first step is step 1."""
+        """Return the numbers of a step's examples, int64 [examples]; the first step is 1."""
         epoch, number = divmod(step - 1, self.steps)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._batches(np.random.default_rng([self._seed, epoch])))
@@ -138,18 +138,18 @@ class TrainingOrder:
 
 
 class Labelled:
-    """The splits that a run reads.
+    """The tokenized splits of a run.
 
     Args:
-        data: which they are.
+        data: names the source, its splits and its columns.
         tokenizer: of the model.
-        length: tokens of an example at most; longer ones lose the end of the longer sentence.
-        cache_root: where `datasets` keeps what it has downloaded and converted.
+        length: most tokens of an example; longer ones are truncated, the longer sentence of a pair first.
+        cache_root: its datasets/ is the cache of `datasets`.
 
     Attributes:
-        train: a split in tokens, or the part of it that `data.examples` asks for.
-        validation: name -> a split in tokens.
-        fingerprint: the same for the same texts and labels.
+        train: the training split, or `data.examples` rows of it.
+        validation: name -> split.
+        fingerprint: equal for equal texts and labels.
 
     Raises:
         SettingError: a missing or wrong input; the message is one line.
@@ -172,7 +172,7 @@ class Labelled:
         self.validation = cut
 
     def fingerprint_with(self, weights: str) -> str:
-        """The same for the same token ids and labels, in a run that begins with the same weights."""
+        """Return a hash of texts, labels, token ids and initial weights; `weights` identifies the last."""
         digest = hashlib.sha256((self.fingerprint + weights).encode())
         for examples in (self.train, *self.validation.values()):
             for tokens in examples.tokens:
@@ -180,7 +180,7 @@ class Labelled:
         return digest.hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """What identifies the data, and how much there is of it, for a record."""
+        """Return the identity and size of the data, for a record."""
         data = self._data
         examples = {data.split: len(self.train), **{name: len(found) for name, found in self.validation.items()}}
         source = {"name": data.source, "subset": data.subset, "revision": data.revision}
@@ -191,7 +191,7 @@ class Labelled:
         types: list[np.ndarray] = []
         takes_types = "token_type_ids" in self._tokenizer.model_input_names
         labels = columns[self._data.label_field]
-        for begin in range(0, len(labels), AT_ONCE):  # as Python's lists tokens are large
+        for begin in range(0, len(labels), AT_ONCE):  # Python's lists of ids need much memory
             texts = [[text or "" for text in columns[field][begin : begin + AT_ONCE]] for field in self._data.fields]
             found = self._tokenizer(
                 *texts, truncation=True, max_length=self._length, return_token_type_ids=takes_types,
@@ -204,16 +204,16 @@ class Labelled:
 
 
 def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
-    """Read the columns of the training split and of the validation splits, by name and in this order."""
+    """Read the columns of each split, by the split's name; the training split is first."""
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is logged and raised
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised, too
     name = str(data.source)
     is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
-    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    if not is_local and faults.is_path(name):
         raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
-    # `datasets` keeps a converted copy of what it downloads, and takes no notice when a local file changes
+    # local files are streamed: `datasets` would use its cached copy even after they changed
     how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}
     try:
         with faults.of_hub("data.source", name):
@@ -225,7 +225,7 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
             return {split: _columns(found[split], data, named) for _, split in wanted}
     except SettingError:
         raise
-    except Exception as error:  # of datasets (no such subset, or none is named of several), arrow, gzip, …
+    except Exception as error:  # from datasets (unknown subset, or several and none named), arrow, gzip, …
         reason = line(error).partition(" Example of usage")[0]
         raise SettingError(f"{named}: {reason}") from error
 
@@ -250,7 +250,7 @@ def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str
 
 
 def _part(columns: Columns, data: LabelledSettings) -> Columns:
-    """The first `data.examples` rows in an order that is the same for all runs."""
+    """Return a random choice of `data.examples` rows, in order and the same for all runs; None: all rows."""
     if data.examples is None:
         return columns
     rows = len(columns[data.label_field])

@@ -1,4 +1,4 @@
-"""Report on a corpus for a person: how much there is, how it is cut, some rows, how long documents are."""
+"""Report on a corpus: its size, tokenizer and rows, a few examples, and the lengths of its documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS_SHOWN, CHARACTERS_SHOWN = 3, 300
 
 
 def text(plan: Plan, picture: Path) -> str:
-    """Report on the prepared tokens, and draw the lengths of the documents."""
+    """Return a report on the prepared tokens; draw the lengths of the documents into `picture`."""
     splits = plan.splits()
     lengths = [_lengths(split) for split in splits]
     draw(lengths[0], plan.layout.length, picture)
@@ -39,7 +39,7 @@ def text(plan: Plan, picture: Path) -> str:
 
 
 def draw(lengths: np.ndarray, row: int, file: Path) -> None:
-    """Draw the histogram of the documents' lengths, int64 [documents] in tokens, as an SVG that is always the same."""
+    """Draw a histogram of document lengths, int64 [documents] in tokens, as a reproducible SVG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -59,12 +59,12 @@ def draw(lengths: np.ndarray, row: int, file: Path) -> None:
 
 
 def _lengths(split: StoredSplit) -> np.ndarray:
-    """The tokens of each document, int64."""
+    """Count the tokens of each document, int64 [documents]."""
     return np.concatenate([np.empty(0, np.int64), *(np.diff(shard.ends, prepend=0) for shard in split.shards())])
 
 
 def _column(split: StoredSplit, layout: Layout, lengths: np.ndarray) -> dict[str, str]:
-    """The numbers of a split, by what they count."""
+    """Return the figures of a split by their labels."""
     tokens, text_bytes = (sum(getattr(entry, name) for entry in split.entries) for name in ("tokens", "text_bytes"))
     rows = split.rows(layout)
     real = sum(layout.real_tokens(shard.ends) for shard in split.shards())
@@ -84,7 +84,7 @@ def _column(split: StoredSplit, layout: Layout, lengths: np.ndarray) -> dict[str
 
 
 def _rows(plan: Plan, train: StoredSplit) -> list[str]:
-    """A few rows of the first shard, decoded."""
+    """Decode a few rows of the first shard."""
     lines = []
     window = Window([train.open(0)] if train.entries else [], plan.layout)
     for index in range(min(ROWS_SHOWN, window.rows)):

@@ -1,4 +1,4 @@
-"""Rows of tokens, cut from the documents of a shard: one document each, or packed."""
+"""Cut the documents of a shard into rows of tokens: one document per row, or packed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor
 
 from adafrugal.data.tokens.encoding import Shard
 
-IGNORED = -100  # a target that is not counted; torch's own default
+IGNORED = -100  # a target that the loss leaves out; torch's default
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens and the token that follows each of them.
+    """Rows of tokens, and the next token of each.
 
     Args:
         tokens: int64 [rows, length].
-        targets: int64 [rows, length], the token after each; `IGNORED` where there is none to predict.
-        real: int64 [rows], how many tokens of each row are no padding.
-        positions: int64 [rows, length], counted anew in each document, where attention must stay within one;
-            None where it need not.
+        targets: int64 [rows, length], the next token; `IGNORED` where there is none to predict.
+        real: int64 [rows], number of non-padding tokens.
+        positions: int64 [rows, length], position in the document, if attention must stay within documents; else None.
     """
 
     tokens: Tensor
@@ -34,23 +33,23 @@ class Batch:
 
     @classmethod
     def of(cls, *columns: np.ndarray) -> Batch:
-        """Make the tensors of arrays, which share their memory."""
+        """Make tensors that share the arrays' memory."""
         return cls(*map(torch.from_numpy, columns))
 
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
-        """Concatenate batches; by numpy, which starts no threads."""
+        """Concatenate batches with numpy, which starts no threads."""
         if len(batches) == 1:
             return batches[0]
         columns = [[tensor.numpy() for tensor in batch._tensors()] for batch in batches]
         return cls.of(*map(np.concatenate, zip(*columns, strict=True)))
 
     def count(self) -> int:
-        """The number of targets that count."""
+        """Return the number of targets that are not `IGNORED`."""
         return self._sums[0]
 
     def real_tokens(self) -> int:
-        """The number of tokens that are no padding."""
+        """Return the number of non-padding tokens."""
         return self._sums[1]
 
     def split(self, rows: int) -> Iterator[Batch]:
@@ -59,7 +58,7 @@ class Batch:
             yield self._slice(begin, begin + rows)
 
     def filled(self, rows: int) -> Batch:
-        """Add copies of the first row up to `rows` rows; their targets are `IGNORED` and they have no real token."""
+        """Fill the batch up to `rows` rows with copies of the first, with targets `IGNORED` and `real` 0."""
         there = len(self.tokens)
         if there == rows:
             return self
@@ -69,7 +68,7 @@ class Batch:
         return batch
 
     def share(self, rank: int, size: int) -> Batch:
-        """Return the neighbouring rows that one of `size` processes takes: the same number for each, after filling."""
+        """Return the consecutive rows of one of `size` processes; the batch is filled so that all get equally many."""
         if size == 1:
             return self
         each = -(-len(self.tokens) // size)
@@ -78,7 +77,7 @@ class Batch:
     def ready(self, pin: bool) -> Batch:
         """Compute the sums that a step needs, and copy to pinned memory if `pin`."""
         batch = self._each(lambda tensor: tensor.pin_memory()) if pin else self
-        batch.count()  # and `real_tokens`; both are kept
+        batch.count()  # caches `real_tokens`, too
         return batch
 
     def to(self, device: torch.device) -> Batch:
@@ -93,7 +92,7 @@ class Batch:
         return int(np.count_nonzero(self.targets.numpy() != IGNORED)), int(self.real.numpy().sum())
 
     def _slice(self, begin: int, stop: int) -> Batch:
-        """Views of rows, which are pinned where the batch is."""
+        """Return views of rows; they are pinned if the batch is."""
         return self._each(lambda tensor: tensor[begin:stop])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -106,15 +105,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are made of documents.
+    """Rules that cut documents into rows.
 
     Args:
         length: tokens in a row.
-        packed: rows follow each other without padding, each document after the other's end id; else a row is one
-            document, truncated or padded.
-        masked: in packed rows, the first token of a document is no target, since nothing before it is of its text.
-        end: the id that closes a document; a truncated one has it, too.
-        pad: the id that fills a row.
+        packed: documents, each with its end id, are concatenated and cut without padding; else a row is one document,
+            truncated or padded.
+        masked: in packed rows, the first token of a document is not a target, since it has no context in the document.
+        end: the id that closes a document, also a truncated one.
+        pad: the padding id.
     """
 
     length: int
@@ -124,26 +123,26 @@ class Layout:
     pad: int
 
     def count(self, documents: int, tokens: int) -> int:
-        """The number of rows in a shard. Packed, less than a row is left over at its end, and not used."""
+        """Count the rows of a shard. Packed rows need one more token, the last target; the rest is unused."""
         return max(0, tokens - 1) // self.length if self.packed else documents
 
     def real_tokens(self, ends: np.ndarray) -> int:
-        """The tokens that are no padding in all rows of a shard; `ends` int64 [documents] as in the shard."""
+        """Count the non-padding tokens in all rows of a shard with these `ends`, int64 [documents]."""
         if self.packed:
             return self.count(len(ends), int(ends[-1]) if len(ends) else 0) * self.length
         return int(np.minimum(np.diff(ends, prepend=0), self.length).sum())
 
     def rows(self, shard: Shard, numbers: np.ndarray) -> Batch:
-        """Make rows of a shard; `numbers` is int64 [rows], in any order."""
+        """Return the rows of a shard with these numbers, int64 [rows], in any order."""
         return self._packed(shard, numbers) if self.packed else self._documents(shard, numbers)
 
     def target_bytes(self, shard: Shard, numbers: np.ndarray) -> np.ndarray:
-        """Count the bytes of text that the targets of each row stand for.
+        """Count the UTF-8 bytes of text that the targets of each row represent.
 
-        A document's end stands for no text, nor does the end that replaces the last token of a truncated document.
+        An end id represents 0 bytes, also where it replaces the last token of a truncated document.
 
         Args:
-            shard: has `token_bytes`; without them every row has 0 bytes.
+            shard: with `token_bytes`; without them the counts are 0.
             numbers: int64 [rows], of the rows in the shard.
 
         Returns:
@@ -156,7 +155,7 @@ class Layout:
             first = numbers * self.length + 1
             stop = first + self.length
             if self.masked:
-                counted[shard.ends[:-1]] = 0  # the first tokens of documents are no targets
+                counted[shard.ends[:-1]] = 0  # first tokens of documents are not targets
         else:
             begin, real = self._spans(shard, numbers)
             first, stop = begin + 1, begin + np.maximum(real - 1, 1)
@@ -172,15 +171,15 @@ class Layout:
         real = np.full(len(numbers), self.length, dtype=np.int64)
         if not self.masked:
             return Batch.of(tokens, targets, real)
-        # the documents that start after a row's first token, the one after its last token included: int64 [starts]
+        # documents that start at offsets 1 to `length` of a row; `length` is the last target's: int64 [starts]
         begin = numbers * self.length
         first = np.searchsorted(shard.ends, begin + 1)
         counts = np.searchsorted(shard.ends, begin + self.length, side="right") - first
         row = np.repeat(np.arange(len(numbers)), counts)  # indices into `numbers`
-        nth = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)  # of the row's starts
-        start = shard.ends[first[row] + nth] - begin[row]  # in the row, from 1 to `length`
+        nth = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)  # among the row's starts
+        start = shard.ends[first[row] + nth] - begin[row]  # offset in the row
         targets[row, start - 1] = IGNORED
-        latest = np.zeros((len(numbers), self.length + 1), dtype=np.int64)  # where each token's document starts
+        latest = np.zeros((len(numbers), self.length + 1), dtype=np.int64)  # offset at which a token's document starts
         latest[row, start] = start
         latest = np.maximum.accumulate(latest[:, :-1], axis=1)
         return Batch.of(tokens, targets, real, np.arange(self.length) - latest)
@@ -196,13 +195,13 @@ class Layout:
         return Batch.of(tokens, targets, real)
 
     def _spans(self, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where each document begins in the shard and how many of its tokens a row takes, both int64 [rows]."""
+        """Return where each document begins in the shard, and its number of tokens in the row, both int64 [rows]."""
         begin = np.where(numbers > 0, shard.ends[numbers - 1], 0)
         return begin, np.minimum(shard.ends[numbers] - begin, self.length)
 
 
 class Window:
-    """Consecutive shards, whose rows are numbered one after the other.
+    """Consecutive shards; row numbers continue from one to the next.
 
     Args:
         shards: in order.
@@ -216,7 +215,7 @@ class Window:
         self.rows = int(self._bounds[-1])
 
     def take(self, numbers: np.ndarray) -> Batch:
-        """Make rows of the window, int64 [rows] in any order and at least one."""
+        """Return the rows with these numbers, int64 [rows], in any order and at least one."""
         found = [(where, self._layout.rows(shard, rows)) for shard, rows, where in self._by_shard(numbers)]
         batch = Batch.joined([some for _, some in found])
         if len(found) == 1:
@@ -225,12 +224,12 @@ class Window:
         return batch._each(lambda tensor: torch.from_numpy(tensor.numpy()[back]))
 
     def target_bytes(self, numbers: np.ndarray) -> int:
-        """Count the bytes of text that the targets of rows, int64 [rows], stand for."""
+        """Count the UTF-8 bytes of text that the targets of these rows, int64 [rows], represent."""
         found = self._by_shard(numbers)
         return sum(int(self._layout.target_bytes(shard, rows).sum()) for shard, rows, _ in found)
 
     def _by_shard(self, numbers: np.ndarray) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:
-        """Each shard that has some of the rows, their numbers in it, and their indices in `numbers`."""
+        """Yield each shard that has some of the rows, their numbers in it, and their indices in `numbers`."""
         shards = np.searchsorted(self._bounds, numbers, side="right") - 1
         for shard in np.unique(shards):
             (where,) = np.nonzero(shards == shard)

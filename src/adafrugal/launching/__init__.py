@@ -1,1 +1,1 @@
-"""A command's jobs: one after the other, side by side on this machine's GPUs, or on Slurm."""
+"""Run a command's jobs: one after another, in parallel on this machine's GPUs, or on Slurm."""

@@ -1,4 +1,4 @@
-"""The jobs of one command: each is a run, and how it ended is a value, which any launcher can bring home."""
+"""Run the jobs of one command. A job's end is a value, so that any launcher can return it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from adafrugal.training.failure import End, classify
 if TYPE_CHECKING:
     from adafrugal.tracking.record import Record
 
-TOLD = "ADAFRUGAL_END"  # path where the child writes its `Job` for its launcher; torchrun makes 1 of every exit code
+TOLD = "ADAFRUGAL_END"  # path where a child writes its `Job`, since torchrun replaces every exit code by 1
 
 
 class Job(NamedTuple):
     """A job that has ended.
 
     Args:
-        words: its settings, as they were typed.
-        code: the exit code that it would have as a command.
-        reason: why it is that one, where there is more to say.
+        words: its overrides, as typed.
+        code: its exit code, as of a command.
+        reason: the cause of the code, if more is known.
     """
 
     words: str
@@ -43,18 +43,18 @@ class Job(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """How it ended, in a word."""
+        """The meaning of the exit code, in a word."""
         return {DONE: "done", FAILED: "failed", WRONG: "refused", INTERRUPTED: "interrupted"}[self.code]
 
 
 class Jobs:
-    """What Hydra calls with the settings of each job, and how all of them ended.
+    """The task function that Hydra calls with each job's settings; collects how the jobs ended.
 
     Args:
         stop: of this process, entered.
 
     Attributes:
-        ends: by the job's number. Hydra's sweeper adds those of jobs that ran elsewhere.
+        ends: by the job's number. The sweeper adds those of jobs that ran in other processes.
     """
 
     def __init__(self, stop: Stop) -> None:
@@ -62,12 +62,12 @@ class Jobs:
         self.ends: dict[int, Job] = {}
 
     def __call__(self, composed: DictConfig) -> Job:
-        """Run one job in this process. No error leaves here: a sweep's other jobs still run."""
+        """Run one job in this process. Return its error as a `Job`, so that a sweep's other jobs still run."""
         hydra_config = HydraConfig.get()
         words = " ".join(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
         number = OmegaConf.select(hydra_config, "job.num", default=0)
         job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
-        self.ends[number] = job  # an interruption leaves it so
+        self.ends[number] = job  # stays if the job is interrupted
         if self.stop.requested:
             return job
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -84,12 +84,12 @@ class Jobs:
 
     @property
     def code(self) -> int:
-        """One exit code for all of them."""
+        """The exit code of the command: the first of interrupted, failed and refused that a job has, else done."""
         codes = {job.code for job in self.ends.values()}
         return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)
 
     def print(self) -> None:
-        """List how each job of a sweep ended, and why."""
+        """Print how each job of a sweep ended, and why."""
         if len(self.ends) > 1:
             lines = [
                 f"{job.outcome:>11}  job {number + 1}: {job.words}{job.reason and f': {job.reason}'}\n"
@@ -99,7 +99,7 @@ class Jobs:
 
 
 def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
-    """Make the run that these settings describe.
+    """Check the settings and make their run.
 
     Raises:
         KeyboardInterrupt: a signal arrived before the run could end in order. Nothing else is raised.
@@ -118,13 +118,13 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
             _show(record)
         return End(DONE)
     except Exception as error:
-        if stop.was_lost:  # the error may come of it
+        if stop.was_lost:  # the error may be its consequence
             raise KeyboardInterrupt from error
         return ended(error, stop, is_alike=settings is None)
 
 
 def ended(error: BaseException, stop: Stop, is_alike: bool = False) -> End:
-    """Print why a job ended, which nothing else does; where all processes of a run see an error, the first prints."""
+    """Print why a job ended; nothing else prints it. If all ranks see the error (`is_alike`), only rank 0 prints it."""
     end = classify(error, stop)
     if end.text and (ranks.is_first() or not is_alike):
         tell(end.text)
@@ -132,13 +132,13 @@ def ended(error: BaseException, stop: Stop, is_alike: bool = False) -> End:
 
 
 def _show(record: Record) -> None:
-    """Print the summary of a finished run and see that it has its picture."""
+    """Print the summary of a finished run; draw its picture if it is missing."""
     from adafrugal.reports import pictures, summary
 
     file = record.directory / "picture.svg"
     if not file.exists():
         try:
             pictures.draw_run(record, file)
-        except OSError as error:  # the run is done and its record whole
+        except OSError as error:  # the run is done and its record complete
             tell(f"warning: {file} cannot be written: {error.strerror}")
     sys.stdout.write(f"\n{summary.text(record)}\n")

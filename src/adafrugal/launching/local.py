@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side on one machine: each is a process, or several under torchrun."""
+"""Run a sweep's jobs in parallel on one machine: each as one process, or as several under torchrun."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from adafrugal.settings.compose import REPOSITORY
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 
-SECONDS_BETWEEN_LOOKS = 0.1  # at a process
+SECONDS_BETWEEN_LOOKS = 0.1  # between checks of a process
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, by the names of CUDA_VISIBLE_DEVICES."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
@@ -36,12 +36,12 @@ def gpus() -> list[str]:
 
 
 class SideBySide:
-    """Runs jobs as processes, each in a slot of its own. Threads call `run`, one for each slot.
+    """Runs jobs as child processes, one per slot at a time. One thread per slot calls `run`.
 
     Args:
-        slots: the GPUs of each, for CUDA_VISIBLE_DEVICES; None: those of this process.
-        processes: of a job; more than one are started by torchrun.
-        stop: of this process. The first signal is passed on to every job once, which then ends in order.
+        slots: CUDA_VISIBLE_DEVICES of each slot; None: the GPUs of this process.
+        processes: per job; torchrun starts more than one.
+        stop: of this process. The first signal is passed on once to every job, which then ends in order.
     """
 
     def __init__(self, slots: Sequence[str | None], processes: int, stop: Stop) -> None:
@@ -53,7 +53,7 @@ class SideBySide:
         self._children: set[subprocess.Popen[str]] = set()
 
     def run(self, number: int, words: Sequence[str]) -> Job:
-        """Run one job; its output is passed on, with the job's number before each line."""
+        """Run one job; print its output with the job's number before each line."""
         if self._stop.requested:
             return Job(" ".join(words), INTERRUPTED, "not started")
         slot = self._free.get()
@@ -70,7 +70,7 @@ class SideBySide:
         return job
 
     def stop_at_once(self) -> None:
-        """Send a second signal to all processes of every job."""
+        """Send SIGTERM, as the second signal, to all processes of every job."""
         for child in list(self._children):
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
@@ -88,7 +88,7 @@ class SideBySide:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
         )
 
     def _wait(self, child: subprocess.Popen[str], label: str) -> int:
@@ -111,7 +111,7 @@ class SideBySide:
         return child.returncode
 
     def _outcome(self, told: Path, code: int) -> tuple[int, str]:
-        """Exit code and reason of a job: from its file, or else from its exit code."""
+        """Return a job's code and reason, from the file that it wrote or else from its process's exit code."""
         if told.exists():
             _, code, reason = json.loads(told.read_text())
             return code, reason
@@ -123,14 +123,14 @@ class SideBySide:
 
 
 def command(words: Sequence[str], processes: int) -> list[str]:
-    """The command of one job."""
+    """Return the command of one job."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [
         sys.executable,
         *(torchrun if processes > 1 else ()),
         str(REPOSITORY / "train.py"),
         *words,
-        "hydra.mode=RUN",  # a file of sweeps/ says MULTIRUN
+        "hydra.mode=RUN",  # a file of sweeps/ sets MULTIRUN
     ]
 
 
@@ -140,7 +140,7 @@ def _pass_on(stream: TextIO, to: TextIO, label: str) -> None:
 
 
 def say(to: TextIO, text: str) -> None:
-    """Print; a closed pipe is no reason for a job to end."""
+    """Print; if the pipe is closed, discard this and later output, so that jobs go on."""
     try:
         to.write(text)
         to.flush()

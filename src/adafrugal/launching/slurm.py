@@ -1,4 +1,4 @@
-"""One job of a sweep where a scheduler started it, through submitit: alone, or as one process of several."""
+"""Run one job of a sweep in a process that submitit started; a job may have several processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from adafrugal.training.failure import End
 
 
 def run(words: Sequence[str]) -> Job:
-    """Make the run of these words; a job that Slurm ends before its run is done goes back to the queue.
+    """Make the run of these overrides; requeue the job if Slurm interrupts it.
 
-    While the run goes on it takes Slurm's signals, which submitit would answer by itself, so that it stops in order.
+    During the run `Stop` handles Slurm's signals instead of submitit, so that the run stops in order.
 
     Raises:
-        SystemExit: the job is in the queue again, and has not ended. Its submitter goes on waiting.
+        SystemExit: the job was requeued; its submitter continues to wait.
     """
     environment = submitit.JobEnvironment()
     try:
@@ -40,7 +40,7 @@ def run(words: Sequence[str]) -> Job:
 
 
 def _run(words: Sequence[str], environment: submitit.JobEnvironment, stop: Stop) -> End:
-    if environment.num_tasks > 1:  # each sees all GPUs of its node
+    if environment.num_tasks > 1:  # each process sees all GPUs of its node
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     try:
         composed, choices, _ = compose.composed(words)
@@ -50,9 +50,9 @@ def _run(words: Sequence[str], environment: submitit.JobEnvironment, stop: Stop)
 
 
 def _put_back(job: str) -> str:
-    """Requeue a job that Slurm has not been told to end for good; why not, if not.
+    """Requeue a job unless it was cancelled; return why it was not requeued, or "".
 
-    A job that its owner cancels gets the same signals as one that is preempted, but its state says so.
+    A cancelled job gets the same signals as a preempted one, but its state differs.
     """
     try:
         if "JobState=RUNNING" not in _scontrol("show", "job", "--oneliner", job):

@@ -11,15 +11,12 @@ estimates.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-
 from adafrugal.settings import compose
 from adafrugal.system import threads
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import DONE, WRONG, SettingError
 from adafrugal.system.stderr import tell
 
 
@@ -50,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
             sys.stdout.write(breakdown.what_fits(settings, given.fits))
     except SettingError as error:
         tell(f"error: {error}")
-        return 2
-    return 0
+        return WRONG
+    return DONE
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
         "",
         *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells),
         "",
-        "peak: bytes of all tensors at the moment of a step when they are most, traced on a CPU's kernels without",
-        "allocating them. What a GPU's allocator reserves beside it, its context, and libraries are not in it.",
+        "peak: the most bytes that all tensors of a step take at once, traced with a CPU's kernels, without allocating",
+        "them. A GPU's context, libraries, and memory that its allocator reserves beyond tensors are not included.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -47,7 +47,7 @@ def _rows(stages: Sequence[Stage]) -> list[list[str]]:
 
 
 def chosen(settings: Settings, found: fit.Fitted) -> str:
-    """One line on the density that `optimizer.fit_gib` has led to."""
+    """One line on the density chosen for `optimizer.fit_gib`."""
     peak, gib = found.peak / fit.GIB, settings.optimizer.fit_gib
     return f"ρ begins at {found.density:g}: {peak:.2f} GiB by the estimate, of {gib:g} (optimizer.fit_gib)"
 
@@ -56,7 +56,7 @@ def what_fits(settings: Settings, gib: float) -> str:
     """The largest micro-batch, and the largest ρ, whose estimate fits.
 
     Raises:
-        SettingError: not a positive number of GiB.
+        SettingError: `gib` is not positive.
     """
     if not gib > 0:
         raise SettingError(f"--fits is {gib}; allowed: a number of GiB above 0")

@@ -21,11 +21,11 @@ from adafrugal.system.errors import SettingError
 
 @dataclass(frozen=True)
 class Stage:
-    """The run at one density ρ (None: the optimizer has none), in the refresh period whose subspace keeps most."""
+    """The run at one density ρ (None: the optimizer has none), with the subspace of the largest state."""
 
     density: float | None
     state: Mapping[tuple[str, str], int]  # bytes by kind of tensor (split, state-full) and role (moments, basis, …)
-    peak: Footprint  # of a step that chooses the subspace anew
+    peak: Footprint  # of a step with a refresh
 
     @property
     def state_bytes(self) -> int:
@@ -51,7 +51,7 @@ def estimate(settings: Settings) -> Estimate:
     """Trace steps of a pre-training run, and the refreshes of a whole cycle of subspaces, on fake tensors.
 
     Raises:
-        SettingError: the run is no pre-training, or its optimizer refuses the model.
+        SettingError: the task is not pre-training, or the optimizer refuses the model.
     """
     if settings.task.kind != "pretrain":
         raise SettingError(f"task is {settings.task.kind}; allowed: pretrain, since an encoder is read from its files")
@@ -63,7 +63,7 @@ def estimate(settings: Settings) -> Estimate:
             return _traced(settings)
     except SettingError:
         raise
-    except ValueError as error:  # known only in a step, as that a subspace selects nothing
+    except ValueError as error:  # found only by a step: a subspace that selects nothing, for example
         raise SettingError(f"optimizer: {error}") from error
 
 
@@ -76,7 +76,7 @@ def _traced(settings: Settings) -> Estimate:
     optimizer = optimizers.build(settings, optimizers.groups(settings, model))
     for group in optimizer.param_groups:
         if group.get("split") and "compile" in group:
-            group["compile"] = False  # compiled code is kept for the real runs of this process
+            group["compile"] = False  # this process keeps compiled code for its real runs
     checkpoint_activations(model, trainer.activation_checkpointing)
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)
@@ -103,7 +103,7 @@ def _traced(settings: Settings) -> Estimate:
 
 
 def _largest_state(optimizer: torch.optim.Optimizer, density: float | None) -> Mapping[tuple[str, str], int]:
-    """Go through a cycle of subspaces at one density, a refresh each step; the state of the one that keeps most."""
+    """Refresh through a cycle of subspaces at one density; return the largest state."""
     if density is None:
         return _state(optimizer)
     split = [group for group in optimizer.param_groups if group["split"] and group["density"] != Constant(0)]

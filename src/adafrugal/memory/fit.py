@@ -56,7 +56,7 @@ def fitted(settings: Settings) -> Fitted:
     """The density at which a run under `optimizer.fit_gib` begins: the one set, or the largest hundredth that fits.
 
     Raises:
-        SettingError: none fits, or the one set selects nothing.
+        SettingError: no density fits, or the one set selects nothing.
     """
     settings = settled(settings, None, settings.model.hidden_size)
     gib, density = settings.optimizer.fit_gib, settings.optimizer.density
@@ -89,7 +89,7 @@ def beginning_with(settings: Settings, density: float) -> Settings:
 def _peak(
     settings: Settings, rows: int | None = None, density: float | None = None, memory: int | None = None
 ) -> Footprint:
-    """The estimate with so many rows in a micro-batch, or a constant density, on a GPU of so many bytes."""
+    """The estimated peak with micro-batches of `rows`, a constant density, or a GPU of `memory` bytes."""
     changed = copy.deepcopy(settings)
     if rows is not None:
         changed.trainer.micro_batch_size = rows

@@ -47,16 +47,16 @@ def peak(found: dict[str, int]) -> int:
 def begin(device: torch.device) -> int:
     """Reset peak statistics; return the bytes in use, to subtract from later readings."""
     if device.type == "cpu":
-        with suppress(OSError):  # a system without such a mark, or that does not let it be reset
+        with suppress(OSError):  # not every system has a peak that can be reset
             Path("/proc/self/clear_refs").write_text("5")
     found = read(device)
     return found.get("allocated", found.get("resident", 0))
 
 
 def beside(estimate: int, peak: int, before: int) -> dict[str, float]:
-    """An estimated peak beside the measured growth from `before` to `peak`, with its relative error; bytes.
+    """Compare an estimated peak with the measured growth from `before` to `peak`, all in bytes.
 
-    The estimate is of tensors; on a CPU the measurement has all that the process holds.
+    The estimate counts tensors; on a CPU the measurement counts all memory of the process.
     """
     grown = peak - before
     return {"estimate": estimate, "grown": grown, "estimate_error": estimate / grown - 1 if grown > 0 else 0.0}

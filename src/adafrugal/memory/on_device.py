@@ -51,7 +51,7 @@ def chooses_micro_batch(settings: Settings) -> bool:
 def resolved(
     settings: Settings, precision: str, memory: int | None = None, free: int = 0, processes: int = 1
 ) -> Settings:
-    """The settings with precision, micro-batch and rows of logits as the device has them.
+    """The settings with precision, micro-batch and rows of logits chosen for the device.
 
     Args:
         settings: as they were checked.

@@ -1,4 +1,4 @@
-"""Trace training steps on fake tensors, which have shapes and no storage, for the bytes that they would take.
+"""Trace training steps on fake tensors, which have shapes and no storage, and count the bytes they would take.
 
 The steps are the run's own code under torch's FakeTensorMode, with a CPU's kernels whatever the run's device.
 """
@@ -55,7 +55,7 @@ _ANSWERS: dict[Callable[..., Any], Callable[[Tensor], Any]] = {
 class Answers(TorchFunctionMode):
     """Give fake tensors values: bool() is True, float item() 1.0, torch.equal False; small random draws are real.
 
-    A part of `shadows`; hooks of the backward pass, where torch leaves such modes, enter it themselves.
+    `shadows` enters it. Torch leaves such modes in the backward pass, so that hooks there enter it again.
     """
 
     def __torch_function__(
@@ -63,7 +63,7 @@ class Answers(TorchFunctionMode):
     ) -> Any:
         if func in _ANSWERS and isinstance(args[0], FakeTensor):
             return _ANSWERS[func](args[0])
-        # a choice of lines or blocks, not noise of a weight's size
+        # choices of lines or blocks; not noise of a weight's size
         draws = (func is torch.randperm and args[0] < 2**20) or (func is torch.randint and math.prod(args[1]) == 1)
         if func in _ANSWERS or draws:
             with unset_fake_temporarily():
@@ -80,7 +80,7 @@ def shadows() -> Iterator[None]:
 
 
 class _Live(TorchDispatchMode):
-    """Add up the storages alive: `now`, and when the output layer began, `kept`; `peak` is the largest footprint."""
+    """Add up live storages: `now`, and `kept` when the output layer begins; `peak` is the largest footprint."""
 
     def __init__(self, model: torch.nn.Module, optimizer: Optimizer) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def footprint(
         model: made within `shadows`, with its output layer as `lm_head`.
         optimizer: of its parameters.
         loss: the forward pass over one micro-batch, to a scalar.
-        trainer: batch, micro-batch and clipping. Two micro-batches are traced where there are more: the peak is theirs.
+        trainer: batch, micro-batch and clipping. At most two micro-batches are traced: more have the same peak.
         steps: how many.
     """
     live = _Live(model, optimizer)

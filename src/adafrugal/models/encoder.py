@@ -24,8 +24,8 @@ def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreT
         outputs: of the head: classes, or 1 for a score.
 
     Raises:
-        SettingError: the weights lack some of the encoder's, which would be trained from nothing.
-        Exception: whatever transformers raises where it or the hub cannot give such a model.
+        SettingError: weights of the encoder are missing, which would be trained from random values.
+        Exception: of transformers or the hub, if the model cannot be loaded.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -63,7 +63,7 @@ def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreT
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The largest number of tokens that the encoder takes."""
     positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    longest = int(tokenizer.model_max_length)  # astronomical where the tokenizer does not know
+    longest = int(tokenizer.model_max_length)  # a huge number if the tokenizer does not know it
     if positions is None:
         return longest
     # RoBERTa and MPNet count positions from after their padding index

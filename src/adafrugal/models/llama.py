@@ -27,17 +27,17 @@ def build(settings: LlamaSettings) -> LlamaForCausalLM:
     ours = {name: shape.pop(name) for name in ("kind", "vocabulary_size", "dtype", "loss_chunk_rows")}
     config = LlamaConfig(
         vocab_size=ours["vocabulary_size"], **shape, tie_word_embeddings=False, use_cache=False,
-        attn_implementation="sdpa", pad_token_id=0, eos_token_id=1, bos_token_id=None,  # the tokenizers' ids, T5's
+        attn_implementation="sdpa", pad_token_id=0, eos_token_id=1, bos_token_id=None,  # ids of the tokenizers, as T5's
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
 
 
 def attend_causally(model: LlamaForCausalLM) -> None:
-    """Make attention causal without a mask, for rows that are one text each, with padding behind it.
+    """Make attention causal without a mask, for rows of one text each, padded at the end.
 
-    transformers looks at the positions of each batch for several texts in a row, and a GPU waits for the answer; in
-    compiled code it makes a mask (rows, 1, length, length) instead, with which attention has a slower kernel. Results
-    are the same to the bit where no mask was made.
+    transformers checks the positions of each batch for several texts in a row, for which a GPU has to wait; in compiled
+    code it makes a mask (rows, 1, length, length) instead, which needs a slower kernel of attention. Where it makes
+    none, results are the same to the bit.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -29,8 +29,8 @@ class TokenNats(nn.Module):
         Args:
             tokens: int64 (rows, length).
             targets: int64 (rows, length); -100 is not counted.
-            positions: int64 (rows, length), counted anew in each document of a row, to which attention is then
-                confined; None: a row is one text.
+            positions: int64 (rows, length), which restart at each document of a row and confine attention to it;
+                None: a row is one text.
         """
         states = self.model.model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
         states, targets, head = states.flatten(0, 1), targets.flatten(), self.model.lm_head

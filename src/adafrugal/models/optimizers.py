@@ -65,7 +65,7 @@ def _blocks(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _linear_in_blocks(model: torch.nn.Module) -> str:
-    """Their last names, each once."""
+    """The last names of the Linear modules in the blocks, each once."""
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     inside = (name.rpartition(".")[2] for name in linear if name.startswith(_blocks(model)))
     return ", ".join(dict.fromkeys(inside)) or "none"
@@ -90,7 +90,7 @@ def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
 
 def _frugal(settings: Settings, groups: ParameterGroups) -> Frugal:
     given = asdict(settings.optimizer)
-    for name in ("kind", "modules", "rank", "fit_gib"):  # the density was made of the last two
+    for name in ("kind", "modules", "rank", "fit_gib"):  # the last two have become the density
         del given[name]
     for name in ("density", "interval"):
         given[name] = with_run_length(given[name], settings.trainer.steps)
@@ -104,7 +104,7 @@ def _other(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer
         rates = {"lr": o.lr, "beta2_decay": o.beta2_decay, "d": o.clip, "weight_decay": o.weight_decay}
         return torch.optim.Adafactor(scaled, **rates)
     for group in scaled:
-        if group["split"] and o.split_lr_scale != 1:  # as in FRUGAL, lr × weight decay stays
+        if group["split"] and o.split_lr_scale != 1:  # as in FRUGAL, lr × weight decay does not change
             decay = group.get("weight_decay", o.weight_decay) / o.split_lr_scale
             group |= {"lr": o.lr * o.split_lr_scale, "weight_decay": decay}
     rates = {"lr": o.lr, "betas": tuple(o.betas), "eps": o.eps, "weight_decay": o.weight_decay}

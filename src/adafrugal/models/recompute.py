@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _aten = torch.ops.aten
-_KEPT = {  # by `selective`: what takes most of the time
+_KEPT = {  # by `selective`: the operations that take most of the time
     _aten.mm.default,
     _aten.bmm.default,
     _aten.addmm.default,
@@ -26,7 +26,7 @@ _KEPT = {  # by `selective`: what takes most of the time
 
 
 def checkpoint_activations(model: PreTrainedModel, which: str) -> None:
-    """Let the blocks of a transformers model keep less for the backward pass; gradients stay the same to the bit.
+    """Let the blocks of a transformers model keep fewer activations; gradients stay the same to the bit.
 
     Args:
         model: in training mode.
@@ -34,7 +34,7 @@ def checkpoint_activations(model: PreTrainedModel, which: str) -> None:
             matrix products and attention too; "none" keeps all.
 
     Raises:
-        SettingError: the model's layers cannot.
+        SettingError: the model does not support it.
     """
     if which == "none":
         return

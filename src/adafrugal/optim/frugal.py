@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
-from adafrugal.optim.options import Group, SplitOptions
+from adafrugal.optim.options import Clocks, Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh, StepEvents
 from adafrugal.optim.sharding.shards import is_sharded
 from adafrugal.optim.state_dict import kept_here, refuse_other, restored_subspace, with_shared
@@ -139,7 +139,7 @@ class Frugal(torch.optim.Optimizer):
             del self.param_groups[-1]
             raise
         if group["split"]:
-            group |= refresh.new_clocks()
+            group |= Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
         else:
             for key in SplitOptions.__annotations__:
                 del group[key]

@@ -91,15 +91,21 @@ def compiles(group: Group) -> bool:
 
 
 def state_free(rule: str, updates: Sequence[Free], rates: Rates, *, compiled: bool) -> None:
-    """Make one step of a rule of `rules.STATE_FREE`, decay included; compiled where it can be and `compiled`."""
-    left = _update_compiled(rule, updates, rates) if compiled and rule != "none" else updates
-    for alike in _alike([update for update in left if update.scale is None and _costs_a_launch(update.target)]):
+    """Make one step of a rule of `rules.STATE_FREE`, decay included.
+
+    A rule's compiled form (if `compiled`) and its form for many tensors are used where it has them and they fit.
+    """
+    left = _update_compiled(rule, updates, rates) if compiled and rule in _TO_COMPILE else updates
+    together, alone = [], []
+    for update in left:
+        is_fast = rule in _TO_ADD and update.scale is None and _costs_a_launch(update.target)
+        (together if is_fast else alone).append(update)
+    for alike in _alike(together):
         for some in _chunks(alike):
             _foreach(rule, [update.target for update in some], [update.grad for update in some], rates)
-    for target, grad, scale in left:
-        if scale is not None or not _costs_a_launch(target):
-            rules.decay_(target, rates)
-            rules.STATE_FREE[rule](target, grad, rates, scale)
+    for target, grad, scale in alone:
+        rules.decay_(target, rates)
+        rules.STATE_FREE[rule](target, grad, rates, scale)
 
 
 def _costs_a_launch(tensor: Tensor) -> bool:
@@ -119,14 +125,20 @@ def _chunks(updates: Sequence[Free]) -> list[list[Free]]:
     return chunks
 
 
-def _foreach(rule: str, targets: list[Tensor], grads: Sequence[Tensor], rates: Rates) -> None:
-    """`rules.decay_` and a rule of `rules.STATE_FREE` for tensors of one device and dtype."""
+# rule -> from the gradients of many tensors to the tensors to add, times −lr
+_TO_ADD: dict[str, Callable[[list[Tensor]], Sequence[Tensor]]] = {
+    "signsgd": torch._foreach_sign,
+    "sgd": lambda grads: grads,
+    "none": lambda grads: (),
+}
+
+
+def _foreach(rule: str, targets: list[Tensor], grads: list[Tensor], rates: Rates) -> None:
+    """`rules.decay_` and a rule of `_TO_ADD` for tensors of one device and dtype."""
     if rates.decay:
         torch._foreach_mul_(targets, 1 - rates.decay)
-    if rule == "signsgd":
-        grads = torch._foreach_sign(grads)
-    if rule != "none":
-        torch._foreach_add_(targets, grads, alpha=-rates.lr)
+    if added := _TO_ADD[rule](grads):
+        torch._foreach_add_(targets, added, alpha=-rates.lr)
 
 
 # -- compiled ---------------------------------------------------------------------------------------------------------

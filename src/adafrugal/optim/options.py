@@ -127,6 +127,6 @@ def lost_in_rounding(group: Group) -> Iterable[str]:
         )
     if group["state_dtype"] == "bfloat16" and not stochastic:
         yield (
-            "moments in bfloat16, rounded to the nearest, do not fall where 1 − β is under about 1/512, as β₂ = 0.999 "
-            "has it: set stochastic_rounding=True"
+            "moments in bfloat16, rounded to the nearest, cannot decrease when 1 − β is below about 1/512 (β₂ = 0.999):"
+            " set stochastic_rounding=True"
         )

@@ -26,11 +26,6 @@ States: TypeAlias = Mapping[Tensor, dict[str, Any]]
 Event = Literal["refresh", "continued", "shrink"]
 
 
-def new_clocks() -> Clocks:
-    """The counts of a split group before its first step."""
-    return Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
-
-
 @dataclass(frozen=True)
 class Refresh:
     """A new selection of the subspace, or its shrinking between two refreshes.

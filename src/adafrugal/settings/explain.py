@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.settings import REPOSITORY
-from adafrugal.system.errors import chain
+from adafrugal.system.errors import chain, line
 
 _PLACES = ("experiments", "sweeps")  # beside conf/; their groups are nested
 _NO_EXPERIMENTS = tuple(f"experiments/{name}" for name in ("published", "results", "tables"))
@@ -87,7 +87,7 @@ def _explain_hydra(error: Exception) -> str:
     if getattr(error, "override", None):
         detail = " ".join(error.message.split("\nSee ")[0].split())
         return f"{error.override!r} is not a setting: {detail}; write name=value (quote spaces, commas and brackets)"
-    text = " ".join(str(error).split())
+    text = line(error)
     if "No match in the defaults list" in text:
         return f"{text.split(' No match')[0]} It is no group, or none that goes with the other choices; see --help"
     if text.startswith("Config group override"):

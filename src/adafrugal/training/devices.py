@@ -56,7 +56,7 @@ class Place:
         return torch.cuda.mem_get_info(self.device)[0]
 
     def begun_in(self, precision: str, asked: str) -> Place:
-        """The same device for a resumed run: with `trainer.precision=auto` it keeps the precision it began in."""
+        """The place of a resumed run, which with `trainer.precision=auto` keeps its first precision."""
         return replace(self, precision=precision) if asked == "auto" else self
 
     @property
@@ -73,7 +73,7 @@ def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str]
     Args:
         settings: `device=auto` is the GPU where there is one; `precision=auto` is bf16 on a GPU that has it, else fp32.
         number: index of the GPU, where several processes have one each.
-        warn: told why an existing GPU is not used.
+        warn: prints why an existing GPU is not used.
 
     Raises:
         SettingError: the device is missing, or torch cannot use it.
@@ -98,11 +98,10 @@ _NO_GPU = "torch finds no GPU"
 
 
 def _open_gpu(number: int) -> str | None:
-    """Initialise CUDA and select a GPU; return the reason where torch can never do that here.
+    """Initialise CUDA and select a GPU; return the reason if torch cannot use any here.
 
     Raises:
-        SettingError: there are GPUs, but none of this number; or it cannot be used now, or not by one of several
-            processes.
+        SettingError: there is no GPU of this number, or it is in use; or one of several processes cannot use it.
     """
     if not torch.cuda.is_available():
         return _why_unavailable()
@@ -124,7 +123,7 @@ def _open_gpu(number: int) -> str | None:
                 "or set trainer.device=cpu"
             ) from error
         return f"torch {torch.__version__} cannot use {name} ({first_line(error)})"
-    torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    torch.set_float32_matmul_precision("high")  # TF32 for products that stay in float32
     return None
 
 

@@ -18,11 +18,11 @@ SECONDS_BETWEEN_LINES = 30  # of training metrics, where there is no bar
 
 
 class _Console(Console):
-    """Goes quiet when the reader of its pipe has ended, which is no reason for a run to end."""
+    """Goes quiet when its pipe is closed, so that the run continues."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what else is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # other output goes there, too
 
 
 class Display:
@@ -66,11 +66,11 @@ class Display:
             self._bar.update(self._task, completed=step)
 
     def metrics(self, line: Mapping[str, Any], headline: Sequence[str]) -> None:
-        """Show a line of metrics: on the bar; as text where it ends with an evaluation, or now and then.
+        """Show a line of metrics on the bar; print it after an evaluation and, without a bar, now and then.
 
         Args:
             line: of the record.
-            headline: names of the evaluation's numbers to show beside its loss.
+            headline: names of numbers of the evaluation to show beside its loss.
         """
         evaluated = "validation_loss" in line
         if self._bar is not None:

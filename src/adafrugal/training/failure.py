@@ -12,7 +12,7 @@ from adafrugal.system.errors import FAILED, INTERRUPTED, WRONG, SettingError, Tr
 from adafrugal.system.signals import Stop
 from adafrugal.training.distributed.ranks import LostError, Ranks
 
-# what a disk answers that is full, read-only, another's, broken or gone
+# errors of a disk that is full, read-only, someone else's, broken or gone
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
@@ -20,9 +20,9 @@ class End(NamedTuple):
     """How a run ended.
 
     Args:
-        code: the exit code that it has as a command.
-        reason: in one line, for its record and for the list of a sweep's jobs; empty where there is nothing to say.
-        text: for stderr; empty where another process prints it.
+        code: the exit code of the command.
+        reason: in one line, for the record and the list of a sweep's jobs; empty if there is none.
+        text: for stderr; empty if another process prints it.
     """
 
     code: int
@@ -31,7 +31,7 @@ class End(NamedTuple):
 
 
 def classify(error: BaseException, stop: Stop) -> End:
-    """The end that an error makes of a run: an interruption, a wrong setting, a failure, or a defect."""
+    """Classify an error as an interruption, a wrong setting, a failure or a defect."""
     if stop.was_lost or not isinstance(error, Exception):
         return End(INTERRUPTED, text="interrupted; the same command continues")
     reason = line(error)
@@ -43,12 +43,12 @@ def classify(error: BaseException, stop: Stop) -> End:
 
 
 def explained(error: BaseException, ranks: Ranks, settings: Settings, directory: Path) -> BaseException:
-    """A TrainingError for an error that neither a setting nor this code is the cause of; all others as they are.
+    """Return a TrainingError if the disk, memory or another process is at fault; return other errors unchanged.
 
     Args:
         error: that ended the run.
-        ranks: the processes of the run, one of which may have caused it.
-        settings: of the run, whose values are quoted.
+        ranks: the processes of the run.
+        settings: of the run; the message quotes their values.
         directory: of the run.
     """
     if lost := ranks.lost(error):
@@ -57,7 +57,7 @@ def explained(error: BaseException, ranks: Ranks, settings: Settings, directory:
         return error
     if isinstance(error, OSError) and error.errno in _DISK:
         said = f"{error.filename or directory}: {error.strerror}"
-        return TrainingError(f"{said}; what is whole stays, and the same command goes on from the last checkpoint")
+        return TrainingError(f"{said}; complete checkpoints stay, and the same command continues from the last one")
     from adafrugal.memory import out_of_memory  # which needs torch
 
     reason = out_of_memory.reason(error, settings)

@@ -19,7 +19,7 @@ from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 from adafrugal.training import compiling
-from adafrugal.training.checkpoints import sharded
+from adafrugal.training.checkpoints import checkpoint, sharded
 from adafrugal.training.checkpoints.writer import Writer, Written
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.compiling import Compilation
@@ -41,11 +41,11 @@ class Loop:
         optimizer: torch's, or this project's.
         scheduler: of the learning rate.
         place: device and precision.
-        record: what is written.
-        display: what a person sees.
+        record: the run's files.
+        display: prints the progress.
         ranks: the processes that make this run; all of them go through the same steps.
-        known_as: the settings by which a checkpoint is known as this run's.
-        progress: of the run; None: at its beginning.
+        known_as: the settings that identify the run, saved in each checkpoint.
+        progress: where the run stands; None: at its start.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
         self._since = time.perf_counter()
         self._meter = Meter(settings, task.model, place, ranks.size)
-        self._losses: list[tuple[int, torch.Tensor]] = []  # of steps, on the device: read only where they are written
+        self._losses: list[tuple[int, torch.Tensor]] = []  # by step, on the device; read only to record them
         self._lr = 0.0
         self._saved_step = 0
         self._is_sharded = ranks.size > 1 and settings.trainer.parallel == "fsdp"
@@ -89,12 +89,12 @@ class Loop:
             self.progress.add(0.0, {"compile": how.seconds}, how.seconds)
 
     def fit(self, stop: Stop) -> bool:
-        """Train to the last step; False when asked to stop before it. A checkpoint is left in both cases."""
+        """Train to the last step; return False if stopped before it. Save a checkpoint in both cases."""
         self._since = time.perf_counter()
         while self.progress.step < self.settings.trainer.steps:
             try:
                 batch = self._next_batch(stop)
-            except SettingError:  # of the data: nothing of this step is done yet
+            except SettingError:  # from the data, before the step begins
                 self._save()
                 raise
             if batch is None:
@@ -122,7 +122,7 @@ class Loop:
         self._note(self._writer.done())
 
     def close(self) -> None:
-        """Let a checkpoint under way be completed, after an error, too, which is the one to tell then."""
+        """Complete a checkpoint under way. After an error, report that error, not the checkpoint's."""
         with suppress(Exception):
             self._note(self._writer.wait())
 
@@ -155,7 +155,7 @@ class Loop:
     # -- training -------------------------------------------------------------------------------------------------
 
     def _train_step(self, work: StepBatch) -> None:
-        """One optimizer step over a whole batch, whatever the number of micro-batches and processes it comes in."""
+        """Make one optimizer step over a whole batch, however many micro-batches and processes share it."""
         step, skips = self.progress.step + 1, self.settings.trainer.on_nonfinite == "skip"
         share = max(1, work.count) / self.ranks.size  # gradients are averaged over processes
         summed = torch.zeros((), dtype=torch.float64, device=self.place.device)
@@ -165,12 +165,12 @@ class Loop:
                 with self.clock("forward"):
                     loss = self.task.loss(batch)
                 summed += loss.detach()
-                if skips and self.ranks.any([not math.isfinite(summed.item())])[0]:  # before its gradients are anywhere
+                if skips and self.ranks.any([not math.isfinite(summed.item())])[0]:  # before the backward pass
                     is_sound = False
                     break
                 with self.clock("backward"), self._refusals():
                     self.scaler.scale(loss / share).backward()
-        # the last group is outside the split, whose matrices may take a part of the rate; torchao keeps a tensor
+        # the last group is not split, so that its rate is not scaled; torchao keeps rates as tensors
         self._lr = float(self.optimizer.param_groups[-1]["lr"])
         if is_sound:
             with self.clock("optimizer"):
@@ -184,7 +184,7 @@ class Loop:
             self.progress.state_bytes_start = self._state_bytes().total
 
     def _update(self) -> None:
-        """Clip, step the optimizer and its learning rate; in fp16 both stand still where a gradient overflowed."""
+        """Clip gradients, step optimizer and scheduler; in fp16 skip both steps if a gradient overflowed."""
         if self.settings.trainer.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.trainer.clip_norm)
@@ -198,7 +198,7 @@ class Loop:
             self.scheduler.step()
 
     def _skip(self, step: int, loss: float) -> None:
-        """Leave a step out: weights, optimizer and learning rate stand still."""
+        """Skip a step: weights, optimizer and learning rate do not change."""
         limit = self.settings.trainer.max_skips
         self._note_nonfinite(step, loss)
         self.progress.skips += 1
@@ -211,7 +211,7 @@ class Loop:
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Explain what only a step of the optimizer finds out: of a control, or a subspace that selects nothing."""
+        """Turn a ValueError of the optimizer's step into a TrainingError that names the step."""
         try:
             yield
         except ValueError as error:
@@ -220,14 +220,14 @@ class Loop:
     def _refreshed(self, change: Refresh) -> None:
         progress = self.progress
         self.clock.move(change.seconds, "optimizer", "refresh")
-        if change.event == "refresh" and change.step != self._refreshed_at:  # several groups may, at one step
+        if change.event == "refresh" and change.step != self._refreshed_at:  # several groups may refresh at one step
             progress.refreshes += 1
             self._refreshed_at = change.step
-        if change.event != "shrink":  # which says nothing to other processes, and lets go of bytes
+        if change.event != "shrink":  # a shrink needs no communication and only frees memory
             progress.state_bytes_peak = max(progress.state_bytes_peak, self._state_bytes().total)
             if self.ranks.size > 1:
                 self.ranks.insist_alike(self.optimizer.checksum(), "the checksum of ρ, T and what is selected")
-        # a step that was left out is none of the optimizer's, and the record counts those of the run
+        # the optimizer does not count skipped steps; the record does
         self.record.add_event(**asdict(change) | {"step": progress.step + 1})
 
     def _note_nonfinite(self, step: int, loss: float) -> None:
@@ -244,16 +244,16 @@ class Loop:
     # -- evaluation -----------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, float]:
-        self._fold()  # weights that a loss has spoilt are not evaluated: its step is the one to name
+        self._fold()  # first: it raises an error that names the step of a loss that is not finite
         with self.clock("evaluation"):
             found = self.task.evaluate(last=self.progress.step == self.settings.trainer.steps)
         self._insist_on_a_number("validation loss", found["validation_loss"], self.progress.step)
         return found
 
     def _is_best(self, evaluated: dict[str, float]) -> bool:
-        """Whether this evaluation is the best so far, and a checkpoint is to be kept for it.
+        """Whether this evaluation is the best so far, so that its checkpoint is kept.
 
-        Those that only a control asked for do not count, as they do not in the summary.
+        Evaluations made only for a control are ignored here and in the summary.
         """
         step, settings = self.progress.step, self.settings
         is_last = step == settings.trainer.steps
@@ -266,13 +266,13 @@ class Loop:
         return True
 
     def _observe(self, evaluated: dict[str, float]) -> None:
-        """Show the controls the loss that they want to see."""
+        """Give the interval's control the loss that it observes."""
         if self._observed == "training":
             self._fold()
             loss = self.progress.observed()
         else:
             loss = evaluated["validation_loss"]
-        if math.isnan(loss):  # all these steps were left out
+        if math.isnan(loss):  # all these steps were skipped
             return
         before = self.optimizer.interval
         self.optimizer.observe(loss)
@@ -282,7 +282,7 @@ class Loop:
     # -- what is written ------------------------------------------------------------------------------------------
 
     def _fold(self) -> None:
-        """Add to the progress what is summed elsewhere: the loss on the device, and the time."""
+        """Add the losses on the device and the measured times to the progress."""
         losses = self.ranks.sum(torch.stack([loss for _, loss in self._losses]).tolist() if self._losses else [])
         for (step, _), loss in zip(self._losses, losses, strict=True):
             self._insist_on_a_number("loss", loss, step)
@@ -302,7 +302,7 @@ class Loop:
         self.display.metrics(line, self.task.headline)
 
     def _save(self) -> None:
-        """Leave a checkpoint of this step, unless there is one."""
+        """Save a checkpoint of this step, unless it is saved already."""
         if self._saved_step == self.progress.step:
             return
         begun = time.perf_counter()
@@ -321,7 +321,7 @@ class Loop:
                 "precision": self.place.precision,
                 "settings": self.known_as,
             }
-            self.record.to_disk()  # what led to a checkpoint outlives a power cut with it
+            self.record.to_disk()  # after a power cut the record reaches as far as the checkpoint
             best = self.progress.best["step"] if self.progress.best else None
             self._note(self._writer.save(self.progress.step, self.task.saved, state, best, begun))
 
@@ -330,14 +330,14 @@ class Loop:
             self.record.add_event("checkpoint", **asdict(written))
 
     def resume(self, state: dict[str, Any], directory: Path) -> None:
-        """Continue from what `_save` wrote.
+        """Continue from a checkpoint.
 
         Args:
-            state: of the checkpoint, less what is in its other files.
+            state: of its state.pt.
             directory: of the checkpoint.
 
         Raises:
-            TrainingError: it was written by a version of this code that kept other things.
+            TrainingError: another version of this code wrote it.
         """
         group = self.ranks.writing
         try:
@@ -345,19 +345,16 @@ class Loop:
             self.progress = Progress.from_state(state["account"])
             self._saved_step = self.progress.step
             if not self.ranks.first:
-                self.progress.memory_peak = 0  # what is saved is the first process's
+                self.progress.memory_peak = 0  # the saved peak is rank 0's
             self.optimizer.load_state_dict(sharded.read_optimizer(state["optimizer"], directory, self.optimizer, group))
             self.scheduler.load_state_dict(state["scheduler"])
             self.scaler.load_state_dict(state["scaler"])
             self.place.set_random_state(state["random"])
         except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(
-                f"the checkpoint was written by another version of this code ({error}): continue with that version, or "
-                "remove the run's directory to begin anew"
-            ) from error
+            raise checkpoint.of_another_version(error) from error
 
     def _state_bytes(self) -> StateBytes:
-        """The optimizer's state; where each process has a part of the moments, with those of all."""
+        """The optimizer's state; sharded moments are summed over all processes."""
         counted = state_bytes(self.optimizer)
         if not self._is_sharded:
             return counted
@@ -374,7 +371,7 @@ class Loop:
         if not self.ranks.first:
             return {}
         every, last = self.settings.eval.every, self.settings.trainer.steps
-        # those that a control asked for do not count: other arms have fewer, and the best of more is better
+        # ignore evaluations made only for a control: the best of more is better, and other arms have fewer
         scheduled = [line for line in self.record.metrics() if line["step"] % every == 0 or line["step"] == last]
         evaluations = [line for line in scheduled if "validation_loss" in line]
         found = self.progress.summary(self.optimizer, counted, self.task.model, self.task.conclude(evaluations))
@@ -388,7 +385,7 @@ class Loop:
 
 
 def _observation(optimizer: torch.optim.Optimizer) -> tuple[int | None, str | None]:
-    """How many steps lie between two losses that the interval's control wants to see, and which losses they are."""
+    """The number of steps between two losses that the interval's control observes, and the losses' source."""
     for group in optimizer.param_groups if isinstance(optimizer, Frugal) else ():
         if group["split"] and hasattr(group["interval"], "every"):
             return group["interval"].every, getattr(group["interval"], "source", "validation")

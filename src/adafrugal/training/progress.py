@@ -13,7 +13,7 @@ from adafrugal.memory import measure
 from adafrugal.optim import Frugal
 from adafrugal.optim.accounting import StateBytes, adamw_state_bytes
 
-BESIDE = ("evaluation", "checkpoint", "compile")  # the phases that tokens per second leave out
+BESIDE = ("evaluation", "checkpoint", "compile")  # phases that tokens per second do not count
 
 
 @dataclass
@@ -33,14 +33,14 @@ class Window:
 
 @dataclass
 class Progress:
-    """The progress of a run over all of its starts: plain numbers, saved with every checkpoint."""
+    """The progress of a run since its first start: plain numbers, saved with every checkpoint."""
 
     step: int = 0
     tokens: int = 0
-    real_tokens: int = 0  # less the padding
+    real_tokens: int = 0  # without padding
     refreshes: int = 0
-    skips: int = 0  # steps left out since their loss was no number
-    overflows: int = 0  # steps left out in fp16, since a gradient was too large for it
+    skips: int = 0  # steps skipped because the loss was not finite
+    overflows: int = 0  # fp16 steps skipped because a gradient overflowed
     seconds: dict[str, float] = field(default_factory=dict)
     wall: float = 0.0
     state_bytes_start: int = 0
@@ -48,17 +48,17 @@ class Progress:
     memory_peak: int = 0
     window: Window = field(default_factory=Window)
     unobserved: Window = field(default_factory=Window)  # the steps since a control last observed the training loss
-    fitted_density: float | None = None  # that the run began with, where `optimizer.fit_gib` decides it
+    fitted_density: float | None = None  # at the start of the run, if `optimizer.fit_gib` chose it
     last_line: dict[str, Any] = field(default_factory=dict)
-    best: dict[str, Any] | None = None  # the line of the best evaluation so far, of those that `eval.every` asks for
+    best: dict[str, Any] | None = None  # the line of the best evaluation so far, without those for a control
 
     def state_dict(self) -> dict[str, Any]:
-        """The same as nested dicts of plain values."""
+        """Nested dicts of plain values."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """Inverse of `state_dict`, of older versions, too."""
+        """Inverse of `state_dict`; reads those of older versions, too."""
         windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})
 
@@ -81,7 +81,7 @@ class Progress:
             counter.wall += wall
 
     def observed(self) -> float:
-        """The mean training loss of the steps since the last call; NaN where all of them were left out."""
+        """The mean training loss of the steps since the last call; NaN if all were skipped."""
         loss = self.unobserved.mean()
         self.unobserved = Window()
         return loss
@@ -133,7 +133,7 @@ class Progress:
         model: torch.nn.Module,
         conclusion: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The end of the run in numbers.
+        """The numbers of summary.json.
 
         Args:
             optimizer: of the run.
@@ -142,7 +142,7 @@ class Progress:
             conclusion: the task's own numbers.
         """
         line = self.last_line
-        parameters = [p for name, p in model.named_parameters() if ".lora_" not in name]  # adapters are peft's, no part
+        parameters = [p for name, p in model.named_parameters() if ".lora_" not in name]  # without LoRA's adapters
         passes = self.seconds["forward"] + self.seconds["backward"]
         found: dict[str, Any] = {
             "steps": self.step,

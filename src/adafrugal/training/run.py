@@ -18,7 +18,7 @@ from adafrugal.settings.canonical import settled
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
 from adafrugal.settings.validate import refuse_impossible
-from adafrugal.system.errors import SettingError, TrainingError
+from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
 from adafrugal.training import compiling, devices
 from adafrugal.training.checkpoints import checkpoint
@@ -34,7 +34,7 @@ class Run:
     """Makes a session's run.
 
     Args:
-        session: which knows its settings, record and processes, and what to close.
+        session: its settings, record, processes, and resources to close.
     """
 
     def __init__(self, session: Session) -> None:
@@ -46,7 +46,7 @@ class Run:
     def train(self) -> Outcome:
         """Train to the end, or until asked to stop."""
         session, notes = self.session, []
-        # before anything else asks CUDA for something, and before the record is touched
+        # before any other use of CUDA, and before the record changes
         place = devices.open_device(self.settings.trainer, self.ranks.local, notes.append)
         session.begin()
         session.ends.enter_context(self.display)
@@ -76,7 +76,7 @@ class Run:
     # -- before the first step ------------------------------------------------------------------------------------
 
     def _set_up(self, place: Place) -> Loop:
-        """Build everything, show it, and go to the step where the run stands."""
+        """Build all parts of the run, print its groups, and resume from the latest checkpoint."""
         settings, display = self.settings, self.display
         saved = self._latest_checkpoint()
         state = checkpoint.load_state(saved) if saved else None
@@ -118,7 +118,7 @@ class Run:
         return Path(told) if told else None
 
     def _on_device(self, place: Place) -> Settings:
-        """The settings with what is left to the device: precision, micro-batch, rows of logits."""
+        """The settings completed for the device: precision, micro-batch, rows of logits."""
         settings, size = self.settings, self.ranks.size
         free = min(self.ranks.gather(place.free()))
         chooses = place.is_gpu and on_device.chooses_micro_batch(settings)
@@ -126,8 +126,8 @@ class Run:
             self.display.say("estimating which micro-batch fits: seconds, for 7B a minute")
         try:
             found = on_device.resolved(settings, place.precision, place.memory(), free, size)
-        except Exception as error:  # of whatever kind: an estimate is no reason for a run not to start
-            self._warn(f"there is no estimate by which to choose a micro-batch, which is the batch: {error}")
+        except Exception as error:  # of any kind: a run must start although its estimate fails
+            self._warn(f"the micro-batch is the whole batch, since there is no estimate to choose it by: {error}")
             whole = replace(settings.trainer, micro_batch_size=settings.trainer.batch_size)
             return on_device.resolved(replace(settings, trainer=whole), place.precision, place.memory(), free, size)
         if chooses and (rows := found.trainer.micro_batch_size) < settings.trainer.batch_size // size:
@@ -136,7 +136,7 @@ class Run:
         return found
 
     def _task(self, settings: Settings, place: Place, state: dict[str, Any] | None) -> Task:
-        """The task, which goes on where `state` says."""
+        """The task, continued from `state`."""
         if settings.task.kind == "pretrain":
             from adafrugal.training.tasks.pretrain import Pretrain
 
@@ -149,7 +149,7 @@ class Run:
         return task
 
     def _within_budget(self, settings: Settings, state: Mapping[str, Any] | None) -> tuple[Settings, Fitted | None]:
-        """The settings with the density that `optimizer.fit_gib` leaves, and the choice if this start makes it."""
+        """The settings with a density that fits `optimizer.fit_gib`, and the choice if it is made now."""
         if getattr(settings.optimizer, "fit_gib", None) is None:
             return settings, None
         if state is not None:
@@ -180,7 +180,7 @@ class Run:
         self.record.set_status("running")
 
     def _copy_to_wandb(self) -> None:
-        """Have the record copied to W&B, if the settings say so, until the run ends."""
+        """Copy the record to W&B until the run ends, if the settings ask for it."""
         if self.settings.tracking.kind != "wandb" or not self.ranks.first:
             return
         from adafrugal.tracking.wandb import WandbCopy
@@ -197,7 +197,7 @@ class Run:
             return
         try:
             foretold = estimate.estimate(self._of_one_process(self.session.made)).peak
-        except Exception as error:  # of whatever kind: a run that is made does not fail for what was to be said of it
+        except Exception as error:  # of any kind: a finished run must not fail because its estimate fails
             self._warn(f"there is no estimate of the memory in the summary: {error}")
             return
         summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
@@ -205,12 +205,9 @@ class Run:
 
 
 def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], directory: Path) -> None:
-    """A directory is named by its settings, but it can be renamed, or copied over another."""
+    """Refuse a checkpoint of another run: a directory can be renamed, or copied over another."""
     if "settings" not in state:
-        raise TrainingError(
-            "the checkpoint was written by another version of this code: continue with that version, or remove the "
-            "run's directory to begin anew"
-        )
+        raise checkpoint.of_another_version("it has no settings")
     theirs = still_part(state["settings"])
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if names:

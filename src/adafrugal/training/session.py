@@ -21,32 +21,32 @@ Outcome = Literal["finished", "finished before", "interrupted"]
 
 
 def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None) -> tuple[Record, Outcome]:
-    """Make the run that these settings describe, or what is missing of it.
+    """Start or continue the run that these settings describe.
 
     Args:
         settings: of the run.
         choices: group -> file that was chosen.
-        stop: entered already, by who makes several runs; None: one of the run's own.
+        stop: entered already by a caller that makes several runs; None: this run makes one.
 
     Returns:
-        The record, and how it stands; an interrupted run is continued by the same call.
+        The record and the outcome; the same call continues an interrupted run.
 
     Raises:
-        SettingError: a missing input, or data that are not those the run began with.
+        SettingError: an input is missing, or the data differ from those at the start of the run.
         TrainingError: the run failed.
         KeyboardInterrupt: a signal arrived before training, or a second one during it.
     """
     identity = identify(settings, choices)
     record = Record(identity.directory) if is_first() else Unwritten(identity.directory)
-    if is_alone() and record.status == "finished":  # of several processes the first looks, for all
+    if is_alone() and record.status == "finished":  # with several processes rank 0 looks, once they have met
         return record, "finished before"
     with Stop() if stop is None else nullcontext(stop) as stop, ExitStack() as ends:
-        ends.callback(gc.collect)  # model and optimizer know each other; the next run of a sweep needs their memory
+        ends.callback(gc.collect)  # model and optimizer refer to each other; a sweep's next run needs their memory
         ends.callback(setattr, stop, "training", False)
         session = Session(settings, settings, identity, record, stop, Ranks.of_environment(settings.trainer), ends)
         try:
             return record, session.make()
-        except BaseException as caught:  # noted before anything is waited for: a scheduler may not wait
+        except BaseException as caught:  # record it before waiting for anything: a scheduler may not wait
             error = session.note(caught)
             if error is caught:
                 raise
@@ -59,12 +59,12 @@ class Session:
 
     Args:
         settings: of the run.
-        made: the same, with what data, model and device have decided filled in.
+        made: the same, completed by choices that depend on data, model and device.
         identity: its directory and name.
         record: its files.
         stop: whether a signal asked for its end.
         ranks: its processes.
-        ends: what is closed when it ends.
+        ends: closes its resources when it ends.
     """
 
     settings: Settings
@@ -82,19 +82,19 @@ class Session:
         self.ranks.join(self.settings.trainer)
         if self.ranks.first:
             self._lock()
-        if self.ranks.tell(self.record.status) == "finished":  # by a process that held the directory until now
+        if self.ranks.tell(self.record.status) == "finished":  # by a process that held the lock until now
             return "finished before"
-        from adafrugal.training.run import Run  # needs torch: what can be refused without it was refused
+        from adafrugal.training.run import Run  # needs torch, which the checks before it do not
 
         return Run(self).train()
 
     def begin(self) -> None:
-        """Note in the record that there is a run; from here on its status is this session's."""
+        """Begin the record; from here on this session sets its status."""
         self.record.begin(self.config())
         self.begun = True
 
     def config(self) -> dict[str, Any]:
-        """The settings without where the record lies: it may be moved, published, or sent to W&B."""
+        """The settings without run_root and cache_root: a record may be moved, published, or sent to W&B."""
         return {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
 
     def note(self, caught: BaseException) -> BaseException:
@@ -106,7 +106,7 @@ class Session:
         if end.code == INTERRUPTED and isinstance(error, Exception):
             error = KeyboardInterrupt()
         if self.begun:
-            with suppress(OSError):  # nothing can be written any more; the error itself is what remains
+            with suppress(OSError):  # a full disk, for example: the error is reported all the same
                 if end.code == INTERRUPTED:
                     self.record.set_status("interrupted")
                 else:
@@ -134,7 +134,7 @@ class Session:
 
 
 def unless_at_once(end: Callable[[], None]) -> Callable[..., None]:
-    """For `ExitStack.push`: end something, unless the process is stopped at once, which waits for nothing."""
+    """For `ExitStack.push`: call `end`, except after an interruption, which must not wait."""
 
     def close(kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None or issubclass(kind, Exception):

@@ -23,7 +23,7 @@ _next_batch, _train_step = Loop._next_batch, Loop._train_step
 
 
 class Seen(dict):
-    """What is said between processes in a part of a step, by name and number."""
+    """The collectives of each part of a step: name -> count."""
 
     def listen(self, part, act):
         with torch.profiler.profile() as found:
@@ -32,7 +32,7 @@ class Seen(dict):
 
 
 def made(job):
-    """A job's run, watched as the job says; what is to be told of it."""
+    """Run a job, with the faults and measurements that it asks for; return its outcome and these."""
     found, choices, _ = compose.composed(job["words"])
     seen, rank = Seen(), int(os.environ.get("RANK", "0"))
 
@@ -65,7 +65,7 @@ def made(job):
 
 
 def main():
-    out, sys.stdout = sys.stdout, sys.stderr  # displays are of no interest
+    out, sys.stdout = sys.stdout, sys.stderr  # only the results go to stdout
     told = [made(job) for job in json.loads(sys.argv[1])]
     if ranks.is_first():
         out.write(f"\n{json.dumps(told)}\n")

@@ -256,8 +256,8 @@ def test_and_its_state_is_that_of_one_process(whole, one):
 def test_what_cannot_be_converted_is_refused_in_a_line(whole, tmp_path, monkeypatch, capsys):
     source, target = whole
     for place, there, said in (
-        (source, target, f"{target} exists; name a directory that is to be made"),
-        (target, tmp_path / "new", f"{target} is in the form already that a single process writes"),
+        (source, target, f"{target} exists; name a new directory"),
+        (target, tmp_path / "new", f"{target} has whole tensors already"),
         (tmp_path, tmp_path / "new", f"{tmp_path} is no checkpoint; allowed: a directory step-… of a run's"),
     ):
         monkeypatch.setattr(sys, "argv", ["adafrugal.training", str(place), str(there)])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torture
+from conftest import REPOSITORY
 
 from adafrugal.settings.schema import TrainerSettings
 from adafrugal.system.errors import TrainingError
 from adafrugal.training.distributed import ranks
 from adafrugal.training.distributed.ranks import Ranks
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 LONG = ["trainer.steps=30", "eval.every=1000", "trainer.log_every=2", "checkpoint.every=5", "optimizer.interval=50"]
 
 

@@ -1,1 +1,1 @@
-"""Documents and the tokenizers that cut them."""
+"""Documents and tokenizers."""

@@ -11,21 +11,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-INVALID = "\uffff"  # stands for bytes that are not UTF-8; Unicode keeps this code point free of characters
+INVALID = "\uffff"  # replaces bytes that are not UTF-8; a Unicode noncharacter
 
 codecs.register_error("adafrugal_invalid", lambda error: (INVALID, error.end))
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which documents of a split's files belong to the split.
+    """Rules that select a split's documents from its files.
 
     Args:
-        json_lines: each piece is a line of JSON; otherwise it is the text itself.
-        text_field: the name of the text in a line of JSON.
-        keep: all documents, those held out by their hash, or the rest.
-        held_out: the share that is held out.
-        normalization: of Unicode: none, nfc, nfkc.
+        json_lines: each piece is a line of JSON; else it is the text.
+        text_field: the key of the text in a line of JSON.
+        keep: all documents, those held out by hash, or the rest.
+        held_out: share of documents that is held out.
+        normalization: of Unicode: none, nfc or nfkc.
     """
 
     json_lines: bool
@@ -37,9 +37,9 @@ class Rules:
 
 @dataclass
 class Counts:
-    """How many pieces are sound, held out or not, and how many were skipped for which reason.
+    """Number of sound pieces, selected or not, and of skipped ones by reason.
 
-    `fields` are those of the first line of JSON without the text field, for an error message.
+    `fields` are the keys of the first line of JSON that lacks the text field, for an error message.
     """
 
     sound: int = 0
@@ -48,11 +48,11 @@ class Counts:
 
 
 class _Broken(ValueError):
-    """A piece without text: the reason, and the fields that it has instead."""
+    """A piece without usable text; its arguments are the reason and the keys found instead of the text field."""
 
 
 def select(pieces: Iterable[Any], rules: Rules) -> tuple[list[str], Counts]:
-    """Return the documents in pieces of a file (str, None, or undecoded bytes) and the counts."""
+    """Return the selected documents among pieces of a file (str, None or undecoded bytes), and the counts."""
     texts, counts = [], Counts()
     for piece in pieces:
         try:
@@ -88,7 +88,7 @@ def _text(piece: Any, rules: Rules) -> str:
         raise _Broken("not UTF-8" if isinstance(piece, bytes) else "no text")
     try:
         piece.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can encode
         raise _Broken("not UTF-8") from None
     if INVALID in piece or not piece.strip():
         raise _Broken("not UTF-8" if INVALID in piece else "empty")

@@ -1,6 +1,6 @@
-"""English prose that every installation has: the docstrings of pinned packages, read from their source files.
+"""Extract the embedded text, English prose in every installation: the docstrings of pinned packages.
 
-The files are parsed, never imported: the text depends on the packages' versions and on nothing else.
+Source files are parsed, not imported, so the text depends only on the packages' versions.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 from adafrugal.system import files, signals
 
 PACKAGES = ("torch", "numpy")
-SHORTEST = 200  # characters: a shorter text is a label, not prose
-HELD_OUT = 5  # percent of the documents that are kept for validation
-VERSION = 1  # of the rules on this page; part of the cache's key
+SHORTEST = 200  # characters; shorter texts are labels, not prose
+HELD_OUT = 5  # percent of documents used for validation
+VERSION = 1  # of the rules in this file; part of the cache's key
 
 
 def versions() -> dict[str, str]:
-    """The packages whose docstrings are read, with their public versions ("2.13.0", whatever the build)."""
+    """Return the packages' public versions, without the build ("2.13.0")."""
     return {package: importlib.metadata.version(package).split("+")[0] for package in PACKAGES}
 
 
 def export(cache_root: Path, say: Callable[[str], None]) -> tuple[Path, str, int]:
-    """Write the text as files, the first time.
+    """Write the text to files, unless they exist.
 
     Returns:
-        The directory of embedded-train.jsonl and embedded-validation.jsonl, named by what the text depends on; the
-        fingerprint of all documents; the bytes of the training split.
+        The directory of embedded-train.jsonl and embedded-validation.jsonl, named by a hash of the packages' versions
+        and `VERSION`; the fingerprint of all documents; the bytes of the training split.
     """
     key = json.dumps({"packages": versions(), "rules": VERSION}, sort_keys=True)
     place = cache_root / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -54,7 +54,7 @@ def export(cache_root: Path, say: Callable[[str], None]) -> tuple[Path, str, int
 
 
 def read() -> tuple[list[str], list[str], str]:
-    """Return the training documents, those held out by their hash, and the hash that identifies all of them."""
+    """Return the training documents, the documents held out by hash, and a hash of all documents."""
     sources = [str(file) for package in PACKAGES for file in _sources(package)]
     with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=signals.leave_to_the_parent) as pool:
         found = pool.map(_docstrings, sources, chunksize=64)
@@ -74,7 +74,7 @@ def _sources(package: str) -> list[Path]:
 
 
 def _docstrings(file: str) -> list[str]:
-    """The docstrings of a file, in its order; also long texts given to calls such as `add_docstr(function, text)`."""
+    """Return long docstrings of a file, and long arguments as in `add_docstr(function, text)`, in the file's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in the packages
         try:
@@ -92,7 +92,7 @@ def _docstrings(file: str) -> list[str]:
 
 
 def _literal(node: ast.AST | None) -> str | None:
-    """The text in `"…"`, `"…" + x` or `"…".format(…)`."""
+    """Return the text of `"…"`, `"…" + x` or `"…".format(…)`; None for other expressions."""
     inner = {ast.BinOp: "left", ast.Call: "func", ast.Attribute: "value"}
     while type(node) in inner:
         node = getattr(node, inner[type(node)])
@@ -100,9 +100,9 @@ def _literal(node: ast.AST | None) -> str | None:
 
 
 def _unrepeated(texts: Iterator[str]) -> Iterator[str]:
-    """Drop paragraphs that an earlier text had; fold white space to single spaces.
+    """Drop paragraphs that occurred before; replace white space by single spaces.
 
-    Templates repeat whole paragraphs, which would otherwise be in both splits.
+    Docstring templates repeat whole paragraphs, which would otherwise be in both splits.
     """
     seen: set[str] = set()
     for text in texts:

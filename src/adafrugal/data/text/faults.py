@@ -1,4 +1,4 @@
-"""Explain what went wrong with a source in one line: which repository or file, why, and what to do."""
+"""Explain the errors of a source in one line: the repository or file, the cause, and the remedy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from adafrugal.system.errors import SettingError, chain, line
 
 
+def is_path(name: str, needs_owner: bool = True) -> bool:
+    """Return whether a name can only be a path: a hub repository is owner/name, or name alone unless `needs_owner`."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (needs_owner and "/" not in name)
+
+
 @contextmanager
 def of_hub(setting: str, name: str) -> Iterator[None]:
-    """Turn the errors of the hub's client into one line; `setting` names the repository `name`."""
+    """Convert errors of the hub's client to a SettingError of one line; `setting` has the value `name`."""
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # it reports every retry
+    logging.set_verbosity_error()  # it logs every retry
     try:
         yield
     except SettingError:
@@ -51,7 +56,7 @@ def _of_hub(error: BaseException, setting: str) -> str | None:
 
 
 def explain_file(error: BaseException, file: str, documents: int) -> str:
-    """Return the line for an error in the middle of a file."""
+    """Return the line for an error in a file after so many documents."""
     reason, status = line(error), _status(error)
     is_damaged = isinstance(error, EOFError | zlib.error) or type(error).__name__ in ("BadGzipFile", "ArrowInvalid")
     is_gone = isinstance(error, FileNotFoundError)
@@ -69,19 +74,19 @@ def explain_file(error: BaseException, file: str, documents: int) -> str:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether an error is the network's or the hub's, and trying again later may help."""
+    """Return whether an error is of the network or the hub, so that a retry may succeed."""
     status = _status(error)
     return status == 429 or (status or 0) >= 500 or (status is None and _is_connection(error) and not _is_offline())
 
 
 def _status(error: BaseException) -> int | None:
-    """The status that the hub answered, where the error comes of an answer."""
+    """Return the HTTP status of the hub's response; None if the error has no response."""
     found = (getattr(getattr(e, "response", None), "status_code", None) for e in chain(error))
     return next((status for status in found if status), None)
 
 
 def _is_connection(error: BaseException) -> bool:
-    """Whether an error is the network's: httpx's TransportError or a class of the hub's client."""
+    """Return whether an error is of the network: ConnectionError, or a class of httpx or the hub's client."""
     names = {kind.__name__ for e in chain(error) for kind in type(e).__mro__}
     return bool(names & {"ConnectionError", "TransportError", "LocalEntryNotFoundError"})
 
@@ -93,7 +98,7 @@ def _is_offline() -> bool:
 
 
 def refuse_other_data(before: str, now: str) -> None:
-    """Raise SettingError unless a run goes on with the data it began with: the fingerprints are equal."""
+    """Raise SettingError if the data's fingerprint has changed since the run began."""
     if now != before:
         raise SettingError(
             f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "

@@ -18,15 +18,15 @@ from adafrugal.data.text import embedded, faults
 from adafrugal.data.text.documents import Rules, select
 from adafrugal.settings.schema import CorpusSettings, EmbeddedSettings
 from adafrugal.system import files
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, line
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
-PIECES, CHARACTERS = 256, 1 << 20  # of a bundle, whichever comes first
-RETRIES = 4  # of a file that the network refuses, 10 to 80 seconds after each other
-SAMPLED_FILES = 64  # that a tokenizer's sample is spread over
-MEMO = 1  # the form in which a repository's files are kept
-ENDS = 1 << 16  # bytes at the beginning and the end of a local file that are part of its fingerprint
+PIECES, CHARACTERS = 256, 1 << 20  # limits of a bundle; the first one reached closes it
+RETRIES = 4  # of a file after network errors, with waits of 10 to 80 seconds
+SAMPLED_FILES = 64  # most files in a tokenizer's sample
+MEMO = 1  # version of the cached list of a repository's files
+ENDS = 1 << 16  # bytes at each end of a local file that its fingerprint covers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Split:
     """The training or the validation split of a source.
 
     Args:
-        files: as load_dataset takes them, in order.
+        files: paths or addresses for load_dataset, in order.
         rules: which documents of the files belong to the split.
     """
 
@@ -44,17 +44,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus whose files are known.
+    """A corpus and its files.
 
     Args:
         name: for messages.
-        format: the loader of `datasets` that reads its files: json, text, parquet, …
-        text_field: the column that is read.
-        sample_by: what one document of a text file is.
+        format: the `datasets` loader of its files: json, text, parquet, …
+        text_field: the column of the text.
+        sample_by: the unit of a text file that is one document: line, paragraph or document.
         train, validation: its two splits.
-        fingerprint: the same for the same documents, as far as the files' names, sizes and ends tell.
-        text_bytes: of the training split, where it is known.
-        about: more lines for a record.
+        fingerprint: equal for equal documents, judged by the files' names, sizes and ends, or addresses at the hub.
+        text_bytes: of the training split; None if unknown.
+        about: more entries for a record.
     """
 
     name: str
@@ -68,27 +68,27 @@ class Source:
     about: dict[str, Any] = field(default_factory=dict)
 
     def described(self) -> dict[str, Any]:
-        """The source as plain values, for a record."""
+        """Return plain values that describe the source, for a record."""
         files = {split: len(getattr(self, split).files) for split in ("train", "validation")}
         return {"name": self.name, "fingerprint": self.fingerprint, "files": files, **self.about}
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How far a split has been read: the number of a file, and of a piece (a row, a line) in it."""
+    """A position in a split: the number of a file, and of a piece (row, line) in it."""
 
     file: int = 0
     piece: int = 0
 
 
 def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]) -> Source:
-    """The corpus that the settings name.
+    """Find the corpus that the settings name.
 
-    A hub repository is asked for its files once; which they are, and of which revision, is kept under `cache_root`,
-    so that later runs read the same and need no network until they need more text.
+    The hub is asked for a repository's files once. The list and its revision are kept under `cache_root`, so that later
+    runs read the same files and need no network until they need more text.
 
     Raises:
-        SettingError: it is not there or not shown, or it has no such subset, split or field.
+        SettingError: it is missing or not accessible, its format is unknown, or it has no such subset or split.
     """
     if not isinstance(data, CorpusSettings):
         return _embedded(data, cache_root, say)
@@ -99,7 +99,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         with faults.of_hub("data.source", named):
             return _source(data, *_of_layout(data))
     is_file = _format(named) is not None or Path(named).suffix in COMPRESSIONS
-    if named.startswith((".", "/", "~")) or named.count("/") != 1 or is_file:
+    if faults.is_path(named) or is_file:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
@@ -113,7 +113,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
                 found = _of_layout(data)
         except SettingError as error:
             directory, name = named.split("/")
-            if Path(directory).is_dir():  # a local path was perhaps meant
+            if Path(directory).is_dir():  # perhaps a local path was meant
                 raise SettingError(f"{error}; the directory {directory} here has no {name}") from error
             raise
         with files.made(memo) as scratch:
@@ -124,7 +124,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
 def read(source: Source, split: Split, begin: Position) -> Iterator[tuple[list[Any], Position]]:
     """Yield bundles of pieces from a position on, each with the position of the next one.
 
-    Where a bundle ends does not depend on where reading began.
+    From any such position the bundles are the same.
 
     Raises:
         SettingError: a file cannot be read to its end.
@@ -144,12 +144,12 @@ def read(source: Source, split: Split, begin: Position) -> Iterator[tuple[list[A
 
 
 def sample(source: Source, size: int) -> Iterator[str]:
-    """Yield about `size` bytes of the training split's documents, spread over all of it.
+    """Yield about `size` bytes of the training split's documents, spread over the split.
 
-    Every k-th document where the length of the text is known; else an equal share from the beginning of up to 64 files.
+    Take every k-th document if the split's length is known, else equal shares from the beginnings of up to 64 files.
 
     Raises:
-        SettingError: a file cannot be read, or has no such text field.
+        SettingError: a file cannot be read, or has no text or no such text field.
     """
     split, skipped = source.train, Counter[str]()
     if source.text_bytes is not None:
@@ -176,13 +176,13 @@ def sample(source: Source, size: int) -> Iterator[str]:
 
 
 def refuse_missing_field(source: Source, found: Sequence[str]) -> None:
-    """Raise SettingError: the text field is not among those found."""
+    """Raise SettingError, since the text field is not among those found."""
     raise SettingError(
         f"data.text_field is {source.text_field}, which {source.name} does not have; allowed: {', '.join(found)}"
     )
 
 
-# -- which files ------------------------------------------------------------------------------------------------------
+# -- finding the files ------------------------------------------------------------------------------------------------
 
 
 def _embedded(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]) -> Source:
@@ -215,14 +215,14 @@ def _format(file: str) -> str | None:
 
 
 def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
-    """The loader and the files of each split of a directory or a repository as the hub lays them out."""
+    """Return the loader and the files of each split, for a directory or repository in the hub's layout."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(str(data.source), data.subset, revision=data.revision)
-    except (ValueError, RuntimeError) as error:  # no such subset, several and none is named, or only a script
-        reason = " ".join(str(error).split()).partition(" Example of usage")[0]
+    except (ValueError, RuntimeError) as error:  # unknown subset, several and none named, or only a script
+        reason = line(error).partition(" Example of usage")[0]
         subset = data.subset or "null"
         raise SettingError(f"data.source is {data.source}, data.subset is {subset}: {reason}") from error
     if not builder.config.data_files:
@@ -256,7 +256,7 @@ def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> So
 
 
 def _identity(files: Sequence[str]) -> list[Any]:
-    """What distinguishes files: of local ones names, sizes, and hashes of both ends; of the hub's the address."""
+    """Return values that identify files: local names, sizes and hashes of both ends, or addresses at the hub."""
     if files[0].startswith("hf://"):
         return list(files)
     found = []
@@ -275,11 +275,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-# -- reading them -----------------------------------------------------------------------------------------------------
+# -- reading the files ------------------------------------------------------------------------------------------------
 
 
 def _pieces(source: Source, file: str, skip: int) -> Iterator[Any]:
-    """The lines, rows or texts of one file after the first `skip`; a network that fails for a while is waited for."""
+    """Yield the lines, rows or texts of a file after the first `skip`; retry after network errors."""
     done, failures = skip, 0
     while True:
         try:
@@ -293,7 +293,7 @@ def _pieces(source: Source, file: str, skip: int) -> Iterator[Any]:
             return
         except SettingError:
             raise
-        except Exception as error:  # of gzip, pyarrow, fsspec, the hub's client, …
+        except Exception as error:  # from gzip, pyarrow, fsspec, the hub's client, …
             failures += 1
             if failures > RETRIES or not faults.may_pass(error):
                 raise SettingError(faults.explain_file(error, file, done)) from error
@@ -301,14 +301,14 @@ def _pieces(source: Source, file: str, skip: int) -> Iterator[Any]:
 
 
 def _columns(source: Source, file: str) -> Iterator[Any]:
-    """The texts of a file as arrow's chunked arrays; JSON as lines, so that a broken one costs only itself."""
+    """Yield the texts of a file as arrow's chunked arrays; JSON as unparsed lines, so that each can fail alone."""
     import datasets
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs is raised, too
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # logged errors are raised, too
     datasets.disable_progress_bars()
-    datasets.config.STREAMING_READ_MAX_RETRIES = 3  # `_pieces` does the waiting
+    datasets.config.STREAMING_READ_MAX_RETRIES = 3  # `_pieces` retries for longer
     exactly = file if file.startswith("hf://") else glob.escape(file)
     form, name, options = source.format, source.text_field, {}
     if form in ("json", "text"):
@@ -327,7 +327,7 @@ def _columns(source: Source, file: str) -> Iterator[Any]:
 
 
 def _values(column: Any) -> list[Any]:
-    """The values as Python's; undecodable bytes as INVALID."""
+    """Convert arrow values to Python's; replace undecodable bytes by INVALID."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:

@@ -1,10 +1,10 @@
-"""Tokenizers: SentencePiece models, trained here or given, and those of transformers.
+"""Tokenizers: SentencePiece models, trained or given, and fast tokenizers of transformers.
 
-A tokenizer that was trained or fetched is a directory under `cache_root/tokenizers`:
+A trained or fetched tokenizer is a directory under `cache_root/tokenizers`:
 
     tokenizer.model   SentencePiece, or
     tokenizer.json    the tokenizers library
-    tokenizer.yaml    the ids that close a document and fill a row
+    tokenizer.yaml    the end id and the padding id
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, line
 
-LONGEST = 250_000  # characters that SentencePiece is trained on in one piece
+LONGEST = 250_000  # characters of a SentencePiece training sentence; longer documents are split
 
 
 class Tokenizer(ABC):
-    """Cuts text into tokens. Pickled, it is its files.
+    """Encodes text as token ids and decodes them. Its pickle holds the content of its files.
 
     Attributes:
-        size: every id that can occur is below it.
+        size: all ids are below it.
         end: the id that closes a document.
-        pad: the id that fills a row.
-        serialized: all that it depends on.
+        pad: the padding id.
+        serialized: bytes of all that its ids depend on.
     """
 
     size: int
@@ -47,23 +47,23 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """The same for tokenizers that cut every text alike, as far as their files tell."""
+        """The SHA-256 of `serialized`."""
         return hashlib.sha256(self.serialized).hexdigest()
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """The smallest type that holds every id: uint16 where the vocabulary fits, else uint32."""
+        """The smallest type for its ids: uint16 if the vocabulary fits, else uint32."""
         return np.uint16 if self.size <= 2**16 else np.uint32
 
     def encode(self, documents: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each document with `end` after it; text that reads like a special token is only text."""
+        """Return the ids of each document followed by `end`; a special token's name is encoded as plain text."""
         return [np.append(ids, self.end).astype(self.dtype) for ids in self._ids(documents)]
 
     def encode_with_bytes(self, documents: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the same ids, and the bytes of UTF-8 that each token stands for, int64 of the same length.
+        """Return the ids as `encode` does, and the UTF-8 bytes of text of each token, int64 [tokens].
 
-        A token has the bytes from the end of the token before it to its own end, the last one also those that are
-        left: they add up to the document, whatever the tokenizer drops or replaces. `end` has none.
+        A token's bytes are those from the previous token's end to its own; the last token also gets the rest. They add
+        up to the document's bytes even if the tokenizer drops or replaces text. `end` has 0 bytes.
         """
         return [
             (np.append(ids, self.end).astype(self.dtype), np.append(_bytes_up_to(text, ends), 0))
@@ -81,18 +81,18 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
-        """The ids of each document."""
+        """Return the ids of each document, without `end`."""
 
     @abstractmethod
     def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
-        """The ids of each document, and the character at which each token ends."""
+        """Return the ids of each document, without `end`, and the character offset at which each token ends."""
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, given as the bytes of its file.
 
     Raises:
-        SettingError: the bytes are no SentencePiece model, or it has no piece that ends a sentence.
+        SettingError: the bytes are no SentencePiece model, or the model has no end-of-sentence piece.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -124,7 +124,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class PretrainedTokenizer(Tokenizer):
-    """A tokenizer of the tokenizers library, as its JSON; made by `of_transformers`."""
+    """A tokenizer of the tokenizers library, given as its JSON; `of_transformers` makes one."""
 
     def __init__(self, described: str, end: int, pad: int) -> None:
         import tokenizers
@@ -140,10 +140,10 @@ class PretrainedTokenizer(Tokenizer):
 
     @classmethod
     def of_transformers(cls, name: str) -> PretrainedTokenizer:
-        """Return the fast tokenizer of a hub repository or a directory, so that special tokens never come from text.
+        """Load the fast tokenizer of a hub repository or a directory; change it so that text yields no special tokens.
 
         Raises:
-            SettingError: it has no fast form, or nothing that closes a document.
+            SettingError: it has no fast form, no token to close a document, or added tokens that cannot be kept.
         """
         from transformers import AutoTokenizer
 
@@ -213,11 +213,11 @@ def load(directory: Path) -> Tokenizer:
 def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: bool = True) -> SentencePieceTokenizer:
     """Train a SentencePiece model of `size` pieces, "bpe" or "unigram", on documents.
 
-    Ids as T5 has them: 0 padding, 1 end of document, 2 unknown. With `byte_fallback` bytes that no piece covers are
-    spelt out, so that no text is lost. Nothing is normalised, so that diacritics stay and bytes can be counted.
+    Ids follow T5: 0 padding, 1 end of document, 2 unknown. With `byte_fallback`, characters without a piece are encoded
+    as bytes, so that no text is lost. Text is not normalized, so that diacritics stay and bytes can be counted.
 
     Raises:
-        SettingError: the text cannot fill the vocabulary; the message has the size that it could fill.
+        SettingError: `size` is too large for the text, or too small for its characters; the message has the limit.
     """
     import sentencepiece
 
@@ -238,7 +238,7 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = line(error)
         why = f"and SentencePiece refuses it: {reason}"
         if most := re.search(r"value <= (\d+)", reason):
             why = (
@@ -252,7 +252,7 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
 
 
 def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
-    """Bytes of each token of a text, int64, from the characters at which the tokens end."""
+    """Count the UTF-8 bytes of each token of a text, int64 [tokens], from the character offsets of the tokens' ends."""
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     bytes_before = np.concatenate([[0], np.cumsum(sizes)])
@@ -263,9 +263,9 @@ def _bytes_up_to(text: str, ends: Sequence[int]) -> np.ndarray:
 
 
 def _inside(names: Sequence[str]) -> re.Pattern[str]:
-    """A pattern that splits a text within each of some names, after their first characters, so that none is left whole.
+    """Return a pattern that splits a text after the first character of each of these names, so that none stays whole.
 
-    Names that begin with a space were given by `_without_specials`; no text has them.
+    Names that begin with a space come from `_without_specials` and match no text.
     """
     wanted = [name for name in names if len(name) > 1 and not name.startswith(" ")]
     splits = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in wanted]
@@ -273,11 +273,11 @@ def _inside(names: Sequence[str]) -> re.Pattern[str]:
 
 
 def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
-    """A tokenizer's JSON without the tokens added at the ends of a text, and without T5's sentinels.
+    """Return a tokenizer's JSON without the tokens added at the ends of a text, and without T5's sentinels.
 
-    Sentinels are pieces of T5's unigram model, which finds them in text even when told not to. Such pieces at the end
-    of the vocabulary are removed (its size is then that of the ids that can occur); others get a name with a space,
-    which no text has once spaces are marked. `kept` ids stay in any case.
+    The sentinels are pieces of T5's unigram model, which finds them in text despite `encode_special_tokens`. Those at
+    the end of the vocabulary are removed, so that its size covers only ids that can occur. The others are renamed with
+    spaces, which no text has once spaces are marked. Ids in `kept` are not removed.
     """
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     model = described["model"]

@@ -1,4 +1,4 @@
-"""Encode documents into shards of tokens: in several processes, in the order of the documents."""
+"""Encode documents into shards of tokens, in document order, by several processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from adafrugal.system.errors import SettingError
 from adafrugal.system.processes import end_with_parent
 from adafrugal.system.signals import leave_to_the_parent
 
-AHEAD = 3  # bundles in work or waiting for each process
+AHEAD = 3  # bundles per process, in work or waiting
 ADVICE = {"not UTF-8": "convert the files to UTF-8", "not JSON": "one object a line", "no object": "one object a line"}
-BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10  # broken documents up to which a split is still taken for sound
+BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10  # broken documents that a split may have: the larger counts
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Shard:
     """The tokens of consecutive documents.
 
     Args:
-        tokens: unsigned integers [tokens], each document closed by the tokenizer's end id.
+        tokens: uint16 or uint32 [tokens], each document closed by the tokenizer's end id.
         ends: int64 [documents], where each document ends in `tokens`.
-        token_bytes: uint32 [tokens], the bytes of text that each stands for; None where they are not counted.
-        text_bytes: of all documents, as UTF-8.
-        skipped: reason -> documents that were left out.
+        token_bytes: uint32 [tokens], UTF-8 bytes of text of each token; None if they are not counted.
+        text_bytes: UTF-8 bytes of all documents.
+        skipped: reason -> number of skipped documents.
         after: where the next shard begins.
     """
 
@@ -48,11 +48,11 @@ class Shard:
 
 
 class Encoder:
-    """Encodes bundles of text in several processes; with one, in this. Use as a context.
+    """Encodes bundles of text in worker processes, or in this process if `processes` is 1. A context manager.
 
     Args:
         tokenizer: of every process.
-        processes: how many.
+        processes: number of processes.
         look: called after each bundle; an exception from it ends the work.
     """
 
@@ -61,7 +61,7 @@ class Encoder:
         self._pool: ProcessPoolExecutor | None = None
         if processes > 1:
             self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (tokenizer,))
-            for _ in range(processes):  # start now, while this process imports its readers
+            for _ in range(processes):  # start workers now, while this process imports its readers
                 self._pool.submit(os.getpid)
 
     def __enter__(self) -> Encoder:
@@ -77,10 +77,10 @@ class Encoder:
         """Yield the shards of a split from a position on.
 
         Args:
-            source: that is read.
+            source: to read.
             split: of the source.
             begin: where the first shard begins.
-            tokens: after which a shard is closed, with the bundle in hand.
+            tokens: close a shard after the bundle that brings it to this number.
             count_bytes: fill `Shard.token_bytes`.
 
         Raises:
@@ -100,7 +100,7 @@ class Encoder:
     def _in_order(
         self, source: Source, split: Split, begin: Position, count_bytes: bool
     ) -> Iterator[tuple[Shard, Counts]]:
-        """A shard of each bundle; the text read before a failure comes first."""
+        """Yield a shard and the counts of each bundle; raise a reading error after all text that precedes it."""
         waiting: deque[Future[tuple[Shard, Counts]]] = deque()
         failure: SettingError | None = None
         try:
@@ -127,7 +127,7 @@ def encode(
     """Encode the documents in pieces of a file; `tokenizer` is by default that of this worker process.
 
     Raises:
-        SettingError: the tokenizer gave an id beyond its own vocabulary.
+        SettingError: the tokenizer gave an id beyond its vocabulary.
     """
     cutter = tokenizer or _tokenizer
     texts, counts = select(pieces, rules)
@@ -160,7 +160,7 @@ def _joined(shards: list[Shard]) -> Shard:
 
 
 def _refuse_broken(source: Source, counts: Counts, total: Counts) -> None:
-    """Add a bundle's counts to the total; refuse a split in which broken documents are no exception."""
+    """Add a bundle's counts to the total; raise SettingError if too many documents are broken."""
     if counts.fields and not counts.sound and not total.sound:
         sources.refuse_missing_field(source, counts.fields)
     total.sound += counts.sound
@@ -190,6 +190,6 @@ def _begin(tokenizer: Tokenizer) -> None:
 
 
 def work_in_the_background() -> None:
-    """Let the training process have the processor first."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    """Give this process a lower priority than training, and its tokenizer one thread."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # documents are divided over processes instead
     os.nice(5)

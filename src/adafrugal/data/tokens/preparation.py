@@ -1,4 +1,4 @@
-"""Prepare tokens in a process of its own, ahead of the training that reads them."""
+"""Prepare tokens in a separate process, ahead of training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 from adafrugal.system.processes import Helper, end_with_parent
 
-VALIDATION_TOKENS = 1 << 18  # in a validation shard; few, so that little text is read for a held-out share
-PATIENCE = 0.1  # seconds between two looks at another process
-SAYS_EVERY = 15.0  # seconds between two lines during a wait
+VALIDATION_TOKENS = 1 << 18  # per validation shard; few, so that little text is read for a held-out share
+PATIENCE = 0.1  # seconds between checks of another process
+SAYS_EVERY = 15.0  # seconds between lines during a wait
 KILLED = (
     "the preparation of {} ended without its work done ({}), as for lack of memory; data.processes=1 needs less, and "
     "the same command goes on from there"
@@ -35,18 +35,18 @@ KILLED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tokens are prepared, where, and how many of them.
+    """Which tokens to prepare, how many, and where.
 
     Args:
         directory: of the store.
         source, tokenizer, layout: of the tokens and the rows.
-        fingerprint: the same for the same documents cut by the same tokenizer.
-        shard_tokens: in a training shard, about.
-        window: training shards that are permuted together.
+        fingerprint: equal for equal documents and tokenizers.
+        shard_tokens: approximate tokens per training shard.
+        window: training shards whose rows are permuted together.
         rows: of the training split that the run reads; None for all.
         validation_tokens: in rows of the validation split; None for all.
         limit: bytes of the stored training split; None for no limit.
-        processes: that cut text into tokens.
+        processes: number of processes that encode text.
     """
 
     directory: Path
@@ -62,19 +62,19 @@ class Plan:
     processes: int
 
     def splits(self) -> tuple[StoredSplit, StoredSplit]:
-        """Open the training and the validation split on disk."""
+        """Open the stored training split and validation split."""
         train = StoredSplit(self.directory / "train", self.limit, self.window)
         return train, StoredSplit(self.directory / "validation")
 
     def has_enough(self, train: StoredSplit) -> bool:
-        """Whether the windows that the run reads are there, or no more will come."""
+        """Return whether the windows that the run reads are prepared, or no shard will follow."""
         train.refresh()
         if train.is_complete or self.rows is None:
             return train.is_complete
         return train.rows(self.layout, stop=len(train.entries) // self.window * self.window) >= self.rows
 
     def can_evaluate(self, validation: StoredSplit) -> bool:
-        """Whether the validation rows are there, or no more will come."""
+        """Return whether the validation rows are prepared, or no shard will follow."""
         validation.refresh()
         if validation.is_complete or self.validation_tokens is None:
             return validation.is_complete
@@ -82,11 +82,11 @@ class Plan:
 
 
 class Preparation:
-    """The store of a plan, and a process that fills it where tokens are missing.
+    """The store of a plan, and a process that adds missing tokens.
 
     Args:
         plan: to follow.
-        say: called with a line now and then during a wait.
+        say: called with a line at the beginning and during long waits.
 
     Attributes:
         train, validation: the splits as far as they are prepared.
@@ -104,14 +104,14 @@ class Preparation:
             self._helper.pipe.send(plan)
 
     def finish(self) -> None:
-        """Wait until all that the plan asks for is prepared, and end the process."""
+        """Wait until the plan's tokens are prepared, and end the process."""
         try:
             self.wait(self._is_done)
         finally:
             self.close()
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Return when `until` holds.
+        """Wait until `until` returns True.
 
         Raises:
             SettingError: the preparation failed.
@@ -121,9 +121,9 @@ class Preparation:
             if self._closed or self._helper is None:
                 raise RuntimeError("tokens are waited for, and nothing prepares them")
             code = self._helper.process.poll()
-            if code is not None and not until():  # asked again: it may have ended just now
+            if code is not None and not until():  # checked again: tokens may have come before the end
                 line = KILLED.format(self._plan.source.name, f"exit code {code}")
-                with suppress(EOFError, OSError):  # killed, it has sent nothing
+                with suppress(EOFError, OSError):  # a killed process has sent nothing
                     line = self._helper.pipe.recv()
                 raise SettingError(line)
             if time.monotonic() - said > SAYS_EVERY:
@@ -133,7 +133,7 @@ class Preparation:
             time.sleep(PATIENCE)
 
     def close(self) -> None:
-        """End the process; the tokens that it has prepared stay."""
+        """End the process; keep the tokens that it has prepared."""
         self._closed = True
         if self._helper is not None:
             self._helper.pipe.close()
@@ -144,7 +144,7 @@ class Preparation:
 
 
 def _describe(plan: Plan) -> None:
-    """Make a store, if it is not there, with a description for people."""
+    """Create the store if it is missing, with its tokenizer and a description."""
     if plan.directory.is_dir():
         return
     tokenizer, source = plan.tokenizer.fingerprint, plan.source.described()
@@ -162,7 +162,7 @@ def main(pipe: Connection) -> None:
     work_in_the_background()
     plan: Plan = pipe.recv()
     stopped = threading.Event()
-    end_with_parent(5, pipe, stopped)  # seconds to end in order
+    end_with_parent(5, pipe, stopped)  # seconds to finish
 
     def look() -> None:
         if stopped.is_set():
@@ -175,7 +175,7 @@ def main(pipe: Connection) -> None:
         line = str(error)
         if isinstance(error, BrokenProcessPool):
             line = KILLED.format(plan.source.name, "a worker was killed")
-        elif not isinstance(error, SettingError):  # a defect: also with its traceback
+        elif not isinstance(error, SettingError):  # a bug: print its traceback, too
             traceback.print_exc()
             line = f"the preparation of {plan.source.name} failed: {type(error).__name__}: {error}"
         with suppress(OSError):
@@ -183,7 +183,7 @@ def main(pipe: Connection) -> None:
 
 
 def fill(plan: Plan, encoder: Encoder, look: Callable[[], None] = lambda: None) -> None:
-    """Add the missing shards to each split, as soon as no other process does; `look` is called during a wait."""
+    """Add the missing shards to each split; while another process writes it, wait and call `look`."""
     train, validation = plan.splits()
     for split, stored, is_enough, tokens in (
         (plan.source.validation, validation, plan.can_evaluate, VALIDATION_TOKENS),

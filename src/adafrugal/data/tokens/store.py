@@ -1,16 +1,17 @@
-"""Token stores: shards on disk, written once in the order of the documents, read through memory maps.
+"""Token stores: shards on disk, written once in document order, read through memory maps.
 
 <cache_root>/tokens/<name>-<hash>/
-about.json                       what the tokens were made of, and the fingerprint that identifies them
+about.json                       source, tokenizer and fingerprint of the tokens, for people
+tokenizer.*                      the tokenizer's files, for people
 train/, validation/
     00000.tokens.npy             uint16 or uint32 [tokens]
     00000.ends.npy               int64 [documents]
     00000.token_bytes.npy        uint32 [tokens], in validation/
-    index.jsonl                  a line for each whole shard: counts, checksums, where the next one begins
-    ended                        an empty file: the text has no further shard
-    .lock                        held by the process that writes
+    index.jsonl                  a line per complete shard: counts, checksums, position of the next shard
+    ended                        empty; exists if the text has no further shard
+    .lock                        locked by the process that writes
 
-A shard exists once its line is whole, and its line is written when its files are on the disk.
+A shard's line is written after its files are flushed to disk. A shard without a complete line is ignored.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class Entry:
     """A line of the index.
 
     Args:
-        documents, tokens, text_bytes: how many there are in the shard.
+        documents, tokens, text_bytes: their numbers in the shard.
         size: of its files, in bytes.
-        skipped: reason -> documents that were left out.
-        checksums: CRC-32 of each file, by the array's name.
-        after: file and piece at which the next shard begins.
+        skipped: reason -> number of skipped documents.
+        checksums: CRC-32 of each array's data, by its name.
+        after: numbers of the file and the piece at which the next shard begins.
     """
 
     documents: int
@@ -61,9 +62,9 @@ class StoredSplit:
     """The training or validation split of a store, as far as it is prepared.
 
     Args:
-        directory: of the split; made when it is first written to.
+        directory: of the split; created before the first write.
         limit: bytes after which no window is added; None for no limit.
-        window: shards in one, so that a limit never changes the rows that are permuted together.
+        window: shards per window; the limit acts only between windows, to keep the rows that are permuted together.
     """
 
     def __init__(self, directory: Path, limit: int | None = None, window: int = 1) -> None:
@@ -71,26 +72,26 @@ class StoredSplit:
         self._index = directory / "index.jsonl"
         self.entries: list[Entry] = []
         self.ended = self.full = False
-        self._read_up_to = self._size = 0  # bytes: of the index, of the shards
+        self._read_up_to = self._size = 0  # bytes of the index, and of the shards
         self._verified: set[int] = set()
-        self._refreshing = threading.Lock()  # batches are made in a thread of their own
+        self._refreshing = threading.Lock()  # another thread makes batches
         self.refresh()
 
     @property
     def is_complete(self) -> bool:
-        """Whether there will be no further shard: the text has ended, or the limit is reached."""
+        """Whether no shard will follow: the text has ended, or the limit is reached."""
         return self.ended or self.full
 
     def rows(self, layout: Layout, first: int = 0, stop: int | None = None) -> int:
-        """The number of rows in a range of shards, by default all."""
+        """Count the rows in a range of shards, by default all."""
         return sum(layout.count(entry.documents, entry.tokens) for entry in self.entries[first:stop])
 
     def refresh(self) -> None:
-        """Read the lines that were added to the index since the last time."""
+        """Read the lines added to the index since the last call."""
         with self._refreshing:
             if self.is_complete:
                 return
-            ended = (self.directory / "ended").exists()  # before the index is read: it is written after it
+            ended = (self.directory / "ended").exists()  # before the index, since it is written later
             if self._index.exists():
                 with self._index.open("rb") as file:
                     file.seek(self._read_up_to)
@@ -113,15 +114,15 @@ class StoredSplit:
         self.full = is_whole and self._limit is not None and self._size >= self._limit
 
     def position(self) -> Position:
-        """Where the next shard begins."""
+        """Return where the next shard begins."""
         return Position(*self.entries[-1].after) if self.entries else Position()
 
     def shards(self) -> Iterator[Shard]:
-        """Open the shards that there are, in order."""
+        """Open all shards, in order."""
         return map(self.open, range(len(self.entries)))
 
     def open(self, number: int) -> Shard:
-        """Open a shard; its checksums are verified when this process first opens it.
+        """Open a shard as memory maps; verify its checksums the first time.
 
         Raises:
             SettingError: a file is missing or damaged.
@@ -150,7 +151,7 @@ class StoredSplit:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Try to be the one process that writes this split; True if it is."""
+        """Try to lock the split for writing; yield whether this process holds the lock."""
         with ExitStack() as stack:
             with _on_disk(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -164,10 +165,10 @@ class StoredSplit:
             yield is_alone
 
     def extend(self, shards: Iterable[Shard], enough: Callable[[], bool]) -> None:
-        """Add shards until there are enough or no more; call it only while `alone`.
+        """Add shards until `enough` returns True or there are no more; call it only with the lock of `alone`.
 
         Raises:
-            SettingError: the disk is full or cannot be written; the half-written shard is removed.
+            SettingError: the disk is full or cannot be written; the incomplete shard is removed.
         """
         self._mend_index()
         for shard in shards:
@@ -205,7 +206,7 @@ class StoredSplit:
             raise
 
     def _mend_index(self) -> None:
-        """Cut off the half of a line that a killed process left."""
+        """Cut off an incomplete line that a killed process left."""
         if self._index.exists():
             with _on_disk(self.directory):
                 os.truncate(self._index, self._read_up_to)

@@ -27,7 +27,7 @@ class Ask(NamedTuple):
 
 
 def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
-    """The numbers of the matrices that are chosen in at the same time: several only where one process chooses."""
+    """Indices of matrices processed in each round; more than one per round only if owners choose."""
     if not subspace.chosen_by_one:
         return [[i] for i in range(len(params))]
     found = [[i] for i, param in enumerate(params) if not shards.is_sharded(param)]

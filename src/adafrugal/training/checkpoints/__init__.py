@@ -1,1 +1,1 @@
-"""What a run continues from."""
+"""Checkpoints: written beside the training, whole or in shards, and read again."""

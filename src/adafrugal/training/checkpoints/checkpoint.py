@@ -4,10 +4,10 @@ checkpoints/step-00000100/
 model.safetensors, config.json   for `from_pretrained`, and a tokenizer's files where the task has one; LoRA's names are
                                  those of peft's `inject_adapter_in_model`
 state.pt                         optimizer, schedule, random state, progress; loads with weights_only=True
-checksums.json                   SHA-256 of each of these files, by which a damaged one is found out
+checksums.json                   SHA-256 of each of these files, to detect damage
 
-Of a run whose processes each have a part of the model, the tensors stand in shard-*.safetensors instead, a file a
-process (`sharded`), and `python -m adafrugal.training` makes the form above of it.
+If each process holds a part of the model, each writes its tensors to a shard-*.safetensors instead (`sharded`), and
+`python -m adafrugal.training` converts them to the form above.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def name(step: int) -> str:
 
 
 def begin(root: Path, step: int) -> Path:
-    """A new directory beside the place of a checkpoint; what a process that was killed has left there is removed."""
+    """Make a scratch directory for a checkpoint; remove those that killed processes left."""
     for stale in root.glob(".step-*.new"):
         shutil.rmtree(stale)
     beside = root / f".{name(step)}.new"
@@ -47,19 +47,19 @@ def begin(root: Path, step: int) -> Path:
 def save(
     root: Path, step: int, fill: Callable[[], Path], state: Mapping[str, Any], keep: int, best: int | None = None
 ) -> Path:
-    """Write a checkpoint beside its place, move it there when it is whole, and drop those that need not be kept.
+    """Write a checkpoint to a scratch directory, move it to its place, and remove those that need not be kept.
 
     Args:
         root: where checkpoints are.
         step: of this one.
-        fill: writes the model into the directory of `begin`, and returns that.
-        state: all the rest.
-        keep: so many of the newest stay.
-        best: the step of one that stays, too.
+        fill: writes the model into the directory of `begin`, and returns that directory.
+        state: everything else.
+        keep: the number of newest checkpoints that stay.
+        best: the step of a checkpoint that stays, too.
 
     Raises:
-        TrainingError: it cannot be written; nothing of it is left, and those before it stay.
-        RuntimeError, MemoryError: memory was refused for it; likewise.
+        TrainingError: it cannot be written; it is removed, and those before it stay.
+        RuntimeError, MemoryError: memory was refused; likewise.
     """
     final = root / name(step)
     with writing(root, step):
@@ -70,7 +70,7 @@ def save(
             raise
     for old in _all(root)[:-keep]:
         if best is None or old.name != name(best):
-            shutil.rmtree(old, ignore_errors=True)  # the run has what it needs; tried again with the next one
+            shutil.rmtree(old, ignore_errors=True)  # the run does not need it; the next save tries again
     return final
 
 
@@ -79,15 +79,15 @@ def writing(root: Path, step: int) -> Iterator[None]:
     """Explain an error in writing a checkpoint; a refused allocation stays as it is."""
     try:
         yield
-    except Exception as error:  # torch and safetensors have classes of their own for what a disk refuses
+    except Exception as error:  # torch and safetensors have their own classes for disk errors
         if out_of_memory.is_memory(error):
             raise
         raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
 
 
 def _finish(directory: Path, state: Mapping[str, Any], final: Path) -> None:
-    """Add what is not there yet, see that all of it would survive a power cut, and move it to its place."""
-    with (directory / "state.pt").open("wb") as file:  # a file of ours, whose errors are the system's
+    """Add state and checksums, flush all files to disk, and move the directory to its place."""
+    with (directory / "state.pt").open("wb") as file:  # opened here, so that its errors are OSErrors
         torch.save(dict(state), file)
     checksums = {file.name: _digest(file) for file in sorted(directory.iterdir())}
     (directory / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
@@ -98,21 +98,21 @@ def _finish(directory: Path, state: Mapping[str, Any], final: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The system's answer, whichever library passed it on."""
+    """The system's message, whichever library passed it on; without one, the error's own."""
     return next((str(e.strerror) for e in chain(error) if isinstance(e, OSError) and e.strerror), line(error))
 
 
 def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint; None where there is none at all.
 
-    Damaged ones that are newer are put aside, so that they take nobody's place among those that are kept.
+    Newer, damaged ones are renamed, so that they do not count towards `keep`.
 
     Args:
         root: where they are.
-        warn: told of each that is damaged, in a sentence.
+        warn: prints a sentence about each damaged one.
 
     Raises:
-        TrainingError: there are some, and all of them are damaged. To begin anew is the user's decision.
+        TrainingError: all of them are damaged. Only the user may decide to begin anew.
     """
     found, damaged = _all(root), []
     for directory in reversed(found):
@@ -133,7 +133,7 @@ def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def _damage(directory: Path) -> str | None:
-    """The fault of a checkpoint's files; None where they are as they were written."""
+    """The damage to a checkpoint's files; None if they are unchanged."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
         has_weights = any(name.endswith(".safetensors") for name in checksums)
@@ -155,10 +155,10 @@ def _digest(file: Path) -> str:
 
 
 def load_state(directory: Path) -> dict[str, Any]:
-    """All of a checkpoint but the weights, on the CPU.
+    """Load a checkpoint's state.pt, on the CPU.
 
     Raises:
-        TrainingError: there is more in it than tensors and plain values, which could run code when it is read.
+        TrainingError: it holds more than tensors and plain values, which could run code when it is read.
     """
     try:
         return torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
@@ -169,15 +169,23 @@ def load_state(directory: Path) -> dict[str, Any]:
         ) from error
 
 
+def of_another_version(detail: object) -> TrainingError:
+    """The error for a checkpoint that another version of this code wrote; `detail` is the difference."""
+    return TrainingError(
+        f"the checkpoint was written by another version of this code ({detail}): continue with that version, or "
+        "remove the run's directory to begin anew"
+    )
+
+
 def _all(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"))
 
 
 def gather(source: Path, target: Path) -> None:
-    """Make of a checkpoint in shards one with whole tensors.
+    """Convert a sharded checkpoint to whole tensors.
 
     Raises:
-        TrainingError: it is damaged, or cannot be written.
+        TrainingError: the source is damaged, or the target cannot be written.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging

@@ -1,7 +1,7 @@
-"""Sharded tensors of a checkpoint: each process writes its parts, any number of processes reads them.
+"""Sharded tensors of a checkpoint: each process writes its parts; any number of processes can read them.
 
 torch.distributed.checkpoint writes safetensors, a file a process. (Its own format has an index that is a pickle, which
-could run code when it is read.) In state.pt marks stand for these tensors.
+could run code when it is read.) state.pt has a mark in place of each of these tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 
-_MARK = "in the shards"  # the key of a mark, which has the name of its tensor
+_MARK = "in the shards"  # the key of a mark; its value is the tensor's name
 
 
 def taken_apart(value: Any, name: str = "state") -> tuple[dict[str, DTensor], Any]:
@@ -51,7 +51,7 @@ def write(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup) -
     Args:
         directory: for the files.
         tensors: by name; each process gives the same names.
-        group: on the CPU, unused until the writing ends.
+        group: on the CPU; nothing else may use it until the writing ends.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -63,7 +63,7 @@ def read(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | N
     """Fill tensors, whole ones or parts, from a checkpoint's safetensors; every process of a group calls this.
 
     Raises:
-        CheckpointException: one of them is not there, or of another shape.
+        CheckpointException: a tensor is missing or has another shape.
     """
     if tensors:
         import torch.distributed.checkpoint as dcp
@@ -88,7 +88,7 @@ def read_model(directory: Path, model: PreTrainedModel, group: ProcessGroup | No
 def read_optimizer(
     state: Mapping[str, Any], directory: Path, optimizer: torch.optim.Optimizer, group: ProcessGroup | None = None
 ) -> dict[str, Any]:
-    """An optimizer's saved state as this process needs it: its parts of what is sharded, all else whole.
+    """An optimizer's saved state for this process: its parts of sharded tensors, and all others whole.
 
     Args:
         state: as a checkpoint's state.pt has it, with marks or with whole tensors.
@@ -99,7 +99,7 @@ def read_optimizer(
     params = [param for each in optimizer.param_groups for param in each["params"]]
     if not any(map(is_sharded, params)):
         return whole(state, directory, group)
-    divides = isinstance(optimizer, Frugal)  # whole tensors, when they are loaded
+    divides = isinstance(optimizer, Frugal)  # in load_state_dict, from whole tensors
     numbers = [number for saved in state["param_groups"] for number in saved["params"]]
     tensors: dict[str, Tensor] = {}
 
@@ -119,7 +119,7 @@ def read_optimizer(
 
 
 def whole(state: Any, directory: Path, group: ProcessGroup | None = None) -> Any:
-    """A checkpoint's state, or a part of it, with whole tensors in place of the marks: as one process saves it."""
+    """A checkpoint's state, or a part of it, with whole tensors in place of the marks, as one process saves it."""
     tensors: dict[str, Tensor] = {}
     found = _without_marks(state, tensors)
     read(directory, tensors, group)

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, which waits for the copy alone."""
+"""Write checkpoints in a thread; training waits only for the copy."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """A checkpoint that is whole.
+    """A complete checkpoint.
 
     Args:
         step: of the run.
         name: of its directory.
-        held: seconds that the training stood still for it: for the record, the one before it, and the copy.
-        seconds: that writing took, beside the training.
+        held: seconds that training waited: for the record, the checkpoint before, and the copy.
+        seconds: that writing took, while training went on.
     """
 
     step: int
@@ -40,16 +40,16 @@ class Written:
 
 
 class Writer:
-    """Writes one checkpoint at a time, in a thread. Of several processes the first does, with the others' shards.
+    """Writes one checkpoint at a time, in a thread. Each process writes its shards; rank 0 writes the rest.
 
-    The thread does not keep a process alive: one that is stopped at once leaves a checkpoint half-written, under a name
-    that is never read.
+    The thread does not keep a process alive: a process stopped at once leaves an incomplete checkpoint, under a
+    name that is never read.
 
     Args:
         root: where checkpoints are.
-        keep: so many of the newest stay.
+        keep: the number of newest checkpoints that stay.
         ranks: the processes of the run.
-        is_sharded: whether each of them has a part of the tensors; else the first has all that is written.
+        is_sharded: whether each process holds a part of the tensors; else rank 0 holds all that is written.
     """
 
     def __init__(self, root: Path, keep: int, ranks: Ranks, is_sharded: bool) -> None:
@@ -72,13 +72,13 @@ class Writer:
             parts: `model`, and `tokenizer` where there is one.
             state: tensors, numbers and strings, nested.
             best: the step of a checkpoint that stays although there are newer ones.
-            begun: `time.perf_counter()` when the training began to stand still for it; None: now.
+            begun: `time.perf_counter()` when training began to wait for it; None: now.
 
         Returns:
-            The one before, where it had not been taken yet.
+            The checkpoint before, if neither `done` nor `wait` has returned it.
 
         Raises:
-            TrainingError: the one before could not be written.
+            TrainingError: the checkpoint before could not be written.
         """
         begun = begun or time.perf_counter()
         before = self.wait()
@@ -118,10 +118,10 @@ class Writer:
     def _copied_shards(
         self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any]
     ) -> tuple[Callable[[], Path], Mapping[str, Any]]:
-        """A function that waits for the shards, which all processes begin to write here, and the rest of the state."""
+        """Begin to write the shards; return a function that waits for them, and the rest of the state."""
         tensors, rest = sharded.taken_apart(state)
         place, model = self._root / f".{checkpoint.name(step)}.new", parts["model"]
-        with self._ranks.first_goes_first():  # what one that was killed has left is removed before anybody writes
+        with self._ranks.first_goes_first():  # rank 0 removes what a killed process left before any writes
             if self._ranks.first:
                 checkpoint.begin(self._root, step)
         written = sharded.write(place, {**model.state_dict(), **tensors}, self._ranks.writing)
@@ -135,7 +135,7 @@ class Writer:
         return fill, self._staging.copy(rest) if self._ranks.first else rest
 
     def done(self) -> Written | None:
-        """The checkpoint that has become whole since the last call, if there is one.
+        """The checkpoint completed since the last call, if there is one.
 
         Raises:
             TrainingError: it could not be written.
@@ -155,14 +155,14 @@ class Writer:
 class Staging:
     """Memory on the CPU that a run's tensors are copied into.
 
-    It is kept from one checkpoint to the next, since fresh memory costs the system more than the copy does.
+    It is kept from one checkpoint to the next, since allocating it takes longer than the copy.
     """
 
     def __init__(self) -> None:
         self._spare: list[torch.UntypedStorage] = []
 
     def copy(self, value: Any) -> Any:
-        """The same nested dicts, lists and tuples, with copies of the tensors in them; those of the last call are lost.
+        """The same nested dicts, lists and tuples, with copies of the tensors; overwrites those of the last call.
 
         Tensors that share memory share it in the copy, too, so that a file has it once.
         """

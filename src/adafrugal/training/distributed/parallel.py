@@ -43,16 +43,16 @@ class _DrawnOn(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") not in _DRAWS:
             return func(*args, **kwargs)
-        target = args[0] if args else kwargs.pop("tensor")  # as torch.nn.init hands it on
+        target = args[0] if args else kwargs.pop("tensor")  # as torch.nn.init passes it
         with torch.no_grad():
             drawn = func(torch.empty_like(target, device=self._device), *args[1:], **kwargs)
             return target.copy_(drawn)
 
 
 def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:
-    """The module to call instead of `module`, whose forward pass gives a loss, on each of the processes.
+    """Wrap or shard a module, whose forward pass gives a loss, for several processes; return the module to call.
 
-    Gradients are means over the processes: a loss that is to be summed is multiplied by their number.
+    Gradients are means over the processes: multiply a loss by their number to sum it.
 
     Args:
         module: the same on all processes, built within `made_on`; a sharded one is moved to the device block by block.
@@ -66,8 +66,8 @@ def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
         return DistributedDataParallel(
             module.to(place.device),
             device_ids=[place.device] if place.device.type == "cuda" else None,
-            forward_sync_buffers=False,  # positions' frequencies, the same everywhere
-            gradient_as_bucket_view=True,  # else gradients are there twice
+            forward_sync_buffers=False,  # the rotary frequencies are the same everywhere
+            gradient_as_bucket_view=True,  # else gradients are stored twice
         )
     _shard(module, settings, place, ranks)
     return module
@@ -96,7 +96,7 @@ def _shard(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
 def accumulating(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """The context of a micro-batch's passes: DDP sums gradients once a step, after its last micro-batch.
 
-    FSDP does after each, since gradients that wait for the last would be unsharded on every process.
+    FSDP sums after each, since gradients kept for the last would be unsharded on every process.
     """
     if isinstance(module, DistributedDataParallel) and not is_last:
         return module.no_sync()

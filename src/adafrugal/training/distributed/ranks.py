@@ -31,7 +31,7 @@ _RUNS = count()  # each run of this process has its own part of the store
 
 
 class LostError(TrainingError):
-    """Another process has ended, or does not come.
+    """Another process ended or did not arrive.
 
     Args:
         reason: in one line.
@@ -54,7 +54,7 @@ def is_first() -> bool:
 
 
 class Ranks:
-    """One process among those of its run. `join` before the rest, `leave` at the end: each run has groups of its own.
+    """One process of a run. Call `join` first and `leave` last: each run has its own process groups.
 
     Attributes:
         rank: of this process, from 0.
@@ -77,12 +77,12 @@ class Ranks:
         """The process that the environment describes.
 
         Raises:
-            SettingError: a variable of torchrun's is no number, or the settings do not allow so many processes.
+            SettingError: a variable of torchrun is not a number, or the settings do not allow this many processes.
         """
         size = _number("WORLD_SIZE", 1)
         try:
             _refuse_size(settings, size)
-        except SettingError as error:  # rank 0 says it
+        except SettingError as error:  # rank 0 prints it
             raise (error if is_first() else LostError(str(error), is_told=True)) from None
         return cls() if size == 1 else cls(_number("RANK"), size, _number("LOCAL_RANK"))
 
@@ -108,12 +108,12 @@ class Ranks:
         patience = timedelta(seconds=settings.timeout)
         try:
             self._store = dist.PrefixStore(f"run {next(_RUNS)}", _environments_store(patience))
-        except (RuntimeError, ValueError) as error:  # torch's, of an address that is not set or does not answer
+        except (RuntimeError, ValueError) as error:  # torch's, if the address is not set or does not answer
             raise TrainingError(
                 f"process {self.rank} of {self.size} does not reach the others: {line(error)}"
             ) from error
         on_gpu = devices.open_device(settings, self.local).is_gpu
-        # NCCL ends a process that waits too long; the groups on the CPU, whose errors say who is missing, give up first
+        # the CPU groups time out first: their errors say who is missing, while NCCL ends the process
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("groups", self._store),
@@ -124,14 +124,14 @@ class Ranks:
         self._talking, self.writing = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
 
     def leave(self) -> None:
-        """Give up the groups of this run."""
+        """Destroy the process groups of this run."""
         if self._store is not None:
             import torch.distributed as dist
 
-            with suppress(Exception):  # of processes that are gone
+            with suppress(Exception):  # the other processes may be gone
                 dist.destroy_process_group()
 
-    # -- what all say ---------------------------------------------------------------------------------------------
+    # -- collectives ----------------------------------------------------------------------------------------------
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all processes, in double precision: the same bits on each."""
@@ -173,10 +173,10 @@ class Ranks:
                 "the same command goes on from the last checkpoint"
             )
 
-    # -- what the first says --------------------------------------------------------------------------------------
+    # -- from rank 0 to all ---------------------------------------------------------------------------------------
 
     def tell(self, value: Any = None) -> Any:
-        """Rank 0's value, as JSON has it; the others wait for it, however long that takes."""
+        """Send rank 0's value, as JSON, to the others, which wait for it without a limit."""
         if self.size == 1:
             return value
         key = f"told {next(self._told)}"
@@ -191,23 +191,23 @@ class Ranks:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """Rank 0 runs the body before the others, which find what it made."""
+        """Run the body on rank 0 before the others, which use its results."""
         if not self.first:
             self.tell()
         yield
         if self.first:
             self.tell()
 
-    # -- how it ends ----------------------------------------------------------------------------------------------
+    # -- errors ---------------------------------------------------------------------------------------------------
 
     def arrive(self, at: str) -> None:
-        """Note where this process is, for those who may wait for it."""
+        """Publish the position of this process, for messages of those that wait for it."""
         self._at = at
         if self.size > 1:
             self._store.set(f"at {self.rank}", json.dumps([at, time.time()]))
 
     def lost(self, error: BaseException) -> BaseException | None:
-        """The error of the other process whose end or absence an error came of; None for all other errors."""
+        """The error of another process that caused this error of communication; None for all other errors."""
         if self._store is None or not _is_of_communication(error):
             return None
         given = f"process {self.rank} of {self.size}"
@@ -218,7 +218,7 @@ class Ranks:
                     return announced
                 time.sleep(_LOOKS_EVERY)
             others = "; ".join(self._last_seen()) or "none of them"
-        except Exception:  # the store is gone with the process that kept it
+        except Exception:  # the store ended with the process that held it
             return LostError(f"{given} has lost the others at {self._at}", is_told=False)
         timed_out = "imed out" in line(error)
         how = f"for {self._timeout:g} s (trainer.timeout)" if timed_out else "until one of them was gone"
@@ -226,7 +226,7 @@ class Ranks:
         return LostError(f"{waited}; the same command goes on from the last checkpoint", is_told=False)
 
     def announce(self, error: BaseException) -> bool:
-        """Tell the others why this process ends; True where rank 0 tells the same, and this one need not."""
+        """Tell the others why this process ends; True if rank 0 reports the same and this process need not."""
         if self._store is None or isinstance(error, LostError):
             return False
         kind = "error" if isinstance(error, Exception) else "interrupted"
@@ -288,7 +288,7 @@ def _environments_store(patience: timedelta) -> Store:
 
 
 def let_all_speak() -> None:
-    """Wait before a process ends in an error, since torchrun ends all as soon as one has ended."""
+    """Wait before a process ends in an error, so that all can print: torchrun ends all once one has ended."""
     if not is_alone():
         time.sleep(_SPEAKS_WITHIN)
 
@@ -303,8 +303,8 @@ def silence_others() -> None:
 
 
 def _is_of_communication(error: BaseException) -> bool:
-    """Whether torch.distributed raised it; gloo's errors have no class of their own."""
-    if isinstance(error, TrainingError):  # which may quote an answer of the system
+    """Whether torch.distributed raised it; gloo's errors are plain RuntimeErrors."""
+    if isinstance(error, TrainingError):  # its text may contain the same words
         return False
     words = ("gloo", "Connection closed by peer", "NCCL", "imed out", "TCPStore", "onnection reset", "Broken pipe")
     is_said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -1,1 +1,1 @@
-"""What a run trains for."""
+"""The tasks of a run: pre-training and fine-tuning."""

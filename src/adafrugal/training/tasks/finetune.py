@@ -15,6 +15,7 @@ from adafrugal.data.text import faults
 from adafrugal.models import encoder
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import EncoderSettings, Settings
+from adafrugal.system import errors
 from adafrugal.system.errors import SettingError
 from adafrugal.training.devices import Place
 from adafrugal.training.tasks.metrics import better, scores
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
 
 
 class Finetune:
-    """Fine-tuning of an encoder on labelled examples, in one process: settings refuse more, whose dropout would differ.
+    """Fine-tuning of an encoder on labelled examples.
+
+    Always one process; several are refused because dropout would differ.
 
     Args:
         settings: of the run.
         place: device and precision.
-        say: told what takes long, in a sentence.
-        state: of `state_dict`, of a resumed run.
+        say: prints a sentence about work that takes long.
+        state: from `state_dict`, of the run to continue; None: a new run.
     """
 
     def __init__(
@@ -51,24 +54,18 @@ class Finetune:
         if state:
             faults.refuse_other_data(state["fingerprint"], self._fingerprint)
         self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
-        self._batch_size = trainer.batch_size
         self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.module = self.model
         self.saved = {"model": self.model, "tokenizer": tokenizer}
         self.forward = self._forward
-        self._prefixes = ["validation"]  # of what an evaluation says of each validation set
+        self._prefixes = ["validation"]  # of the names of each validation set's numbers
         self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
         self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
 
     last_is_alike = True
     shapes_vary = True  # a batch is as long as its longest example
-
-    @property
-    def micro_batches(self) -> int:
-        """The number of forward and backward passes in a step."""
-        return -(-self._batch_size // self._micro_batch_size)
 
     def shapes(self) -> Iterator[LabelledBatch]:
         """One batch; torch.compile leaves its sizes open."""
@@ -76,7 +73,7 @@ class Finetune:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What identifies the data, and how much there is of it."""
+        """The identity and the size of the data."""
         return self._labelled.about() | {"pretrained_weights": self._weights}
 
     @property
@@ -93,14 +90,14 @@ class Finetune:
         return True
 
     def work(self, step: int) -> StepBatch:
-        """A step's examples, in micro-batches that are padded each to its own longest one."""
+        """A step's examples in micro-batches, each padded to its longest example."""
         places, size = self._order[step], self._micro_batch_size
         batches = [self._labelled.train.batch(places[i : i + size]) for i in range(0, len(places), size)]
         sums = zip(*((b.count(), b.tokens.numel(), b.real_tokens()) for b in batches), strict=True)
         return StepBatch(batches, *(sum(numbers) for numbers in sums))
 
     def rows(self, step: int) -> list[int]:
-        """The numbers of a step's examples in the training split, or in the part of it that is trained on."""
+        """Indices of a step's examples in the training split, or in the part of `data.examples`."""
         return self._order[step].tolist()
 
     def loss(self, batch: LabelledBatch) -> Tensor:
@@ -109,7 +106,7 @@ class Finetune:
 
     @torch.no_grad()
     def evaluate(self, last: bool) -> dict[str, float]:
-        """Loss and metrics of each validation set, whole every time, without dropout, in training's own precision.
+        """Loss and metrics of each whole validation set, without dropout, in the precision of training.
 
         The first set's are called `validation_…`, any other's `validation_<split>_…`.
         """
@@ -151,7 +148,7 @@ class Finetune:
         """Nothing works in the background."""
 
     def _loss_and_outputs(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
-        """The summed loss of a micro-batch, and what the head gave."""
+        """The summed loss of a micro-batch, and the head's outputs."""
         there = batch.to(self._place.device)
         return self.forward(there.tokens, there.mask, there.types, there.labels)
 
@@ -170,12 +167,14 @@ class Finetune:
         more = {} if types is None else {"token_type_ids": types}
         with self._place.autocast():
             outputs = self.model(input_ids=tokens, attention_mask=mask, **more).logits.float()
-            return _summed_loss(outputs, labels, self._is_score), outputs
+            if self._is_score:
+                return mse_loss(outputs.squeeze(1), labels, reduction="sum"), outputs
+            return cross_entropy(outputs, labels, reduction="sum"), outputs
 
 
 def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     name = str(settings.name or settings.package)
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+    if faults.is_path(name, needs_owner=False) and not Path(name).is_dir():
         raise SettingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
     try:
         with faults.of_hub("model.name", name):
@@ -187,18 +186,5 @@ def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, 
             raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
         raise
     except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
-        reason = " ".join(str(error).split()).partition(" If this is a private repository")[0] or type(error).__name__
+        reason = errors.line(error).partition(" If this is a private repository")[0]
         raise SettingError(f"model.name is {name}, which transformers cannot read: {reason}") from error
-
-
-def _summed_loss(outputs: Tensor, labels: Tensor, is_score: bool) -> Tensor:
-    """Cross-entropy (nats) of classes, or the squared error of scores, summed over examples in float32.
-
-    Args:
-        outputs: [examples, classes], or [examples, 1] for scores.
-        labels: [examples].
-        is_score: whether the labels are scores.
-    """
-    if is_score:
-        return mse_loss(outputs.float().squeeze(1), labels, reduction="sum")
-    return cross_entropy(outputs.float(), labels, reduction="sum")

@@ -28,8 +28,8 @@ class Pretrain:
     Args:
         settings: of the run.
         place: device and precision.
-        say: told what takes long, in a sentence.
-        state: of `state_dict`, where the data continue; None: at their beginning.
+        say: prints a sentence about work that takes long.
+        state: from `state_dict`, of the run to continue; None: a new run.
         ranks: the processes that share the work.
     """
 
@@ -46,7 +46,7 @@ class Pretrain:
         self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
         self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
-        with self._ranks.first_goes_first():  # a tokenizer is trained once, and tokens are prepared by one
+        with self._ranks.first_goes_first():  # one process trains the tokenizer and prepares the tokens
             self._corpus = Corpus(settings, say, state, self._ranks.size, pin=place.is_gpu)
         torch.manual_seed(settings.seed)
         with parallel.made_on(place.device, settings.trainer):
@@ -60,28 +60,20 @@ class Pretrain:
         self.saved = {"model": self.model}
 
     headline = ("validation_perplexity",)
-    epoch = None  # a text's length may not be known, and a run is shorter
+    epoch = None  # the length of a text may be unknown
     shapes_vary = False
-
-    @property
-    def micro_batches(self) -> int:
-        """The number of forward and backward passes in a step of this process."""
-        return len(self._parts())
 
     def shapes(self) -> Iterator[Batch]:
         """A batch of each shape that the run will see."""
-        for rows in sorted(set(self._parts()), reverse=True):
+        mine = -(-self._batch_size // self._ranks.size)  # rows of this process
+        starts = range(0, mine, self._micro_batch_size)
+        for rows in sorted({min(self._micro_batch_size, mine - start) for start in starts}, reverse=True):
             tokens, targets, positions = torch.zeros(3, rows, self._length, dtype=torch.int64)
             yield Batch(tokens, targets, torch.full((rows,), self._length), positions if self._masked else None)
 
-    def _parts(self) -> list[int]:
-        """Rows of each micro-batch of this process."""
-        mine = -(-self._batch_size // self._ranks.size)
-        return [min(self._micro_batch_size, mine - begin) for begin in range(0, mine, self._micro_batch_size)]
-
     @property
     def data(self) -> dict[str, Any]:
-        """What identifies the data, and how much there is of it."""
+        """The identity and the size of the data."""
         return self._corpus.about
 
     def epochs(self, steps: int) -> float | None:
@@ -93,22 +85,22 @@ class Pretrain:
         return self._corpus.batches.is_ready(step, timeout)
 
     def work(self, step: int) -> StepBatch:
-        """The rows that this process takes of a step's batch: neighbours in it."""
+        """Consecutive rows of a step's batch: those of this process."""
         whole = self._corpus.batches(step)
         mine = whole.share(self._ranks.rank, self._ranks.size)
         batches = list(mine.split(self._micro_batch_size))
         return StepBatch(batches, whole.count(), whole.tokens.numel(), whole.real_tokens())
 
     def rows(self, step: int) -> list[int]:
-        """The numbers of a step's rows, in the order in which the run reads them."""
+        """Indices of a step's rows in the order in which the run reads them."""
         return list(range((step - 1) * self._batch_size, step * self._batch_size))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which the batch after the last one is read."""
+        """Plain values from which a resumed run continues its data."""
         return self._corpus.state_dict()
 
     def close(self) -> None:
-        """End what works in the background."""
+        """End the work in the background."""
         self._corpus.close()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -123,9 +115,9 @@ class Pretrain:
 
     @torch.no_grad()
     def evaluate(self, last: bool) -> dict[str, float]:
-        """Loss (nats per token), perplexity and bits per byte of the same held-out tokens every time.
+        """Loss (nats per token), perplexity and bits per byte, always on the same held-out tokens.
 
-        The last evaluation may read more of them. Runs in training's own precision, so that the two losses compare.
+        The last evaluation may read more. Uses the precision of training, so that both losses are comparable.
         """
         was_training = self.model.training
         self.model.eval()
@@ -147,7 +139,7 @@ class Pretrain:
     def conclude(self, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Best validation loss, and the unigram baseline of the first window.
 
-        A last evaluation that read other tokens than the rest is compared with none of them.
+        A last evaluation on other tokens than the rest does not count as the best.
         """
         alike = evaluations if self.last_is_alike else evaluations[:-1] or evaluations
         best, unigram = min(alike, key=lambda line: line["validation_loss"]), self._corpus.unigram_loss

@@ -1,4 +1,4 @@
-"""What a run trains for: a task gives the loop its model, batches, loss and evaluation, and nothing else differs."""
+"""The interface of a task, which gives the loop its model, batches, loss and evaluation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class StepBatch(NamedTuple):
     """One process's part of a step.
 
     Args:
-        batches: its micro-batches, on the CPU; as many as every other process has.
-        count: what the loss is averaged over: targets or examples of the whole step, over all processes.
+        batches: its micro-batches, on the CPU; every process has the same number.
+        count: the targets or examples of the whole step, over all processes, that the loss is averaged over.
         tokens: of the whole step.
         real_tokens: of these, without padding.
     """
@@ -32,12 +32,12 @@ class Task(Protocol):
 
     Attributes:
         model: on the run's device, with float32 weights.
-        module: what `forward` calls; copies and shards of it hold the model's weights.
-        forward: from a batch's tensors on the device to its loss, autocast included: what torch.compile may replace.
+        module: called by `forward`; wraps or shards the model where there are several processes.
+        forward: maps a batch's tensors on the device to its loss, autocast included; torch.compile may replace it.
         shapes_vary: whether batches have many shapes.
-        saved: what a checkpoint has in transformers' own format: `model`, and `tokenizer` where it came with one.
-        last_is_alike: whether the evaluation that ends the run compares with those before it.
-        headline: which of the evaluation's numbers, beside the loss, are shown while the run goes on.
+        saved: parts of a checkpoint in transformers' format: `model`, and `tokenizer` if the model came with one.
+        last_is_alike: whether the last evaluation reads the same data as those before it.
+        headline: names of the evaluation's numbers that are displayed beside the loss.
     """
 
     model: PreTrainedModel
@@ -48,12 +48,8 @@ class Task(Protocol):
     last_is_alike: bool
     headline: tuple[str, ...]
 
-    @property
-    def micro_batches(self) -> int:
-        """Forward and backward passes in a step of this process."""
-
     def shapes(self) -> Iterable[Any]:
-        """A batch of each shape that the run will see; of one where shapes vary."""
+        """A batch of each shape that the run will see; one batch if shapes vary."""
 
     @property
     def data(self) -> dict[str, Any]:
@@ -61,7 +57,7 @@ class Task(Protocol):
 
     @property
     def epoch(self) -> int | None:
-        """The steps of one; None where the length of the training data is not known, or does not matter."""
+        """The number of steps of an epoch; None if the length of the training data is unknown."""
 
     def epochs(self, steps: int) -> float | None:
         """How often the training data have been read after so many steps."""
@@ -73,7 +69,7 @@ class Task(Protocol):
         """One process's part of a step: a pure function of seed, step and rank."""
 
     def rows(self, step: int) -> list[int]:
-        """The numbers of the rows or examples in a step's batch, for a person who looks for one."""
+        """Indices of the rows or examples in a step's batch, for the record."""
 
     def loss(self, batch: Any) -> Tensor:
         """The summed loss of a micro-batch: a float32 scalar on the device."""
@@ -88,7 +84,7 @@ class Task(Protocol):
         """The summary's part of this task, from the lines of metrics that end with an evaluation, in order."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values from which the batch after the last one is read."""
+        """Plain values from which a resumed run continues its data."""
 
     def close(self) -> None:
-        """End what works in the background."""
+        """End the work in the background."""
