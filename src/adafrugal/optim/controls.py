@@ -180,7 +180,7 @@ INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
 
 
 def restored(state: Mapping[str, Any], old: Control) -> Control:
-    """The control of a `state_dict`: a built-in control, or one of `old`'s class."""
+    """Return the control of a `state_dict`: a built-in control, or one of `old`'s class."""
     kinds = {**DENSITIES, **INTERVALS, old.kind: type(old)}
     if state["kind"] not in kinds:
         raise ValueError(f"kind is {state['kind']!r}; allowed: {', '.join(kinds)}, or what the optimizer was made with")

@@ -225,7 +225,7 @@ class Frugal(torch.optim.Optimizer):
         with self._events.during(event, index, group, self.param_groups[0]["steps"]):
             (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
 
-    # -- what can be read and observed ----------------------------------------------------------------------------
+    # -- reading and observing ------------------------------------------------------------------------------------
 
     def observe(self, loss: float) -> None:
         """Pass a validation loss, or a training loss averaged since the last call, to every control (nats per token).
@@ -297,7 +297,7 @@ class Frugal(torch.optim.Optimizer):
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state_dict, with plain numbers and strings for controls and subspaces (`weights_only=True`).
+        """Return torch's state_dict, with controls and subspaces as plain values, so that `weights_only=True` loads it.
 
         Moments of a sharded parameter are DTensors of the whole, divided evenly by rows over the processes that share
         it. A slab's rows move for this, one matrix at a time: every process must call this, and `load_state_dict`.

@@ -91,9 +91,9 @@ def compiles(group: Group) -> bool:
 
 
 def state_free(rule: str, updates: Sequence[Free], rates: Rates, *, compiled: bool) -> None:
-    """Make one step of a rule of `rules.STATE_FREE`, decay included.
+    """Apply a rule of `rules.STATE_FREE` once, decay included.
 
-    A rule's compiled form (if `compiled`) and its form for many tensors are used where it has them and they fit.
+    Compiled forms (if `compiled`) and forms for many tensors are used where the rule has one that suits the tensors.
     """
     left = _update_compiled(rule, updates, rates) if compiled and rule in _TO_COMPILE else updates
     together, alone = [], []
@@ -125,7 +125,7 @@ def _chunks(updates: Sequence[Free]) -> list[list[Free]]:
     return chunks
 
 
-# rule -> from the gradients of many tensors to the tensors to add, times −lr
+# rule -> function from the gradients of many tensors to the tensors to add, times −lr
 _TO_ADD: dict[str, Callable[[list[Tensor]], Sequence[Tensor]]] = {
     "signsgd": torch._foreach_sign,
     "sgd": lambda grads: grads,
@@ -134,7 +134,7 @@ _TO_ADD: dict[str, Callable[[list[Tensor]], Sequence[Tensor]]] = {
 
 
 def _foreach(rule: str, targets: list[Tensor], grads: list[Tensor], rates: Rates) -> None:
-    """`rules.decay_` and a rule of `_TO_ADD` for tensors of one device and dtype."""
+    """Apply `rules.decay_` and a rule of `_TO_ADD` to tensors of one device and dtype."""
     if rates.decay:
         torch._foreach_mul_(targets, 1 - rates.decay)
     if added := _TO_ADD[rule](grads):

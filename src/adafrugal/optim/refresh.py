@@ -83,7 +83,7 @@ class StepEvents:
                 hook(replace(event, bytes_after=after))
 
 
-# -- where subspaces lie ----------------------------------------------------------------------------------------------
+# -- selections -------------------------------------------------------------------------------------------------------
 
 
 def selection(state: Mapping[str, Any], group: Group) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def outline(group: Group, states: States) -> Iterator[Any]:
                 yield value
 
 
-# -- when -------------------------------------------------------------------------------------------------------------
+# -- when to select ---------------------------------------------------------------------------------------------------
 
 
 def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
@@ -167,7 +167,7 @@ def _choosing(group: Group) -> list[int]:
     return [i for i, is_finite in zip(places, finite, strict=True) if is_finite]
 
 
-# -- how --------------------------------------------------------------------------------------------------------------
+# -- new selections and their moments ---------------------------------------------------------------------------------
 
 
 def refresh(group: Group, places: list[int], states: States) -> None:
@@ -309,7 +309,7 @@ def _compact_names(state: Mapping[str, Any], group: Group) -> list[str]:
     return moments + (["step"] if "step" in state and state["step"].ndim else [])
 
 
-# -- the arguments of a choice ----------------------------------------------------------------------------------------
+# -- the arguments of a selection -------------------------------------------------------------------------------------
 
 
 def _period(group: Group, number: int) -> Period:

@@ -18,7 +18,7 @@ from adafrugal.optim.subspaces import subspace as as_subspace
 
 
 def restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
-    """The subspace of saved settings: a built-in one, or one of `old`'s class if the kinds agree."""
+    """Return the subspace of saved settings: a built-in one, or one of `old`'s class if the kinds agree."""
     if settings["kind"] != old.kind:
         return as_subspace(settings)
     return type(old)(**{key: value for key, value in settings.items() if key != "kind"})

@@ -1,8 +1,8 @@
-"""The updates of one step, once subspaces are chosen: each tensor goes one of three ways.
+"""The updates of one step, after subspaces are selected, in one of three ways for each tensor.
 
-`together`: tensors that rules update in place, all of a group's in few launches. `alone`: a matrix of which a part is
-selected by copies, one after the other, so that only one matrix is copied at a time. `in fewer bits`: a tensor that is
-stored in fewer bits than it is updated in, by copies in float32.
+`together`: tensors that rules update in place, all of a group in few launches. `alone`: matrices whose subspace works
+on copies, one after the other, so that only one matrix is copied at a time. `in fewer bits`: tensors stored in fewer
+bits than they are updated in, by copies in float32.
 """
 
 from __future__ import annotations

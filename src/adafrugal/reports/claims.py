@@ -72,7 +72,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on a part; `found` is None where an arm has no runs."""
+    """The verdict on a part; `found` is None if an arm has no runs."""
 
     part: Part
     found: Contrast | None

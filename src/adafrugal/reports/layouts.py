@@ -101,7 +101,7 @@ def _search(section: Section) -> dict[str, Grid]:
 
 
 def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
-    """A row for each arm: its best rates, and the lines on which nothing was tried beyond them."""
+    """Return a row for each arm: its best rates, and the lines on which they are the smallest or largest tried."""
     rows: list[list[Cell]] = []
     for arm, job in best.items():
         tried = [other for other in arms[arm] if other.runs or other.diverged]

@@ -119,8 +119,8 @@ def _memory(summaries: Sequence[Mapping[str, Any]]) -> str:
 def scores(records: Sequence[Record]) -> dict[str, Grid]:
     """Return the tables of finished fine-tuning runs of one model: at the last epoch, and at the best.
 
-    A cell is the mean ± standard deviation over seeds, in points. The mean over data sets is of each one's first
-    metric, seed by seed; its difference to AdamW's is paired by seed, with its 95% interval.
+    A cell is the mean ± standard deviation over seeds, in points. The mean over data sets takes each one's
+    first metric, seed by seed; its difference to AdamW's is paired by seed, with its 95% interval.
     """
     by_set: dict[str, list[Record]] = defaultdict(list)
     for record in records:

@@ -124,7 +124,7 @@ class ConstantSchedule(Part, path="schedule"):
     warmup: int | float | None = None  # steps, or a share of the run below 1; null: a tenth of the run
 
     def period(self, s: Settings) -> int:
-        """Return the steps after which the schedule ends or begins anew."""
+        """Return the number of steps after which the schedule ends or restarts."""
         return run_steps(s)
 
     def check(self, s: Settings) -> None:
@@ -164,7 +164,7 @@ class RestartingSchedule(CosineSchedule):
     cycle: int | None = None  # steps; null: the whole run
 
     def period(self, s: Settings) -> int:
-        """Return the steps after which the schedule begins anew."""
+        """Return the number of steps after which the schedule restarts."""
         return run_steps(s) if self.cycle is None else self.cycle
 
     def check(self, s: Settings) -> None:

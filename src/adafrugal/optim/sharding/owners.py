@@ -1,7 +1,7 @@
-"""Selections that one process makes for all that share a matrix: costly ones, or those by the whole gradient.
+"""Selections that are costly or need the whole gradient: one process makes each, for all that share the matrix.
 
 Matrices are processed in rounds of as many as there are processes, the costliest first. In a round each process
-selects in at most one matrix, in parallel with the others, and gathers only its gradient; then all broadcast.
+selects in at most one matrix, in parallel with the others, and holds at most one whole gradient; then all broadcast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ask(NamedTuple):
 
 
 def rounds(params: Sequence[Tensor], subspace: Subspace) -> list[list[int]]:
-    """Indices of matrices processed in each round; more than one per round only if owners choose."""
+    """Return the indices of matrices in each round; more than one only if one process selects for all."""
     if not subspace.chosen_by_one:
         return [[i] for i in range(len(params))]
     found = [[i] for i, param in enumerate(params) if not shards.is_sharded(param)]

@@ -81,7 +81,7 @@ def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
     return result
 
 
-# -- where rows lie ---------------------------------------------------------------------------------------------------
+# -- rows of each process ---------------------------------------------------------------------------------------------
 
 
 def row_ranges(length: int, size: int) -> list[RowRange]:

@@ -17,7 +17,7 @@ Selection: TypeAlias = Mapping[str, Any]
 
 
 class Matrix(NamedTuple):
-    """The properties of a matrix by which a subspace selects among matrices."""
+    """The properties of a matrix that a selection among matrices depends on."""
 
     name: str
     shape: torch.Size

@@ -19,7 +19,7 @@ class Blocks(Subspace):
 
     Args:
         order: `descending` starts at the model's last block and wraps, `ascending` at its first, `mirror` alternates
-            between both ends and moves inwards; each block is active once in a cycle. `random` draws anew each period.
+            between both ends and moves inwards; each block is active once in a cycle. `random` is drawn each period.
         unit: a block is a `matrix`, or all split matrices of a transformer `layer` (BAdam, arXiv 2404.02827).
         match: `count`, as in the authors' code, selects `round(ρ·N)` of N matrices, halves to even, or `int(ρ·L)` of L
             layers; if blocks differ in size, their share of the entries differs from ρ. `elements` selects the number
