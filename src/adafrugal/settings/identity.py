@@ -1,4 +1,4 @@
-"""The identity of a run: a hash of its settings, without those that do not affect its results.
+"""The identity of a run: a hash of its settings, without those that decide only where and how it runs.
 
 Needs no torch, so that a finished run is recognised at once.
 """
