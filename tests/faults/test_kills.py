@@ -85,7 +85,7 @@ def test_in_the_middle_of_a_call(call, n, survives, forks, cache_root, tmp_path,
 def test_at_random_instants(seed, forks, cache_root, tmp_path, tally):
     """Three times in a row, from outside."""
     chosen = random.Random(seed)
-    words = [*ADAFRUGAL, "trainer.steps=120", "trainer.log_every=2", "checkpoint.every=4", f"cache_root={cache_root}"]
+    words = [*ADAFRUGAL, "trainer.steps=200", "trainer.log_every=2", "checkpoint.every=4", f"cache_root={cache_root}"]
 
     def end(name):
         done = forks(*words, f"run_root={tmp_path / name}")

@@ -64,7 +64,7 @@ def test_there_are_experiments_of_every_kind():
     assert {"c4_60m/adamw", "c4_1b/adafrugal", "glue/rte", "subspaces/svd", "vietvault_130m/frugal"} <= {*EXPERIMENTS}
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(EXPERIMENTS))
+@pytest.mark.parametrize(("number", "name"), [*enumerate(EXPERIMENTS)])
 def test_an_experiment_starts_in_every_precision(number, name, gpu, tiny, monkeypatch):
     """Device, precision, model, optimizer, compilation, memory, checkpoint, random state."""
     chosen, choices = tiny(name)
