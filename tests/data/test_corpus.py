@@ -29,19 +29,19 @@ def chosen(settings, c4_layout):
 
 @pytest.fixture
 def plan(chosen):
-    """A function that plans the tokens of a tiny run: overrides, lines that it says -> Plan."""
-    return lambda *overrides, data="c4", said=None: locate(
-        chosen(*overrides, data=data), ([] if said is None else said).append
-    )
+    """A function that plans the tokens of a tiny run: overrides -> Plan."""
+    return lambda *overrides, data="c4", say=str: locate(chosen(*overrides, data=data), say)
 
 
 @pytest.fixture
-def corpus(chosen):
+def corpus(chosen, request):
     """A function that opens the corpus of a tiny run, all of it prepared in this process: overrides -> Corpus."""
 
     def make(*overrides, data="c4"):
-        prepare(locate(chosen(*overrides, data=data), str))
-        return Corpus(chosen(*overrides, data=data), str)
+        own = chosen(*overrides, data=data)
+        prepare(locate(own, str))
+        request.addfinalizer((found := Corpus(own, str)).close)
+        return found
 
     return make
 
@@ -118,10 +118,10 @@ def test_an_own_sentencepiece_model(plan, tmp_path):
 
 def test_a_trained_tokenizer_is_named_by_its_settings_and_the_corpus(plan, c4_layout):
     size, said = "data.tokenizer.vocabulary_size=400", []
-    plan(size, said=said)
-    plan(size, "data.tokenizer.byte_fallback=false", said=said)
+    plan(size, say=said.append)
+    plan(size, "data.tokenizer.byte_fallback=false", say=said.append)
     (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").unlink()
-    plan(size, said=said)
+    plan(size, say=said.append)
     names = {line.rpartition("/")[2] for line in said}
     assert len(names) == 3 and all(name.startswith("bpe-400-") for name in names)
 
