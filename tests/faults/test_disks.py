@@ -56,7 +56,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(mounted, whole, tmp_path, tally):
     fill = "head -c 2500k /dev/zero > $DISK/filling"
     done = mounted(4000, f'{fill}; "$@" 2>err; echo $?; {STATUS}; rm $DISK/filling; "$@"; echo $?', *MORE)
     error = (tmp_path / "err").read_text()
-    assert error.startswith("error: the checkpoint of step ")
+    assert error.startswith("error: the checkpoint step-")
     assert "No space left on device" in error
     assert error.count("\n") == 1
     assert "Traceback" not in done.stderr
@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(mounted, whole, tmp_path, tally):
     assert codes == ["1", "0"], done.stdout + done.stderr
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["status"] == "failed"
-    assert status["reason"].startswith("the checkpoint of step ")
+    assert status["reason"].startswith("the checkpoint step-")
     assert (tmp_path / "checkpoints").read_text().startswith("step-")
     lines = record_under(tmp_path / "kept").metrics()
     assert [line["step"] for line in lines] == list(range(1, 21))
@@ -100,7 +100,7 @@ def test_a_directory_that_becomes_read_only(mounted, tmp_path, tally):
     error = (tmp_path / "err").read_text()
     assert (tmp_path / "code").read_text() == "1\n", error
     assert error.count("\n") == 1, error
-    assert error.startswith("error: the checkpoint of step ")
+    assert error.startswith("error: the checkpoint step-")
     assert "Read-only file system" in error
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
     assert done.stdout.splitlines()[-1] == "0", done.stdout + done.stderr
