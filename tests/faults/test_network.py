@@ -43,19 +43,15 @@ def closed_port():
 
 
 @pytest.mark.parametrize("port", ["closed_port", *(["silent_port"] if LONG else [])])
-def test_wandb_that_does_not_answer_stops_no_run(port, request, cache_root, tmp_path, tally):
+def test_wandb_that_does_not_answer_stops_no_run(port, request, forks, cache_root, tmp_path, tally):
     address = f"http://127.0.0.1:{request.getfixturevalue(port)}"
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking.mode=online", "eval.every=20",
-               "optimizer=adamw", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    begun = time.monotonic()
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env={**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 2 * SECONDS + 60
-    assert done.stdout.count("W&B gets no copy of this run (") == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    words = ["scale=smoke", "tracking.mode=online", "eval.every=20", "optimizer=adamw", f"run_root={tmp_path}"]
+    key = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+    done = forks(*words, f"cache_root={cache_root}", cwd=tmp_path, env=key, timeout=300)
+    assert done.code == 0, done.err
+    assert done.seconds < 2 * SECONDS + 60
+    assert done.out.count("W&B gets no copy of this run (") == 1, done.out + done.err
+    assert "Traceback" not in done.out + done.err
     record = record_under(tmp_path)
     assert (record.status, record.metrics()[-1]["step"]) == ("finished", 20)
     assert not any("0" * 40 in file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file())
