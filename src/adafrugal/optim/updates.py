@@ -7,7 +7,7 @@ bits than they are updated in, by copies in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from adafrugal.optim.refresh import States, selection_here
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, local
-from adafrugal.optim.state import begin, has_moments, in_fewer_bits, state_dtype, working_dtype
 from adafrugal.optim.subspaces import Selection
 
 _IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
@@ -35,7 +34,8 @@ def update(group: Group, states: States) -> None:
             continue
         state, target, grad = states[param], local(param), local(param.grad)
         chosen = selection_here(param, state, group)
-        if in_fewer_bits(target, group, state):
+        _begin(target, state, group, chosen)
+        if _in_fewer_bits(target, state, group):
             noise = group["seed"], group["steps"], group["first"] + place, here(param).first
             rounding = Rounding(group["stochastic_rounding"], *noise)
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
@@ -48,32 +48,62 @@ def update(group: Group, states: States) -> None:
     _apply_rules(group, full, free)
 
 
+# -- moments ----------------------------------------------------------------------------------------------------------
+
+
 def begin_moments(group: Group, states: States) -> None:
     """Initialise the moments that a step would initialise, without the step."""
     for param in group["params"]:
-        state = states[param]
-        if param.grad is not None and has_moments(state, group) and "step" not in state:
-            _regions(local(param), local(param.grad), state, group, selection_here(param, state, group))
-            for name in MOMENTS[group["state_full"]]:
-                state[name] = state[name].to(state_dtype(param, group))
+        if param.grad is not None:
+            _begin(local(param), states[param], group, selection_here(param, states[param], group))
+
+
+def _begin(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
+    """Initialise a tensor's moments to zeros at its first gradient, if it keeps moments in this period."""
+    if "step" in state or (group["split"] and not state.get("entries")):
+        return
+    state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(target, group))
+    dtype = getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(target)
+    like = target.new_empty(group["subspace"].compact(target.shape, chosen)) if chosen else target
+    for name in MOMENTS[group["state_full"]]:
+        state[name] = torch.zeros_like(like, dtype=dtype)
+
+
+def step_device(param: Tensor, group: Group) -> torch.device:
+    """Return the device of step counts: the CPU, or a GPU if torch's fused kernel reads them there."""
+    fused = group["fused"] and group["state_full"] == "adamw"
+    return param.device if fused and param.is_cuda else torch.device("cpu")
+
+
+def _working_dtype(param: Tensor) -> torch.dtype:
+    """Return the dtype in which a parameter is updated."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
+    """Return whether a tensor or its moments are stored in another dtype than they are updated in."""
+    if param.dtype == torch.float32 and group["state_dtype"] is None:  # the usual case
+        return False
+    stored = [param, *(state[name] for name in MOMENTS[group["state_full"]] if name in state)]
+    return any(value.dtype != _working_dtype(param) for value in stored)
+
+
+# -- updates ----------------------------------------------------------------------------------------------------------
 
 
 def _regions(
     target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection
-) -> tuple[list[Full], tuple[Free, ...]]:
-    """Return a tensor's updates by the state-full rule, with its moments, and by the state-free rule."""
+) -> tuple[list[Full], Sequence[Free]]:
+    """Return a tensor's updates by the state-full rule and by the state-free rule."""
     if not group["split"]:
-        begin(state, grad, group)
         return [Full(target, grad, state)], ()
     if not state.get("entries"):
         return [], (Free(target, grad),)
-    residual = group["state_free"] != "none"
-    regions = group["subspace"].regions(target, grad, chosen, residual)
-    begin(state, regions.full[1], group)
+    regions = group["subspace"].regions(target, grad, chosen, group["state_free"] != "none")
     return [Full(*regions.full, state)], regions.free
 
 
-def _apply_rules(group: Group, full: list[Full], free: list[Free] | tuple[Free, ...]) -> None:
+def _apply_rules(group: Group, full: Sequence[Full], free: Sequence[Free]) -> None:
     lr, scale = float(group["lr"]), group["split_lr_scale"] if group["split"] else 1.0
     decay = lr * group["weight_decay"]
     rates = Rates(lr * scale, decay, tuple(group["betas"]), group["eps"])
@@ -93,41 +123,26 @@ def _update_alone(target: Tensor, grad: Tensor, state: dict[str, Any], group: Gr
 def _update_in_fewer_bits(
     target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding
 ) -> None:
-    if chosen:
-        _update_copy(target, grad, state, group, chosen, rounding)
-        return
-    keeps = has_moments(state, group)
-    if keeps:
-        begin(state, target, group, state_dtype(target, group))
+    """Update copies of a tensor and its moments in the working dtype; store the results."""
+    dtype = _working_dtype(target)
     moments = [name for name in MOMENTS[group["state_full"]] if name in state]
-    for rows in _slices(target):  # updates are elementwise: slices need less memory
-        part = {**state, **{name: state[name][rows] for name in moments}}
-        if keeps:
+    part = state
+    for rows in [...] if chosen else _slices(target):  # without a selection, updates are elementwise
+        part = state | {name: state[name][rows].to(dtype) for name in moments}
+        if moments:
             part["step"] = state["step"].clone()
-        _update_copy(target[rows], grad[rows], part, group, chosen, rounding)
-    if keeps:
+        wide = target[rows].to(dtype, copy=True)
+        _update_alone(wide, grad[rows].to(dtype), part, group, chosen)
+        rounding.store(target[rows], wide)
+        for name in moments:
+            if state[name].dtype != dtype:
+                rounding.store(state[name][rows], part[name])
+    if moments:
         state["step"] = part["step"]
 
 
-def _update_copy(
-    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding
-) -> None:
-    """Update copies of a tensor and its moments in the working dtype; store the results."""
-    dtype, stored_dtype = working_dtype(target), state_dtype(target, group)
-    moments = MOMENTS[group["state_full"]]
-    stored = {name: state[name] for name in moments if name in state}
-    state |= {name: value.to(dtype) for name, value in stored.items()}
-    wide = target.to(dtype, copy=True)
-    _update_alone(wide, grad.to(dtype), state, group, chosen)
-    rounding.store(target, wide)
-    for name in moments if stored_dtype != dtype and moments[0] in state else ():
-        result = state[name]
-        state[name] = stored.get(name, torch.empty_like(result, dtype=stored_dtype))
-        rounding.store(state[name], result)
-
-
 def _slices(tensor: Tensor) -> Iterator[Any]:
-    """Yield indices that divide a tensor into parts of about `_IN_A_SLICE` entries."""
+    """Yield indices that divide a tensor into parts of about `_IN_A_SLICE` entries, whose copies need less memory."""
     if tensor.numel() <= _IN_A_SLICE:
         yield ...
         return
