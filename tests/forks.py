@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc import locate
+from unittest import mock
 
 import pytest
 
@@ -90,9 +91,13 @@ class Forks:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory):
-    """A function that runs train.py as a process: its words and how (see `Forks.begin`) -> `Done`."""
-    found = Forks(tmp_path_factory.mktemp("forks"))
+def forks(tmp_path_factory, hub):
+    """A function that runs train.py as a process: its words and how (see `Forks.begin`) -> `Done`.
+
+    The hub's clients read its address when they are imported, so all of these processes know `hub`.
+    """
+    with mock.patch.dict(os.environ, hub.environment):
+        found = Forks(tmp_path_factory.mktemp("forks"))
     yield found
     found.close()
 

@@ -200,7 +200,9 @@ class Run:
         except Exception as error:  # of any kind: a finished run must not fail because its estimate fails
             self._warn(f"there is no estimate of the memory in the summary: {error}")
             return
-        summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
+        grown = summary["memory"]["peak_of_the_run"] - self._memory_before  # on a CPU of all memory of the process
+        error = foretold.total / grown - 1 if grown > 0 else 0.0
+        summary["memory"] |= {"estimate": foretold.total, "grown": grown, "estimate_error": error}
         summary["memory"] |= {"estimate_phase": foretold.phase, "is_upper_bound": summary["compile"] is not None}
 
 
