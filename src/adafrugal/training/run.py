@@ -15,9 +15,9 @@ from adafrugal.memory.fit import Fitted
 from adafrugal.models import optimizers
 from adafrugal.models.schedule import factor
 from adafrugal.settings.canonical import settled
+from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
-from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
 from adafrugal.training import compiling, devices
