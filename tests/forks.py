@@ -13,10 +13,12 @@ repeats: `{"file": n}` at the n-th time that it touches a file under run_root (0
 
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc import locate
 from unittest import mock
 
 import pytest
@@ -58,17 +61,14 @@ class Begun:
 
 
 class Forks:
-    """Begins runs of train.py, or runs them to their end."""
+    """Begins runs of train.py, or runs them to their end; `by`: the command that starts their process, `pid`."""
 
-    def __init__(self, place):
+    def __init__(self, place, *by):
         self._place, self._count = place, 0
-        self._server = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # a fork has none of the threads that it would wait for
-        )
+        alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork has none of the threads that it would wait for
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._server = subprocess.Popen([*by, sys.executable, __file__], **pipes, text=True, env=alone)
+        self.pid = self._server.pid
         assert json.loads(self._server.stdout.readline())["ready"]
 
     def ask(self, request):
@@ -82,6 +82,13 @@ class Forks:
         place.mkdir()
         request = {"argv": argv, "cwd": str(cwd or place), "place": str(place), "before": before, "kill": kill}
         return Begun(self, self.ask(request | {"env": {**os.environ, **(env or {})}})["pid"], place)
+
+    def ranks(self, size, *argv, kill=None, **how):
+        """Begin the processes of one run, with the environment that torchrun gives; `kill` is for the last."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            env = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        ranks = [{**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+        return [self.begin(*argv, env=env, kill=kill if env is ranks[-1] else None, **how) for env in ranks]
 
     def __call__(self, *argv, timeout=240, **how):
         return self.begin(*argv, **how).wait(timeout)
@@ -108,20 +115,11 @@ def forks(tmp_path_factory, hub):
 
 def main():
     """Import what a run imports, then answer requests until there are no more."""
-    names = ("run", "tasks.pretrain", "tasks.finetune", "display", "compiling")
-    names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.data.labelled"]
-    others = (
-        "hydra",
-        "torch",
-        "sentencepiece",
-        "datasets",
-        "transformers.models.llama.modeling_llama",
-        "adafrugal.memory.estimate",
-        "adafrugal.reports.summary",
-        "adafrugal.reports.pictures",
-        "matplotlib.backends.backend_svg",
-    )
-    for name in (*others, *names):
+    ours = "memory.estimate reports.summary reports.pictures data.corpus data.labelled training.run training.display "
+    ours += "training.compiling training.tasks.pretrain training.tasks.finetune"
+    others = "hydra torch sentencepiece datasets transformers.models.llama.modeling_llama "
+    others += "matplotlib.backends.backend_svg"
+    for name in (*others.split(), *(f"adafrugal.{name}" for name in ours.split())):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # forks collect only what they make, and share the rest
@@ -184,20 +182,16 @@ def _die_where_told(kill, argv, files):
         root = next(word.removeprefix("run_root=") for word in argv if word.startswith("run_root="))
         _count_files(root, kill["file"], files)
     if "call" in kill:
-        module, _, path = kill["call"].partition(":")
-        owner = importlib.import_module(module)
-        *classes, name = path.split(".")
-        for part in classes:
-            owner = getattr(owner, part)
+        where, _, name = kill["call"].replace(":", ".").rpartition(".")
+        owner = locate(where)
         setattr(owner, name, _deadly(getattr(owner, name), kill["n"], kill.get("signal", signal.SIGKILL)))
 
 
 def _deadly(function, n, number):
-    calls = []
+    calls = itertools.count(1)
 
     def called(*given, **named):
-        calls.append(None)
-        if len(calls) == n:
+        if next(calls) == n:
             os.kill(os.getpid(), number)
         return function(*given, **named)
 
