@@ -101,6 +101,7 @@ class Frugal(torch.optim.Optimizer):
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
         self._events: StepEvents | None = None  # of the step in progress
+        self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -173,7 +174,7 @@ class Frugal(torch.optim.Optimizer):
             self._begin_step()
         try:
             for group in self.param_groups:
-                updates.update(group, self.state)
+                updates.update(group, self.state, self._launches)
         finally:
             events, self._events = self._events, None
         events.report(self._refresh_hooks.values())
@@ -192,7 +193,7 @@ class Frugal(torch.optim.Optimizer):
         group = self.param_groups[index]
         for event, places in refresh.arrived(group) if group["split"] else ():
             self._move_subspace(index, event, places)
-        updates.update(group, self.state)
+        updates.update(group, self.state, self._launches)
 
     @torch.no_grad()
     def _rehearse(self) -> None:
@@ -222,6 +223,7 @@ class Frugal(torch.optim.Optimizer):
 
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
         group = self.param_groups[index]
+        self._launches.clear()
         with self._events.during(event, index, group, self.param_groups[0]["steps"]):
             (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
 
@@ -292,7 +294,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._events = None
+        self._events, self._launches = None, {}
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -327,6 +329,7 @@ class Frugal(torch.optim.Optimizer):
             ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
         """
         refuse_other(state_dict, self.param_groups)
+        self._launches.clear()
         before = self.param_groups
         final: dict[str, Any] = {}  # the state after all load hooks
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))

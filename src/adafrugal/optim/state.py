@@ -26,9 +26,8 @@ def has_moments(state: dict[str, Any], group: Group) -> bool:
 
 
 def step_device(param: Tensor, group: Group) -> torch.device:
-    """Return the device of step counts: the CPU, or a GPU if torch's fused kernel reads them there."""
-    fused = group["fused"] and group["state_full"] == "adamw"
-    return param.device if fused and param.is_cuda else torch.device("cpu")
+    """Return the device of step counts: the CPU, or a GPU if kernels read them there."""
+    return param.device if group["fused"] and param.is_cuda else torch.device("cpu")
 
 
 def working_dtype(param: Tensor) -> torch.dtype:
