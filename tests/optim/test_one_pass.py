@@ -88,7 +88,9 @@ def test_it_rounds_as_the_plain_form_does(device, dtype, state_dtype, stochastic
     if dtype == torch.float32 and state_dtype is None:
         return
     options = {"dtype": dtype, "state_dtype": state_dtype, "stochastic_rounding": stochastic, "subspace": "columns"}
-    with pytest.warns(UserWarning, match="rounded to the nearest|cannot decrease") if lossy(**options) else nullcontext():
+    with (
+        pytest.warns(UserWarning, match="rounded to the nearest|cannot decrease") if lossy(**options) else nullcontext()
+    ):
         plain, fast = trained(fused=False, **options), trained(fused=True, device=device, **options)
     # where float32 differs in its last bit, another neighbour may be stored
     assert_same(plain, fast, rtol=2**-7, atol=1e-3)
@@ -191,7 +193,9 @@ def test_a_step_is_one_launch_a_group_and_tables_are_kept(subspace, launches, mo
     assert len(launches) == 2 * 6
     assert len(built) == 2 * 2, "at each refresh"
     sent = [given[2] for _, given, _ in launches[2::2]]
-    assert all(one is other for one, other in zip(sent[:2], sent[1:2], strict=False)), "pointers are sent when they move"
+    assert all(one is other for one, other in zip(sent[:2], sent[1:2], strict=False)), (
+        "pointers are sent when they move"
+    )
 
 
 init = Table.__init__

@@ -88,6 +88,8 @@ def _regions(
 
 
 def _apply_rules(group: Group, full: list[Full], free: list[Free] | tuple[Free, ...]) -> None:
+    if not full and not free:
+        return
     rates, rates_free = _rates(group)
     lists.state_full(group["state_full"], full, rates, fused=group["fused"])
     if group["split"]:
@@ -129,6 +131,8 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
         return places
     launches = kept.get((group["first"], places))
     if launches is None or not all(table.is_current() for table in launches.tables):
+        for other in [key for key in kept if key[0] == group["first"] and not set(key[1]).isdisjoint(places)]:
+            del kept[other]  # a tensor's step count lies in one table
         launches = kept[group["first"], places] = _launches(group, states, places)
     for table in launches.tables:
         table.launch(*_rates(group), _key(group))

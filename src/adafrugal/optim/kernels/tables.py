@@ -61,6 +61,12 @@ class Table:
         weights, grads = self._here(self._params), self._gradients()
         self._device = weights[0].device
         self._like = weights[0], grads[0], self._states[0][self._names[0]] if self._states else weights[0]
+        self._own_steps = any(state["step"].ndim for state in self._states)
+        self._steps = [state["step"] for state in self._states]
+        if self._states and not self._own_steps:  # counts side by side, to be advanced by one operation
+            self._steps = [torch.stack(self._steps)]
+            for state, step in zip(self._states, self._steps[0], strict=True):
+                state["step"] = step
         self._built_of = self._standing()
         self._shifts: list[tuple[int, int]] = []  # of each part: its parameter, bytes before it in the gradient
         owners: list[int] = []  # of each run of programs, the index of its part
@@ -75,7 +81,7 @@ class Table:
         self._is_aligned = _are_aligned(n for row in rows for n in (*row[:3], row[_SIZE]))
         self._sent_pointers: list[int] = []
         self._options = {
-            "OWN_STEPS": any(state["step"].ndim for state in self._states), "STOCHASTIC": stochastic,
+            "OWN_STEPS": self._own_steps, "STOCHASTIC": stochastic,
             "BLOCK": one_pass.BLOCK, "RUN": one_pass.RUN, "num_warps": one_pass.WARPS,
         }  # fmt: skip
 
@@ -92,8 +98,8 @@ class Table:
             self._sent_pointers, self._grads = pointers, self._sent(pointers)
             self._options["ALIGNED"] = self._is_aligned and _are_aligned(pointers)
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            if self._states:
-                torch._foreach_add_([state["step"] for state in self._states], 1)
+            if self._steps:
+                torch._foreach_add_(self._steps, 1)
             if self._programs:
                 self._step[(self._programs,)](
                     self._owners, self._table, self._grads, *self._like, full.lr, free.lr, 1 - full.decay,
@@ -115,7 +121,7 @@ class Table:
             [weight.data_ptr() for weight in weights],
             [weight.is_contiguous() for weight in weights],
             [param.grad.dtype for param in self._params],
-            *([state[name].data_ptr() for state in self._states] for name in (*self._names, "step")),
+            *([state[name].data_ptr() for state in self._states] for name in self._names),
         ]
 
     def _sent(self, values: Sequence[Any], dtype: torch.dtype = torch.int64) -> Tensor:
