@@ -1,142 +1,92 @@
+"""The step, the clocks, torch's contract of an optimizer, and what is refused."""
+
 import copy
-import io
 
 import pytest
 import torch
+from stepping import events_of, frugal, matrices, parameters, same, saved_and_loaded, stepped
 from torch import nn
 
-from adafrugal.optim import Frugal, LinearDecay, LossAware, split_parameters
+from adafrugal.optim import Frugal, LinearDecay, LossAware
 from adafrugal.optim.choices import POLICIES
 from adafrugal.optim.controls import Control
 from adafrugal.optim.subspaces import SUBSPACES
 
-SHAPES = [(6, 10), (10, 6), (5, 5), (1, 7), (8, 3), (4, 4), (3, 9), (9, 2)]
-
-
-def matrices(dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in SHAPES]
-
-
-def gradients(step, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1000 + step)
-    return [torch.randn(s, generator=generator).to(dtype) for s in SHAPES]
-
-
-def run(optimizer, params, steps):
-    for step in steps:
-        for p, g in zip(params, gradients(step, params[0].dtype), strict=True):
-            p.grad = g
-        optimizer.step()
-
-
-def split(params, **more):
-    return [{"params": params, "split": True, **more}]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-# -- the two ends of the density ----------------------------------------------------------------------------------
-
-
-EVERY = [*SUBSPACES, {"kind": "blocks", "order": "random", "match": "elements"}]
 WHOLE = ["blocks", "columns", "rows", "slab", "randk", "randperm"]  # at ρ = 1 these select every entry as it is
 PLAIN = {"fused": False, "compile": False}
 
 
-@pytest.mark.parametrize("form", [PLAIN, {}])
+# -- the two ends of the density --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "interval"), [(PLAIN, 10**6), ({}, 10**6), (PLAIN, 7)])
 @pytest.mark.parametrize("subspace", WHOLE)
-def test_density_1_without_a_refresh_is_torchs_adamw_in_the_plain_form_bit_for_bit(subspace, form):
-    ours, theirs = matrices(), matrices()
+def test_density_1_is_torchs_adamw_bit_for_bit_in_the_plain_form_also_through_refreshes(subspace, form, interval):
     rates = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
-    run(Frugal(split(ours), **rates, density=1.0, interval=10**6, subspace=subspace, **form), ours, range(30))
-    run(torch.optim.AdamW(theirs, **rates, foreach=False), theirs, range(30))
-    torch.testing.assert_close(ours, theirs, **dict.fromkeys(("rtol", "atol"), 0.0 if form else 1e-6))
-
-
-@pytest.mark.parametrize("subspace", WHOLE)
-def test_density_1_with_moments_kept_is_adamw_through_refreshes_too(subspace):
-    ours, theirs = matrices(), matrices()
     policy = "keep_overlap" if subspace == "blocks" else "keep"
-    run(Frugal(split(ours), density=1.0, interval=7, subspace=subspace, on_refresh=policy, **PLAIN), ours, range(60))
-    run(torch.optim.AdamW(theirs, weight_decay=0.0, foreach=False), theirs, range(60))
-    assert same(ours, theirs)
+    ours = frugal(matrices(), **rates, density=1.0, interval=interval, subspace=subspace, on_refresh=policy, **form)
+    theirs = torch.optim.AdamW(matrices(), **rates, foreach=False)
+    pair = [parameters(stepped(optimizer, range(30))) for optimizer in (ours, theirs)]
+    torch.testing.assert_close(*pair, **dict.fromkeys(("rtol", "atol"), 0.0 if form else 1e-6))
 
 
-@pytest.mark.parametrize("subspace", EVERY)
+@pytest.mark.parametrize("subspace", SUBSPACES)
 def test_density_0_is_signsgd_and_keeps_nothing(subspace):
-    ours, theirs = matrices(), matrices()
-    optimizer = Frugal(split(ours), lr=0.01, density=0.0, interval=7, subspace=subspace, weight_decay=0.2)
-    run(optimizer, ours, range(30))
-    for step in range(30):
-        for p, g in zip(theirs, gradients(step), strict=True):
-            p.data = p.data * (1 - 0.01 * 0.2)
-            p.data -= 0.01 * g.sign()
-    torch.testing.assert_close(ours, theirs)
+    theirs = matrices()
+    optimizer = frugal(matrices(), lr=0.01, density=0.0, interval=7, subspace=subspace, weight_decay=0.2)
+    for step in range(15):
+        stepped(optimizer, [step])
+        for ours, p in zip(parameters(optimizer), theirs, strict=True):
+            p.data = p.data * (1 - 0.01 * 0.2) - 0.01 * ours.grad.sign()
+    torch.testing.assert_close(parameters(optimizer), theirs)
     assert optimizer.state_bytes().total == 0
 
 
-def test_other_tensors_are_adamw_whatever_the_density_and_are_never_reset():
-    ours = [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
-    theirs = copy.deepcopy(ours)
-    optimizer = Frugal([{"params": ours}, *split(matrices())], lr=0.01, density=0.25, interval=2, **PLAIN)
-    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.0, foreach=False)
-    for step in range(20):
-        for a, b in zip(ours, theirs, strict=True):
-            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step))
-            b.grad = a.grad.clone()
-        optimizer.step()
-        reference.step()
-    assert same(ours, theirs)
-
-
-# -- moving ρ and T ----------------------------------------------------------------------------------------------
+# -- moving ρ and T ---------------------------------------------------------------------------------------------------
 
 
 def test_refreshes_come_at_t_steps_since_the_last_one_with_a_t_that_jumps():
-    params = matrices()
-    optimizer = Frugal(split(params), interval=LossAware(start=4, max=50, factor=1.5))
-    at = []
-    optimizer.register_refresh_hook(lambda event: at.append(event.step))
+    optimizer = frugal(matrices(), interval=LossAware(start=4, max=50, factor=1.5))
+    events = events_of(optimizer)
     for step in range(1, 40):
-        run(optimizer, params, [step])
+        stepped(optimizer, [step])
         if step in (6, 11, 18):
             optimizer.observe(3.0)
     # T is 4, from step 11 on 6, from step 18 on 9; no multiple of any of them but the steps since the last refresh
-    assert at == [1, 5, 9, 15, 24, 33]
+    assert events == [("refresh", step) for step in (1, 5, 9, 15, 24, 33)]
 
 
-def test_columns_differ_between_turns_matrices_and_groups():
-    def indices(*groups):
-        return [optimizer.state[p]["indices"].tolist() for g in groups for p in g]
+def test_columns_differ_between_refreshes_matrices_and_groups_and_follow_the_seed_alone():
+    def chosen(**seed):
+        groups = [{"params": matrices([(4, 64)] * 2), "split": True} for _ in range(2)]
+        optimizer, found = Frugal(groups, subspace="columns", density=0.25, interval=1, **seed), []
+        for step in range(2):
+            stepped(optimizer, [step])
+            found += [tuple(optimizer.state[p]["indices"].tolist()) for p in parameters(optimizer)]
+        return found
 
-    a, b = ([nn.Parameter(torch.randn(4, 64)) for _ in range(2)] for _ in range(2))
-    optimizer = Frugal([*split(a), *split(b)], subspace="columns", density=0.25, interval=1)
-    seen = []
-    for _ in range(2):
-        for p in [*a, *b]:
-            p.grad = torch.ones_like(p)
-        optimizer.step()
-        seen += indices(a, b)
-    assert len({tuple(i) for i in seen}) == 8
+    state = torch.get_rng_state()
+    first = chosen()
+    assert torch.equal(torch.get_rng_state(), state), "torch's generator is left alone"
+    assert len(set(first)) == 8
+    torch.manual_seed(6)
+    assert chosen() == first
+    assert not set(chosen(seed=1)) & set(first)
 
 
 def test_the_clock_counts_steps_and_not_gradients():
-    params = matrices()
-    optimizer = Frugal(split(params), density=LinearDecay(1.0, 0.0, steps=10), interval=4)
-    at = []
-    optimizer.register_refresh_hook(lambda event: at.append((event.event, event.step)))
+    optimizer = frugal(matrices(), density=LinearDecay(1.0, 0.0, steps=10), interval=4)
+    events = events_of(optimizer)
     for _ in range(5):
         optimizer.step()
     assert optimizer.density == 0.5
-    assert [step for event, step in at if event == "refresh"] == [1, 5]
+    assert [step for event, step in events if event == "refresh"] == [1, 5]
 
 
 def test_each_group_observes_a_loss_once():
     interval = LossAware(start=4, max=50, factor=1.5)
-    optimizer = Frugal([*split(matrices()), *split(matrices(), interval=LossAware(10, 99))], interval=interval)
+    groups = [{"params": matrices(), "split": True, **more} for more in ({}, {"interval": LossAware(10, 99)})]
+    optimizer = Frugal(groups, interval=interval)
     optimizer.observe(3.0)
     optimizer.observe(3.0)
     assert [group["interval"].at(1) for group in optimizer.param_groups] == [6, 15]
@@ -145,7 +95,7 @@ def test_each_group_observes_a_loss_once():
 
 
 class Halving(Control):
-    """Somebody's own density: it halves with every observation."""
+    """A density of the caller's own: it halves with every observation."""
 
     kind = "halving"
 
@@ -167,24 +117,21 @@ class Halving(Control):
 
 
 def test_a_control_of_ones_own_is_observed_saved_and_restored():
-    params = matrices()
-    optimizer = Frugal(split(params), density=Halving(), subspace="columns", interval=2)
+    optimizer = frugal(matrices(), density=Halving(), subspace="columns", interval=2)
     optimizer.observe(1.0)
-    run(optimizer, params, range(2))
-    assert optimizer.density == 0.5
-    again = Frugal(split(matrices()), density=Halving(), subspace="columns")
+    assert stepped(optimizer, range(2)).density == 0.5
+    again = frugal(matrices(), density=Halving(), subspace="columns")
     again.load_state_dict(saved_and_loaded(optimizer))
     assert again.param_groups[0]["density"].at(1) == 0.5
     with pytest.raises(ValueError, match="kind is 'halving'"):
-        Frugal(split(matrices()), subspace="columns").load_state_dict(optimizer.state_dict())
+        frugal(matrices(), subspace="columns").load_state_dict(optimizer.state_dict())
 
 
 def test_an_event_tells_what_happened():
-    params = matrices()
-    optimizer = Frugal(split(params), density=LinearDecay(0.5, 0.1, steps=8), interval=20, subspace="columns")
+    optimizer = frugal(matrices(), density=LinearDecay(0.5, 0.1, steps=8), interval=20, subspace="columns")
     events = []
     handle = optimizer.register_refresh_hook(events.append)
-    run(optimizer, params, range(6))
+    stepped(optimizer, range(6))
     first = events[0]
     assert (first.event, first.step, first.group, first.interval, first.bytes_before) == ("refresh", 1, 0, 20, 0)
     assert first.density == 0.45
@@ -193,112 +140,73 @@ def test_an_event_tells_what_happened():
     assert events[-1].bytes_after == optimizer.state_bytes().total < events[-1].bytes_before
     handle.remove()
     count = len(events)
-    run(optimizer, params, range(6, 10))
+    stepped(optimizer, range(6, 10))
     assert len(events) == count
 
 
-# -- gradients ----------------------------------------------------------------------------------------------------
+# -- the contract of torch.optim --------------------------------------------------------------------------------------
+
+CASES = [(kind, policy, 1) for kind in SUBSPACES for policy in POLICIES[kind]]
+CASES += [(kind, "reset", 3) for kind in ("columns", "slab", "randk", "svd", "random")]
+CASES += [({"kind": "blocks", "order": "random", "match": "elements"}, "reset", 1)]
 
 
-def test_sparse_gradients_are_refused():
-    embedding = nn.Embedding(5, 3, sparse=True)
-    embedding(torch.tensor([1])).sum().backward()
-    params = matrices()
-    before = copy.deepcopy(params)
-    optimizer = Frugal(split([*params, embedding.weight]), density=1.0)
-    for p in params:
-        p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match="no sparse gradients"):
-        optimizer.step()
-    assert same(params, before), "nothing is changed"
+@pytest.mark.parametrize(("subspace", "on_refresh", "stagger"), CASES, ids=str)
+def test_a_round_trip_in_the_middle_of_everything_continues_bit_for_bit(subspace, on_refresh, stagger):
+    def go_on(optimizer, steps):
+        for step in steps:
+            stepped(optimizer, [step])
+            if step % 6 == 0:
+                optimizer.observe(2.0)
+        return optimizer
 
-
-def test_random_choices_leave_torchs_generator_alone_and_follow_the_seed():
-    def chosen(seed):
-        params = matrices()
-        optimizer = Frugal(split(params), subspace="columns", density=0.4, interval=2, seed=seed)
-        run(optimizer, params, range(5))
-        return [optimizer.state[p].get("indices", torch.empty(0)).tolist() for p in params]
-
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    first = chosen(1)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(6)
-    assert chosen(1) == first
-    assert chosen(2) != first
-
-
-# -- the contract of torch.optim -----------------------------------------------------------------------------------
-
-
-def saved_and_loaded(optimizer):
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-CASES = [(s, policy, 1) for s in EVERY for policy in POLICIES[s if isinstance(s, str) else "blocks"]]
-STAGGERED = [(s, "reset", 3) for s in ("columns", "slab", "randk", "svd", "random")]
-
-
-@pytest.mark.parametrize(("subspace", "on_refresh", "stagger"), CASES + STAGGERED, ids=str)
-@pytest.mark.parametrize("stop", [1, 5, 6, 17])
-def test_a_round_trip_in_the_middle_of_everything_continues_bit_for_bit(subspace, on_refresh, stagger, stop):
-    def make(params):
-        return Frugal(
-            split(params), lr=0.01, density=LinearDecay(0.9, 0.1, steps=15), interval=LossAware(5, 40, factor=1.5),
-            subspace=subspace, on_refresh=on_refresh, stagger=stagger, seed=3,
-        )  # fmt: skip
-
-    params = matrices()
-    optimizer = make(params)
-    resumed = other = None
-    for step in range(1, 30):
-        run(optimizer, params, [step])
-        if resumed is not None:
-            run(other, resumed, [step])
-        if step % 6 == 0:
-            optimizer.observe(2.0)
-            if other is not None:
-                other.observe(2.0)
-        if step == stop:
-            resumed = copy.deepcopy(params)
-            other = Frugal(split(resumed), lr=1.0)  # everything else comes from the saved state
-            other.load_state_dict(saved_and_loaded(optimizer))
-    assert same(params, resumed)
-    assert optimizer.state_bytes() == other.state_bytes()
+    optimizer = frugal(
+        matrices(), lr=0.01, density=LinearDecay(0.9, 0.1, steps=15), interval=LossAware(5, 40, factor=1.5),
+        subspace=subspace, on_refresh=on_refresh, stagger=stagger, seed=3,
+    )  # fmt: skip
+    saved, at = {}, 0
+    for stop in (1, 5, 6, 17):
+        go_on(optimizer, range(at + 1, stop + 1))
+        saved[stop], at = (copy.deepcopy(parameters(optimizer)), saved_and_loaded(optimizer)), stop
+    go_on(optimizer, range(at + 1, 22))
+    for stop, (params, state) in saved.items():
+        other = frugal(params, lr=1.0)  # everything else comes from the saved state
+        other.load_state_dict(state)
+        go_on(other, range(stop + 1, 22))
+        assert same(parameters(optimizer), params), stop
+        assert optimizer.state_bytes() == other.state_bytes()
 
 
 @pytest.mark.filterwarnings("ignore:weights in 16 bits")
-def test_loading_keeps_dtypes_and_shares_no_storage():
-    params = matrices(torch.bfloat16)
-    optimizer = Frugal(split(params), density=0.5, subspace="columns")
-    run(optimizer, params, range(3))
-    assert optimizer.state[params[0]]["exp_avg"].dtype == torch.float32
-    again = Frugal(split(matrices(torch.bfloat16)), subspace="columns")
-    given = optimizer.state_dict()
-    again.load_state_dict(given)
-    for p, q in zip(params, again.param_groups[0]["params"], strict=True):
+def test_loading_keeps_dtypes_shares_no_storage_and_asks_the_hooks():
+    optimizer = stepped(frugal(matrices(dtype=torch.bfloat16), density=0.5, subspace="columns"), range(3))
+    assert optimizer.state[parameters(optimizer)[0]]["exp_avg"].dtype == torch.float32
+    again = frugal(matrices(dtype=torch.bfloat16), subspace="columns")
+
+    def double(_, given):
+        state = {k: v | ({"exp_avg": 2 * v["exp_avg"]} if "exp_avg" in v else {}) for k, v in given["state"].items()}
+        return {**given, "state": state}
+
+    again.register_load_state_dict_pre_hook(double)
+    again.load_state_dict(optimizer.state_dict())
+    for p, q in zip(parameters(optimizer), parameters(again), strict=True):
         for key, value in optimizer.state[p].items():
             loaded = again.state[q][key]
             if torch.is_tensor(value):
                 assert loaded.dtype == value.dtype
-                assert torch.equal(loaded, value)
+                assert torch.equal(loaded, 2 * value if key == "exp_avg" else value)
                 assert loaded.data_ptr() != value.data_ptr()
             else:
                 assert loaded == value
 
 
-def test_it_works_with_closures_schedulers_clipping_and_copies():
-    params = matrices()
-    optimizer = Frugal(split(params), lr=1.0, density=0.25)
+def test_it_works_with_closures_schedulers_and_copies():
+    optimizer = frugal(matrices(), lr=1.0, interval=20)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10, cycle_momentum=False)
 
     def closure():
         optimizer.zero_grad()
-        loss = sum((p**2).sum() for p in params)
+        loss = sum((p**2).sum() for p in parameters(optimizer))
         loss.backward()
         return loss
 
@@ -308,13 +216,10 @@ def test_it_works_with_closures_schedulers_clipping_and_copies():
         last = optimizer.step(closure)
     assert last < first
     twin = copy.deepcopy(optimizer)
-    own = [p for group in twin.param_groups for p in group["params"]]
-    seen = []
-    twin.register_refresh_hook(seen.append)
-    run(twin, own, range(200))
-    run(optimizer, params, range(200))
-    assert same(own, params)
-    assert len(seen) == 1
+    events = events_of(twin)
+    pair = [parameters(stepped(each, range(20))) for each in (twin, optimizer)]
+    assert same(*pair)
+    assert events == [("refresh", 21)]
 
 
 SCHEDULERS = {
@@ -336,19 +241,17 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_of_torch_does_to_it_what_it_does_to_adamw(name):
-    def trained(make):
-        params = matrices()
-        optimizer = make(params)
+    def trained(optimizer):
         scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **SCHEDULERS[name])
         rates = []
         for step in range(6):
-            run(optimizer, params, [step])
+            stepped(optimizer, [step])
             scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
             rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]))
-        return params, rates
+        return parameters(optimizer), rates
 
-    ours = trained(lambda params: Frugal(split(params), lr=0.1, density=1.0, **PLAIN))
-    theirs = trained(lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.0, foreach=False))
+    ours = trained(frugal(matrices(), lr=0.1, density=1.0, **PLAIN))
+    theirs = trained(torch.optim.AdamW(matrices(), lr=0.1, weight_decay=0.0, foreach=False))
     assert same(ours[0], theirs[0])
     assert ours[1] == theirs[1]
     assert len(set(ours[1])) > 1
@@ -360,24 +263,51 @@ def test_every_scheduler_that_torch_has_is_among_them():
     assert known - made_of_others - {"LRScheduler", "_LRScheduler"} == set(SCHEDULERS)
 
 
-def test_groups_override_every_rate_and_control():
-    a, b = matrices(seed=1), matrices(seed=2)
-    optimizer = Frugal([*split(a, density=1.0, subspace="columns"), *split(b, interval=3, lr=0.0)], density=0.0)
-    run(optimizer, a, range(2))
-    before = copy.deepcopy(b)
-    run(optimizer, b, range(2))
-    assert same(b, before), "rate 0"
+def test_groups_override_every_rate_and_control_and_can_be_added():
+    a, b, added = matrices(), matrices(seed=2), nn.Parameter(torch.ones(4, 4))
+    groups = [{"params": a, "density": 1.0, "subspace": "columns"}, {"params": b, "interval": 3, "lr": 0.0}]
+    optimizer = stepped(Frugal([{"split": True, **group} for group in groups], density=0.0), range(2))
+    assert same(b, matrices(seed=2)), "rate 0"
     assert optimizer.selected_entries() == sum(p.numel() for p in a)
     assert optimizer.density == 1.0
-    added = nn.Parameter(torch.ones(4, 4))
     optimizer.add_param_group({"params": [added], "split": True, "density": 1.0})
-    added.grad = torch.ones(4, 4)
-    optimizer.step()
-    assert optimizer.state[added]["entries"] == 16
+    assert stepped(optimizer, [2]).state[added]["entries"] == 16
+
+
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_a_checksum_tells_of_choices_and_clocks_and_of_no_weight_or_moment(subspace):
+    one, other, resumed = (frugal(matrices(), subspace=subspace, density=0.5, interval=3) for _ in range(3))
+    seen = []
+    for step in range(5):
+        seen.append(stepped(one, [step]).checksum())
+        assert stepped(other, [step]).checksum() == seen[-1]
+        with torch.no_grad():
+            parameters(other)[0].add_(1.0)
+    assert len(set(seen)) == 5, "each step counts"
+    resumed.load_state_dict(one.state_dict())
+    assert resumed.checksum() == seen[-1]
+    key = {"blocks": "entries", "slab": "start", "svd": "basis", "random": "basis"}.get(subspace, "indices")
+    state = next(state for state in resumed.state.values() if state.get("entries"))
+    state[key] = state[key] + 1
+    assert resumed.checksum() != seen[-1]
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    params = matrices()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="no sparse gradients"):
+        frugal([*params, embedding.weight], density=1.0).step()
+    assert same(params, matrices()), "nothing is changed"
 
 
 def test_a_group_that_cannot_be_is_not_half_added():
-    optimizer = Frugal(split(matrices()))
+    optimizer = frugal(matrices())
     for wrong in ({"density": 7}, {"subspace": ["blocks"]}, {"lr": -1}, {"nonfinite": "skip"}):
         group = {"params": [nn.Parameter(torch.ones(2, 2))], "split": True, **wrong}
         before = set(group)
@@ -394,72 +324,23 @@ def test_what_only_split_groups_have_is_refused_elsewhere_and_a_forgotten_split_
         Frugal(matrices(), density=0.1)
 
 
-def test_another_optimizers_state_is_refused_and_changes_nothing():
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(subspace):
     params = matrices()
-    optimizer = Frugal(split(params), subspace="columns")
-    run(optimizer, params, range(3))
-    before = copy.deepcopy(optimizer.state_dict())
+    optimizer = stepped(frugal(params, subspace=subspace, density=0.5), range(3))
+    part = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(part)
+    moments = next(entry for entry in part["state"].values() if "exp_avg" in entry)
+    moments["exp_avg"] = moments["exp_avg"][..., :-1]
     wider = [nn.Parameter(torch.ones(p.shape[0], 2 * p.shape[1])) for p in params]
-    whole, halves = Frugal(split(wider)), Frugal([*split(params[:4]), *split(params[4:])])
-    for other in (torch.optim.AdamW(params), whole, halves):
-        with pytest.raises(ValueError, match="the saved state is not this optimizer's"):
-            optimizer.load_state_dict(other.state_dict())
-    after = optimizer.state_dict()
-    assert str(after) == str(before)
-
-
-@pytest.mark.filterwarnings("ignore:no group says split")
-@pytest.mark.parametrize("subspace", SUBSPACES)
-def test_a_part_of_a_moment_is_refused_and_changes_nothing(subspace):
-    params = matrices()
-    optimizer = Frugal(split(params), subspace=subspace, density=0.5)
-    run(optimizer, params, range(3))
-    state = copy.deepcopy(optimizer.state_dict())
-    optimizer.load_state_dict(state)
-    part = next(entry for entry in state["state"].values() if "exp_avg" in entry)
-    part["exp_avg"] = part["exp_avg"][..., :-1]
+    halves = Frugal([{"params": half, "split": True} for half in (params[:4], params[4:])])
+    others = [other.state_dict() for other in (torch.optim.AdamW(params), frugal(wider), halves)]
+    another, shorter = "the saved state is not this optimizer's", r"the saved exp_avg .* has shape \[.*its whole has \["
     before = str(optimizer.state_dict())
-    with pytest.raises(ValueError, match=r"the saved exp_avg of parameter number \d has shape \[.*its whole has \["):
-        optimizer.load_state_dict(state)
-    assert str(optimizer.state_dict()) == before
-
-
-@pytest.mark.parametrize("subspace", SUBSPACES)
-def test_a_checksum_tells_of_choices_and_clocks_and_of_no_weight_or_moment(subspace):
-    one, other = matrices(), matrices()
-    optimizers = [Frugal(split(params), subspace=subspace, density=0.5, interval=3) for params in (one, other)]
-    seen = []
-    for step in range(5):
-        for optimizer, params in zip(optimizers, (one, other), strict=True):
-            run(optimizer, params, [step])
-        seen.append(optimizers[0].checksum())
-        assert optimizers[1].checksum() == seen[-1]
-        with torch.no_grad():
-            other[0].add_(1.0)
-    assert len(set(seen)) == 5, "each step counts"
-    resumed = Frugal(split(matrices()), subspace=subspace, density=0.5, interval=3)
-    resumed.load_state_dict(optimizers[0].state_dict())
-    assert resumed.checksum() == seen[-1]
-    key = {"blocks": "entries", "slab": "start", "svd": "basis", "random": "basis"}.get(subspace, "indices")
-    state = next(state for state in resumed.state.values() if state.get("entries"))
-    state[key] = state[key] + 1
-    assert resumed.checksum() != seen[-1]
-
-
-def test_hooks_on_loading_have_their_say():
-    params = matrices()
-    optimizer = Frugal(split(params), density=1.0)
-    run(optimizer, params, range(2))
-    again = Frugal(split(matrices()))
-
-    def double(_, given):
-        state = {k: {**v, "exp_avg": 2 * v["exp_avg"]} for k, v in given["state"].items()}
-        return {**given, "state": state}
-
-    again.register_load_state_dict_pre_hook(double)
-    again.load_state_dict(optimizer.state_dict())
-    for p, q in zip(params, again.param_groups[0]["params"], strict=True):
-        assert torch.equal(again.state[q]["exp_avg"], 2 * optimizer.state[p]["exp_avg"])
+    for state, says in ((part, shorter), *((other, another) for other in others)):
+        with pytest.raises(ValueError, match=says):
+            optimizer.load_state_dict(state)
+        assert str(optimizer.state_dict()) == before
 
 
 @pytest.mark.parametrize(
@@ -482,47 +363,22 @@ def test_hooks_on_loading_have_their_say():
         ({"stagger": 2}, "stagger is 2; allowed: 1 with blocks, which choose among all matrices at once"),
         ({"stagger": 9, "subspace": "columns", "interval": 5}, r"stagger is 9; allowed: 1 to the interval \(5\)"),
         ({"shrink": "never"}, "allowed: immediately, at_refresh"),
+        (
+            {"params": [("norm.weight", nn.Parameter(torch.ones(3)))], "subspace": "columns"},
+            r"parameter norm.weight .* shape \(3,\); columns splits only",
+        ),
     ],
 )
 def test_impossible_values_are_refused_when_the_optimizer_is_made(given, says):
     with pytest.raises(ValueError, match=says):
-        Frugal(split(matrices()), **given)
-
-
-def test_a_split_tensor_must_be_a_matrix_and_the_message_names_it():
-    with pytest.raises(ValueError, match=r"parameter norm.weight .* shape \(3,\); columns splits only"):
-        Frugal([{"params": [("norm.weight", nn.Parameter(torch.ones(3)))], "split": True}], subspace="columns")
-
-
-def test_in_anybodys_loop_with_the_readmes_lines():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(20, 8), nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), nn.Linear(8, 20))
-    model.forward = lambda x: model[2](model[1][1](model[1][0](model[0](x)).relu()))
-    optimizer = Frugal(split_parameters(model), lr=1e-2, density=LinearDecay(0.5, 0.1, 100), interval=LossAware(5, 50))
-    x = torch.randint(0, 20, (64,))
-    losses = []
-    for _ in range(100):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), x)
-        loss.backward()
-        optimizer.step()
-        optimizer.observe(loss.item())
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+        frugal(**{"params": matrices(), **given})
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("subspace", [kind for kind in SUBSPACES if kind != "svd"])
 def test_on_a_gpu_it_does_what_it_does_on_a_cpu(subspace):
-    here, there = matrices(), [nn.Parameter(p.detach().cuda()) for p in matrices()]
-    decay = LinearDecay(0.8, 0.1, steps=20)
     # not signSGD: at full rank the residual is rounding noise, and its signs are
-    first = Frugal(split(here), density=decay, interval=7, subspace=subspace, lr=0.01, state_free="sgd")
-    second = Frugal(split(there), density=decay, interval=7, subspace=subspace, lr=0.01, state_free="sgd")
-    run(first, here, range(30))
-    for step in range(30):
-        for p, g in zip(there, gradients(step), strict=True):
-            p.grad = g.cuda()
-        second.step()
-    torch.testing.assert_close([p.detach() for p in here], [p.detach().cpu() for p in there])
-    assert first.state_bytes() == second.state_bytes()
+    how = {"density": LinearDecay(0.8, 0.1, steps=20), "interval": 7, "subspace": subspace, "state_free": "sgd"}
+    here, there = (stepped(frugal(matrices(device=d), lr=0.01, **how), range(30)) for d in ("cpu", "cuda"))
+    torch.testing.assert_close(*([p.detach().cpu() for p in parameters(each)] for each in (here, there)))
+    assert here.state_bytes() == there.state_bytes()

@@ -20,35 +20,28 @@ class Model(nn.Module):
         self.temperature = nn.Parameter(torch.ones(()))
 
 
+OTHERS = Rule("others", "state_full")
+
+
 def names(groups, rule):
     return [name for group in groups if group["rule"] == rule for name, _ in group["params"]]
 
 
-def test_only_linear_weights_inside_blocks_are_split():
-    groups = split_parameters(Model())
-    assert names(groups, "Linear in blocks") == [f"layers.{i}.1.weight" for i in range(11)]
+def kinds(groups):
+    pairs = zip(groups, groups.counts(), strict=False)
+    return {name: kind for group, (_, kind, _, _) in pairs for name, _ in group["params"]}
+
+
+def test_only_linear_weights_inside_blocks_are_split_and_every_trainable_tensor_is_in_one_group():
+    model = Model()
+    model.layers[3].requires_grad_(False)
+    groups = split_parameters(model)
+    assert names(groups, "Linear in blocks") == [f"layers.{i}.1.weight" for i in range(11) if i != 3]
     others = ["embedding.weight", "convolution.weight", "pooler.weight", "layers_norm.weight"]
     assert names(groups, "other matrices") == others
     assert {"temperature", "pooler.bias", "layers.10.1.bias"} <= set(names(groups, "vectors, scalars"))
-
-
-def test_every_trainable_tensor_is_in_one_group_and_frozen_ones_in_none():
-    model = Model()
-    model.layers[3].requires_grad_(False)
-    found = [p for group in split_parameters(model) for _, p in group["params"]]
-    assert {id(p) for p in found} == {id(p) for p in model.parameters() if p.requires_grad}
-    assert len(found) == len({id(p) for p in found})
-
-
-def test_a_linear_in_a_block_that_is_tied_to_something_outside_is_not_split():
-    model = Model()
-    model.layers[0][1].weight = model.pooler.weight
-    assert "layers.0.1.weight" not in names(split_parameters(model), "Linear in blocks")
-
-
-def test_a_model_with_nothing_to_split_is_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match=r"nothing to split in Linear.*make the groups yourself"):
-        split_parameters(nn.Linear(3, 3))
+    found = [id(p) for group in groups for _, p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def test_the_table_counts_tensors_parameters_and_bytes():
@@ -57,6 +50,7 @@ def test_the_table_counts_tensors_parameters_and_bytes():
     total = sum(p.numel() for p in model.parameters())
     assert table[1].split() == ["Linear", "in", "blocks", "split", "11", "176", "1,408"]
     assert table[-1].split() == ["all", str(len(list(model.parameters()))), str(total), f"{8 * total:,}"]
+    assert len({len(line) for line in table}) == 1
 
 
 def test_groups_serve_more_than_one_optimizer_can_be_changed_and_still_print():
@@ -74,16 +68,6 @@ def test_groups_serve_more_than_one_optimizer_can_be_changed_and_still_print():
 
 # -- rules ------------------------------------------------------------------------------------------------------------
 
-OTHERS = Rule("others", "state_full")
-
-
-def kinds(groups):
-    return {
-        name: kind
-        for group, (_, kind, _, _) in zip(groups, groups.counts(), strict=False)
-        for name, _ in group["params"]
-    }
-
 
 def test_norms_embeddings_and_head_can_be_moved():
     groups = split_parameters(Model(), default_rules(embeddings="state_full", norms="state_free", head="split"))
@@ -98,19 +82,13 @@ def test_norms_embeddings_and_head_can_be_moved():
     assert next(g for g in optimizer.param_groups if g["rule"] == "norms")["density"].at(1) == 0.0
 
 
-def test_a_rule_that_freezes_does_so_only_where_all_is_well():
-    model = Model()
-    with pytest.raises(ValueError, match="nothing to split"):
-        split_parameters(model, [Rule("ice", "frozen", path="convolution"), OTHERS])
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_a_tied_tensor_is_in_one_group_and_the_place_that_keeps_most_decides():
-    for embeddings, head, expected in (
-        ("split", "split", "split"), ("state_free", "split", "split"), ("frozen", "state_free", "state-free"),
-    ):  # fmt: skip
-        groups = split_parameters(Model(), default_rules(embeddings=embeddings, head=head))
-        assert kinds(groups)["embedding.weight"] == expected
+@pytest.mark.parametrize(
+    ("embeddings", "head", "expected"),
+    [("split", "split", "split"), ("state_free", "split", "split"), ("frozen", "state_free", "state-free")],
+)
+def test_a_tied_tensor_is_in_one_group_and_the_place_that_keeps_most_decides(embeddings, head, expected):
+    groups = split_parameters(Model(), default_rules(embeddings=embeddings, head=head))
+    assert kinds(groups)["embedding.weight"] == expected
 
 
 def test_the_split_of_the_glue_scripts():
@@ -132,17 +110,15 @@ def test_the_split_of_the_glue_scripts():
     groups = split_parameters(model, rules)
     assert [g["rule"] for g in groups] == ["query", "value", "matrices", "others", "others"]
     assert groups[0]["density"] == 0.5
-    assert [name for name, _ in groups[2]["params"]] == ["layer.0.key.weight", "layer.1.key.weight"]
+    assert names(groups, "matrices") == ["layer.0.key.weight", "layer.1.key.weight"]
     assert not any(p.requires_grad for p in model["embeddings"].parameters())
-    assert [name for name, _ in groups.frozen] == ["embeddings.word.weight", "embeddings.LayerNorm.weight",
-                                                   "embeddings.LayerNorm.bias"]  # fmt: skip
+    frozen = [f"embeddings.{name}" for name in ("word.weight", "LayerNorm.weight", "LayerNorm.bias")]
+    assert [name for name, _ in groups.frozen] == frozen
     table = str(groups).splitlines()
     assert table[3].split() == ["matrices", "state-free", "2", "32", "0"]
     assert table[-2].split() == ["frozen", "frozen", "3", "44", "0"]
-    assert table[-1].split()[1:3] == [
-        str(len(list(model.parameters()))),
-        str(sum(p.numel() for p in model.parameters())),
-    ]
+    params = list(model.parameters())
+    assert table[-1].split()[1:3] == [str(len(params)), str(sum(p.numel() for p in params))]
 
 
 @pytest.mark.parametrize(
@@ -159,34 +135,37 @@ def test_a_pattern_is_compared_part_by_part(path, expected):
 
 
 def test_what_decays_can_be_said():
-    rules = [
-        Rule("all", "split", (nn.Linear,), in_blocks=True, decayed=True),
-        Rule("others", "state_full", decayed=False),
-    ]
-    groups = split_parameters(Model(), rules)
+    all_of_blocks = Rule("all", "split", (nn.Linear,), in_blocks=True, decayed=True)
+    groups = split_parameters(Model(), [all_of_blocks, Rule("others", "state_full", decayed=False)])
     assert [g.get("weight_decay") for g in groups] == [None, 0.0]
     assert "layers.0.1.bias" in names(groups, "all")
 
 
 def test_layers_are_numbered_over_all_lists_by_their_outermost_member():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            experts = [nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])}) for _ in range(2)]
-            self.encoder, self.decoder = nn.ModuleList(experts), nn.ModuleList([nn.Linear(2, 2)])
+    def linear(n):
+        return nn.ModuleList(nn.Linear(2, 2) for _ in range(n))
 
-    (group, _) = split_parameters(Two())
+    experts = nn.ModuleList(nn.ModuleDict({"experts": linear(2)}) for _ in range(2))
+    (group, _) = split_parameters(nn.ModuleDict({"encoder": experts, "decoder": linear(1)}))
     assert group["layers"] == [0, 0, 1, 1, 2]
 
 
-def test_a_rule_that_matches_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no trainable tensor falls under the rule 'typo'"):
-        split_parameters(Model(), [Rule("typo", "split", path="*.qurey"), OTHERS])
-
-
-def test_a_trainable_tensor_that_no_rule_covers_is_an_error():
-    with pytest.raises(ValueError, match=r"embedding.weight \(10, 4\) in a Embedding falls under no rule"):
-        split_parameters(Model(), [Rule("blocks", "split", in_blocks=True), Rule("scalar", "frozen", path="")])
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ([Rule("typo", "split", path="*.qurey"), OTHERS], "no trainable tensor falls under the rule 'typo'"),
+        (
+            [Rule("blocks", "split", in_blocks=True), Rule("scalar", "frozen", path="")],
+            r"embedding.weight \(10, 4\) in a Embedding falls under no rule",
+        ),
+        ([Rule("ice", "frozen", path="convolution"), OTHERS], "nothing to split in Model.*make the groups yourself"),
+    ],
+)
+def test_rules_that_do_not_fit_the_model_are_an_error_and_freeze_nothing(rules, says):
+    model = Model()
+    with pytest.raises(ValueError, match=says):
+        split_parameters(model, rules)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(("key", "value"), [("treatment", "statefull"), ("tensors", "biases")])
@@ -252,11 +231,8 @@ def test_roberta_base_has_the_sizes_of_frugals_scripts(rank, mebibytes):
     assert round(moments / 2**20, 2) == mebibytes
 
 
-def test_what_is_not_named_may_be_split_state_full_or_frozen_too():
-    for treatment, expected in (("state_full", False), ("split", True)):
-        groups = split_parameters(encoder("Bert"), default_rules(split=["*.query"], unsplit=treatment))
-        key = next(g for g in groups if any(n.endswith("self.key.weight") for n, _ in g["params"]))
-        assert key["split"] is expected
-        assert key.get("density") is None
-    groups = split_parameters(encoder("Bert"), default_rules(split=["*.query"], unsplit="frozen"))
-    assert any(name.endswith("self.key.weight") for name, _ in groups.frozen)
+@pytest.mark.parametrize("treatment", ["state_full", "split", "frozen"])
+def test_what_is_not_named_may_be_split_state_full_or_frozen_too(treatment):
+    groups = split_parameters(encoder("Bert"), default_rules(split=["*.query"], unsplit=treatment))
+    found = kinds(groups) | {name: "frozen" for name, _ in groups.frozen}
+    assert {kind for name, kind in found.items() if name.endswith("self.key.weight")} == {treatment.replace("_", "-")}

@@ -193,9 +193,7 @@ def test_a_step_is_one_launch_a_group_and_tables_are_kept(subspace, launches, mo
     assert len(launches) == 2 * 6
     assert len(built) == 2 * 2, "at each refresh"
     sent = [given[2] for _, given, _ in launches[2::2]]
-    assert all(one is other for one, other in zip(sent[:2], sent[1:2], strict=False)), (
-        "pointers are sent when they move"
-    )
+    assert all(one is other for one, other in itertools.pairwise(sent[:2])), "pointers that stay are not sent again"
 
 
 init = Table.__init__

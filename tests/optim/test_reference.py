@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adafrugal.optim import Frugal, LinearDecay
+from adafrugal.optim.choices import POLICIES
 
 # -- the formulas, one number at a time ---------------------------------------------------------------------------
 
@@ -138,8 +139,8 @@ def how_many(kind, shape, density, side):
     rank = min(round(density * d), min(shape))
     return {
         "columns": int(density * n_in), "rows": int(density * n_out), "slab": int(density * n_out),
-        "randk": int(density * (n_out * n_in)), "randperm": rank, "svd": rank, "random": rank,
-    }[kind]  # fmt: skip
+        "randk": int(density * (n_out * n_in)),
+    }.get(kind, rank)  # fmt: skip
 
 
 def check_blocks(active, density, start, *, kind, order="descending", unit="matrix", match="count"):
@@ -174,9 +175,9 @@ def check_basis(basis, kind, side, grad):
 
 # -- the comparison -----------------------------------------------------------------------------------------------
 
-SHAPES = [(8, 10), (10, 8), (6, 6), (1, 7), (7, 1), (9, 3), (3, 9), (5, 4)]
+SHAPES = [(5, 8), (8, 5), (4, 4), (1, 7), (7, 1), (7, 3), (3, 7), (5, 4)]
 OTHERS = [(4, 3), (5,)]
-STEPS, T = 36, 7
+STEPS, T = 24, 5
 SETTINGS = {
     "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "split_lr_scale": 0.7, "state_free_lr_scale": 0.4,
     "subspace": "columns", "state_full": "adamw", "state_free": "signsgd", "on_refresh": "reset",
@@ -211,7 +212,7 @@ class Comparison:
     def run(self, without=lambda step, place: False):
         """Compare all weights after every step; `without` tells which gradients are missing."""
         for step in range(1, STEPS + 1):
-            lr = 0.02 * (1.2 + math.sin(step)) if step != 30 else 0.0
+            lr = 0.02 * (1.2 + math.sin(step)) if step != 19 else 0.0
             grads = [None if without(step, i) else g for i, g in enumerate(tensors(seed=1000 + step))]
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -283,14 +284,9 @@ class Comparison:
 # -- the cases ----------------------------------------------------------------------------------------------------
 
 PROJECTIONS = ["svd", "random"]
-COORDINATES = ["columns", "rows", "slab", "randk", "randperm"]
-KINDS = ["blocks", *COORDINATES, *PROJECTIONS]
-KINDS_AND_POLICIES = [
-    *itertools.product(["blocks"], ["reset", "reset_all", "keep_overlap"]),
-    *itertools.product(COORDINATES, ["reset", "reset_all", "keep", "keep_overlap"]),
-    *itertools.product(PROJECTIONS, ["reset", "reset_all", "keep"]),
-]
-FALL = (0.9, 0.1, 30)
+KINDS = ["blocks", "columns", "rows", "slab", "randk", "randperm", *PROJECTIONS]
+KINDS_AND_POLICIES = [(kind, policy) for kind in KINDS for policy in POLICIES[kind]]
+FALL = (0.9, 0.1, 20)
 
 
 def free_rule(kind):
@@ -346,6 +342,6 @@ def test_rates(kind, decay, s, c):
 @pytest.mark.parametrize(("kind", "on_refresh"), [case for case in KINDS_AND_POLICIES if case[0] != "svd"])
 def test_tensors_without_a_gradient_are_skipped_alone(kind, on_refresh):
     def without(step, place):
-        return (step + place) % 5 == 0 or (place == 2 and 13 <= step <= 25)
+        return (step + place) % 5 == 0 or (place == 2 and 8 <= step <= 17)
 
     Comparison(subspace=kind, on_refresh=on_refresh).run(without)

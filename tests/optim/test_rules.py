@@ -26,12 +26,3 @@ def test_sgdm_equals_torch_bit_for_bit():
         with torch.no_grad():
             rules.sgdm_(ours, theirs.grad, buffer, step=step, rates=Rates(lr=0.1, betas=(0.8, 0.0)))
     assert torch.equal(ours, theirs)
-
-
-def test_the_state_free_rules_with_and_without_a_scale():
-    grad, scale = torch.tensor([[2.0, -4.0], [0.5, 0.0]]), torch.tensor([[0.0, 1.0]])
-    for rule, moved in ((rules.signsgd_, grad.sign()), (rules.sgd_, grad), (rules.none_, 0 * grad)):
-        for given, expected in ((None, moved), (scale, moved * scale)):
-            param = torch.zeros(2, 2)
-            rule(param, grad, Rates(lr=0.5), given)
-            assert torch.equal(param, -0.5 * expected)

@@ -9,16 +9,6 @@ from adafrugal.optim import Frugal, choices, rules
 from adafrugal.optim.subspaces import SUBSPACES, Blocks, Matrix, Period, RowRange, subspace
 
 
-def test_a_turn_draws_the_same_again_and_every_other_turn_place_and_group_otherwise():
-    def numbers(place=None, **turn):
-        return tuple(torch.rand(4, generator=Period(**{"seed": 0, "number": 1} | turn).generator(place)).tolist())
-
-    assert numbers() == numbers()
-    assert numbers(place=2, first=1) == numbers(place=0, first=3), "a matrix is known by its place among all"
-    others = [numbers(), numbers(seed=1), numbers(number=2), numbers(first=1), numbers(place=0), numbers(place=1)]
-    assert len(set(others)) == 6
-
-
 @pytest.mark.parametrize("value", ["blocks", {"kind": "blocks"}, Blocks()])
 def test_a_subspace_is_a_name_a_mapping_or_an_object(value):
     assert subspace(value) == Blocks("descending")

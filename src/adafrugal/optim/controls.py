@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -38,8 +38,7 @@ class Control:
         """Return a new control with the settings of a mapping."""
         known = [f.name for f in fields(cls) if f.init]
         given = {key: value for key, value in settings.items() if key != "kind"}
-        unknown = [key for key in given if key not in known]
-        if unknown:
+        if unknown := [key for key in given if key not in known]:
             raise ValueError(f"{cls.kind} has no {unknown[0]!r}; it has {', '.join(known)}")
         try:
             return cls(**given)
@@ -181,7 +180,7 @@ INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
 
 def restored(state: Mapping[str, Any], old: Control) -> Control:
     """Return the control of a `state_dict`: a built-in control, or one of `old`'s class."""
-    kinds = {**DENSITIES, **INTERVALS, old.kind: type(old)}
+    kinds = DENSITIES | INTERVALS | {old.kind: type(old)}
     if state["kind"] not in kinds:
         raise ValueError(f"kind is {state['kind']!r}; allowed: {', '.join(kinds)}, or what the optimizer was made with")
     return kinds[state["kind"]].from_state(state)
@@ -193,10 +192,7 @@ def density(value: float | Mapping[str, Any] | Control) -> Control:
     Raises:
         ValueError: an unknown kind or key, or a value outside [0, 1].
     """
-    control = _control(value, DENSITIES, others=INTERVALS)
-    if isinstance(control, Constant):
-        _share("value", control.value)
-    return control
+    return _control(value, DENSITIES, INTERVALS, _share)
 
 
 def interval(value: int | Mapping[str, Any] | Control) -> Control:
@@ -205,23 +201,27 @@ def interval(value: int | Mapping[str, Any] | Control) -> Control:
     Raises:
         ValueError: an unknown kind or key, or a value that is not a whole number of steps from 1 up.
     """
-    control = _control(value, INTERVALS, others=DENSITIES)
-    if isinstance(control, Constant):
-        _count("value", control.value)
-    return control
+    return _control(value, INTERVALS, DENSITIES, _count)
 
 
-def _control(value: Any, kinds: Mapping[str, type[Control]], others: Mapping[str, type[Control]]) -> Control:
+def _control(
+    value: Any, kinds: Mapping[str, type[Control]], others: Mapping[str, Any], check: Callable[[str, Any], None]
+) -> Control:
+    """Return a control of one of `kinds`, or one of the caller's own; `check` a constant."""
     if isinstance(value, Control):
         if value.kind in others and value.kind not in kinds:
             raise ValueError(f"kind is {value.kind!r}; allowed here: {', '.join(kinds)}, or a control of your own")
-        return copy.deepcopy(value)
-    if not isinstance(value, Mapping):
-        return Constant(value)
-    kind = value.get("kind")
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"kind is {kind!r}; allowed: {', '.join(kinds)}")
-    return kinds[kind].from_settings(value)
+        control = copy.deepcopy(value)
+    elif isinstance(value, Mapping):
+        kind = value.get("kind")
+        if not isinstance(kind, str) or kind not in kinds:
+            raise ValueError(f"kind is {kind!r}; allowed: {', '.join(kinds)}")
+        control = kinds[kind].from_settings(value)
+    else:
+        control = Constant(value)
+    if isinstance(control, Constant):
+        check("value", control.value)
+    return control
 
 
 def _number(name: str, value: Any) -> float:

@@ -7,9 +7,11 @@ update them. This file combines the four behind torch's interface; `refresh` mov
 from __future__ import annotations
 
 import hashlib
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Clocks, Group, SplitOptions
-from adafrugal.optim.refresh import Event, Refresh, StepEvents
+from adafrugal.optim.refresh import Event, Refresh
 from adafrugal.optim.sharding.shards import is_sharded
 from adafrugal.optim.state_dict import kept_here, refuse_other, restored_subspace, with_shared
 from adafrugal.optim.subspaces import Subspace
@@ -100,7 +102,7 @@ class Frugal(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
-        self._events: StepEvents | None = None  # of the step in progress
+        self._events: dict[tuple[int, Event], Refresh] | None = None  # of the step in progress, by group
         self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
@@ -132,10 +134,7 @@ class Frugal(torch.optim.Optimizer):
         group["shapes"] = [list(p.shape) for p in group["params"]]
         group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
         try:
-            options.check_group(group)
-            if group["split"]:
-                options.settle(group)
-                options.check_stagger(group)
+            options.check(group)
         except Exception:
             del self.param_groups[-1]
             raise
@@ -177,7 +176,10 @@ class Frugal(torch.optim.Optimizer):
                 updates.update(group, self.state, self._launches)
         finally:
             events, self._events = self._events, None
-        events.report(self._refresh_hooks.values())
+        after = self.state_bytes().total if events and self._refresh_hooks else 0
+        for event in events.values():
+            for hook in self._refresh_hooks.values():
+                hook(replace(event, bytes_after=after))
         return loss
 
     @torch.no_grad()
@@ -189,8 +191,8 @@ class Frugal(torch.optim.Optimizer):
         gradients.refuse_sparse([param])
         if self._events is None:
             self._begin_step()
-        index = next(i for i, group in enumerate(self.param_groups) if any(p is param for p in group["params"]))
-        group = self.param_groups[index]
+        groups = enumerate(self.param_groups)
+        index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
         for event, places in refresh.arrived(group) if group["split"] else ():
             self._move_subspace(index, event, places)
         updates.update(group, self.state, self._launches)
@@ -207,13 +209,13 @@ class Frugal(torch.optim.Optimizer):
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
         for group in self.param_groups:
             group["steps"] += 1
-        self._events = StepEvents(lambda: self.state_bytes().total if self._refresh_hooks else 0)
+        self._events = {}
         try:
             self._split_groups()
             split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
-            due = [(index, group, *event) for index, group in split for event in refresh.advance(group, self.state)]
-            for index, group, event, places in due:
-                if event == "refresh" and group["on_refresh"] == "reset_all":
+            due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
+            for index, event, places in due:
+                if event == "refresh" and self.param_groups[index]["on_refresh"] == "reset_all":
                     for other in self.param_groups:
                         refresh.forget_all(other, self.state)
                 self._move_subspace(index, event, places)
@@ -222,10 +224,20 @@ class Frugal(torch.optim.Optimizer):
             raise
 
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
+        """Refresh or shrink matrices of a group; record and time it."""
         group = self.param_groups[index]
         self._launches.clear()
-        with self._events.during(event, index, group, self.param_groups[0]["steps"]):
-            (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
+        if not self._events:
+            self._bytes_before = self.state_bytes().total if self._refresh_hooks else 0
+        started = time.perf_counter()
+        (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
+        seconds = time.perf_counter() - started
+        if (index, "refresh") in self._events:  # late selections in the step of a refresh are part of it
+            event = "refresh"
+        step, interval = self.param_groups[0]["steps"], group["interval"].at(group["steps"])
+        new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
+        known = self._events.get((index, event), new)
+        self._events[index, event] = replace(known, seconds=known.seconds + seconds)
 
     # -- reading and observing ------------------------------------------------------------------------------------
 
@@ -257,8 +269,7 @@ class Frugal(torch.optim.Optimizer):
 
     def _first_split_group(self) -> Group | None:
         groups = self._split_groups()
-        moving = (group for group in groups if group["density"] != controls.Constant(0))
-        return next(moving, groups[0] if groups else None)
+        return next((group for group in groups if group["density"] != controls.Constant(0)), next(iter(groups), None))
 
     def selected_entries(self) -> int:
         """Return the number of entries of split matrices that keep state, as subspaces count at the ρ last read.
@@ -306,16 +317,13 @@ class Frugal(torch.optim.Optimizer):
         """
         self._split_groups()
         saved = super().state_dict()
-        for group in saved["param_groups"]:
+        for group, plain in zip(self.param_groups, saved["param_groups"], strict=True):
             if group["split"]:
-                group["density"] = group["density"].state_dict()
-                group["interval"] = group["interval"].state_dict()
-                group["subspace"] = group["subspace"].settings()
-        params = ((param, group) for group in self.param_groups for param in group["params"])
-        numbers = (number for group in saved["param_groups"] for number in group["params"])
-        for (param, group), number in zip(params, numbers, strict=True):
-            if is_sharded(param) and number in saved["state"]:
-                saved["state"][number] = with_shared(saved["state"][number], param, group)
+                plain |= {name: group[name].state_dict() for name in ("density", "interval")}
+                plain["subspace"] = group["subspace"].settings()
+            for param, number in zip(group["params"], plain["params"], strict=True):
+                if is_sharded(param) and number in saved["state"]:
+                    saved["state"][number] = with_shared(saved["state"][number], param, group)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -337,14 +345,12 @@ class Frugal(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        for group, old in zip(self.param_groups, before, strict=True):
+        for group, old, given in zip(self.param_groups, before, final["param_groups"], strict=True):
             for key in old.keys() - group.keys():  # settings added since the state was saved
                 group[key] = old[key]
             if group["split"]:
-                group["density"] = controls.restored(group["density"], old["density"])
-                group["interval"] = controls.restored(group["interval"], old["interval"])
+                for name in ("density", "interval"):
+                    group[name] = controls.restored(group[name], old[name])
                 group["subspace"] = restored_subspace(group["subspace"], old["subspace"])
-        numbers = iter(n for group in final["param_groups"] for n in group["params"])
-        for group in self.param_groups:
-            for param in group["params"]:
-                self.state[param] |= kept_here(final["state"].get(next(numbers), {}), param, group)
+            for param, number in zip(group["params"], given["params"], strict=True):
+                self.state[param] |= kept_here(final["state"].get(number, {}), param, group)

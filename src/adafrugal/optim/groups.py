@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from adafrugal.optim.choices import TREATMENTS
-
-
-class _Found(NamedTuple):
-    """A tensor of a model, in one of the modules that use it."""
-
-    param: nn.Parameter
-    module: nn.Module
-    path: str  # of the module
-    layer: int | None  # index of the transformer block in the model; None outside blocks
 
 
 @dataclass(frozen=True)
@@ -54,19 +45,15 @@ class Rule:
             if (value := getattr(self, key)) not in allowed:
                 raise ValueError(f"rule {self.name!r}: {key} is {value!r}; allowed: {', '.join(allowed)}")
 
-    def holds(self, found: _Found) -> bool:
-        """Return whether a tensor meets all conditions."""
-        module, name = found.module, type(found.module).__name__
+    def holds(self, param: Tensor, module: nn.Module, path: str, layer: int | None) -> bool:
+        """Return whether a tensor of the module at `path` meets all conditions; outside blocks `layer` is None."""
+        name = type(module).__name__
         return (
             any(isinstance(module, kind) if isinstance(kind, type) else fnmatchcase(name, kind) for kind in self.types)
-            and self.in_blocks in (None, found.layer is not None)
-            and self.tensors in ("all", "matrices" if found.param.ndim > 1 else "vectors")
-            and any(_matches(found.path, pattern) for pattern in self.path.split("|"))
+            and self.in_blocks in (None, layer is not None)
+            and self.tensors in ("all", "matrices" if param.ndim > 1 else "vectors")
+            and any(_matches(path, pattern) for pattern in self.path.split("|"))
         )
-
-    def decays(self, param: Tensor) -> bool:
-        """Return whether weight decay applies to a tensor of this rule."""
-        return param.ndim > 1 if self.decayed is None else self.decayed
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -141,17 +128,13 @@ class ParameterGroups(list[dict[str, Any]]):
         return rows
 
     def __str__(self) -> str:
-        head = ("group", "kind", "tensors", "parameters", "as AdamW, bytes")
-        counts = self.counts()
-        state = [0 if kind in ("frozen", "state-free") else 8 * entries for _, kind, _, entries in counts]
-        rows = [(rule, kind, f"{n:,}", f"{m:,}", f"{b:,}") for (rule, kind, n, m), b in zip(counts, state, strict=True)]
-        tensors, entries = (sum(row[place] for row in counts) for place in (2, 3))
-        table = [head, *rows, ("all", "", f"{tensors:,}", f"{entries:,}", f"{sum(state):,}")]
-        widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-        aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
-        return "\n".join(
-            "  ".join(align(cell, w) for align, cell, w in zip(aligned, row, widths, strict=True)) for row in table
-        )
+        rows = [(*row, 0 if row[1] in ("frozen", "state-free") else 8 * row[3]) for row in self.counts()]
+        rows.append(("all", "", *(sum(row[place] for row in rows) for place in (2, 3, 4))))
+        table = [("group", "kind", "tensors", "parameters", "as AdamW, bytes")]
+        table += [(rule, kind, *(f"{number:,}" for number in numbers)) for rule, kind, *numbers in rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        cells = (zip(row, "<<>>>", widths, strict=True) for row in table)
+        return "\n".join("  ".join(f"{cell:{align}{width}}" for cell, align, width in row) for row in cells)
 
 
 def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> ParameterGroups:
@@ -193,14 +176,13 @@ def _assign(model: nn.Module, rules: list[Rule]) -> tuple[dict[Tensor, tuple[int
     """Return each tensor's rule index, with the layer where that rule applies; and the indices of all rules used."""
     ruled: dict[Tensor, tuple[int, int | None]] = {}
     used: set[int] = set()
-    for found in _tensors(model):
-        param = found.param
-        number = next((i for i, rule in enumerate(rules) if rule.holds(found)), None)
+    for param, module, path, layer in _uses(model):
+        number = next((i for i, rule in enumerate(rules) if rule.holds(param, module, path, layer)), None)
         if number is None:
             if param.requires_grad:
                 name = next(name for name, other in model.named_parameters() if other is param)
                 raise ValueError(
-                    f"{name} {tuple(param.shape)} in a {type(found.module).__name__} falls under no rule; add one, "
+                    f"{name} {tuple(param.shape)} in a {type(module).__name__} falls under no rule; add one, "
                     "such as Rule('others', 'state_full') at the end"
                 )
             continue
@@ -208,7 +190,7 @@ def _assign(model: nn.Module, rules: list[Rule]) -> tuple[dict[Tensor, tuple[int
             used.add(number)
         rank = TREATMENTS.index(rules[number].treatment)
         if param not in ruled or rank < TREATMENTS.index(rules[ruled[param][0]].treatment):
-            ruled[param] = number, found.layer
+            ruled[param] = number, layer
     return ruled, used
 
 
@@ -221,7 +203,8 @@ def _collect(rules: list[Rule], tensors: list[tuple[str, nn.Parameter, int, int 
     for each in tensors:
         rule = rules[each[2]]
         alike = "split" if rule.treatment == "split" else each[2]
-        members.setdefault((alike, rule.decays(each[1]), repr(sorted(rule.settings.items()))), []).append(each)
+        decayed = each[1].ndim > 1 if rule.decayed is None else rule.decayed
+        members.setdefault((alike, decayed, repr(sorted(rule.settings.items()))), []).append(each)
     groups = []
     for key in sorted(members, key=lambda key: (min(number for _, _, number, _ in members[key]), not key[1])):
         names, params, numbers, layers = zip(*members[key], strict=True)
@@ -238,8 +221,8 @@ def _collect(rules: list[Rule], tensors: list[tuple[str, nn.Parameter, int, int 
     return groups
 
 
-def _tensors(model: nn.Module) -> Iterator[_Found]:
-    """Yield every parameter once for each module that uses it, in the model's order."""
+def _uses(model: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Module, str, int | None]]:
+    """Yield each parameter with each module that uses it, the module's path, and the index of its transformer block."""
     blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     numbers: dict[str, int] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -249,4 +232,4 @@ def _tensors(model: nn.Module) -> Iterator[_Found]:
             member = ".".join(path.split(".")[: outermost.count(".") + 2])
             layer = numbers.setdefault(member, len(numbers))
         for param in module.parameters(recurse=False):
-            yield _Found(param, module, path, layer)
+            yield param, module, path, layer

@@ -68,10 +68,14 @@ def parameter_names(group: Group) -> list[str]:
     return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
 
 
-def check_group(group: Group) -> None:
-    """Raise a ValueError if a number or name is out of range."""
+def check(group: Group) -> None:
+    """Convert a new group's controls and subspace; raise a ValueError if its options are out of range or do not fit."""
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, group[name], choices.allowed(name, group[name]))
+    if group["split"]:
+        settle(group)
+        stagger, first = group["stagger"], group["interval"].at(1)
+        _refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, first))
 
 
 def _refuse(name: str, value: Any, allowed: str | None) -> None:
@@ -92,12 +96,6 @@ def settle(group: Group) -> None:
     if group["density"] != controls.Constant(0):  # else nothing is ever selected
         for name, param in zip(parameter_names(group), group["params"], strict=True):
             _check_parameter(name, param, subspace)
-
-
-def check_stagger(group: Group) -> None:
-    """Raise a ValueError if `stagger` exceeds what the subspace and the first interval allow."""
-    interval = group["interval"].at(1)
-    _refuse("stagger", group["stagger"], choices.allowed_stagger(group["stagger"], group["subspace"].kind, interval))
 
 
 def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:

@@ -7,11 +7,9 @@ missing or not finite waits, and keeps its old subspace.
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -51,49 +49,17 @@ class Refresh:
     bytes_after: int
 
 
-class StepEvents:
-    """The refreshes and shrinks of one step, reported at its end.
-
-    Args:
-        count_bytes: returns the bytes of all of the optimizer's state.
-    """
-
-    def __init__(self, count_bytes: Callable[[], int]) -> None:
-        self._count_bytes, self._bytes_before = count_bytes, None
-        self._found: dict[tuple[int, Event], Refresh] = {}
-
-    @contextmanager
-    def during(self, event: Event, index: int, group: Group, step: int) -> Iterator[None]:
-        """Record and time an event of a group; late selections in the step of a refresh are part of that refresh."""
-        if self._bytes_before is None:
-            self._bytes_before = self._count_bytes()
-        started = time.perf_counter()
-        yield
-        key = index, "refresh" if (index, "refresh") in self._found else event
-        interval = group["interval"].at(group["steps"])
-        new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
-        known = self._found.get(key, new)
-        self._found[key] = replace(known, seconds=known.seconds + time.perf_counter() - started)
-
-    def report(self, hooks: Iterable[Callable[[Refresh], None]]) -> None:
-        """Call each hook with each event, after the step."""
-        after = self._count_bytes() if self._found else 0
-        for event in self._found.values():
-            for hook in hooks:
-                hook(replace(event, bytes_after=after))
-
-
 # -- selections -------------------------------------------------------------------------------------------------------
 
 
 def selection(state: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """Return a matrix's selection from its state."""
-    return {name: state[name] for name in group["subspace"].remembers if name in state}
+    """Return a matrix's selection from its state; empty for a tensor that is not split."""
+    return {name: state[name] for name in group["subspace"].remembers if name in state} if group["split"] else {}
 
 
 def selection_here(param: Tensor, state: Mapping[str, Any], group: Group) -> Selection:
-    """Return the selection within this process's rows; empty for a tensor that is not split."""
-    return _seen_here(param, selection(state, group), group) if group["split"] else {}
+    """Return the selection within this process's rows."""
+    return _seen_here(param, selection(state, group), group)
 
 
 def _seen_here(param: Tensor, chosen: Selection, group: Group) -> Selection:
@@ -135,19 +101,17 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
         group["refreshes"] += 1
         group |= {"density_read": density, "since_refresh": 1, "waiting": list(range(len(group["params"])))}
         return [("refresh", _choosing(group))]
-    events: list[tuple[Event, list[int]]] = []
+    places: list[int] = []
     if group["shrink"] == "immediately" and density < group["density_read"] * (1 - group["subspace"].grain):
         group["density_read"] = density
-        entries = _entries(group, _shares(group))
-        if places := [i for i, p in enumerate(group["params"]) if entries[i] < states[p].get("entries", 0)]:
-            events.append(("shrink", places))
-    return events + arrived(group)
+        _, entries = _amounts(group)
+        places = [i for i, param in enumerate(group["params"]) if entries[i] < states[param].get("entries", 0)]
+    return ([("shrink", places)] if places else []) + arrived(group)
 
 
 def arrived(group: Group) -> list[tuple[Event, list[int]]]:
     """Return the event of waiting matrices that can select now; it may occur within a step."""
-    places = _choosing(group) if group["waiting"] else []
-    return [("continued", places)] if places else []
+    return [("continued", places)] if (places := _choosing(group)) else []
 
 
 def _choosing(group: Group) -> list[int]:
@@ -173,8 +137,7 @@ def _choosing(group: Group) -> list[int]:
 def refresh(group: Group, places: list[int], states: States) -> None:
     """Select new subspaces of some matrices; free their old state before allocating new state."""
     params, subspace, period = group["params"], group["subspace"], _period(group, group["refreshes"])
-    shares = _shares(group)
-    entries = _entries(group, shares)
+    shares, entries = _amounts(group)
     for place in places:
         state = states[params[place]]
         if not entries[place]:
@@ -273,14 +236,11 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
 
 def shrink(group: Group, places: list[int], states: States) -> None:
     """Release entries beyond a lower density; the remaining entries keep their moments."""
-    subspace, shares = group["subspace"], _shares(group)
-    entries = _entries(group, shares)
+    subspace, (shares, entries) = group["subspace"], _amounts(group)
     for place in places:
         param = group["params"][place]
         state = states[param]
-        if not entries[place]:
-            state.clear()
-        else:
+        if entries[place]:
             old = selection(state, group)
             generator = _period(group, state["turn"]).generator(place)
             new = subspace.shrink(param.shape, shares[place], generator, old)
@@ -288,6 +248,8 @@ def shrink(group: Group, places: list[int], states: States) -> None:
             for name in _compact_names(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
             state |= new
+        else:
+            state.clear()
         state["entries"] = entries[place]
 
 
@@ -323,12 +285,9 @@ def _matrices(group: Group) -> list[Matrix]:
     return [Matrix(name, p.shape, layer) for name, p, layer in zip(names, params, layers, strict=True)]
 
 
-def _shares(group: Group) -> list[float]:
-    """Return the share of each matrix that the subspace selects at the ρ last read."""
-    return group["subspace"].shares(_matrices(group), group["density_read"], _period(group, group["refreshes"]))
-
-
-def _entries(group: Group, shares: list[float]) -> list[int]:
-    """Return the number of entries that the subspace selects in each matrix."""
-    count = group["subspace"].entries
-    return [count(param.shape, share) if share else 0 for param, share in zip(group["params"], shares, strict=True)]
+def _amounts(group: Group) -> tuple[list[float], list[int]]:
+    """Return the share and the number of entries that the subspace selects of each matrix at the ρ last read."""
+    subspace, period = group["subspace"], _period(group, group["refreshes"])
+    shares = subspace.shares(_matrices(group), group["density_read"], period)
+    pairs = zip(group["params"], shares, strict=True)
+    return shares, [subspace.entries(param.shape, share) if share else 0 for param, share in pairs]

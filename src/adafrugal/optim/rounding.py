@@ -19,7 +19,7 @@ _MASK = 2**32 - 1
 Role = Literal[0, 1, 2]  # weights, first and second moment
 
 
-def key(seed: int, step: int) -> int:
+def noise_key(seed: int, step: int) -> int:
     """Return the 31-bit key of the noise of a step."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/rounding/{step}".encode(), digest_size=4).digest(), "big") >> 1
 

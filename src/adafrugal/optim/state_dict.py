@@ -12,9 +12,9 @@ from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.refresh import selection
 from adafrugal.optim.rules import MOMENTS
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.state import step_device
 from adafrugal.optim.subspaces import RowRange, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
+from adafrugal.optim.updates import step_device
 
 
 def restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:

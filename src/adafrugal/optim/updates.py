@@ -15,15 +15,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from adafrugal.optim import rounding
 from adafrugal.optim.kernels import compiled, lists, tables
 from adafrugal.optim.kernels.tables import Member, Part, Table, alike
 from adafrugal.optim.options import Group
 from adafrugal.optim.refresh import States, selection, selection_here
-from adafrugal.optim.rounding import Rounding
+from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, is_sharded, local
-from adafrugal.optim.state import begin, has_moments, in_fewer_bits, state_dtype, working_dtype
 from adafrugal.optim.subspaces import Selection
 
 _IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
@@ -49,7 +47,8 @@ def update(group: Group, states: States, kept: Kept) -> None:
         param = group["params"][place]
         state, target, grad = states[param], local(param), local(param.grad)
         chosen = selection_here(param, state, group)
-        if in_fewer_bits(target, group, state):
+        _begin(target, state, group, chosen)
+        if _in_fewer_bits(target, state, group):
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
@@ -62,28 +61,57 @@ def update(group: Group, states: States, kept: Kept) -> None:
     _apply_rules(group, full, free)
 
 
+# -- moments ----------------------------------------------------------------------------------------------------------
+
+
 def begin_moments(group: Group, states: States) -> None:
     """Initialise the moments that a step would initialise, without the step."""
     for param in group["params"]:
-        state = states[param]
-        if param.grad is not None and has_moments(state, group) and "step" not in state:
-            _regions(local(param), local(param.grad), state, group, selection_here(param, state, group))
-            for name in MOMENTS[group["state_full"]]:
-                state[name] = state[name].to(state_dtype(param, group))
+        if param.grad is not None:
+            _begin(local(param), states[param], group, selection_here(param, states[param], group))
+
+
+def _begin(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
+    """Initialise a tensor's moments to zeros at its first gradient, if it keeps moments in this period."""
+    if "step" in state or (group["split"] and not state.get("entries")):
+        return
+    state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(target, group))
+    dtype = getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(target)
+    like = target.new_empty(group["subspace"].compact(target.shape, chosen)) if chosen else target
+    for name in MOMENTS[group["state_full"]]:
+        state[name] = torch.zeros_like(like, dtype=dtype)
+
+
+def step_device(param: Tensor, group: Group) -> torch.device:
+    """Return the device of step counts: the CPU, or a GPU if kernels read them there."""
+    return param.device if group["fused"] and param.is_cuda else torch.device("cpu")
+
+
+def _working_dtype(param: Tensor) -> torch.dtype:
+    """Return the dtype in which a parameter is updated."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
+    """Return whether a tensor or its moments are stored in another dtype than they are updated in."""
+    if param.dtype == torch.float32 and group["state_dtype"] is None:  # the usual case
+        return False
+    stored = [param, *(state[name] for name in MOMENTS[group["state_full"]] if name in state)]
+    return any(value.dtype != _working_dtype(param) for value in stored)
+
+
+# -- updates ----------------------------------------------------------------------------------------------------------
 
 
 def _regions(
     target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection
-) -> tuple[list[Full], tuple[Free, ...]]:
-    """Return a tensor's updates by the state-full rule, with its moments, and by the state-free rule."""
+) -> tuple[list[Full], Sequence[Free]]:
+    """Return a tensor's updates by the state-full rule and by the state-free rule."""
     if not group["split"]:
-        begin(state, grad, group)
         return [Full(target, grad, state)], ()
     if not state.get("entries"):
         return [], (Free(target, grad),)
-    residual = group["state_free"] != "none"
-    regions = group["subspace"].regions(target, grad, chosen, residual)
-    begin(state, regions.full[1], group)
+    regions = group["subspace"].regions(target, grad, chosen, group["state_free"] != "none")
     return [Full(*regions.full, state)], regions.free
 
 
@@ -107,7 +135,7 @@ def _rates(group: Group) -> tuple[Rates, Rates]:
 
 
 def _key(group: Group) -> int:
-    return rounding.key(group["seed"], group["steps"]) if group["stochastic_rounding"] else 0
+    return noise_key(group["seed"], group["steps"]) if group["stochastic_rounding"] else 0
 
 
 def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int]:
@@ -148,35 +176,37 @@ def _launches(group: Group, states: States, places: Sequence[int]) -> Launches:
 
 
 def _member(group: Group, states: States, place: int) -> Member | None:
-    """Return a tensor and its parts, with moments begun; None if a launch cannot take it."""
+    """Return a tensor and its parts, with its moments begun; None if a launch cannot take it."""
     param = group["params"][place]
-    state, target, chosen = states[param], local(param), selection_here(param, states[param], group)
-    subspace = group["subspace"] if chosen else None
-    if not tables.takes(target) or not (subspace is None or subspace.along_axis):
+    state, target = states[param], local(param)
+    chosen = selection_here(param, state, group)
+    if not tables.takes(target) or (chosen and not group["subspace"].along_axis):
+        return None
+    _begin(target, state, group, chosen)
+    moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]]) if name in state]
+    if not all(moment.is_contiguous() for moment in moments):
         return None
     first, first_moment = _first(param, state, group)
-    parts = [Part("free", 0, target.numel())]
-    if has_moments(state, group):
-        compact, parts = target, [Part("full", 0, target.numel(), first_moment)]
-        own_steps = "step" in state and state["step"].ndim > 0  # a count for each line
-        if subspace is not None and subspace.in_place and not own_steps:
-            (compact, _), free = subspace.regions(target, target, chosen)
-            parts = [Part("full", _begin(compact, target), compact.numel(), first_moment)]
-            parts += [Part("free", _begin(some, target), some.numel()) for some, *_ in free]
-        elif subspace is not None:
-            axis, selected = subspace.axis(target.shape), subspace.positions(target.shape, chosen)
-            compact = target.narrow(axis, 0, len(selected))
-            slots = torch.full((target.shape[axis],), -1, dtype=torch.int32, device=target.device)
-            slots.scatter_(0, selected, torch.arange(len(selected), dtype=torch.int32, device=target.device))
-            parts = [Part("columns" if axis else "rows", 0, target.numel(), first_moment, slots)]
-        begin(state, compact, group, state_dtype(target, group))
-        if not all(state[name].is_contiguous() for name in (*MOMENTS[group["state_full"]], "step")):
-            return None
-    return Member(param, state if has_moments(state, group) else None, parts, group["first"] + place, first)
+    has_state = not group["split"] or bool(state.get("entries"))
+    parts = [Part("full" if has_state else "free", 0, target.numel(), first_moment)]
+    if has_state and chosen:
+        parts = _parts(target, state, group, chosen, first_moment)
+    return Member(param, state if has_state else None, parts, group["first"] + place, first)
 
 
-def _begin(part: Tensor, whole: Tensor) -> int:
-    return part.storage_offset() - whole.storage_offset()
+def _parts(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection, first_moment: int) -> list[Part]:
+    """Return the parts of a matrix of which some lines are selected."""
+    subspace = group["subspace"]
+    if subspace.in_place and not state["step"].ndim:  # else each line has a step count of its own
+        (full, _), free = subspace.regions(target, target, chosen)
+        return [
+            Part("full", full.storage_offset() - target.storage_offset(), full.numel(), first_moment),
+            *(Part("free", t.storage_offset() - target.storage_offset(), t.numel()) for t, *_ in free),
+        ]
+    axis, selected = subspace.axis(target.shape), subspace.positions(target.shape, chosen).to(target.device)
+    slots = torch.full((target.shape[axis],), -1, dtype=torch.int32, device=target.device)
+    slots.scatter_(0, selected, torch.arange(len(selected), dtype=torch.int32, device=target.device))
+    return [Part("columns" if axis else "rows", 0, target.numel(), first_moment, slots)]
 
 
 # -- one after the other ----------------------------------------------------------------------------------------------
@@ -192,42 +222,27 @@ def _update_alone(target: Tensor, grad: Tensor, state: dict[str, Any], group: Gr
 def _update_in_fewer_bits(
     target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding
 ) -> None:
-    if chosen:
-        _update_copy(target, grad, state, group, chosen, rounding)
-        return
-    keeps = has_moments(state, group)
-    if keeps:
-        begin(state, target, group, state_dtype(target, group))
+    """Update copies of a tensor and its moments in the working dtype; store the results."""
+    dtype = _working_dtype(target)
     moments = [name for name in MOMENTS[group["state_full"]] if name in state]
-    for rows in _slices(target):  # updates are elementwise: slices need less memory
-        part = {**state, **{name: state[name][rows] for name in moments}}
-        if keeps:
+    part = state
+    for rows in [...] if chosen else _slices(target):  # without a selection, updates are elementwise
+        part = state | {name: state[name][rows].to(dtype) for name in moments}
+        if moments:
             part["step"] = state["step"].clone()
-        before = rows.start * math.prod(target.shape[1:]) if rows is not ... else 0
-        _update_copy(target[rows], grad[rows], part, group, chosen, rounding.after(before))
-    if keeps:
+        wide = target[rows].to(dtype, copy=True)
+        _update_alone(wide, grad[rows].to(dtype), part, group, chosen)
+        part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
+        part_rounding.store(target[rows], wide, 0)
+        for role, name in enumerate(moments, 1):
+            if state[name].dtype != dtype:
+                part_rounding.store(state[name][rows], part[name], role)
+    if moments:
         state["step"] = part["step"]
 
 
-def _update_copy(
-    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding
-) -> None:
-    """Update copies of a tensor and its moments in the working dtype; store the results."""
-    dtype, stored_dtype = working_dtype(target), state_dtype(target, group)
-    moments = MOMENTS[group["state_full"]]
-    stored = {name: state[name] for name in moments if name in state}
-    state |= {name: value.to(dtype) for name, value in stored.items()}
-    wide = target.to(dtype, copy=True)
-    _update_alone(wide, grad.to(dtype), state, group, chosen)
-    rounding.store(target, wide, 0)
-    for role, name in enumerate(moments, 1) if stored_dtype != dtype and moments[0] in state else ():
-        result = state[name]
-        state[name] = stored.get(name, torch.empty_like(result, dtype=stored_dtype))
-        rounding.store(state[name], result, role)
-
-
 def _slices(tensor: Tensor) -> Iterator[Any]:
-    """Yield indices that divide a tensor into parts of about `_IN_A_SLICE` entries."""
+    """Yield indices that divide a tensor into parts of about `_IN_A_SLICE` entries, whose copies need less memory."""
     if tensor.numel() <= _IN_A_SLICE:
         yield ...
         return

@@ -1,26 +1,29 @@
-"""What the processes of test_shards.py run: the same training on whole tensors and on shards of them.
+"""Two processes for test_shards.py: the same training on whole tensors and on shards of them.
 
-Each prints one line of JSON. Losses are of 30 steps through refreshes, with a falling ρ and a moving T.
+`python on_shards.py DEVICE DIRECTORY` forks, and each process writes what it finds to RANK.json in the directory.
+Losses are of 30 steps through refreshes, with a falling ρ and a moving T.
 """
 
 import hashlib
 import json
-import os
 import sys
 from contextlib import nullcontext
 from functools import cache, partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 from adafrugal.optim import SVD, Frugal, LinearDecay, LossAware, UpdateInBackward
+from adafrugal.optim.sharding import shards
 from adafrugal.optim.sharding.shards import as_sharded
 
-DEVICE = sys.argv[1]
+DEVICE, PLACE, SIZE = sys.argv[1], Path(sys.argv[2]), 2
 FEW = LinearDecay(0.3, 0.15, steps=25)  # directions that gradients of these batches tell apart
 RIGHT = {"kind": "svd", "side": "right"}
 ARMS = {
@@ -104,7 +107,7 @@ class Training:
 
     def backward(self, step):
         batch = torch.randn(8, 13, generator=torch.Generator().manual_seed(step)).to(DEVICE)
-        mine = batch.chunk(dist.get_world_size())[dist.get_rank()] if self.mesh else batch
+        mine = batch.chunk(SIZE)[dist.get_rank()] if self.mesh else batch
         loss = (self.model(mine) - mine.sum(1, keepdim=True) - mine.flip(1)).square().mean()
         loss.backward()
         if self.late and step < 2:
@@ -112,7 +115,7 @@ class Training:
         loss = loss.detach().clone()
         if self.mesh:
             dist.all_reduce(loss)
-            loss /= dist.get_world_size()
+            loss /= SIZE
         return loss.item()
 
     def state_bytes(self):
@@ -137,7 +140,7 @@ class Training:
 
 
 def whole(value):
-    return value.detach().full_tensor() if hasattr(value, "full_tensor") else value.detach()
+    return shards.whole(value.detach())
 
 
 def apart(one, other):
@@ -182,7 +185,7 @@ def resumed(arm, mesh):
 
 def put_nan(training):
     """A gradient that is not finite in the last process's rows alone."""
-    if dist.get_rank() == dist.get_world_size() - 1:
+    if dist.get_rank() == SIZE - 1:
         training.model.blocks[1][2].weight.grad.to_local()[-1, 0] = float("nan")
 
 
@@ -228,30 +231,20 @@ def owned(mesh):
     return {"found": counts[:3], "of": len(training.optimizer.param_groups[0]["params"])}
 
 
-def heard(mesh):
-    """Whether what counts words between processes hears one of each kind."""
-    ones, group = torch.ones(2, device=DEVICE), mesh.get_group()
-    pieces = list(torch.empty_like(ones).repeat(2).chunk(2)) if dist.get_rank() == 0 else None
-    words = (
-        partial(dist.all_reduce, ones), partial(dist.broadcast, ones, 0), partial(dist.gather, ones, pieces, 0),
-        partial(dist.all_to_all_single, torch.empty_like(ones), ones, group=group),
-    )  # fmt: skip
-    counts = []
-    for word in words:
-        with CommDebugMode() as said:
-            word()
-        counts.append(said.get_total_counts())
-    return counts
-
-
-def refusal(kind, mesh):
-    model = Model()
-    fully_shard(model, mesh=mesh)
+def said_of(wrong):
+    """Return what a function raises, as a string."""
     try:
-        Frugal([{"params": [model.head.weight], "split": True}], subspace=kind)
+        wrong()
     except ValueError as error:
         return str(error)
     return None
+
+
+def refused_subspaces(mesh):
+    model = Model()
+    fully_shard(model, mesh=mesh)
+    group = {"params": [model.head.weight], "split": True}
+    return {name: said_of(partial(Frugal, [group], subspace=kind)) for name, kind in REFUSED.items()}
 
 
 def refused_state(mesh):
@@ -259,46 +252,43 @@ def refused_state(mesh):
     training = Training("slab", mesh).go(range(2))
     state = training.optimizer.state_dict()
     state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].to_local()
-    try:
-        training.optimizer.load_state_dict(state)
-    except ValueError as error:
-        return str(error)
-    return None
+    return said_of(partial(training.optimizer.load_state_dict, state))
 
 
 def as_shards_lie(mesh):
-    """Whether a whole tensor lies as a parameter does, without a word."""
+    """Whether a whole tensor lies as a parameter does, without communication."""
     model = Model()
     fully_shard(model, mesh=mesh)
-    given = torch.arange(21 * 13.0).view(21, 13)
+    given, like = torch.arange(21 * 13.0).view(21, 13), model.blocks[0][0].weight
     with CommDebugMode() as said:
-        lies = as_sharded(given, model.blocks[0][0].weight)
-    alike = lies.placements == model.blocks[0][0].weight.placements
+        lies = as_sharded(given, like)
     kept = lies.to_local().untyped_storage().nbytes() == lies.to_local().nbytes
-    return said.get_total_counts() == 0 and alike and kept and torch.equal(lies.full_tensor().cpu(), given)
+    alike = said.get_total_counts() == 0 and lies.placements == like.placements
+    return alike and kept and torch.equal(lies.full_tensor().cpu(), given)
 
 
-def main():
+def run(rank):
     if DEVICE == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
-    mesh = init_device_mesh(DEVICE, (int(os.environ["WORLD_SIZE"]),))
-    twofold = init_device_mesh(DEVICE, (1, mesh.size()), mesh_dim_names=("replicate", "shard"))
-    found = {"rank": dist.get_rank()}
-    found |= {arm: compared(arm, mesh) for arm in ("adamw", *ARMS) if arm != "svd, randomized"}
+        torch.cuda.set_device(rank)
+    backend, store = "nccl" if DEVICE == "cuda" else "gloo", f"file://{PLACE}/store"
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=SIZE)
+    mesh = init_device_mesh(DEVICE, (SIZE,))
+    twofold = init_device_mesh(DEVICE, (1, SIZE), mesh_dim_names=("replicate", "shard"))
+    found = {arm: compared(arm, mesh) for arm in ("adamw", *ARMS) if arm != "svd, randomized"}
     for arm in ("columns", "svd"):
         found[f"{arm}, in the backward pass"] = compared(arm, mesh, in_backward=True)
     found["svd, on a mesh of two dimensions"] = compared("svd", twofold)
     found["svd, gradients that come late"] = compared("svd, randomized", mesh, late=True)
     found["resumed"] = {arm: resumed(arm, mesh) for arm in RESUMED}
     found["skipped"] = {nonfinite: skipped(mesh, nonfinite) for nonfinite in ("skip", "error")}
-    found["kept"], found["owned"], found["heard"] = kept(mesh), owned(mesh), heard(mesh)
-    found["refused"] = {name: refusal(kind, mesh) for name, kind in REFUSED.items()}
-    found["refused state"], found["as shards lie"] = refused_state(mesh), as_shards_lie(mesh)
-    sys.stdout.write(f"\n{json.dumps(found)}\n")
-    sys.stdout.flush()
+    found["kept"], found["owned"] = kept(mesh), owned(mesh)
+    found["refused"], found["refused state"] = refused_subspaces(mesh), refused_state(mesh)
+    found["as shards lie"] = as_shards_lie(mesh)
+    (PLACE / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    for arm in ("adamw", *ARMS) if DEVICE == "cpu" else ():
+        on_one(arm, arm == "svd, randomized")  # once for both processes
+    mp.start_processes(run, nprocs=SIZE, start_method="fork")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,18 +28,16 @@ ARMS = (*SILENT, "slab, kept", "random", *BY_GRADIENT)
 @pytest.fixture(scope="module")
 def ranks(once):
     """What each of two processes found."""
-    return once("shards", lambda _: found_on("cpu"))
+    return once("shards", lambda shared: found_on("cpu", shared))
 
 
-def found_on(device):
-    script = Path(__file__).with_name("on_shards.py")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def found_on(device, directory):
+    place = Path(tempfile.mkdtemp(dir=directory))
+    command = [sys.executable, str(Path(__file__).with_name("on_shards.py")), device, str(place)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*run, str(script), device], capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 2
-    return sorted(found, key=lambda rank: rank["rank"])
+    return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 8, 13])
@@ -73,27 +72,22 @@ def test_all_choose_alike_and_as_one_process_does(ranks, arm):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_step_says_nothing_to_the_other_process_but_where_a_refresh_has_to(ranks, arm):
+def test_a_step_communicates_only_where_a_refresh_has_to(ranks, arm):
     for rank in ranks:
         said = {"random", *BY_GRADIENT} - {"svd, in the backward pass"}
         moments_move = rank[arm]["refreshed"][1:] if arm == "slab, kept" else []
         assert rank[arm]["spoke"] == (rank[arm]["refreshed"] if arm in said else moments_move)
-        assert rank["heard"] == [1, 1, 1, 1], "what listens would have heard a word"
 
 
-@pytest.mark.parametrize("arm", ["adamw", "blocks", "columns", "svd, kept", "random"])
-def test_each_keeps_about_half_of_the_moments(ranks, arm):
-    """The first has a row more of 13 and 21, and all of the head."""
+@pytest.mark.parametrize("arm", ["adamw", *(arm for arm in ARMS if arm != "signsgd")])
+def test_together_they_keep_the_moments_of_one_process_and_each_about_half(ranks, arm):
+    """The first has a row more of 13 and 21, and all of the head; of a slab one may have all."""
     one, other = (rank[arm]["bytes"]["moments"] for rank in ranks)
     whole = ranks[0][arm]["of"]["moments"]
     assert one + other == whole
-    assert other < 0.5 * whole
-    assert one < (0.65 if arm == "blocks" else 0.57) * whole
-
-
-@pytest.mark.parametrize("arm", ["slab", "slab, kept", "slab, overlap kept", "slab, state in bfloat16"])
-def test_of_a_slab_all_keep_together_what_one_process_keeps(ranks, arm):
-    assert sum(rank[arm]["bytes"]["moments"] for rank in ranks) == ranks[0][arm]["of"]["moments"]
+    if "slab" not in arm:
+        assert other < 0.5 * whole
+        assert one < (0.65 if "blocks" in arm else 0.57) * whole
 
 
 @pytest.mark.parametrize("arm", ["svd", "svd, kept", "random"])
@@ -164,18 +158,16 @@ def test_a_whole_tensor_lies_as_a_parameter_does_without_a_word(ranks):
 
 @pytest.mark.parametrize("kind", ["rows", "randk", "randperm", "svd", "random", "svd, left"])
 def test_subspaces_that_need_whole_matrices_are_refused(ranks, kind):
-    for rank in ranks:
-        assert (
-            f"is sharded over processes and the subspace is {{'kind': '{kind.split(',')[0]}'" in rank["refused"][kind]
-        )
-        assert f"which needs whole matrices; allowed: {choices.ON_SHARDS}" in rank["refused"][kind]
+    for said in (rank["refused"][kind] for rank in ranks):
+        assert f"is sharded over processes and the subspace is {{'kind': '{kind.split(',')[0]}'" in said
+        assert f"which needs whole matrices; allowed: {choices.ON_SHARDS}" in said
 
 
 @pytest.mark.gpu
-def test_so_it_is_on_two_gpus():
+def test_so_it_is_on_two_gpus(tmp_path):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    one, other = found_on("cuda")
+    one, other = found_on("cuda", tmp_path)
     for arm in ARMS:
         assert one[arm]["error"] < 1e-3
         assert one[arm]["choices"] == other[arm]["choices"]

@@ -44,7 +44,7 @@ def step(
         weight, grad, moment: any tensors of the dtypes of all.
         lr, lr_free, eps: rates; kept is 1 − decay.
         beta1, beta2, rest1, rest2, log1, log2: β, 1 − β and ln β.
-        key: of the noise at this step (`rounding.key`).
+        key: of the noise at this step (`rounding.noise_key`).
         OWN_STEPS: whether each selected line has a step count of its own.
         STOCHASTIC: whether bfloat16 is rounded stochastically.
         ALIGNED: whether all pointers and sizes are multiples of 16.

@@ -90,7 +90,7 @@ class Table:
         return self._standing() == self._built_of
 
     def launch(self, full: Rates, free: Rates, key: int) -> None:
-        """Update the parameters, and count their steps; `key` is that of the noise (`rounding.key`)."""
+        """Update the parameters, and count their steps; `key` is that of the noise (`rounding.noise_key`)."""
         grads = self._gradients()
         pointers = [grad.data_ptr() for grad in grads]
         pointers = [pointers[index] + shift for index, shift in self._shifts]

@@ -131,14 +131,10 @@ def as_sharded(value: Tensor, like: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    if value.shape != like.shape:
-        raise ValueError(f"a tensor of shape {list(value.shape)} cannot lie as a parameter of {list(like.shape)} does")
-    return _divided(value, like)
-
-
-def _divided(value: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
+    if value.shape != like.shape:
+        raise ValueError(f"a tensor of shape {list(value.shape)} cannot lie as a parameter of {list(like.shape)} does")
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -164,12 +160,10 @@ def own_part(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
     The rows of such a DTensor move as in `shared`; a DTensor divided in another way is made whole first.
     """
     lies_alike = is_sharded(value) and (value.device_mesh, value.placements) == (like.device_mesh, like.placements)
-    if lies_alike and is_split_by_rows(like):
-        return moved(local(value), like, row_ranges(rows.count, processes(like).size), parts(rows, like))
-    if lies_alike:
-        return local(value)
-    value = whole(value)
     if not is_split_by_rows(like):
-        return local(_divided(value, like))
-    mine = parts(rows, like)[processes(like).rank]
-    return value[mine.first : mine.first + mine.count]
+        return local(value if lies_alike else as_sharded(whole(value), like))
+    mine = parts(rows, like)
+    if lies_alike:
+        return moved(local(value), like, row_ranges(rows.count, processes(like).size), mine)
+    first, count = mine[processes(like).rank]
+    return whole(value)[first : first + count]

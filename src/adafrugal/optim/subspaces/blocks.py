@@ -86,10 +86,6 @@ class Blocks(Subspace):
         """Return an empty selection: an active matrix is selected whole."""
         return {}
 
-    def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
-        """Return all rows."""
-        return torch.arange(shape[0] if shape else 1)
-
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return an update of the whole matrix by the state-full rule."""
         return Regions(full=(param, grad))
