@@ -39,15 +39,13 @@ def step(
 
     Args:
         owners: int32 [programs / RUN], the tensor of each run of programs.
-        table: int64 [tensors, COLUMNS].
-        grads: int64 [tensors], pointers to the gradients.
+        table, grads: int64 [tensors, COLUMNS], and [tensors], pointers to the gradients.
         weight, grad, moment: any tensors of the dtypes of all.
         lr, lr_free, eps: rates; kept is 1 − decay.
         beta1, beta2, rest1, rest2, log1, log2: β, 1 − β and ln β.
         key: of the noise at this step (`rounding.noise_key`).
         OWN_STEPS: whether each selected line has a step count of its own.
-        STOCHASTIC: whether bfloat16 is rounded stochastically.
-        ALIGNED: whether all pointers and sizes are multiples of 16.
+        STOCHASTIC, ALIGNED: whether to round bfloat16 so; whether all pointers and sizes are multiples of 16.
     """
     program = tl.program_id(0)
     tensor = tl.load(owners + program // RUN)
@@ -83,10 +81,7 @@ def step(
         slot = tl.load(slots + tl.where(kind == _ROWS, r, c), mask=inside, other=-1).to(tl.int64)
         selected = slot >= 0
         place = tl.where(kind == _ROWS, slot * width + c, r * width + slot)
-        if OWN_STEPS:
-            t = tl.load(t_at + slot, mask=selected, other=1.0)
-        else:
-            t = tl.load(t_at)
+        t = tl.load(t_at + slot, mask=selected, other=1.0) if OWN_STEPS else tl.load(t_at)
         full = _state_full(
             w, g, m_at, v_at, place, selected, t, lr, beta1, beta2, rest1, rest2, log1, log2, eps,
             key, number, first_moment, RULE, STOCHASTIC,
