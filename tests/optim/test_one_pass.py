@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import warnings
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -160,6 +161,23 @@ def test_updates_in_the_backward_pass_are_the_same(device):
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
+@pytest.mark.parametrize("t", [1, 2, 3, 10, 100, 124, 126, 1000, 12_345, 200_000])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.95, 0.95), (0.5, 0.9999)])
+def test_bias_correction_keeps_its_digits(t, betas):
+    """Steps from a state as it is after t − 1: the moments do not depend on the correction."""
+    ends = []
+    for fused in (False, True):
+        param = torch.nn.Parameter(torch.zeros(16))
+        optimizer = Frugal([{"params": [param]}], lr=1.0, betas=betas, eps=0.0, fused=fused)
+        param.grad = torch.linspace(0.1, 3, 16)
+        optimizer.step()
+        optimizer.state[param]["step"].fill_(t - 1.0)
+        param.data.zero_()
+        optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=0)
+
+
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -197,3 +215,14 @@ def test_a_step_is_one_launch_a_group_and_tables_are_kept(subspace, launches, mo
 
 
 init = Table.__init__
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_gradient_outlives_zero_grad(device):
+    param = torch.nn.Parameter(torch.randn(16, 24).to(device))
+    optimizer = Frugal([{"params": [param], "split": True}], subspace="columns")
+    param.grad = torch.randn_like(param)
+    storage = weakref.ref(param.grad.untyped_storage())
+    optimizer.step()
+    optimizer.zero_grad()
+    assert storage() is None

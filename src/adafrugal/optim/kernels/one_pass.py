@@ -74,13 +74,13 @@ def step(
             key, number, first_moment, RULE, STOCHASTIC,
         )  # fmt: skip
     else:
-        length, width = tl.load(row + _LENGTH).to(tl.int32), tl.load(row + _WIDTH)  # of rows of W and of the moments
-        entry = (begin % length).to(tl.int32) + at  # counted from the tile's first row
-        r, c = begin // length + entry // length, entry % length
+        long, width = tl.load(row + _LENGTH), tl.load(row + _WIDTH).to(tl.int32)  # of a row of W, and of its moments
+        entry, length = (begin % long).to(tl.uint32) + at.to(tl.uint32), long.to(tl.uint32)  # from the tile's first row
+        r, c = (begin // long).to(tl.int32) + (entry // length).to(tl.int32), (entry % length).to(tl.int32)
         slots = tl.load(row + _SLOTS).to(tl.pointer_type(tl.int32))  # of each line: its place among the selected, or −1
-        slot = tl.load(slots + tl.where(kind == _ROWS, r, c), mask=inside, other=-1).to(tl.int64)
+        slot = tl.load(slots + tl.where(kind == _ROWS, r, c), mask=inside, other=-1)
         selected = slot >= 0
-        place = tl.where(kind == _ROWS, slot * width + c, r * width + slot)
+        place = tl.where(kind == _ROWS, slot, r).to(tl.int64) * width + tl.where(kind == _ROWS, c, slot)
         t = tl.load(t_at + slot, mask=selected, other=1.0) if OWN_STEPS else tl.load(t_at)
         full = _state_full(
             w, g, m_at, v_at, place, selected, t, lr, beta1, beta2, rest1, rest2, log1, log2, eps,
@@ -114,9 +114,7 @@ def _state_full(
         v = tl.load(v_at + place, mask=mask, other=0.0).to(tl.float32)
         m += rest1 * (g - m)
         v = beta2 * v + rest2 * g * g
-        bias1 = (1.0 - tl.exp(t.to(tl.float64) * log1)).to(tl.float32)  # 1 − βᵗ, of which float32 would lose digits
-        bias2 = (1.0 - tl.exp(t.to(tl.float64) * log2)).to(tl.float32)
-        w -= (lr / bias1) * m / (tl.sqrt(v) / tl.sqrt(bias2) + eps)
+        w -= (lr / _bias(t, log1)) * m / (tl.sqrt(v) / tl.sqrt(_bias(t, log2)) + eps)
         _store(v_at, place, v, mask, key, number, 2, first, STOCHASTIC)
     elif RULE == "lion":
         w -= lr * _sign(m + rest1 * (g - m))
@@ -126,6 +124,14 @@ def _state_full(
         w -= lr * m
     _store(m_at, place, m, mask, key, number, 1, first, STOCHASTIC)
     return w
+
+
+@triton.jit
+def _bias(t, log):
+    """Return 1 − βᵗ, where βᵗ is near 1 by its series: float32 would lose digits."""
+    x = t * log
+    series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
+    return tl.where(x > -0.125, series, 1 - tl.exp(x))
 
 
 @triton.jit

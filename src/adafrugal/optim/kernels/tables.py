@@ -60,7 +60,8 @@ class Table:
         self._are_whole = not any(hasattr(param, "to_local") for param in self._params)
         weights, grads = self._here(self._params), self._gradients()
         self._device = weights[0].device
-        self._like = weights[0], grads[0], self._states[0][self._names[0]] if self._states else weights[0]
+        moment = self._states[0][self._names[0]] if self._states else weights[0]
+        self._like = [tensor.new_empty(0) for tensor in (weights[0], grads[0], moment)]  # keeps no gradient alive
         self._own_steps = any(state["step"].ndim for state in self._states)
         self._steps = [state["step"] for state in self._states]
         if self._states and not self._own_steps:  # counts side by side, to be advanced by one operation
