@@ -61,10 +61,7 @@ def main() -> int:
     try:
         with stop:
             start()
-    except (
-        Exception,
-        KeyboardInterrupt,
-    ) as error:  # composition failed, or a job was interrupted; jobs catch all other errors
+    except (Exception, KeyboardInterrupt) as error:  # of composition, or an interruption; jobs catch all other errors
         is_alike = not isinstance(error, KeyboardInterrupt)  # all processes see the same settings
         end = jobs.ended(_explained(error), stop, is_alike)
         if end.code == INTERRUPTED:

@@ -81,22 +81,18 @@ def once(shared):
 
 @pytest.fixture(scope="session")
 def composed():
-    """A function that composes settings in this process, as train.py does: overrides -> (composed, choices)."""
-    from adafrugal.settings import compose
+    """A function that composes settings in this process, and reads files once: overrides -> (composed, choices)."""
+    from adafrugal.reports.arms import compose_once
 
-    def make(*overrides):
-        found, choices, make.hydra = compose.composed(overrides)
-        return found, choices
-
-    return make
+    return lambda *overrides: compose_once(overrides)
 
 
 @pytest.fixture(scope="session")
-def settings_of():
+def settings_of(composed):
     """A function: words -> checked settings, composed once a session; no test may change them."""
-    from adafrugal.settings import compose
+    from adafrugal.settings.compose import check
 
-    return functools.cache(lambda *words: compose.settings(words))
+    return functools.cache(lambda *words: check(*composed(*words)))
 
 
 @pytest.fixture
@@ -117,13 +113,14 @@ def train(forks, cache_root, tmp_path):
     """A function that runs train.py on the tiny scale, in a directory of its own: a fork, or a process from the start.
 
     A process from the start is needed for variables that libraries read when they are imported, such as the hub's.
+    `how` is as for `Forks.begin`.
     """
 
-    def run(*arguments, scale="scale=smoke", tracking="tracking=local", env=None, fresh=False, timeout=240):
+    def run(*arguments, scale="scale=smoke", tracking="tracking=local", env=None, timeout=240, **how):
         places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
         words = [word for word in (scale, tracking, *places, *arguments) if word]
-        if not (fresh or any(name.startswith("HF_") for name in env or {})):
-            done = forks(*words, cwd=tmp_path, env=env, timeout=timeout)
+        if not any(name.startswith("HF_") for name in env or {}):
+            done = forks(*words, cwd=tmp_path, env=env, timeout=timeout, **how)
             return subprocess.CompletedProcess(words, done.code, done.out, done.err)
         command = [sys.executable, str(REPOSITORY / "train.py"), *words]
         environment = {**os.environ, **(env or {})}

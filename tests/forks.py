@@ -13,6 +13,7 @@ repeats: `{"file": n}` at the n-th time that it touches a file under run_root (0
 
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -24,6 +25,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc import locate
+from unittest import mock
 
 import pytest
 
@@ -57,17 +60,14 @@ class Begun:
 
 
 class Forks:
-    """Begins runs of train.py, or runs them to their end."""
+    """Begins runs of train.py, or runs them to their end; `by`: the command that starts their process, `pid`."""
 
-    def __init__(self, place):
+    def __init__(self, place, *by):
         self._place, self._count = place, 0
-        self._server = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # a fork has none of the threads that it would wait for
-        )
+        alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork has none of the threads that it would wait for
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._server = subprocess.Popen([*by, sys.executable, __file__], **pipes, text=True, env=alone)
+        self.pid = self._server.pid
         assert json.loads(self._server.stdout.readline())["ready"]
 
     def ask(self, request):
@@ -91,9 +91,13 @@ class Forks:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory):
-    """A function that runs train.py as a process: its words and how (see `Forks.begin`) -> `Done`."""
-    found = Forks(tmp_path_factory.mktemp("forks"))
+def forks(tmp_path_factory, hub):
+    """A function that runs train.py as a process: its words and how (see `Forks.begin`) -> `Done`.
+
+    The hub's clients read its address when they are imported, so all of these processes know `hub`.
+    """
+    with mock.patch.dict(os.environ, hub.environment):
+        found = Forks(tmp_path_factory.mktemp("forks"))
     yield found
     found.close()
 
@@ -103,20 +107,11 @@ def forks(tmp_path_factory):
 
 def main():
     """Import what a run imports, then answer requests until there are no more."""
-    names = ("run", "tasks.pretrain", "tasks.finetune", "display", "compiling")
-    names = [*(f"adafrugal.training.{name}" for name in names), "adafrugal.data.corpus", "adafrugal.data.labelled"]
-    others = (
-        "hydra",
-        "torch",
-        "sentencepiece",
-        "datasets",
-        "transformers.models.llama.modeling_llama",
-        "adafrugal.memory.estimate",
-        "adafrugal.reports.summary",
-        "adafrugal.reports.pictures",
-        "matplotlib.backends.backend_svg",
-    )
-    for name in (*others, *names):
+    ours = "memory.estimate reports.summary reports.pictures data.corpus data.labelled training.run training.display "
+    ours += "training.compiling training.tasks.pretrain training.tasks.finetune"
+    others = "hydra torch sentencepiece datasets transformers.models.llama.modeling_llama "
+    others += "matplotlib.backends.backend_svg"
+    for name in (*others.split(), *(f"adafrugal.{name}" for name in ours.split())):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # forks collect only what they make, and share the rest
@@ -179,20 +174,16 @@ def _die_where_told(kill, argv, files):
         root = next(word.removeprefix("run_root=") for word in argv if word.startswith("run_root="))
         _count_files(root, kill["file"], files)
     if "call" in kill:
-        module, _, path = kill["call"].partition(":")
-        owner = importlib.import_module(module)
-        *classes, name = path.split(".")
-        for part in classes:
-            owner = getattr(owner, part)
+        where, _, name = kill["call"].replace(":", ".").rpartition(".")
+        owner = locate(where)
         setattr(owner, name, _deadly(getattr(owner, name), kill["n"], kill.get("signal", signal.SIGKILL)))
 
 
 def _deadly(function, n, number):
-    calls = []
+    calls = itertools.count(1)
 
     def called(*given, **named):
-        calls.append(None)
-        if len(calls) == n:
+        if next(calls) == n:
             os.kill(os.getpid(), number)
         return function(*given, **named)
 

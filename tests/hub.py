@@ -12,24 +12,18 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from unittest import mock
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from forks import Forks
 
 # read by every Python that has this directory in PYTHONPATH: no sleep is long
 HASTE = "import time\n\ntime.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.005))\n"
-# repository of `hub` -> the status and the code that it answers every request with
+# repository of `hub` -> the status and the code that it answers every request with; 0 hangs up
 REFUSALS = {
-    "asks": (401, "GatedRepo"),
-    "waits": (403, "GatedRepo"),
-    "forbids": (403, ""),
-    "gone": (404, "RepoNotFound"),
-    "limited": (429, ""),
-    "down": (503, ""),
-    "silent": (0, ""),
-}
+    "asks": (401, "GatedRepo"), "waits": (403, "GatedRepo"), "forbids": (403, ""), "gone": (404, "RepoNotFound"),
+    "limited": (429, ""), "down": (503, ""), "silent": (0, ""),
+}  # fmt: skip
 
 
 @dataclass
@@ -42,26 +36,13 @@ class Repository:
 
 
 @dataclass
-class Cut:
-    """No more than `after` bytes of a file are sent, so often."""
-
-    after: int
-    times: int
-
-
-@dataclass
 class Hub:
-    """The server; it answers until `close`.
+    """The server; it answers until `close`."""
 
-    Args:
-        repositories: "org/name" -> its content; the same for datasets and models.
-        requests: "GET /the/path" -> how often it was asked.
-        cuts: "org/name/the/path" -> where a connection drops.
-    """
-
-    repositories: dict[str, Repository] = field(default_factory=dict)
-    requests: Counter[str] = field(default_factory=Counter)
-    cuts: dict[str, Cut] = field(default_factory=dict)
+    home: Path  # of the clients
+    repositories: dict[str, Repository] = field(default_factory=dict)  # "org/name" -> content; datasets and models
+    requests: Counter[str] = field(default_factory=Counter)  # "GET /the/path" -> how often it was asked
+    cuts: dict[str, list[int]] = field(default_factory=dict)  # "org/name/the/path" -> bytes until a cut, cuts to come
 
     def __post_init__(self):
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
@@ -75,30 +56,18 @@ class Hub:
         self.repositories[name] = Repository(dict(files), sha)
         return sha
 
-    def fail(self, name, status, code=""):
-        """Answer every request for a repository with a status and the hub's code of the error; 0: hang up."""
-        self.repositories[name] = Repository({}, "", (status, code))
-
     def cut(self, name, file, after, times=10**9):
-        """Close the connection within a file of a repository."""
-        self.cuts[f"{name}/{file}"] = Cut(after, times)
+        """Close the connection within a file of a repository, so often."""
+        self.cuts[f"{name}/{file}"] = [after, times]
 
-    def environment(self, directory):
-        """The variables of a process that takes this for the hub and does not wait between two tries."""
-        hasty = directory / "haste"
-        hasty.mkdir(exist_ok=True)
-        (hasty / "sitecustomize.py").write_text(HASTE)
+    @property
+    def environment(self):
+        """The variables of a process that takes this for the hub."""
         return {
-            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
-            "HF_HOME": str(directory / "hf"),
-            "HF_TOKEN": "",
-            "HF_TOKEN_PATH": str(directory / "no-token"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(hasty), os.environ.get("PYTHONPATH")])),
-        }
+            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}", "NO_PROXY": "127.0.0.1",
+            "HF_HOME": f"{self.home}/hf", "HF_TOKEN": "", "HF_TOKEN_PATH": f"{self.home}/no-token",
+            "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        }  # fmt: skip
 
     def close(self):
         """Answer no more requests."""
@@ -108,49 +77,37 @@ class Hub:
 
 
 @pytest.fixture(scope="session")
-def hub():
+def hub(tmp_path_factory):
     """A hub that refuses `REFUSALS`."""
-    server = Hub()
-    for name, refusal in REFUSALS.items():
-        server.fail(f"org/{name}", *refusal)
+    refused = {f"org/{name}": Repository({}, "", refusal) for name, refusal in REFUSALS.items()}
+    server = Hub(tmp_path_factory.mktemp("hub"), refused)
     yield server
     server.close()
 
 
 @pytest.fixture(scope="session")
-def hub_forks(hub, tmp_path_factory):
-    """`forks` of a process that takes `hub` for the hub."""
-    directory = tmp_path_factory.mktemp("hub")
-    environment = hub.environment(directory)
-    with mock.patch.dict(os.environ, environment):
-        server = Forks(directory)
-    yield lambda *words, **how: server(*words, env=environment, **how)
-    server.close()
+def hub_forks(hub, forks):
+    """`forks` whose helpers take `hub` for the hub, too; nothing waits between two tries."""
+    (hub.home / "sitecustomize.py").write_text(HASTE)
+    path = os.pathsep.join(filter(None, [str(hub.home), os.environ.get("PYTHONPATH")]))
+    environment = {**hub.environment, "PYTHONPATH": path}
+    return lambda *words, before="", **how: forks(*words, env=environment, before=HASTE + before, **how)
 
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self):
-        self._answer()
-
-    def do_HEAD(self):
-        self._answer()
-
-    def do_POST(self):
-        self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-
     def log_message(self, *_):
         pass
 
-    def _answer(self, body=b""):
+    def _answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
         self.hub.requests[f"{self.command} {path}"] += 1
         api, rest = re.fullmatch(r"/(api/)?(?:datasets/|models/)?(.*)", path).groups()
-        name, verb, revision, inner = re.fullmatch(
-            r"(.+?)(?:/(resolve|tree|paths-info|revision)/([^/]+)/?(.*))?", rest
-        ).groups(default="")
+        parts = re.fullmatch(r"(.+?)(?:/(resolve|tree|paths-info|revision)/([^/]+)/?(.*))?", rest)
+        name, verb, revision, inner = parts.groups(default="")
         found = self.hub.repositories.get(name)
         if found is None:
             return self._refuse(401, "RepoNotFound")  # the hub's answer without a token
@@ -176,6 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": file} for file in sorted(found.files)]
         return self._json({"id": name, "sha": found.sha, "siblings": siblings, "private": False, "tags": []})
 
+    do_GET = do_HEAD = do_POST = _answer
+
     def _file(self, found, inner, cut):
         content = found.files.get(inner)
         if content is None:
@@ -190,9 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(206 if span else 200, headers | spanned | {"X-Repo-Commit": found.sha})
         if self.command == "HEAD":
             return
-        if cut and cut.times and end > cut.after:
-            cut.times -= 1
-            end, self.close_connection = max(begin, cut.after), True
+        if cut and cut[1] and end > cut[0]:
+            cut[1] -= 1
+            end, self.close_connection = max(begin, cut[0]), True
         self.wfile.write(content[begin:end])
 
     def _json(self, value):
@@ -219,11 +178,9 @@ def _ways(file):
 
 def _entries(found, path):
     if path in found.files:
-        content = found.files[path]
-        return [{"type": "file", "path": path, "size": len(content), "oid": _oid(content)}]
-    if any(file.startswith(f"{path}/") for file in found.files):
-        return [{"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}]
-    return []
+        return [{"type": "file", "path": path, "size": len(found.files[path]), "oid": _oid(found.files[path])}]
+    is_folder = any(file.startswith(f"{path}/") for file in found.files)
+    return [{"type": "directory", "path": path, "oid": _oid(path.encode())}] if is_folder else []
 
 
 def _oid(content):

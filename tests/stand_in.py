@@ -14,11 +14,7 @@ LOOKS = ("is_available", "device_count", "is_initialized")  # that leave CUDA as
 
 
 class StandIn:
-    """What `installed` gives.
-
-    Args:
-        has_bf16: whether the GPU has bf16 (an emulation there always is).
-    """
+    """What `installed` gives; `has_bf16`: whether the GPU has bf16 (an emulation there always is)."""
 
     def __init__(self, has_bf16=True):
         self.has_bf16, self.calls, self.is_initialized = has_bf16, [], False
@@ -34,57 +30,36 @@ class StandIn:
 
     def replacements(self):
         """Names of torch.cuda, and what stands for them."""
-
-        def lazy(name, value):
-            def call(*args, **kwargs):
-                self.calls.append(name)
-                self.is_initialized = True
-                return value(*args, **kwargs) if callable(value) else value
-
-            return call
-
-        def look(name, value):
-            def call(*args, **kwargs):
-                self.calls.append(name)
-                return value() if callable(value) else value
-
-            return call
-
-        def refuses(name):
-            def call(*args, **kwargs):
-                self.calls.append(name)
-                if not self.is_initialized:
-                    raise RuntimeError(f"Invalid device argument {args[0] if args else ''}: did you call init?")
-
-            return call
-
         properties = types.SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 * 2**30, major=9, minor=0)
-        bf16 = lambda including_emulation=True: self.has_bf16 or including_emulation  # noqa: E731
-        return {
-            "is_available": look("is_available", True),
-            "device_count": look("device_count", 1),
-            "is_initialized": look("is_initialized", lambda: self.is_initialized),
-            "init": lazy("init", None),
-            "set_device": lazy("set_device", None),
-            "current_device": lazy("current_device", 0),
-            "synchronize": lazy("synchronize", None),
-            "get_device_name": lazy("get_device_name", properties.name),
-            "get_device_properties": lazy("get_device_properties", properties),
-            "is_bf16_supported": lazy("is_bf16_supported", bf16),
-            "get_rng_state": lazy("get_rng_state", torch.zeros(16, dtype=torch.uint8)),
-            "set_rng_state": lazy("set_rng_state", None),
-            "mem_get_info": lazy("mem_get_info", (79 * 2**30, 80 * 2**30)),
-            "reset_peak_memory_stats": refuses("reset_peak_memory_stats"),
-            "reset_accumulated_memory_stats": refuses("reset_accumulated_memory_stats"),
-            # these give zeros before CUDA is initialised
-            "memory_allocated": look("memory_allocated", 2**20),
-            "memory_reserved": look("memory_reserved", 2**21),
-            "max_memory_allocated": look("max_memory_allocated", 2**20),
-            "max_memory_reserved": look("max_memory_reserved", 2**21),
-            "empty_cache": look("empty_cache", None),
-            "manual_seed_all": look("manual_seed_all", None),  # torch keeps it until CUDA is initialised
-            "Event": lambda **_: types.SimpleNamespace(record=lambda *_: None, elapsed_time=lambda _: 1.0),
-        }
+        initialises = {
+            "init": None, "set_device": None, "current_device": 0, "synchronize": None, "set_rng_state": None,
+            "get_device_name": properties.name, "get_device_properties": properties,
+            "is_bf16_supported": lambda including_emulation=True: self.has_bf16 or including_emulation,
+            "get_rng_state": torch.zeros(16, dtype=torch.uint8), "mem_get_info": (79 * 2**30, 80 * 2**30),
+        }  # fmt: skip
+        looks = {
+            "is_available": True, "device_count": 1, "is_initialized": lambda: self.is_initialized,
+            # these give zeros before CUDA is initialised, and torch keeps a seed until then
+            "memory_allocated": 2**20, "memory_reserved": 2**21, "max_memory_allocated": 2**20,
+            "max_memory_reserved": 2**21, "empty_cache": None, "manual_seed_all": None,
+        }  # fmt: skip
+        found = {name: self._call(name, value, initialises=True) for name, value in initialises.items()}
+        found |= {name: self._call(name, value) for name, value in looks.items()}
+        for name in ("reset_peak_memory_stats", "reset_accumulated_memory_stats"):
+            found[name] = self._call(name, self._refuse)
+        return found | {"Event": lambda **_: types.SimpleNamespace(record=lambda *_: None, elapsed_time=lambda _: 1.0)}
+
+    def _call(self, name, value, initialises=False):
+        def call(*args, **kwargs):
+            self.calls.append(name)
+            self.is_initialized |= initialises
+            return value(*args, **kwargs) if callable(value) else value
+
+        return call
+
+    def _refuse(self, device=""):
+        if not self.is_initialized:
+            raise RuntimeError(f"Invalid device argument {device}: did you call init?")
 
 
 class _OnCpu(TorchFunctionMode):
@@ -101,9 +76,7 @@ class _OnCpu(TorchFunctionMode):
 
 
 def _cpu(given):
-    is_cuda = (isinstance(given, torch.device) and given.type == "cuda") or (
-        isinstance(given, str) and given.startswith("cuda")
-    )
+    is_cuda = isinstance(given, str | torch.device) and str(given).startswith("cuda")
     return torch.device("cpu") if is_cuda else given
 
 

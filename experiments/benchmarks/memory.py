@@ -80,7 +80,7 @@ SMALL = {
 def foretold(model: str, optimizer: str) -> dict[str, Any]:
     """One column, or two where ρ falls."""
     found = estimate(compose.settings([f"model=llama_{model}", f"optimizer={optimizer}", *SHAPE]))
-    stages = [{"density": s.density, "state": s.state_bytes, "peak": s.peak.total} for s in found.stages]
+    stages = [{"density": s.density, "state": s.peak.state, "peak": s.peak.total} for s in found.stages]
     return {"model": model, "optimizer": optimizer, "weights": found.peak.weights, "stages": stages}
 
 

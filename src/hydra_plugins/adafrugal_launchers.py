@@ -29,17 +29,12 @@ if TYPE_CHECKING:
 
 
 class _Elsewhere(Launcher):
-    """A launcher of jobs that run in other processes.
+    """A launcher of jobs that run in other processes."""
 
-    Attributes:
-        processes: number of processes per job.
-        package: the package it needs.
-        counts: settings that must be whole numbers from 1 on, by name.
-    """
-
-    processes: int
-    package: str
-    counts: dict[str, Any]
+    processes: int  # per job
+    counts: dict[str, Any]  # settings that must be whole numbers from 1 on, by name
+    package: str | None = None  # that it needs
+    passes_on: bool = True  # whether the first signal goes to the jobs, which end in order; else it ends the waiting
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Prepare for `launch`; `task_function` is an `adafrugal.launching.jobs.Jobs`.
@@ -47,49 +42,41 @@ class _Elsewhere(Launcher):
         Raises:
             SettingError: a package is missing, a count is not a whole number from 1 on, or torchrun started train.py.
         """
+        self.task_function, self._stop = task_function, task_function.stop
         self._name = config.hydra.runtime.choices["hydra/launcher"]
-        self._stop = task_function.stop
         self._always = [word for word in config.hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
         if os.environ.get("WORLD_SIZE", "1") != "1":
             several = f"hydra/launcher is {self._name} and WORLD_SIZE is {os.environ['WORLD_SIZE']}"
             raise SettingError(f"{several}; start train.py without torchrun, which it uses itself")
-        if find_spec(self.package) is None:
+        if self.package is not None and find_spec(self.package) is None:
             given = f"hydra/launcher is {self._name}, which needs {self.package}"
             raise SettingError(f"{given}; pip install {self.package}, or leave it out")
         for setting, number in self.counts.items():
             if not isinstance(number, int) or number < 1:
                 raise SettingError(f"hydra.launcher.{setting} is {number}; allowed: a whole number from 1 on")
 
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Run the jobs and return their ends; a second signal raises KeyboardInterrupt."""
+        self._stop.training = self.passes_on
+        try:
+            ends = self._run([[*overrides, *self._always] for overrides in job_overrides], initial_job_idx)
+        finally:
+            self._stop.training = False
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=job) for job in ends]
+
+    def _run(self, jobs: Sequence[Sequence[str]], first: int) -> list[Job]:
+        raise NotImplementedError
+
 
 class GpusLauncher(_Elsewhere):
-    """Runs jobs in parallel on this machine.
-
-    Args:
-        gpus_per_job: number of GPUs and of processes per job; without GPUs, of processes.
-        n_jobs: at a time. None: as many as the GPUs allow; without GPUs, one.
-    """
-
-    package = "joblib"
+    """Runs jobs in parallel on this machine; its settings are described in conf/hydra/launcher/gpus.yaml."""
 
     def __init__(self, gpus_per_job: int, n_jobs: int | None) -> None:
         self.processes, self._n_jobs = gpus_per_job, n_jobs
         self.counts = {"gpus_per_job": gpus_per_job, "n_jobs": 1 if n_jobs is None else n_jobs}
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Run the jobs; one thread per slot waits for them."""
-        from joblib import Parallel, delayed
-
-        slots = self._slots()[: len(job_overrides)]
-        jobs = local.SideBySide(slots, self.processes, self._stop)
-        calls = (delayed(jobs.run)(initial_job_idx + n, [*o, *self._always]) for n, o in enumerate(job_overrides))
-        self._stop.training = True  # the first signal is passed on, and the jobs end in order; a second one raises
-        try:
-            return [_returned(job) for job in Parallel(len(slots), backend="threading")(calls)]
-        except KeyboardInterrupt:
-            jobs.stop_at_once()
-            raise
-        finally:
-            self._stop.training = False
+    def _run(self, jobs: Sequence[Sequence[str]], first: int) -> list[Job]:
+        return local.run(jobs, self._slots()[: len(jobs)], self.processes, self._stop, first)
 
     def _slots(self) -> list[str | None]:
         """Return the GPUs of each concurrent job; more jobs than there are groups of GPUs share these evenly."""
@@ -106,10 +93,7 @@ class GpusLauncher(_Elsewhere):
 class SubmititLauncher(_Elsewhere):
     """Starts jobs through submitit: as one array on Slurm, or, for a trial, all at once on this machine.
 
-    Args:
-        cluster: slurm or local.
-        submitit_folder: for submitit's files and the jobs' output.
-        parameters: of submitit's executor, under submitit's names.
+    Its settings are described in conf/hydra/launcher/slurm.yaml; `parameters` are those of submitit's executor.
     """
 
     package = "submitit"
@@ -117,30 +101,33 @@ class SubmititLauncher(_Elsewhere):
     def __init__(self, cluster: str, submitit_folder: str, **parameters: Any) -> None:
         self._cluster, self._folder, self._parameters = cluster, submitit_folder, parameters
         self.counts = {name: parameters[name] for name in ("nodes", "tasks_per_node", "timeout_min")}
+        self.passes_on = cluster == "local"
 
     @property
     def processes(self) -> int:
         """Number of processes per job."""
         return self._parameters["nodes"] * self._parameters["tasks_per_node"]
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    def _run(self, jobs: Sequence[Sequence[str]], first: int) -> list[Job]:
         """Submit the jobs, and wait for them."""
-        jobs = self._submit([[*overrides, *self._always] for overrides in job_overrides])
-        for number, (job, overrides) in enumerate(zip(jobs, job_overrides, strict=True), initial_job_idx + 1):
-            local.say(sys.stdout, f"── job {number}: {' '.join(overrides)} → {job.paths.stdout}\n")
-        self._stop.training = self._cluster == "local"
+        submitted, asked = self._submit(jobs), False
+        for number, (job, words) in enumerate(zip(submitted, jobs, strict=True), first + 1):
+            local.say(sys.stdout, f"── job {number}: {' '.join(words)} → {job.paths.stdout}\n")
         try:
-            return self._ends(jobs, job_overrides)
+            while not all(job.done() for job in submitted):
+                if self._stop.requested and not asked:
+                    asked = True
+                    _terminate(submitted)
+                time.sleep(0.2)
         except KeyboardInterrupt:
-            if self._cluster == "slurm":
-                tell(f"the jobs stay with Slurm; `scancel {jobs[0].job_id.partition('_')[0]}` ends them")
+            if self.passes_on:
+                _terminate(submitted)
             else:
-                _terminate(jobs)
+                tell(f"the jobs stay with Slurm; `scancel {submitted[0].job_id.partition('_')[0]}` ends them")
             raise
-        finally:
-            self._stop.training = False
+        return [_end(job, words) for job, words in zip(submitted, jobs, strict=True)]
 
-    def _submit(self, jobs: list[list[str]]) -> Sequence[submitit.Job[Job]]:
+    def _submit(self, jobs: Sequence[Sequence[str]]) -> Sequence[submitit.Job[Job]]:
         import submitit
 
         from adafrugal.launching import slurm
@@ -158,16 +145,6 @@ class SubmititLauncher(_Elsewhere):
         except (RuntimeError, ValueError, NameError, TypeError) as error:  # from submitit, also if Slurm refuses
             raise SettingError(f"hydra/launcher is {self._name}: {line(error)}") from error
 
-    def _ends(self, jobs: Sequence[submitit.Job[Job]], job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-        """Wait for all jobs and return their ends; pass the first signal on to those on this machine."""
-        asked = False
-        while not all(job.done() for job in jobs):
-            if self._stop.requested and not asked:
-                asked = True
-                _terminate(jobs)
-            time.sleep(0.5)
-        return [_returned(_end(job, words)) for job, words in zip(jobs, job_overrides, strict=True)]
-
 
 def _terminate(jobs: Sequence[submitit.Job[Job]]) -> None:
     """Send SIGTERM to submitit's processes on this machine, which pass it on; their job ids are process ids."""
@@ -177,13 +154,9 @@ def _terminate(jobs: Sequence[submitit.Job[Job]]) -> None:
                 os.kill(int(job.job_id), signal.SIGTERM)
 
 
-def _end(job: submitit.Job[Job], overrides: Sequence[str]) -> Job:
+def _end(job: submitit.Job[Job], words: Sequence[str]) -> Job:
     """Return the `Job` from a job's first process, or a failed one if the job left no result."""
     try:
         return job.results()[0]
     except RuntimeError:  # from submitit
-        return Job(" ".join(overrides), FAILED, f"left no result ({job.state}); see {job.paths.stderr}")
-
-
-def _returned(job: Job) -> JobReturn:
-    return JobReturn(status=JobStatus.COMPLETED, _return_value=job)
+        return Job(" ".join(words), FAILED, f"left no result ({job.state}); see {job.paths.stderr}")

@@ -1,12 +1,12 @@
 """From settings to batches."""
 
 import json
-import shutil
+from contextlib import closing
 
 import pytest
 import torch
 from conftest import REPOSITORY
-from corpora import sentences
+from corpora import prepare, sentences
 
 from adafrugal.data.corpus import Corpus, locate
 from adafrugal.data.text import embedded
@@ -17,30 +17,33 @@ OWN = ["data.tokenizer.kind=train", "data.tokenizer.name=null", "data.processes=
 
 
 @pytest.fixture
-def plan(settings, c4_layout):
-    """A function that plans the tokens of a tiny run on `c4_layout`: overrides, lines that it says -> Plan."""
+def chosen(settings, c4_layout):
+    """A function that gives the settings of a tiny run on `c4_layout`: overrides -> Settings."""
 
-    def make(*overrides, data="c4", said=None):
+    def make(*overrides, data="c4"):
         source = [] if data == "embedded" else [f"data.source={c4_layout}"]
-        chosen, _ = settings("trainer.steps=4", f"data={data}", *OWN, *source, *overrides)
-        return locate(chosen, (said if said is not None else []).append)
+        return settings("trainer.steps=4", f"data={data}", *OWN, *source, *overrides)[0]
 
     return make
 
 
 @pytest.fixture
-def corpus(settings, c4_layout):
-    """A function that opens the corpus of a tiny run on `c4_layout`: overrides -> Corpus; all are closed at the end."""
-    opened = []
+def plan(chosen):
+    """A function that plans the tokens of a tiny run: overrides -> Plan."""
+    return lambda *overrides, data="c4", say=str: locate(chosen(*overrides, data=data), say)
 
-    def make(*overrides, data="c4", state=None, said=None):
-        chosen, _ = settings("trainer.steps=4", f"data={data}", *OWN, f"data.source={c4_layout}", *overrides)
-        opened.append(Corpus(chosen, (said if said is not None else []).append, state))
-        return opened[-1]
 
-    yield make
-    for one in opened:
-        one.close()
+@pytest.fixture
+def corpus(chosen, request):
+    """A function that opens the corpus of a tiny run, all of it prepared in this process: overrides -> Corpus."""
+
+    def make(*overrides, data="c4"):
+        own = chosen(*overrides, data=data)
+        prepare(locate(own, str))
+        request.addfinalizer((found := Corpus(own, str)).close)
+        return found
+
+    return make
 
 
 def test_a_row_is_one_document_padded_or_packed_as_set(corpus):
@@ -54,36 +57,32 @@ def test_a_row_is_one_document_padded_or_packed_as_set(corpus):
 
 
 def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_state_unless_the_text_has_changed(
-    corpus, c4_layout
+    chosen, c4_layout
 ):
-    own = ["seed=3", "data.tokenizer.vocabulary_size=350"]
+    own = chosen("seed=3", "data.tokenizer.vocabulary_size=350")
     said = [[], []]
-    first = corpus(*own, said=said[0])
-    read = [first.batches(step).tokens for step in range(1, 5)]
-    state = json.loads(json.dumps(first.state_dict()))
-    second = corpus(*own, said=said[1], state=state)
-    assert [line.split()[0] for line in said[0]] == ["training", "preparing"] and said[1] == []
-    assert second.unigram_loss == first.unigram_loss
-    assert all(torch.equal(second.batches(step).tokens, read[step - 1]) for step in (3, 4, 1))
-    shutil.rmtree(first.plan.directory)
-    assert torch.equal(corpus(*own).batches(2).tokens, read[1]), "a store that is removed is made again"
+    with closing(Corpus(own, said[0].append)) as first:
+        read = [first.batches(step).tokens for step in range(1, 5)]
+        state = json.loads(json.dumps(first.state_dict()))
+    with closing(Corpus(own, said[1].append, state)) as second:
+        assert [line.split()[0] for line in said[0]] == ["training", "preparing"] and said[1] == []
+        assert second.unigram_loss == first.unigram_loss
+        assert all(torch.equal(second.batches(step).tokens, read[step - 1]) for step in (3, 4, 1))
     (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").unlink()
     with pytest.raises(SettingError, match=r"the run was begun on other data \(fingerprint .*, now .*\)"):
-        corpus(*own, state=state, said=said[1])
+        Corpus(own, said[1].append, state)
     assert not any("preparing" in line for line in said[1])
 
 
 def test_it_describes_itself(corpus):
     found = corpus()
-    found.batches(4)
-    about = found.about
+    about = json.loads(json.dumps(found.about))
     assert about["fingerprint"] == found.plan.fingerprint and len(about["fingerprint"]) == 64
     assert about["train"]["documents"] == 600 and about["train"]["complete"]
     assert about["validation"]["documents"] == 100
     assert about["tokenizer"]["size"] == 512
     assert about["source"]["files"] == {"train": 10, "validation": 1}
     assert about["train"]["bytes"] == sum(len(t.encode()) for t in sentences(700)[:600])
-    json.dumps(about)
 
 
 def test_evaluation_reads_about_the_tokens_that_were_asked_for_the_same_for_all(corpus):
@@ -101,9 +100,7 @@ def test_evaluation_reads_about_the_tokens_that_were_asked_for_the_same_for_all(
 def test_own_files(corpus, tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "a.txt").write_text("\n\n".join(sentences(400)))
-    found = corpus(f"data.source='{tmp_path}/own/*.txt'", data="text")
-    found.batches(1)
-    about = found.about
+    about = corpus(f"data.source='{tmp_path}/own/*.txt'", data="text").about
     assert about["train"]["documents"] + about["validation"]["documents"] == 400
     assert about["source"]["validation"] == "5.00% of the documents, by hash"
 
@@ -121,10 +118,10 @@ def test_an_own_sentencepiece_model(plan, tmp_path):
 
 def test_a_trained_tokenizer_is_named_by_its_settings_and_the_corpus(plan, c4_layout):
     size, said = "data.tokenizer.vocabulary_size=400", []
-    plan(size, said=said)
-    plan(size, "data.tokenizer.byte_fallback=false", said=said)
+    plan(size, say=said.append)
+    plan(size, "data.tokenizer.byte_fallback=false", say=said.append)
     (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").unlink()
-    plan(size, said=said)
+    plan(size, say=said.append)
     names = {line.rpartition("/")[2] for line in said}
     assert len(names) == 3 and all(name.startswith("bpe-400-") for name in names)
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from labelled_sets import COLUMNS, TRAIN, VALIDATION, rows, write_glue, write_parquet
-from omegaconf import OmegaConf
+from labelled_sets import TRAIN, VALIDATION, rows, write_glue, write_parquet
 from transformers import AutoTokenizer
 
 from adafrugal.data.labelled import ALIKE, Labelled, TrainingOrder
@@ -46,19 +45,14 @@ def refused(read):
 # -- the order --------------------------------------------------------------------------------------------------------
 
 
-def test_every_epoch_has_every_example_once():
-    order = TrainingOrder(LENGTHS, 32, seed=0)
+def test_every_epoch_has_every_example_once_in_an_order_of_its_own_by_seed_and_step():
+    order, again = TrainingOrder(LENGTHS, 32, seed=0), TrainingOrder(LENGTHS, 32, seed=0)
     assert order.steps == 32  # 31 of 32 examples, and one of 8
-    for epoch in (0, 1, 5):
+    for epoch in (5, 0, 1):
         steps = [order[epoch * 32 + number] for number in range(1, 33)]
         assert sorted(np.concatenate(steps)) == list(range(1000))
         assert sorted(len(step) for step in steps) == [8] + [32] * 31
-
-
-def test_a_step_is_a_function_of_the_seed_and_its_number():
-    order, again = TrainingOrder(LENGTHS, 32, seed=0), TrainingOrder(LENGTHS, 32, seed=0)
-    for step in (70, 3, 33, 70):  # in any order
-        assert np.array_equal(order[step], again[step])
+        assert np.array_equal(steps[2], again[epoch * 32 + 3])
     assert not np.array_equal(order[1], order[33])
     assert not np.array_equal(order[1], TrainingOrder(LENGTHS, 32, seed=1)[1])
 
@@ -89,16 +83,13 @@ def test_pairs_are_cut_as_the_models_tokenizer_cuts_them(read, tokenizer):
     assert short.train.tokens[3].tolist() == expected["input_ids"], "the longer sentence loses its end"
 
 
-@pytest.mark.parametrize("task", COLUMNS)
-def test_every_task_is_read(task, read, composed):
-    data = composed(f"experiments=glue/{task}")[0].data
-    names = ("fields", "classes", "validation_splits", "metrics")
-    found = read(subset=task, **{name: OmegaConf.to_container(data)[name] for name in names})
-    assert len(found.train) == TRAIN
-    assert list(found.validation) == list(data.validation_splits)
-    assert found.train.labels.dtype == (np.float32 if task == "stsb" else np.int64)
-    one = len(COLUMNS[task]) == 1
-    assert all((types == 0).all() == one for types in found.train.types)
+def test_a_set_has_classes_or_scores_one_sentence_or_two_and_one_validation_split_or_more(read):
+    one = read(subset="sst2", fields=["sentence"])
+    assert len(one.train) == TRAIN and one.train.labels.dtype == np.int64 and not any(map(np.any, one.train.types))
+    assert read(subset="stsb", classes=None).train.labels.dtype == np.float32
+    names = ["validation_matched", "validation_mismatched"]
+    pairs = read(subset="mnli", fields=["premise", "hypothesis"], classes=3, validation_splits=names)
+    assert list(pairs.validation) == names and all(map(np.any, pairs.train.types))
 
 
 def test_a_batch_is_padded_to_its_own_longest(read, tokenizer):

@@ -35,7 +35,12 @@ def test_the_whole_text_is_prepared_counted_and_shown(command):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [("data.source=/nowhere", "data.source is /nowhere"), ("data.rowz=x", "data.rowz")]
+    ("wrong", "message"),
+    [
+        ("data.source=/nowhere", "data.source is /nowhere, and there is no such file or directory"),
+        ("data.rowz=x", "data.rowz"),
+        ("data.store=false", "data.store is gone: tokens are always kept under cache_root; data.store_limit_gib"),
+    ],
 )
 def test_a_wrong_setting_or_source_is_one_line_and_exit_code_2(command, wrong, message):
     code, _, err = command(wrong)

@@ -59,12 +59,15 @@ def test_an_epoch_reads_the_windows_in_order_and_every_row_of_them_once_and_the_
 
 def test_a_broken_file_far_ahead_does_not_end_a_run_before_its_rows_are_wanted(open_batches, c4_layout):
     file = c4_layout / "en" / "c4-train.00009-of-00010.json.gz"
-    file.write_bytes(file.read_bytes()[:200])
+    content = file.read_bytes()
+    file.write_bytes(content[:200])
     batches = open_batches(580, prepared=False)
     batches._preparation._helper.process.wait(30)
     assert len(tokens(batches, 1, 400)) == 400 * BATCH
-    with pytest.raises(SettingError, match=r"c4-train.00009.* is damaged"):
+    with pytest.raises(SettingError, match=r"c4-train.00009.* is damaged \(.*\); get the file again"):
         tokens(batches, 401, 580)
+    file.write_bytes(content)
+    assert len(tokens(open_batches(580), 401, 580)) == 180 * BATCH, "the shards before it stay"
 
 
 def test_a_run_that_wants_more_than_there_is_stops_when_that_is_known(open_batches):
@@ -86,9 +89,8 @@ def test_a_store_that_reached_its_limit_says_so_and_is_not_repeated(open_batches
 
 
 def test_a_store_is_prepared_only_as_far_as_the_run_reads(open_batches):
-    batches = open_batches(10, prepared=False)
+    batches = open_batches(10)
     read = tokens(batches, 1, 10)
-    batches._preparation._helper.process.wait(20)
     assert len(batches._preparation.train.entries) == 2, "one window of two shards"
     more = open_batches(300)
     assert torch.equal(tokens(more, 1, 10), read) and len(more._preparation.train.entries) > 2

@@ -14,15 +14,17 @@ ADAFRUGAL = ["scale=smoke", "tracking=local", "trainer.micro_batch_size=2", "che
 
 
 @pytest.fixture(scope="module")
-def whole(forks, cache_root, tmp_path_factory):
+def whole(forks, cache_root, once):
     """An undisturbed run: its end, and how many files it touches."""
-    root = tmp_path_factory.mktemp("whole")
-    done = forks(*ADAFRUGAL, f"run_root={root}", f"cache_root={cache_root}", kill={"file": 0})
-    assert done.code == 0, done.err
-    again = tmp_path_factory.mktemp("again")
-    assert forks(*ADAFRUGAL, f"run_root={again}", f"cache_root={cache_root}").code == 0
-    assert end_of(again) == end_of(root), "what is compared does not change by itself"
-    return end_of(root), done.files
+
+    def make(shared):
+        roots, words = [shared / "whole", shared / "again"], [*ADAFRUGAL, f"cache_root={cache_root}"]
+        done, again = (forks(*words, f"run_root={root}", kill={"file": 0}) for root in roots)
+        assert done.code == again.code == 0, done.err
+        assert end_of(roots[0]) == end_of(roots[1]), "what is compared does not change by itself"
+        return end_of(roots[0]), done.files
+
+    return once("killed", make)
 
 
 @pytest.fixture
@@ -57,35 +59,30 @@ def test_when_it_touches_a_file(part, whole, survives, tally):
     tally("instants: a file of the run is touched")
 
 
-@pytest.mark.parametrize(
-    ("call", "n"),
-    [
-        ("adafrugal.training.tasks.pretrain:Pretrain.loss", 1),
-        ("adafrugal.training.tasks.pretrain:Pretrain.loss", 4 * 7 + 3),  # within accumulation and evaluations
-        ("adafrugal.training.tasks.pretrain:Pretrain.loss", 4 * 20 + 1),
-        ("adafrugal.training.tasks.pretrain:Pretrain.evaluate", 3),
-        ("adafrugal.optim.frugal:Frugal.step", 3),  # just before a refresh, and just after
-        ("adafrugal.optim.frugal:Frugal.step", 4),
-        ("adafrugal.optim.frugal:Frugal.observe", 2),
-        ("adafrugal.training.loop:Loop.resume", 1),
-        ("adafrugal.training.checkpoints.checkpoint:_digest", 2),
-        ("os:fsync", 7),
-        ("torch:save", 2),
-    ][:: 1 if LONG else 4],
-)
+LOSS = "adafrugal.training.tasks.pretrain:Pretrain.loss"
+CALLS = [
+    (LOSS, 1), (LOSS, 4 * 7 + 3), (LOSS, 4 * 20 + 1),  # within accumulation and evaluations
+    ("adafrugal.training.tasks.pretrain:Pretrain.evaluate", 3),
+    ("adafrugal.optim.frugal:Frugal.step", 3), ("adafrugal.optim.frugal:Frugal.step", 4),  # before and after a refresh
+    ("adafrugal.optim.frugal:Frugal.observe", 2), ("adafrugal.training.loop:Loop.resume", 1),
+    ("adafrugal.training.checkpoints.checkpoint:_digest", 2), ("os:fsync", 7), ("torch:save", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "n"), CALLS[:: 1 if LONG else 4])
 def test_in_the_middle_of_a_call(call, n, survives, forks, cache_root, tmp_path, tally):
     if call.endswith("Loop.resume"):  # which only a second start comes to
-        stopped = {"call": "adafrugal.training.tasks.pretrain:Pretrain.loss", "n": 60}
-        forks(*ADAFRUGAL, f"run_root={tmp_path}", f"cache_root={cache_root}", kill=stopped)
+        forks(*ADAFRUGAL, f"run_root={tmp_path}", f"cache_root={cache_root}", kill={"call": LOSS, "n": 60})
     survives({"call": call, "n": n})
     tally("instants: in the middle of a call")
 
 
-@pytest.mark.parametrize("seed", range(10 if LONG else 1))
+@pytest.mark.parametrize("seed", range(10) if LONG else [11])  # of which all three instants are of the training
 def test_at_random_instants(seed, forks, cache_root, tmp_path, tally):
     """Three times in a row, from outside."""
     chosen = random.Random(seed)
-    words = [*ADAFRUGAL, "trainer.steps=200", "trainer.log_every=2", "checkpoint.every=4", f"cache_root={cache_root}"]
+    words = [*ADAFRUGAL, f"trainer.steps={200 if LONG else 120}", "trainer.log_every=2", "checkpoint.every=4",
+             f"cache_root={cache_root}"]  # fmt: skip
 
     def end(name):
         done = forks(*words, f"run_root={tmp_path / name}")

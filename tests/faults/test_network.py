@@ -3,15 +3,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 from torture import LONG, record_under
 
 from adafrugal.tracking.wandb import SECONDS
@@ -43,19 +40,15 @@ def closed_port():
 
 
 @pytest.mark.parametrize("port", ["closed_port", *(["silent_port"] if LONG else [])])
-def test_wandb_that_does_not_answer_stops_no_run(port, request, cache_root, tmp_path, tally):
+def test_wandb_that_does_not_answer_stops_no_run(port, request, forks, cache_root, tmp_path, tally):
     address = f"http://127.0.0.1:{request.getfixturevalue(port)}"
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking.mode=online", "eval.every=20",
-               "optimizer=adamw", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    begun = time.monotonic()
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env={**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 2 * SECONDS + 60
-    assert done.stdout.count("W&B gets no copy of this run (") == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+    words = ["scale=smoke", "tracking.mode=online", "eval.every=20", "optimizer=adamw", f"run_root={tmp_path}"]
+    key = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+    done = forks(*words, f"cache_root={cache_root}", cwd=tmp_path, env=key, timeout=300)
+    assert done.code == 0, done.err
+    assert done.seconds < 2 * SECONDS + 60
+    assert done.out.count("W&B gets no copy of this run (") == 1, done.out + done.err
+    assert "Traceback" not in done.out + done.err
     record = record_under(tmp_path)
     assert (record.status, record.metrics()[-1]["step"]) == ("finished", 20)
     assert not any("0" * 40 in file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file())
@@ -63,41 +56,32 @@ def test_wandb_that_does_not_answer_stops_no_run(port, request, cache_root, tmp_
 
 
 @pytest.mark.parametrize("who", ["adafrugal.tracking.wandb", "wandb-core"] if LONG else [])
-def test_wandb_that_stands_still_stops_no_run(who, cache_root, tmp_path, tally):
+def test_wandb_that_stands_still_stops_no_run(who, forks, cache_root, tmp_path, tally):
     """The copy's process, or W&B's own behind it, from the first step on: as for a network that swallows all."""
-    command = [sys.executable, str(REPOSITORY / "train.py"), "scale=smoke", "tracking=wandb", "trainer.steps=200",
-               "eval.every=200", "optimizer=adamw", f"run_root={tmp_path}", f"cache_root={cache_root}"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    words = ["scale=smoke", "trainer.steps=200", "eval.every=200", "optimizer=adamw", f"run_root={tmp_path}"]
+    process = forks.begin(*words, f"cache_root={cache_root}", cwd=tmp_path)
     until, found = time.monotonic() + 120, []
     while not found and time.monotonic() < until:
-        found = [number for number in _below(process.pid) if who.encode() in _typed(number)]
+        found = list(_called(who, tmp_path))
         time.sleep(0.01)
     os.kill(found[0], signal.SIGSTOP)
     begun = time.monotonic()
     try:
-        out, err = process.communicate(timeout=SECONDS + 200)
+        done = process.wait(SECONDS + 200)
     finally:
         with suppress(ProcessLookupError):  # the run has ended it
             os.kill(found[0], signal.SIGKILL)
-    assert process.returncode == 0, err
+    assert done.code == 0, done.err
     assert time.monotonic() - begun < SECONDS + 120
-    assert out.count("W&B gets no copy of this run (") == 1, out
-    assert "Traceback" not in out + err
+    assert done.out.count("W&B gets no copy of this run (") == 1, done.out
+    assert "Traceback" not in done.out + done.err
     assert record_under(tmp_path).status == "finished"
     tally("faults: W&B stands still")
 
 
-def _below(number):
-    """The processes that a process has started, and those that these have."""
-    parents = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
+def _called(name, place):
+    """The processes in a directory whose command has a name in it."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            parents.setdefault(int(place.read_text().rpartition(")")[2].split()[1]), []).append(int(place.parent.name))
-    found = parents.get(number, [])
-    return [*found, *(below for child in found for below in _below(child))]
-
-
-def _typed(number):
-    with suppress(OSError):
-        return Path(f"/proc/{number}/cmdline").read_bytes()
-    return b""
+            if name.encode() in file.read_bytes() and (file.parent / "cwd").readlink() == place:
+                yield int(file.parent.name)

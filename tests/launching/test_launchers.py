@@ -1,12 +1,12 @@
 """Sweeps whose jobs run elsewhere: side by side on this machine, and through submitit, here and on a played Slurm."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torture
@@ -16,156 +16,148 @@ from adafrugal.launching import local
 from adafrugal.launching import slurm as on_slurm
 from adafrugal.launching.jobs import TOLD, Job
 from adafrugal.reports import records as found_by_reports
+from adafrugal.settings.compose import check
+from adafrugal.settings.identity import identify
+from adafrugal.system import files
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 
-TWO = ["hydra/launcher=gpus", "hydra.launcher.n_jobs=2"]
-SHORT = ["trainer.steps=4", "eval.every=4", "eval.tokens=256"]
-LONG = ["trainer.steps=400", "eval.every=400", "eval.tokens=256"]  # enough to be stopped in the middle
+STEPS = 300  # enough to be stopped in the middle
+LONG = [f"trainer.steps={STEPS}", f"eval.every={STEPS}", "eval.tokens=256"]
+BASE = ["scale=smoke", "tracking=local", "optimizer=adamw"]
 
 
-def listed(done):
-    """How each job ended, by the list at the end of what was printed."""
-    return [line.split()[0] for line in done.split("\n\n")[-1].splitlines()]
+class Sweep:
+    """A sweep of AdamW runs in a session of its own, as a terminal would start it."""
 
+    def __init__(self, cache_root, tmp_path):
+        self.root, self._place, self.words = tmp_path / "runs", tmp_path, [*BASE, f"run_root={tmp_path / 'runs'}"]
+        self.words.append(f"cache_root={cache_root}")
 
-def records(root):
-    return [Record(file.parent) for file in sorted(root.glob("*/*/status.json"))]
+    def begin(self, *words):
+        command = [sys.executable, str(REPOSITORY / "train.py"), "-m", *self.words, *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, **pipes, cwd=self._place, start_new_session=True)
+
+    def interrupt_once(self, true):
+        self.once(true, lambda: os.killpg(self.process.pid, signal.SIGINT))  # Ctrl-C
+
+    def once(self, true, then):
+        """Do something as soon as the process has brought something about."""
+        end = time.monotonic() + 120
+        while not true():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        then()
+
+    def ends(self, code, *outcomes):
+        """What it printed, once it has ended with a code, and its jobs as listed."""
+        out, err = self.process.communicate(timeout=180)
+        assert self.process.returncode == code, err
+        assert tuple(line.split()[0] for line in out.split("\n\n")[-1].splitlines()) == outcomes or not outcomes
+        return out, err
+
+    def records(self):
+        return [Record(file.parent) for file in sorted(self.root.glob("*/*/status.json"))]
+
+    def is_training(self, jobs=1):
+        """Whether so many runs have made steps."""
+        return sum(bool(record.metrics()) for record in self.records()) == jobs
 
 
 @pytest.fixture
-def begin(cache_root, tmp_path):
-    """A function that starts a sweep of AdamW runs, in a session of its own, as a terminal would."""
-
-    def start(*words):
-        command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "scale=smoke", "tracking=local",
-                   "optimizer=adamw", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", *words]  # fmt: skip
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-                                start_new_session=True)  # fmt: skip
-
-    start.root = tmp_path / "runs"
-    return start
+def sweep(cache_root, tmp_path):
+    return Sweep(cache_root, tmp_path)
 
 
-def until(true, process):
-    """Wait for something that a process brings about."""
-    end = time.monotonic() + 120
-    while not true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
+@pytest.fixture
+def busy(sweep, composed):
+    """A function that lets another process write the run of some words, so that it is refused, and needs no torch."""
+    with contextlib.ExitStack() as held:
+
+        def make(*words):
+            found, choices = composed(*sweep.words, *words)
+            directory = identify(check(found, choices), choices).directory
+            directory.mkdir(parents=True)
+            held.enter_context(files.locked(directory / ".lock"))
+
+        yield make
 
 
 # -- side by side on one machine -------------------------------------------------------------------------------------
 
-
-@pytest.mark.skipif(not torture.LONG, reason="make torture; a job of several processes is stopped below")
-def test_ctrl_c_stops_jobs_in_order_and_the_same_command_continues_them(begin):
-    words = [*TWO, "seed=0,1", *LONG]
-    process = begin(*words)
-    until(lambda: len([r for r in records(begin.root) if r.metrics()]) == 2, process)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, err
-    assert listed(out) == ["interrupted"] * 2
-    assert "Traceback" not in err
-    assert {r.status for r in records(begin.root)} == {"interrupted"}
-    again = begin(*words)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == DONE, err
-    assert listed(out) == ["done"] * 2
-    assert "[1] continuing after step" in out
-    assert "[2] continuing after step" in out
-    assert [r.metrics()[-1]["step"] for r in records(begin.root)] == [400, 400]
-
-
 SEVERAL = ["hydra/launcher=gpus", "hydra.launcher.gpus_per_job=2", "trainer.parallel=ddp", "trainer.device=cpu"]
 
 
-def test_a_job_of_several_processes_is_stopped_in_order_and_continued(begin):
-    words = [*SEVERAL, "seed=0", "trainer.steps=3000", "eval.every=3000"]
-    process = begin(*words)
-    until(lambda: any(r.metrics() for r in records(begin.root)), process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, err
-    (record,) = records(begin.root)
+def test_a_job_of_several_processes_is_stopped_in_order_and_continued(sweep):
+    sweep.begin(*SEVERAL, "seed=0", *LONG)
+    sweep.interrupt_once(sweep.is_training)
+    sweep.ends(INTERRUPTED)
+    (record,) = sweep.records()
     assert record.status == "interrupted"
-    saved = [event["step"] for event in record.events() if event["event"] == "checkpoint"]
-    assert saved, "it was stopped in order"
+    assert any(event["event"] == "checkpoint" for event in record.events()), "it was stopped in order"
+    if torture.LONG:
+        sweep.begin(*SEVERAL, "seed=0", *LONG)
+        assert "[1] continuing after step" in sweep.ends(DONE)[0]
 
 
 @pytest.mark.skipif(not torture.LONG, reason="make torture; the file that tells it is tried below")
-def test_how_a_job_of_several_processes_ended_comes_home(begin):
-    process = begin(*SEVERAL, "hydra.launcher.n_jobs=2", "optimizer.lr=1e30,1e-3")
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == FAILED, err
-    assert listed(out) == ["failed", "done"]
+def test_how_a_job_of_several_processes_ended_comes_home(sweep):
+    sweep.begin(*SEVERAL, "hydra.launcher.n_jobs=2", "optimizer.lr=1e30,1e-3")
+    out, _ = sweep.ends(FAILED, "failed", "done")
     assert "optimizer.lr=1e+30: the loss is " in out
     assert out.count("[2] record  ") == 1, "the first process tells"
 
 
 @pytest.mark.skipif(not torture.LONG, reason="make torture; the variables of such tasks are tried below")
-def test_tasks_of_a_job_are_the_processes_of_one_run(begin):
-    words = ["hydra/launcher=local", "hydra.launcher.tasks_per_node=2", "trainer.parallel=ddp", "trainer.device=cpu"]
-    process = begin(*words, "seed=0")
-    _, err = process.communicate(timeout=180)
-    assert process.returncode == DONE, err
-    (record,) = records(begin.root)
+def test_tasks_of_a_job_are_the_processes_of_one_run(sweep):
+    tasks = ["hydra/launcher=local", "hydra.launcher.tasks_per_node=2", "trainer.parallel=ddp", "trainer.device=cpu"]
+    sweep.begin(*tasks, "seed=0")
+    sweep.ends(DONE)
+    (record,) = sweep.records()
     assert record.summary()["processes"]["state_bytes"] == [record.summary()["state_bytes"]["end"]] * 2
 
 
-def test_a_job_that_fails_leaves_the_others_alone(begin):
-    process = begin(*TWO, *SHORT, "optimizer.lr=1e30,1e-3")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == FAILED
-    assert listed(out) == ["failed", "done"]
-    assert "optimizer.lr=1e+30: the loss is " in out
-    assert "[1] error: the loss is " in err
-    assert "[1] error: the loss is " not in out
-    assert sorted(r.status for r in records(begin.root)) == ["failed", "finished"]
+def test_a_job_that_fails_leaves_the_others_alone(sweep, forks, busy, tally):
+    busy(*LONG[1:], "trainer.steps=4")
+    assert forks(*sweep.words, *LONG[1:], "trainer.steps=2").code == DONE
+    sweep.begin("hydra/launcher=gpus", "hydra.launcher.n_jobs=2", *LONG[1:], "trainer.steps=4,2")
+    out, err = sweep.ends(WRONG, "refused", "done")
+    assert "is being written by another process" in out.split("\n\n")[-1]
+    assert err.startswith("[1] error: ") and err.count("\n") == 1
+    assert "[1] error: " not in out
+    assert "[2] this run was finished before" in out
+    tally("faults: two processes for one run")
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ([*TWO, "trainer.steps=5,0"], "error: no job was started, since "),
-    (["hydra/launcher=gpus", "hydra.launcher.gpus_per_job=2"], "trainer.parallel is none, and 2 processes make"),
-    (["hydra/launcher=gpus", "hydra.launcher.n_jobs=0"], "error: hydra.launcher.n_jobs is 0; allowed: a whole number"),
-    (["hydra/launcher=local", "hydra.launcher.tasks_per_node=2"], "trainer.parallel is none, and 2 processes"),
-    (["hydra/launcher=slurm"], "error: hydra/launcher is slurm: Could not detect \"srun\""),
+NOT_THERE = (
+    "import importlib.util; found = importlib.util.find_spec\n"
+    "importlib.util.find_spec = lambda name, *more: None if name == 'submitit' else found(name, *more)"
+)
+LAUNCHED = "hydra/launcher is"
+
+
+@pytest.mark.parametrize(("typed", "said", "more"), [
+    ("-m hydra/launcher=gpus trainer.steps=5,0", "no job was started, since ", {}),
+    ("-m hydra/launcher=gpus hydra.launcher.gpus_per_job=2", "trainer.parallel is none, and 2 processes make each", {}),
+    ("-m hydra/launcher=gpus hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: a whole number", {}),
+    ("-m hydra/launcher=local hydra.launcher.tasks_per_node=2", "trainer.parallel is none, and 2 processes", {}),
+    ("-m hydra/launcher=slurm", f"{LAUNCHED} slurm: Could not detect \"srun\"", {}),
+    # each process of torchrun would start the whole sweep
+    ("-m hydra/launcher=gpus seed=0", f"{LAUNCHED} gpus and WORLD_SIZE is 2; start train.py without torchrun, which it",
+     {"env": {"WORLD_SIZE": "2", "RANK": "0"},
+      "before": "from adafrugal.training.distributed import ranks; ranks._SPEAKS_WITHIN = 0"}),
+    ("hydra/launcher=gpus", "hydra/launcher=gpus starts the jobs of a sweep; add -m, or leave it out", {}),
+    *((f"-m hydra/launcher={name}", f"{LAUNCHED} {name}, which needs submitit; pip install submitit, or leave it out",
+       {"before": NOT_THERE}) for name in ("slurm", "local")),
 ])  # fmt: skip
-def test_what_is_wrong_is_refused_in_one_line_before_any_job_starts(forks, tmp_path, words, said):
-    done = forks("-m", "scale=smoke", f"run_root={tmp_path}", *words)
+def test_what_is_wrong_is_refused_in_one_line_before_any_job_starts(forks, tmp_path, typed, said, more):
+    done = forks(*typed.split(), "scale=smoke", f"run_root={tmp_path}", **more)
     assert done.code == WRONG
-    assert said in done.err
-    assert done.err.count("\n") == 1
-    assert not records(tmp_path)
-
-
-def test_a_launcher_under_torchrun_is_refused(forks):
-    """Each of its processes would start the whole sweep."""
-    done = forks("-m", "hydra/launcher=gpus", "seed=0", env={"WORLD_SIZE": "2", "RANK": "0"})
-    assert done.code == WRONG
-    given = "hydra/launcher is gpus and WORLD_SIZE is 2"
-    assert done.err == f"error: {given}; start train.py without torchrun, which it uses itself\n"
-
-
-def test_a_launcher_without_a_sweep_is_refused(forks):
-    done = forks("hydra/launcher=gpus")
-    assert done.code == WRONG
-    assert done.err == "error: hydra/launcher=gpus starts the jobs of a sweep; add -m, or leave it out\n"
-
-
-@pytest.mark.parametrize(("launcher", "package"), [("gpus", "joblib"), ("slurm", "submitit"), ("local", "submitit")])
-def test_a_launcher_that_is_not_installed_says_what_to_install(forks, launcher, package):
-    missing = (
-        "import importlib.util; found = importlib.util.find_spec\n"
-        f"importlib.util.find_spec = lambda name, *more: None if name == {package!r} else found(name, *more)"
-    )
-    done = forks("-m", f"hydra/launcher={launcher}", before=missing)
-    assert done.code == WRONG
-    given = f"error: hydra/launcher is {launcher}, which needs {package}"
-    assert done.err == f"{given}; pip install {package}, or leave it out\n"
+    assert done.err.startswith("error: ") and said in done.err and done.err.count("\n") == 1
+    assert not list(tmp_path.glob("*/*/status.json"))
 
 
 def test_gpus_are_those_that_the_user_allows_or_else_all(tmp_path, monkeypatch):
@@ -219,14 +211,10 @@ def test_a_job_takes_the_gpu_that_is_free(monkeypatch, tmp_path, capfd):
     as_jobs(monkeypatch, f"open({str(tmp_path)!r} + '/' + words[0], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n"
                          f"until = {str(tmp_path / '3')!r}\n"
                          "while words[0] == '0' and not os.path.exists(until): time.sleep(0.01)")  # fmt: skip
-    side = local.SideBySide(["5", "7"], 1, Stop())
-    with ThreadPoolExecutor(2) as threads:
-        ends = list(threads.map(lambda number: side.run(number, [str(number)]), range(4)))
-    assert {end.code for end in ends} == {DONE}
-    first, *others = [(tmp_path / str(number)).read_text() for number in range(4)]
-    assert {first, others[0]} == {"5", "7"}
-    assert set(others) == {others[0]}
-    assert f"── job 1 (GPU {first}): 0\n" in capfd.readouterr().out
+    ends = local.run([[str(number)] for number in range(4)], ["5", "7"], 1, Stop())
+    assert ends == [Job(str(number), DONE, "see what it printed") for number in range(4)]
+    assert [(tmp_path / str(number)).read_text() for number in range(4)] == ["5", "7", "7", "7"]
+    assert "── job 1 (GPU 5): 0\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(("script", "end"), [
@@ -239,27 +227,49 @@ def test_a_job_takes_the_gpu_that_is_free(monkeypatch, tmp_path, capfd):
 ])  # fmt: skip
 def test_a_jobs_end_is_what_it_told_or_else_its_exit_code(monkeypatch, script, end):
     as_jobs(monkeypatch, script)
-    assert local.SideBySide([None], 2, Stop()).run(0, ["a=1", "b=2"]) == Job("a=1 b=2", *end)
+    assert local.run([["a=1", "b=2"]], [None], 2, Stop()) == [Job("a=1 b=2", *end)]
 
 
-def test_a_second_signal_reaches_all_processes_of_a_job(monkeypatch, tmp_path):
-    """And a job that was not started stays so."""
+@pytest.fixture
+def asked(tmp_path):
+    """A function: jobs, signals -> a `Stop` that gets the signals once so many jobs have written a file each."""
+    with Stop() as stop, contextlib.ExitStack() as ends:
+        stop.training = True
+
+        def later(jobs, signals):
+            def ask():
+                while len(list(tmp_path.glob("up-*"))) < jobs:
+                    time.sleep(0.01)
+                for _ in range(signals):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.3)
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            ends.callback(thread.join)
+            return stop
+
+        yield later
+
+
+def test_the_first_signal_is_passed_on_to_all_jobs_and_no_more_start(monkeypatch, tmp_path, asked):
+    as_jobs(monkeypatch, "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+                         f"open({str(tmp_path)!r} + '/up-' + words[0], 'w'); time.sleep(60)")  # fmt: skip
+    ends = local.run([["0"], ["1"], ["2"]], [None, None], 1, asked(jobs=2, signals=1))
+    assert ends == [Job("0", INTERRUPTED), Job("1", INTERRUPTED), Job("2", INTERRUPTED, "not started")]
+
+
+def test_the_second_signal_reaches_all_processes_of_a_job(monkeypatch, tmp_path, asked):
+    end = tmp_path / "end"
     as_jobs(monkeypatch, "import signal, subprocess; signal.signal(signal.SIGTERM, lambda *_: None)\n"
-                         f"child = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'up')!r}, 'w')\n"
-                         "sys.exit(75 if child.wait() == -15 else 1)")  # fmt: skip
-    stop, ends = Stop(), []
-    side = local.SideBySide([None], 1, stop)
-    thread = threading.Thread(target=lambda: ends.append(side.run(0, [])))
-    thread.start()
-    while not (tmp_path / "up").exists():
+                         f"child = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'up-0')!r}, 'w')\n"
+                         f"code = child.wait(); open({str(end)!r}, 'w').write(f'{{code}}\\n')")  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        local.run([[]], [None], 1, asked(jobs=1, signals=2))
+    until = time.monotonic() + 20
+    while not (end.exists() and end.read_text().endswith("\n")) and time.monotonic() < until:
         time.sleep(0.01)
-    stop.requested = True
-    time.sleep(0.3)
-    assert not ends
-    side.stop_at_once()
-    thread.join(20)
-    assert ends == [Job("", INTERRUPTED)]
-    assert side.run(1, ["seed=1"]) == Job("seed=1", INTERRUPTED, "not started")
+    assert end.read_text() == f"{-signal.SIGTERM}\n"
 
 
 def test_several_processes_of_a_job_are_started_by_torchrun():
@@ -272,24 +282,18 @@ def test_several_processes_of_a_job_are_started_by_torchrun():
 # -- through submitit ------------------------------------------------------------------------------------------------
 
 
-def test_submitit_on_this_machine_brings_the_ends_of_jobs_home(begin):
-    """One job fails, the other is stopped with Ctrl-C."""
-    words = ["hydra/launcher=local", "optimizer.lr=1e30,1e-3", *LONG]
-    process = begin(*words)
-    until(lambda: list(begin.root.glob(".submitit/*_result.pkl"))
-          and any(r.status == "running" and r.metrics() for r in records(begin.root)), process)  # fmt: skip
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == INTERRUPTED, err
-    assert listed(out) == ["failed", "interrupted"]
-    found = {path.name for path in begin.root.iterdir()}
+def test_submitit_on_this_machine_brings_the_ends_of_jobs_home(sweep, busy):
+    """One job is refused, the other is stopped with Ctrl-C."""
+    busy(*LONG, "seed=0")
+    sweep.begin("hydra/launcher=local", *LONG, "seed=0,1")
+    sweep.interrupt_once(lambda: list(sweep.root.glob(".submitit/*_result.pkl")) and sweep.is_training())
+    assert "Traceback" not in sweep.ends(INTERRUPTED, "refused", "interrupted")[1]
+    found = {path.name for path in sweep.root.iterdir()}
     assert found == {".submitit", "multirun.yaml", "pretrain-embedded-llama_tiny"}
-    assert len(found_by_reports.find([begin.root])) == 2, "what submitit keeps is no run"
+    assert len(found_by_reports.find([sweep.root])) == 1, "what submitit keeps is no run"
     if torture.LONG:
-        again = begin(*words)
-        out, err = again.communicate(timeout=120)
-        assert again.returncode == FAILED, err
-        assert listed(out) == ["failed", "done"]
+        sweep.begin("hydra/launcher=local", *LONG, "seed=1")
+        sweep.ends(DONE)
 
 
 SBATCH = """#!/bin/sh
@@ -329,13 +333,12 @@ def slurm(tmp_path, monkeypatch):
     return place
 
 
-def test_a_slurm_job_that_is_preempted_stops_in_order_goes_back_to_the_queue_and_ends(begin, slurm):
-    process = begin("hydra/launcher=slurm", "seed=0,1", "hydra.launcher.partition=gpu", *LONG)
-    until(lambda: len([r for r in records(begin.root) if r.metrics()]) == 2, process)
-    os.kill(int((slurm / "pid-1").read_text()), signal.SIGUSR2)
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == DONE, err
-    assert listed(out) == ["done", "done"]
+def test_a_slurm_job_that_is_preempted_stops_in_order_goes_back_to_the_queue_and_ends(sweep, forks, slurm):
+    """The other job of the array was finished before."""
+    assert forks(*sweep.words, *LONG[1:], "trainer.steps=2").code == DONE
+    sweep.begin("hydra/launcher=slurm", "hydra.launcher.partition=gpu", *LONG[1:], f"trainer.steps=2,{STEPS}")
+    sweep.once(lambda: sweep.is_training(jobs=2), lambda: os.kill(int((slurm / "pid-1").read_text()), signal.SIGUSR2))
+    sweep.ends(DONE, "done", "done")
     asked = (slurm / "submission").read_text()
     for word in ("--array=0-1%2", "--signal=USR2@300", "--requeue", "--gpus-per-node=1", "--partition=gpu"):
         assert f"#SBATCH {word}\n" in asked
@@ -343,7 +346,7 @@ def test_a_slurm_job_that_is_preempted_stops_in_order_goes_back_to_the_queue_and
     log = (slurm / "log-1").read_text()
     assert "interrupted after step" in log
     assert "continuing after step" in log
-    assert [r.metrics()[-1]["step"] for r in records(begin.root)] == [400, 400]
+    assert {r.metrics()[-1]["step"] for r in sweep.records()} == {2, STEPS}
 
 
 def test_a_slurm_job_that_is_cancelled_or_cannot_be_put_back_says_so(slurm):

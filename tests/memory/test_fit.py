@@ -31,12 +31,13 @@ def gib_by_gib(monkeypatch):
 
 @pytest.mark.usefixtures("gib_by_gib")
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize(("gib", "density"), [(1.3, 0.3), (1.345, 0.34), (1.075, 0.07), (100, 0.9)])
-def test_the_largest_density_that_fits_is_taken(kind, gib, density, settings):
+def test_the_largest_density_that_fits_is_taken(kind, settings):
     """In hundredths, and none above the one that is set."""
     ceiling = "value=0.9" if kind == "constant" else "start=0.9"
-    words = [f"optimizer/density={kind}", f"optimizer.density.{ceiling}", f"optimizer.density.fit_gib={gib}"]
-    assert fit.fitted(settings(*words)[0]) == fit.Fitted(density, round((1 + density) * GIB))
+    chosen, _ = settings(f"optimizer/density={kind}", f"optimizer.density.{ceiling}")
+    for gib, density in ((1.3, 0.3), (1.345, 0.34), (1.075, 0.07), (100, 0.9)):
+        chosen.optimizer.fit_gib = gib
+        assert fit.fitted(chosen) == fit.Fitted(density, round((1 + density) * GIB))
 
 
 @pytest.mark.usefixtures("gib_by_gib")
@@ -51,15 +52,15 @@ def test_a_budget_in_which_nothing_fits_is_refused_with_one_that_would_do(words,
 
 
 @pytest.mark.usefixtures("gib_by_gib")
-@pytest.mark.parametrize(("gib", "rows", "density"), [
-    (0.8, "the largest micro-batch is 4\n", "no ρ fits with the micro-batch of 8 that is set"),
-    (1.6, "the largest micro-batch is 8\n", "the largest ρ is 0.6 with the micro-batch of 8 that is set"),
-    (0.3, "not even a micro-batch of one row fits\n", "no ρ fits"),
-])  # fmt: skip
-def test_what_fits_is_a_divisor_of_the_batch_and_a_density(gib, rows, density, settings):
-    said = breakdown.what_fits(settings("optimizer=frugal")[0], gib)
-    assert rows in said
-    assert density in said
+def test_what_fits_is_a_divisor_of_the_batch_and_a_density(settings):
+    chosen, _ = settings("optimizer=frugal")
+    for gib, rows, density in (
+        (0.8, "the largest micro-batch is 4\n", "no ρ fits with the micro-batch of 8 that is set"),
+        (1.6, "the largest micro-batch is 8\n", "the largest ρ is 0.6 with the micro-batch of 8 that is set"),
+        (0.3, "not even a micro-batch of one row fits\n", "no ρ fits"),
+    ):
+        said = breakdown.what_fits(chosen, gib)
+        assert rows in said and density in said
 
 
 def test_the_density_chosen_by_real_estimates_fits_and_a_larger_one_does_not(settings):

@@ -19,10 +19,6 @@ def test_a_cpu_tells_what_the_process_holds():
     kept.close()
 
 
-def test_an_estimate_stands_beside_what_has_grown():
-    assert measure.beside(110, 300, 200) == {"estimate": 110, "grown": 100, "estimate_error": pytest.approx(0.1)}
-
-
 def test_a_peak_is_of_what_has_been_since_the_run_began():
     kept = mmap.mmap(-1, 200 * 2**20)
     kept.write(b"1" * len(kept))

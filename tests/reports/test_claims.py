@@ -1,11 +1,10 @@
 """Verdicts on tables made by hand: holds, does not hold, not enough runs."""
 
 import pytest
-from made import recorded
+from made import recorded, section
 
-from adafrugal.reports import claims, plan, records
+from adafrugal.reports import claims
 from adafrugal.reports.arms import jobs as jobs_of
-from adafrugal.reports.plan import Section
 
 BASE = "scale=mini data=embedded"
 ARMS = ("adamw", "galore", "badam", "frugal", "frugal_0", "adafrugal")
@@ -25,15 +24,10 @@ def judged(jobs, tmp_path):
         for job in jobs:
             for seed, given in enumerate(arms.get(job.name, ())):
                 recorded(tmp_path, job.command, seed=seed, **(given if isinstance(given, dict) else {"loss": given}))
-        findings = claims.judge(claims.CLAIMS[name], section_of(jobs, tmp_path))
+        findings = claims.judge(claims.CLAIMS[name], section(jobs, tmp_path))
         return claims.verdict(findings), [finding.verdict for finding in findings]
 
     return make
-
-
-def section_of(jobs, root, **more):
-    empty = plan.Page("page", plan.PageFile(), [Section("main", "Main", [], jobs=jobs, **more)])
-    return plan.filled([empty], records.find([root]))[0].sections[0]
 
 
 def with_loss(**columns):
@@ -98,8 +92,8 @@ def test_autonomy_is_against_the_best_of_a_search_on_other_seeds(tmp_path):
     for job, losses in zip(searched, ((4.9,), (4.0, 4.6, 4.7), (4.51, 4.62, 4.72)), strict=True):
         for seed, loss in enumerate(losses):
             recorded(tmp_path, job.command, loss, seed=seed)
-    section = section_of(searched, tmp_path, claims=["A4"])
-    (finding,) = claims.judge(claims.CLAIMS["A4"], section)
+    found = section(searched, tmp_path, claims=["A4"])
+    (finding,) = claims.judge(claims.CLAIMS["A4"], found)
     assert "above ρ=0.25, the best of 2 static settings on seed 0, which cost as many runs" in finding.part.text
     assert (finding.found.n, finding.verdict) == (2, HOLDS), "seed 0, on which 4.0 was luck, is left out"
-    assert "**A4: holds.** Autonomy" in claims.markdown(section)
+    assert "**A4: holds.** Autonomy" in claims.markdown(found)

@@ -2,9 +2,9 @@
 
 import matplotlib
 import pytest
-from made import recorded
+from made import recorded, section
 
-from adafrugal.reports import pictures, plan, records
+from adafrugal.reports import pictures
 from adafrugal.reports.arms import jobs
 
 STEPS = [100, 200, 300, 400]
@@ -17,9 +17,7 @@ def drawn_jobs(tmp_path_factory):
     for seed in (0, 1):
         recorded(root, f"experiments=c4_60m/adamw {base}", 4.5 + seed / 5, seed, state=(4, 4), share=0.2)
     recorded(root, f"experiments=c4_60m/adafrugal {base}", 4.0, 0, state=(3, 1), share=0.1)
-    made = jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"])
-    page = plan.Page("page", plan.PageFile(), [plan.Section("main", "Main", [], jobs=made)])
-    return plan.filled([page], records.find([root]))[0].sections[0].jobs
+    return section(jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"]), root).jobs
 
 
 @pytest.fixture

@@ -4,17 +4,19 @@ import lzma
 import sys
 
 import pytest
-from test_table import made
+from made import recorded
 
 from adafrugal.reports import __main__ as command
 from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 
+ADAMW = "scale=smoke data=embedded optimizer=adamw"
+
 
 @pytest.fixture
 def runs(tmp_path):
     for seed in (0, 1):
-        made(tmp_path / "runs", "adamw", seed).add_event("start")
+        recorded(tmp_path / "runs", ADAMW, seed=seed).add_event("start")
     (tmp_path / "runs" / "checkpoints").mkdir()
     return tmp_path / "runs"
 
@@ -45,7 +47,7 @@ def test_packed_records_come_back_byte_for_byte_and_pack_to_the_same_file(runs, 
 
 
 def test_a_table_is_the_same_of_directories_of_archives_and_of_both(runs, tmp_path):
-    made(runs, "frugal", status="failed")
+    recorded(runs, "scale=smoke data=embedded optimizer=frugal").set_status("failed")
     text = table.markdown(records.find([runs]))
     archive = records.pack(runs)
     assert table.markdown(records.find([tmp_path])) == text, "a run that is there in both forms counts once"
@@ -53,7 +55,7 @@ def test_a_table_is_the_same_of_directories_of_archives_and_of_both(runs, tmp_pa
     for place in (runs, archive):
         assert table.markdown(records.find([place])) == text
         run = records.find([place])[0]
-        assert (run.config(), len(run.metrics()), run.events()[0]["event"]) == ({"seed": 0}, 2, "start")
+        assert (run.config()["arm"], len(run.metrics()), run.events()[0]["event"]) == ("adamw", 4, "start")
 
 
 def test_a_file_that_is_no_archive_of_records_is_named(tmp_path, monkeypatch, capsys):

@@ -1,45 +1,29 @@
-"""Tables of runs side by side, and the summary of one, from small records made by hand."""
+"""Tables of runs side by side, and the summary of one, from records made by hand."""
 
 import statistics
 
 import pytest
+from made import MIB, recorded
 
 from adafrugal.reports import pictures, records, summary, table
 from adafrugal.tracking.record import Record
 
-MIB = 2**20
 
-
-def made(root, arm, seed=0, loss=5.0, status="finished", precision="fp32", end=MIB, **differs):
-    """A pre-training record of two lines of metrics."""
-    record = Record(root / "pretrain-embedded-llama_3m" / f"{arm}-{seed}-{len(differs)}{loss}{precision}")
-    begun(record, "pretrain", "embedded", "llama_3m", arm, seed, precision, differs)
-    moving = arm == "adafrugal"
-    for step in (10, 20):
-        line = {"step": step, "loss": loss + 1 / step, "state_bytes": 3 * MIB // (step // 10)}
-        line |= {"density": 0.25 / step if moving else None, "interval": step if moving else None}
-        record.add_metrics(line | ({"validation_loss": loss} if step == 20 else {}))
-    record.write_summary({
-        "steps": 20, "tokens": 1000, "epochs": 0.5, "validation_loss": loss, "validation_perplexity": 100.0,
-        "validation_bits_per_byte": 2.0, "optimizer_share": 0.031, "unigram": {"loss": 6.5, "perplexity": 665.1},
-        "seconds": {"forward": 1.0, "backward": 2.0, "wall": 3.5},
-        "state_bytes": {"start": 3 * MIB, "end": end, "adamw": 4 * MIB},
-    })  # fmt: skip
-    record.set_status(status)
-    return record
-
-
-def begun(record, task, data, model, arm, seed, precision, differs):
-    record.begin({"seed": seed})
-    labels = {"task": task, "data": data, "model": model, "arm": arm, "seed": seed}
-    identity = {"labels": labels, "differs": {"optimizer.kind": arm, "seed": seed} | differs}
-    record.write_environment({"precision": precision, "data": {"fingerprint": data * 20}, "identity": identity})
+@pytest.fixture
+def made(tmp_path):
+    """A function that makes a pre-training record of an arm."""
+    return lambda arm, *args, **more: recorded(
+        tmp_path, f"scale=smoke data=embedded optimizer={arm}", *args, data="ab" * 32, **more
+    )
 
 
 def finetuned(root, data, arm, seed, last, best=None, metrics=("accuracy",), **differs):
     """A fine-tuning record; `last` and `best` are the values of the metrics."""
     record = Record(root / f"finetune-{data}-tiny" / f"{arm}-{seed}-{len(list(root.rglob('status.json')))}")
-    begun(record, "finetune", data, "tiny", arm, seed, "fp32", differs)
+    record.begin({"seed": seed})
+    labels = {"task": "finetune", "data": data, "model": "tiny", "arm": arm, "seed": seed}
+    identity = {"labels": labels, "differs": {"optimizer.kind": arm, "seed": seed} | differs}
+    record.write_environment({"precision": "fp32", "data": {"fingerprint": data * 20}, "identity": identity})
     names = [f"validation_{metric}" for metric in metrics]
     at = [
         {"step": step, "validation_loss": 0.5} | dict(zip(names, values, strict=True))
@@ -70,42 +54,43 @@ def scores(root, number=0):
 # -- pre-training ------------------------------------------------------------------------------------------------------
 
 
-def test_seeds_share_a_row_with_mean_spread_and_number(tmp_path):
+def test_seeds_share_a_row_with_mean_spread_and_number(made, tmp_path):
     for seed, loss in enumerate((5.0, 5.1, 5.2)):
-        made(tmp_path, "frugal", seed, loss, end=(seed + 1) * MIB)
-    made(tmp_path, "adamw", 0, 4.9)
+        made("frugal", loss, seed, state=(3, seed + 1))
+    made("adamw", 4.0, state=(4, 4))
     assert shown(tmp_path) == (
-        "## pretrain embedded llama_3m\n\n"
+        "## pretrain embedded llama_tiny\n\n"
         "| arm | n | steps | validation loss | perplexity | bits per byte | optimizer ÷ forward and backward |"
         " optimizer state, start → end |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| adamw | 1 | 20 | 4.9000 | 100.0 | 2.000 | 3.1% | 3.00 MiB → 1.00 MiB |\n"
-        "| frugal | 3 | 20 | 5.1000 ± 0.1000 | 100.0 ± 0.0 | 2.000 ± 0.000 | 3.1% ± 0.0% | 3.00 MiB → 2.00 MiB |\n"
+        "| adamw | 1 | 20 | 4.0000 | 16.0 | 2.000 | 3.0% | 4.00 MiB → 4.00 MiB |\n"
+        "| frugal | 3 | 20 | 5.1000 ± 0.1000 | 34.4 ± 2.4 | 2.550 ± 0.050 | 3.0% ± 0.0% | 3.00 MiB → 2.00 MiB |\n"
     )
 
 
-def test_settings_that_affect_results_are_other_rows_and_others_are_not(tmp_path):
-    made(tmp_path, "frugal", 0)
-    made(tmp_path, "frugal", 1, **{"trainer.log_every": 1, "data.source": "elsewhere"})
-    made(tmp_path, "frugal", 2, **{"trainer.compile": True, "model.loss_chunk_rows": 2048})  # of an older version
+def test_settings_that_affect_results_are_other_rows_and_others_are_not(made, tmp_path):
+    made("frugal")
+    made("frugal", seed=1, **{"trainer.log_every": 1, "data.source": "elsewhere"})
+    made("frugal", seed=2, **{"trainer.compile": True, "model.loss_chunk_rows": 2048})  # of an older version
     assert names(tmp_path) == [["frugal", "3"]]
-    made(tmp_path, "frugal", 0, 5.5, **{"optimizer.lr": 0.01})
-    assert names(tmp_path) == [["frugal", "3"], ["frugal optimizer.lr=0.01", "1"]]
-    made(tmp_path, "adamw")
-    made(tmp_path, "adamw", precision="bf16")
-    assert names(tmp_path)[:2] == [["adamw precision=bf16", "1"], ["adamw precision=fp32", "1"]]
+    made("frugal optimizer.lr=0.01")
+    assert sorted(names(tmp_path)) == [["frugal optimizer.lr=0.001", "3"], ["frugal optimizer.lr=0.01", "1"]]
+    made("adamw", precision="fp32")
+    made("adamw", seed=1)
+    assert sorted(names(tmp_path))[:2] == [["adamw precision=bf16", "1"], ["adamw precision=fp32", "1"]]
 
 
-def test_a_loss_of_nan_does_not_cost_the_table_and_unfinished_runs_are_named_below_it(tmp_path):
-    made(tmp_path, "adamw", loss=float("nan"))
-    failed = made(tmp_path, "frugal", status="failed")
+def test_a_loss_of_nan_does_not_cost_the_table_and_unfinished_runs_are_named_below_it(made, tmp_path):
+    made("adamw", float("nan"))
+    failed = made("frugal")
+    failed.set_status("failed")
     assert "| adamw | 1 | 20 | nan |" in shown(tmp_path)
     assert f"- not finished (failed): {failed.directory}" in shown(tmp_path)
     assert "| frugal" not in shown(tmp_path)
 
 
-def test_the_estimate_of_the_memory_stands_beside_the_measurement(tmp_path):
-    record = made(tmp_path, "adafrugal")
+def test_the_estimate_of_the_memory_stands_beside_the_measurement(made, tmp_path):
+    record = made("adafrugal")
     whole = record.summary()
 
     def with_memory(**memory):
@@ -119,24 +104,24 @@ def test_the_estimate_of_the_memory_stands_beside_the_measurement(tmp_path):
     assert "1.00 MiB allocated, to which the estimate is +0.0%\n" in with_memory(**measured)
     replayed = with_memory(**measured, peak_is="reserved", is_upper_bound=True)  # CUDA graphs
     assert "estimate of a run that is not compiled; 1.00 MiB reserved, to which the estimate is +0.0%\n" in replayed
-    made(tmp_path, "adamw")  # as older versions recorded it
+    made("adamw")  # as older versions recorded it
     assert "peak memory" not in shown(tmp_path)
 
 
-def test_a_summary_has_the_unigram_model_and_adamw_beside_the_run(tmp_path):
-    record = made(tmp_path, "adafrugal", loss=5.25)
+def test_a_summary_has_the_unigram_model_and_adamw_beside_the_run(made):
+    record = made("adafrugal", 5.25, state=(3, 1))
     text = summary.text(record)
     assert "5.2500 nats a token, 1.25 below a unigram model's 6.5000" in text
     assert "3.00 MiB at the start, 1.00 MiB at the end; AdamW keeps 4.00 MiB" in text
-    assert "1,000 tokens in 20 steps (0.50 of the text)\n" in text
+    assert "2,000 tokens in 20 steps (0.50 of the text)\n" in text
     record.write_summary(record.summary() | {"epochs": None, "padding": 0.25, "validation_loss": 7.75})
     assert "1.25 above" in summary.text(record)
-    assert "1,000 tokens in 20 steps (25.0% padding)\n" in summary.text(record)
+    assert "2,000 tokens in 20 steps (25.0% padding)\n" in summary.text(record)
 
 
 @pytest.mark.parametrize(("arm", "panels"), [("adafrugal", 4), ("adamw", 2)])
-def test_the_picture_of_a_run_has_its_panels_and_is_the_same_to_the_byte(tmp_path, arm, panels):
-    record = made(tmp_path, arm)
+def test_the_picture_of_a_run_has_its_panels_and_is_the_same_to_the_byte(made, tmp_path, arm, panels):
+    record = made(arm)
     one, two = tmp_path / "one.svg", tmp_path / "two.svg"
     for file in (one, two):
         pictures.draw_run(record, file)
@@ -191,12 +176,12 @@ def test_rates_tell_rows_apart_in_their_order_and_a_default_is_named_too(tmp_pat
     assert not {"mean", "− adamw"} & found["lora optimizer.lr=0.001"].keys(), "one data set needs no mean"
 
 
-def test_data_sets_of_ones_own_are_told_apart_beside_a_table_of_pre_training(tmp_path):
+def test_data_sets_of_ones_own_are_told_apart_beside_a_table_of_pre_training(made, tmp_path):
     for source, metrics, values in (("a/reviews", ("accuracy",), (0.5,)), ("b/likeness", ("pearson",), (0.25,))):
         record = finetuned(tmp_path, "labelled", "adamw", 0, values, metrics=metrics, **{"data.source": source})
         record.write_config({"data": {"source": source}})
     found = scores(tmp_path)["adamw"]
     assert (found["reviews accuracy"], found["likeness pearson"]) == ("50.00", "25.00")
-    made(tmp_path, "adamw")
-    assert shown(tmp_path).startswith("## pretrain embedded llama_3m\n")
+    made("adamw")
+    assert shown(tmp_path).startswith("## pretrain embedded llama_tiny\n")
     assert "\n## finetune tiny\n" in shown(tmp_path)

@@ -146,14 +146,6 @@ def test_glue_has_the_settings_of_frugals_scripts(task, arm, rank, settings_of):
     assert o.interval == {"kind": "constant", "value": 500}
 
 
-@pytest.mark.parametrize(("task", "arm", "lr"), [
-    ("rte", "adafrugal", 2e-4), ("cola", "adafrugal", 5e-4), ("rte", "adamw", 2e-5), ("cola", "adamw", 2e-5),
-    ("rte", "galore", 3e-5),
-])  # fmt: skip
-def test_an_arm_on_glue_has_the_rate_of_the_task_or_one_of_its_own(task, arm, lr, settings_of):
-    assert settings_of(f"experiments=glue/{task}", f"optimizer={arm}").optimizer.lr == lr
-
-
 def test_adafrugal_on_glue_falls_from_rank_8_to_2(settings_of):
     s = settled(settings_of("experiments=glue/rte", "optimizer=adafrugal"), 78, 768)
     assert s.optimizer.density == {"kind": "linear", "start": 8 / 768, "end": 2 / 768, "steps": None}

@@ -3,11 +3,13 @@
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib.util import find_spec
 
 import pytest
 from conftest import REPOSITORY
+from wrong import COMMANDS, WRONG
 
 from adafrugal.reports.arms import jobs
 from adafrugal.settings import compose, data_settings, optimizer_settings, schema
@@ -50,10 +52,8 @@ def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, compos
     found, choices = composed(*WITH.get(file, usual), f"{group}={name}")
     assert choices[group] == name
     extra = EXTRAS.get(file)
-    if extra and not find_spec(extra.replace("-", "_")):
-        with pytest.raises(SettingError, match=f"pip install {extra}"):
-            compose.check(found, choices)
-    else:
+    is_missing = extra and not find_spec(extra.replace("-", "_"))
+    with pytest.raises(SettingError, match=f"pip install {extra}") if is_missing else nullcontext():
         compose.check(found, choices)
 
 
@@ -63,20 +63,20 @@ def test_every_experiment_composes(name, settings_of):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_job_of_every_sweep_composes(name, composed):
-    composed(f"sweeps={name}")
-    assert composed.hydra.mode.name == "MULTIRUN"
+def test_every_job_of_every_sweep_composes(name):
+    """Hydra composes a sweep once without its parameters, and refuses what is typed and not there."""
+    typed = ["data.source=mirrors/glue", "model.revision=v1"] if name.startswith("glue") else []
+    found, _, hydra = compose.composed([f"sweeps={name}", *typed])
+    assert hydra.mode.name == "MULTIRUN"
+    assert not typed or found.data.source == "mirrors/glue"
     found = jobs([f"sweeps={name}"])
     assert len(found) * len(found[0].seeds) > 1
 
 
-def test_a_sweep_over_experiments_takes_settings_that_only_they_have(composed):
-    """Hydra composes a sweep once without its parameters, and refuses what is typed and not there."""
-    words = ("data.source=mirrors/glue", "model.revision=v1")
-    for name in (name for name in SWEEPS if name.startswith("glue")):
-        assert composed(f"sweeps={name}", *words)[0].data.source == "mirrors/glue"
-        job, choices = composed(f"sweeps={name}", *words, "experiments=glue/rte", "optimizer=adamw")
-        assert (job.data.subset, job.data.source, choices["data"]) == ("rte", "mirrors/glue", "rte")
+def test_a_job_of_a_sweep_takes_settings_that_only_its_experiment_has(composed):
+    words = ("sweeps=glue", "data.source=mirrors/glue", "experiments=glue/rte", "optimizer=adamw")
+    job, choices = composed(*words)
+    assert (job.data.subset, job.data.source, choices["data"]) == ("rte", "mirrors/glue", "rte")
 
 
 def test_help_names_every_group_file_experiment_and_sweep():
@@ -201,142 +201,27 @@ def test_a_number_without_a_range_is_in_a_rule():
                     "schedule.cycle", "trainer.micro_batch_size", "eval.last_tokens"}  # fmt: skip
 
 
-FSDP, DDP, IN_BACKWARD = "trainer.parallel=fsdp", "trainer.parallel=ddp", "trainer.update_in_backward=true"
-GLUE, FRUGAL = "experiments=glue/rte", "experiments=glue/rte optimizer=frugal"
-WRONG = {
-    # what is typed: what the line must hold
-    "trainer.steps=3x": ["trainer.steps", "'3x'", "Integer"],
-    "trainer.steps=null": ["trainer.steps is null", "no epochs"],
-    "eval.every=null": ["eval.every is null", "1 or more"],
-    "trainer.epochs=3": ["trainer.epochs is 3.0; allowed: null, since trainer.steps is 500"],
-    "optimizer=adafrugl": ["optimizer", "'adafrugl'", "did you mean adafrugal?", "adamw"],
-    "optmizer=adamw": ["optmizer", "did you mean optimizer?"],
-    "optimizer.densty=1": ["optimizer.densty", "did you mean density?", "betas"],
-    "+optimizer.densty=1": ["optimizer.densty", "did you mean density?"],
-    "+foo.bar=1": ["foo", "trainer"],
-    "optimizer.density.valu=1": ["optimizer.density.valu"],
-    "optimizer=frugal optimizer.density=1.5": ["optimizer.density", "1.5", "from 0 to 1"],
-    "optimizer.density=abc": ["optimizer.density", "'abc'", "number"],
-    "optimizer.density={value:0.5}": ["optimizer.density", "'value'", "start, end, steps"],
-    "optimizer.density={kind:[linear]}": ["optimizer.density", "constant, linear"],
-    "optimizer=frugal optimizer.interval=0": ["optimizer.interval", "at least 1"],
-    "+optimizer.interval.value=400": ["optimizer.interval", "no 'value'"],
-    "optimizer.interval.fit_gib=1": ["optimizer.interval has no 'fit_gib'"],
-    "optimizer/density=zigzag": ["optimizer/density", "'zigzag'", "constant, cosine, linear"],
-    "optimizer=adamw optimizer/density=linear": ["optimizer/density"],
-    "optimizer=adamw optimizer.density=0.5": ["optimizer.density", "optimizer has no 'density'"],
-    "optimizer.subspace=block": ["optimizer.subspace", "did you mean blocks?"],
-    "optimizer.subspace=[blocks]": ["optimizer.subspace is ['blocks']", "blocks, columns"],
-    "optimizer.subspace={kind:blocks,order:up}": ["optimizer.subspace.order", "'up'", "descending"],
-    "optimizer.subspace={kind:slab,order:random}": ["optimizer.subspace.order"],
-    "optimizer.state_full=adam": ["optimizer.state_full", "did you mean adamw?", "lion, sgdm"],
-    "optimizer.on_refresh=keep": ["optimizer.on_refresh is 'keep'", "keep_overlap with blocks"],
-    "optimizer.stagger=3": ["optimizer.stagger is 3", "blocks"],
-    "optimizer.subspace=svd optimizer.stagger=90": ["optimizer.stagger is 90", "the interval (25)"],
-    "optimizer.modules.heads=split": ["optimizer.modules", "did you mean head?"],
-    "optimizer.modules.norms=split optimizer.subspace=columns": ["optimizer.modules.norms is 'split'", "blocks"],
-    "optimizer=badam optimizer.density.value=0.2": ["optimizer.density is {", "0.2", "4 layers", "state_free=none"],
-    "optimizer=badam optimizer.modules.head=split": ["optimizer.modules", "unit layer"],
-    "optimizer=lora": ["optimizer.kind is 'lora'", "task=finetune"],
-    "~optimizer": ["optimizer", "no value"],
-    "~optimizer.lr": ["optimizer.lr"],
-    "~trainer": ["trainer: no value is given", "~trainer"],
-    "optimizer=null": ["group", "--help"],
-    "optimizer=[": ["optimizer=["],
-    "foo": ["'foo'", "name=value"],
-    "task=../task/pretrain": ["task is '../task/pretrain'", "not a path"],
-    "model.num_attention_heads=5": ["model.num_attention_heads is 5", "hidden_size (192)", "2, 3, 4, 6, 8"],
-    "model.vocabulary_size=100": ["model.vocabulary_size is 100", "300 or more"],
-    "data.tokenizer.vocabulary_size=5000": ["data.tokenizer.vocabulary_size is 5000", "model.vocabulary_size (4096)"],
-    "data.tokenizer.name=x": ["data.tokenizer.name is 'x'", "null, since data.tokenizer.kind is train"],
-    "data.tokenizer.kind=pretrained": ["data.tokenizer.name is null", "t5-base"],
-    "data.tokenizer.kind=sentencepiece data.tokenizer.name=x": ["data.tokenizer.name is 'x'", "a .model file"],
-    "data.rows=document data.mask_documents=true": ["data.mask_documents is true", "data.rows=packed"],
-    "data=text": ["data.source is null", "corpus/*.txt"],
-    "data=text data.source=x data.validation_split=train": ["data.validation_split is 'train'", "another split"],
-    "trainer.sequence_length=2000": ["trainer.sequence_length is 2000", "max_position_embeddings (1024)"],
-    "trainer.batch_size=1000000000 trainer.micro_batch_size=7": ["trainer.micro_batch_size is 7", "8, 10"],
-    "trainer.compile=[1]": ["trainer.compile", "auto, true, false"],
-    "model.dtype=bfloat16": ["trainer.precision is 'auto'", "bf16, since model.dtype is bfloat16"],
-    f"{IN_BACKWARD} trainer.micro_batch_size=4": ["false with trainer.micro_batch_size=4", "8, or"],
-    f"{IN_BACKWARD} trainer.clip_norm=1": ["false with trainer.clip_norm=1.0", "norm"],
-    f"{IN_BACKWARD} trainer.precision=fp16": ["false with trainer.precision=fp16", "bf16"],
-    f"{IN_BACKWARD} trainer.compile=true": ["false with trainer.compile=true", "at once"],
-    f"{IN_BACKWARD} optimizer.nonfinite=skip": ["optimizer.nonfinite=skip", "trainer.on_nonfinite"],
-    f"{IN_BACKWARD} {DDP}": ["trainer.update_in_backward is true", "summed in buckets"],
-    "trainer.replicas=2": ["trainer.replicas is 2", "1, or more with trainer.parallel=fsdp"],
-    f"{DDP} trainer.offload=true": ["trainer.offload is true", "false, or true with"],
-    f"{DDP} optimizer.modules.head=frozen": ["optimizer.modules.head is 'frozen'", "every gradient"],
-    f"{FSDP} trainer.precision=fp16": ["trainer.precision is 'fp16'", "fp32, bf16 or auto"],
-    f"{FSDP} optimizer=muon": ["optimizer.kind is 'muon'", "whole matrices", "ddp takes all"],
-    f"{FSDP} optimizer.fit_gib=4": ["optimizer.fit_gib is 4", "null with trainer.parallel=fsdp"],
-    f"{FSDP} optimizer=galore": ["optimizer.subspace is 'svd'", "{kind: svd, side: right}"],
-    "optimizer.density.fit_gib=8 optimizer.fit_gib=4": ["optimizer.fit_gib is 4.0", "density.fit_gib is 8"],
-    "optimizer.density=0.1 optimizer.density.fit_gib=1": ["optimizer.density.fit_gib", "optimizer.fit_gib=…"],
-    "schedule.warmup=1000": ["schedule.warmup is 1000", "trainer.steps (500)"],
-    "schedule=cosine_restarts schedule.cycle=900": ["schedule.cycle is 900", "trainer.steps (500)"],
-    "optimizer=adamw optimizer.kind=frugal": ["optimizer.kind is 'frugal'", "optimizer=…"],
-    "data.kind=c4": ["data.kind is 'c4'", "data=…"],
-    "seed=${foo}": ["seed", "foo"],
-    "run_root=${oc.env:NO_SUCH_VARIABLE}": ["NO_SUCH_VARIABLE"],
-    "eval.tokens=5": ["eval.tokens is 5"],
-    "eval.last_tokens=5": ["eval.last_tokens is 5", "null for eval.tokens"],
-    "experiments=glue/rt": ["experiments", "'glue/rt'", "did you mean glue/rte?", "glue/cola"],
-    "experiments=rte": ["experiments", "'rte'", "did you mean glue/rte?"],
-    "sweeps=glu": ["sweeps", "'glu'", "density"],
-    "data=rte": ["data is of kind labelled and task is pretrain", "data=embedded", "another task"],
-    "experiments=glue/rte model=llama_9m": ["model is of kind llama", "model=roberta_base"],
-    f"{GLUE} model.name=null": ["model.name is null", "hub repository or a directory"],
-    f"{GLUE} model.package=torch": ["model.name is 'FacebookAI/roberta-base'", "model.package=null"],
-    f"{GLUE} model=minilm model.package=no_such_package": ["model needs the package no_such_package", "pip install"],
-    f"{GLUE} optimizer.density=0.25": ["optimizer.rank is", "optimizer.density is 0.25", "one to null"],
-    f"{GLUE} optimizer.rank=null": ["optimizer.density is null", "or give optimizer.rank"],
-    f"{FRUGAL} optimizer.rank=-1": ["optimizer.rank is -1", "0 or more"],
-    f"{FRUGAL} optimizer.rank={{kind:linear,start:2,end:8}}": ["optimizer.rank", "end is"],
-    f"{FRUGAL} optimizer.subspace=blocks": ["optimizer.rank is 8", "null with blocks", "columns"],
-    f"{FRUGAL} optimizer.fit_gib=3": ["optimizer.fit_gib is 3.0", "random weights"],
-    f"{GLUE} optimizer=adamw {DDP}": ["trainer.parallel is 'ddp'", "none, since dropout"],
-    f"{GLUE} trainer.steps=9": ["trainer.epochs is 80", "null, since trainer.steps is 9"],
-    f"{GLUE} trainer.epochs=null": ["trainer.epochs is null", "above 0"],
-    f"{GLUE} optimizer=adafrugal optimizer/density=cosine": ["optimizer/density is cosine", "optimizer.rank="],
-    f"{GLUE} schedule.warmup=1.5": ["schedule.warmup is 1.5", "a share of it below 1"],
-    f"{GLUE} data.fields=text": ["data.fields", "allowed: a list, such as '[text]'"],
-    "experiments=glue/stsb data.metrics=[accuracy]": ["data.metrics is ['accuracy']", "pearson, spearman"],
-    "experiments=glue/mnli data.metrics=[f1]": ["data.metrics is ['f1']", "two classes"],
-    f"{GLUE} data.validation_splits=[train]": ["data.split is 'train'", "validation_splits"],
-    f"{GLUE} data.source=null": ["data.source is null", "nyu-mll/glue"],
-}
-
-
 @pytest.mark.parametrize("typed", WRONG)
-def test_a_wrong_setting_gets_one_line(typed):
+def test_a_wrong_setting_gets_one_line(typed, settings_of):
     with pytest.raises(SettingError) as caught:
-        compose.settings(typed.split(" "))
+        settings_of(*typed.split(" "))
     assert "\n" not in str(caught.value)
     for part in WRONG[typed]:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(("typed", "parts"), [
-    ("trainer.steps=0", ["trainer.steps is 0", "1 or more"]),
-    ("model=3", ["group", "--help"]),
-    ("-m trainer.steps=10,x", ["trainer.steps", "'x'"]),
-    ("-m trainer.batch_size=8,6 trainer.micro_batch_size=4", ["no job was started", "batch_size=6", "1, 2, 3, 6"]),
-    ("sweeps=density optimizer.lr=-1", ["no job was started", "optimizer.lr"]),
-    ("run_root=/proc/nowhere", ["run_root is /proc/nowhere", "can be written"]),
-    ("-m run_root=/proc/nowhere seed=0,1", ["/proc/nowhere", "set run_root to"]),
-])  # fmt: skip
-def test_a_command_with_a_wrong_setting_ends_with_one_line_and_exit_code_2_and_leaves_nothing(
-    typed, parts, forks, tmp_path
-):
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_a_command_with_a_wrong_setting_ends_with_one_line_and_exit_code_2_and_leaves_nothing(typed, forks, tmp_path):
     done = forks(f"run_root={tmp_path / 'runs'}", *typed.split(" "), cwd=tmp_path)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
     assert done.err.startswith("error: ")
-    assert all(part in done.err for part in parts)
+    assert all(part in done.err for part in COMMANDS[typed])
     assert not list(tmp_path.rglob("status.json"))
 
 
-@pytest.mark.parametrize(("typed", "code"), [("--help", 0), ("--cfg=job", 0), ("+a=1", 2), ("-m seed=-1,1", 2)])
+@pytest.mark.parametrize(("typed", "code"), [
+    ("--help", 0), ("--cfg=job", 0), ("+a=1", 2), ("-m seed=-1,1", 2), ("run_root=/proc/nowhere", 2),
+])  # fmt: skip
 def test_help_settings_and_errors_wait_for_no_heavy_import(typed, code, tmp_path):
     script = (
         f"import runpy, sys, time; sys.path.insert(0, {str(REPOSITORY)!r}); code = 0\n"

@@ -1,9 +1,6 @@
-import errno
-
 import pytest
 
 from adafrugal.system import files
-from adafrugal.system.errors import SettingError
 
 
 def test_one_holds_a_lock_at_a_time(tmp_path):
@@ -33,8 +30,3 @@ def test_a_directory_appears_when_it_is_whole_or_not_at_all(tmp_path):
             assert place.exists() is (text == "second")
     assert (place / "file").read_text() == "first"
     assert [path.name for path in place.parent.iterdir()] == ["place"]
-
-
-def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(SettingError, match="is full: make room"), files.made(tmp_path / "place"):
-        raise OSError(errno.ENOSPC, "No space left on device")

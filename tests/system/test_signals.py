@@ -9,24 +9,18 @@ from adafrugal.system.signals import ASKED_BY, Stop
 
 
 @pytest.mark.parametrize("number", ASKED_BY)
-def test_before_training_a_signal_stops_at_once_and_is_remembered(number):
-    with Stop() as stop:
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-        assert stop.requested
-        assert stop.was_lost
-
-
-@pytest.mark.parametrize("number", ASKED_BY)
-def test_in_training_the_first_signal_asks_and_the_second_insists(number):
+def test_before_training_a_signal_stops_at_once_and_in_it_the_second_does(number):
     before = signal.getsignal(number)
-    with Stop() as stop:
-        stop.training = True
-        os.kill(os.getpid(), number)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-        assert not stop.was_lost
+    for training in (False, True):
+        with Stop() as stop:
+            stop.training = training
+            if training:
+                os.kill(os.getpid(), number)
+                assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+            assert stop.requested
+            assert stop.was_lost is not training
     assert signal.getsignal(number) is before
 
 

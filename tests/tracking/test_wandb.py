@@ -115,7 +115,6 @@ def test_each_start_is_an_offline_run_of_its_own_with_metrics_settings_group_and
 
 SETTINGS = "class Settings:\n    def __init__(self, **_): pass\n"
 BREAKS = {  # a module in the place of wandb, and what the warning says
-    "init": (SETTINGS + "def init(**_): raise RuntimeError('no login\\nand no network')", "no login and no network"),
     "log": (
         SETTINGS + "class Run:\n    def log(self, *_, **__): raise RuntimeError('no login\\nand no network')\n"
         "def init(**_): return Run()",

@@ -59,6 +59,7 @@ SHORT = {  # arms of fine-tuning
     "adamw": TWELVE,
     "adafrugal": [*TWELVE, "optimizer.interval.start=3"],
     **{arm: [*TWELVE, "optimizer.interval=3"] for arm in ("frugal", "galore")},
+    **({"lora": TWELVE} if LONG and find_spec("peft") else {}),
 }
 KILLED = ARMS if LONG else ["columns, both move"]
 

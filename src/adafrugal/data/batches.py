@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +22,8 @@ class TrainingBatches:
     """Training batches by step. Rows are shuffled within windows, in a new order in every epoch.
 
     A window is `plan.window` shards. Windows are numbered in text order; the next epoch continues the numbers. Making a
-    batch waits until its windows are prepared.
-
-    Args:
-        plan: of the store.
-        preparation: of the plan.
-        seed: of the permutations.
-        batch_size: rows per step, over all devices and micro-batches.
-        steps: number of steps of the run.
-        repeat: whether a run may read more than one epoch.
+    batch, which has `batch_size` rows over all devices and micro-batches, waits until its windows are prepared. A run
+    of `steps` steps may read more than one epoch if `repeat`.
 
     Raises:
         SettingError: the text has too few rows; raised here, by `[step]` or by `window`, as soon as this is known.
@@ -118,12 +110,9 @@ class TrainingBatches:
 
 
 class Prefetched:
-    """Makes training batches in a thread, ahead of the steps that use them.
+    """Makes training batches in a thread, ahead of the steps that use them, up to the step `last`.
 
-    Args:
-        batches: the batches to make.
-        last: the last step.
-        pin: copy batches to pinned memory, so that copies to a GPU are asynchronous.
+    `pin` copies batches to pinned memory, so that copies to a GPU are asynchronous.
     """
 
     def __init__(self, batches: TrainingBatches, last: int, pin: bool = False) -> None:
@@ -133,11 +122,7 @@ class Prefetched:
 
     def is_ready(self, step: int, timeout: float) -> bool:
         """Wait up to `timeout` seconds for a step's batch; return whether it is made or has failed."""
-        try:
-            self._future(step).exception(timeout)
-        except NotYet:
-            return False
-        return True
+        return bool(wait([self._future(step)], timeout).done)
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step; begin those of the next steps."""
@@ -150,7 +135,7 @@ class Prefetched:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _future(self, step: int) -> Future[Batch]:
-        for number in range(step, max(step, min(step + AHEAD, self._last)) + 1):
+        for number in (step, *range(step + 1, min(step + AHEAD, self._last) + 1)):
             if number not in self._ahead:
                 self._ahead[number] = self._pool.submit(lambda n=number: self._batches[n].ready(self._pin))
         return self._ahead[step]
@@ -183,17 +168,11 @@ def permutation(size: int, key: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Validation:
-    """The validation rows, the same in every evaluation.
+    """The validation rows, the same in every evaluation."""
 
-    Args:
-        batches: in order, of equal size; all targets of the rows that fill up the last are `IGNORED`.
-        tokens: number of targets that are not `IGNORED`.
-        text_bytes: UTF-8 bytes of text that these targets represent.
-    """
-
-    batches: list[Batch]
-    tokens: int
-    text_bytes: int
+    batches: list[Batch]  # of equal size; all targets of the rows that fill up the last are `IGNORED`
+    tokens: int  # number of targets that are not `IGNORED`
+    text_bytes: int  # UTF-8 bytes of text that these targets represent
 
 
 def validation(shards: Iterable[Shard], layout: Layout, tokens: int, batch_size: int) -> Validation:
@@ -204,8 +183,7 @@ def validation(shards: Iterable[Shard], layout: Layout, tokens: int, batch_size:
     Raises:
         SettingError: the shards have no row.
     """
-    used: list[Shard] = []
-    there = 0
+    used, there = [], 0
     for shard in shards:
         used.append(shard)
         there += layout.real_tokens(shard.ends)
@@ -225,12 +203,9 @@ def validation(shards: Iterable[Shard], layout: Layout, tokens: int, batch_size:
 
 
 def unigram_loss(train: Sequence[np.ndarray], vocabulary: int, batches: Iterable[Batch]) -> float:
-    """Return the loss of a unigram model with add-one smoothing, in mean nats per target.
+    """Return the loss of a unigram model with add-one smoothing on the targets of `batches`, in mean nats per target.
 
-    Args:
-        train: arrays of token ids [tokens], to count.
-        vocabulary: the number of ids.
-        batches: whose targets are predicted.
+    The model has `vocabulary` ids, counted in the arrays `train` [tokens].
     """
     counts = sum((np.bincount(tokens, minlength=vocabulary) for tokens in train), np.ones(vocabulary))
     nats = -np.log(counts / counts.sum())

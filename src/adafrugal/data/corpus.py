@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adafrugal.data.batches import Prefetched, TrainingBatches, Validation, unigram_loss, validation
+from adafrugal.data.batches import Prefetched, TrainingBatches, unigram_loss, validation
 from adafrugal.data.rows import Layout
 from adafrugal.data.text import faults, sources, tokenizer
+from adafrugal.data.text.documents import digest
 from adafrugal.data.text.sources import Source
 from adafrugal.data.text.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
 from adafrugal.data.tokens.preparation import Plan, Preparation
-from adafrugal.data.tokens.store import Entry
 from adafrugal.settings.canonical import trained_size
 from adafrugal.settings.schema import CorpusSettings, Settings
 from adafrugal.system import files
@@ -35,20 +33,16 @@ class Corpus:
         say: called with a line about work that takes long.
         state: the `state_dict` of the interrupted run to continue.
         processes: number of processes that share each evaluation batch.
-        pin: copy training batches to pinned memory, so that copies to a GPU are asynchronous.
+        pin: see `Prefetched`.
 
     Raises:
         SettingError: a missing or broken input; the message is one line.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        say: Callable[[str], None],
-        state: dict[str, Any] | None = None,
-        processes: int = 1,
+        self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None = None, processes: int = 1,
         pin: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         trainer = settings.trainer
         self.plan = plan = locate(settings, say)
         if state:
@@ -61,8 +55,10 @@ class Corpus:
             )
             each = -(-trainer.batch_size // processes)  # rows of a step per process
             rows = min(trainer.micro_batch_size or each, each) * processes
-            self.validation = self._validation(settings.eval.tokens, rows)
-            self.last_validation = self._validation(settings.eval.last_tokens or settings.eval.tokens, rows)
+            self.validation, self.last_validation = (
+                validation(preparation.validation.shards(), plan.layout, tokens, rows)
+                for tokens in (settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens)
+            )
             self.unigram_loss: float = (state or {}).get("unigram_loss") or self._unigram_loss()
         except BaseException:
             preparation.close()
@@ -78,8 +74,8 @@ class Corpus:
             "fingerprint": plan.fingerprint,
             "source": plan.source.described(),
             "tokenizer": {"size": plan.tokenizer.size, "fingerprint": plan.tokenizer.fingerprint},
-            "train": _counts(train.entries) | {"complete": self._batches.total() is not None},
-            "validation": _counts(held_out.entries) | {"complete": held_out.ended},
+            "train": train.counts() | {"complete": self._batches.total() is not None},
+            "validation": held_out.counts() | {"complete": held_out.ended},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,9 +86,6 @@ class Corpus:
         """Stop preparing tokens and making batches."""
         self._preparation.close()
         self.batches.close()
-
-    def _validation(self, tokens: int, rows: int) -> Validation:
-        return validation(self._preparation.validation.shards(), self.plan.layout, tokens, rows)
 
     def _unigram_loss(self) -> float:
         """Fit a unigram model to the first window; return its loss on the rows of the last evaluation."""
@@ -121,7 +114,7 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
     shard_tokens, limit = data.window_tokens // SHARDS_IN_WINDOW, data.store_limit_gib
     name = _plain(Path(source.train.files[0]).name.split(".")[0])  # not data.source: paths differ for the same text
     return Plan(
-        directory=cache_root / "tokens" / f"{name}-{_digest([fingerprint, shard_tokens, FORMAT])}",
+        directory=cache_root / "tokens" / f"{name}-{digest([fingerprint, shard_tokens, FORMAT])[:12]}",
         source=source,
         tokenizer=cutter,
         layout=Layout(trainer.sequence_length, packed, data.mask_documents, cutter.end, cutter.pad),
@@ -145,7 +138,7 @@ def _tokenizer(settings: Settings, source: Source, root: Path, say: Callable[[st
             line = f"data.tokenizer.name is {name}: {error.strerror}; allowed: a SentencePiece .model file"
             raise SettingError(line) from error
     if wanted.kind == "pretrained":
-        is_local, directory = Path(name).exists(), root / f"{_plain(name)}-{_digest(wanted.name)}"
+        is_local, directory = Path(name).exists(), root / f"{_plain(name)}-{digest(name)[:12]}"
         if not is_local and directory.is_dir():
             return tokenizer.load(directory)
         if not is_local:
@@ -155,7 +148,7 @@ def _tokenizer(settings: Settings, source: Source, root: Path, say: Callable[[st
         return found if is_local else _kept(found, directory)
     size = trained_size(settings)
     made_of = [asdict(wanted) | {"vocabulary_size": size}, source.fingerprint]
-    directory = root / f"{wanted.model_type}-{size}-{_digest(made_of)}"
+    directory = root / f"{wanted.model_type}-{size}-{digest(made_of)[:12]}"
     if directory.is_dir():
         return tokenizer.load(directory)
     if isinstance(settings.data, CorpusSettings):
@@ -165,25 +158,12 @@ def _tokenizer(settings: Settings, source: Source, root: Path, say: Callable[[st
 
 
 def _kept(found: Tokenizer, directory: Path) -> Tokenizer:
-    with files.made(directory) as scratch:
+    with faults.of_disk(directory.parent), files.made(directory) as scratch:
         found.save(scratch)
     return found
-
-
-def _counts(entries: Sequence[Entry]) -> dict[str, Any]:
-    return {
-        "documents": sum(entry.documents for entry in entries),
-        "tokens": sum(entry.tokens for entry in entries),
-        "bytes": sum(entry.text_bytes for entry in entries),
-        "skipped": dict(sum((Counter(entry.skipped) for entry in entries), Counter[str]())),
-    }
 
 
 def _plain(name: str) -> str:
     """Convert a name to at most 40 characters that a directory's name may have."""
     words = "".join(c if c.isalnum() or c in "-_." else " " for c in name).split()
     return "-".join(words)[-40:].strip("-.") or "text"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

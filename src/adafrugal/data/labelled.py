@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from adafrugal.data.rows import Tensors
 from adafrugal.data.text import faults
 from adafrugal.settings.schema import LabelledSettings
-from adafrugal.system.errors import SettingError, line
+from adafrugal.system.errors import SettingError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -29,20 +31,13 @@ PART_KEY = 0x5EED  # seed of the permutation whose first rows `data.examples` ta
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
-    """Examples, padded to the longest one.
+class LabelledBatch(Tensors):
+    """Examples, padded to the longest one."""
 
-    Args:
-        tokens: int64 [examples, length].
-        mask: int64 [examples, length], 1 for a token and 0 for padding.
-        labels: [examples], int64 classes or float32 scores.
-        types: int64 [examples, length], the sentence of a pair that has the token; None if the model takes no types.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    labels: Tensor
-    types: Tensor | None = None
+    tokens: Tensor  # int64 [examples, length]
+    mask: Tensor  # int64 [examples, length], 1 for a token and 0 for padding
+    labels: Tensor  # [examples], int64 classes or float32 scores
+    types: Tensor | None = None  # int64 [examples, length], the sentence that has a token; None if the model needs none
 
     def count(self) -> int:
         """Return the number of examples; the loss is averaged over them."""
@@ -52,45 +47,29 @@ class LabelledBatch:
         """Return the number of non-padding tokens."""
         return int(self.mask.sum())
 
-    def to(self, device: torch.device) -> LabelledBatch:
-        """Copy the batch to a device; to a GPU from pinned memory, without waiting."""
-        if device.type != "cuda":
-            return self
-        tensors = (self.tokens, self.mask, self.labels, self.types)
-        return LabelledBatch(*(None if t is None else t.pin_memory().to(device, non_blocking=True) for t in tensors))
-
 
 @dataclass(frozen=True)
 class Examples:
-    """A tokenized split.
+    """A tokenized split."""
 
-    Args:
-        tokens: int32 [tokens] of each example, special tokens included.
-        types: int8 [tokens] of each example, the sentence that has the token; None if the model takes no types.
-        labels: [examples], int64 classes or float32 scores.
-        pad: the padding id.
-    """
-
-    tokens: Sequence[np.ndarray]
-    types: Sequence[np.ndarray] | None
-    labels: np.ndarray
-    pad: int
+    tokens: Sequence[np.ndarray]  # int32 [tokens] of each example, special tokens included
+    types: Sequence[np.ndarray] | None  # int8 [tokens] of each example, as `LabelledBatch.types`
+    labels: np.ndarray  # [examples], int64 classes or float32 scores
+    pad: int  # the padding id
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, numbers: Sequence[int] | np.ndarray) -> LabelledBatch:
         """Return the examples with these numbers in the split, padded."""
-        shape = len(numbers), max(len(self.tokens[i]) for i in numbers)
-        tokens = np.full(shape, self.pad, dtype=np.int64)
-        mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
-        for row, i in enumerate(numbers):
-            length = len(self.tokens[i])
-            tokens[row, :length], mask[row, :length] = self.tokens[i], 1
-            if self.types is not None:
-                types[row, :length] = self.types[i]
-        columns = [tokens, mask, self.labels[numbers], *([] if self.types is None else [types])]
-        return LabelledBatch(*map(torch.from_numpy, columns))
+
+        def padded(arrays: Sequence[np.ndarray], value: int) -> Tensor:
+            return pad_sequence([torch.from_numpy(arrays[i]).long() for i in numbers], True, value)
+
+        tokens, lengths = padded(self.tokens, self.pad), torch.tensor([len(self.tokens[i]) for i in numbers])
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+        types = None if self.types is None else padded(self.types, 0)
+        return LabelledBatch(tokens, mask, torch.from_numpy(self.labels[numbers]), types)
 
     def lengths(self) -> np.ndarray:
         """Count the tokens of each example, int64 [examples]."""
@@ -167,9 +146,8 @@ class Labelled:
             for column in (*data.fields, data.label_field):
                 digest.update(json.dumps(columns[column]).encode())
         self.fingerprint = digest.hexdigest()
-        cut = {name: self._cut(columns) for name, columns in splits.items()}
-        self.train = cut.pop(data.split)
-        self.validation = cut
+        self.validation = {name: self._cut(columns) for name, columns in splits.items()}
+        self.train = self.validation.pop(data.split)
 
     def fingerprint_with(self, weights: str) -> str:
         """Return a hash of texts, labels, token ids and initial weights; `weights` identifies the last."""
@@ -187,8 +165,7 @@ class Labelled:
         return {"fingerprint": self.fingerprint, "source": source, "examples": examples, "metrics": list(data.metrics)}
 
     def _cut(self, columns: Columns) -> Examples:
-        tokens: list[np.ndarray] = []
-        types: list[np.ndarray] = []
+        tokens, types = [], []
         takes_types = "token_type_ids" in self._tokenizer.model_input_names
         labels = columns[self._data.label_field]
         for begin in range(0, len(labels), AT_ONCE):  # Python's lists of ids need much memory
@@ -215,19 +192,13 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
         raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
     # local files are streamed: `datasets` would use its cached copy even after they changed
     how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}
-    try:
-        with faults.of_hub("data.source", name):
-            found = datasets.load_dataset(name, data.subset, revision=data.revision, **how)
-            wanted = [("split", data.split), *(("validation_splits", split) for split in data.validation_splits)]
-            for setting, split in wanted:
-                if split not in found:
-                    raise SettingError(f"{named}: there is no data.{setting} {split}; allowed: {', '.join(found)}")
-            return {split: _columns(found[split], data, named) for _, split in wanted}
-    except SettingError:
-        raise
-    except Exception as error:  # from datasets (unknown subset, or several and none named), arrow, gzip, …
-        reason = line(error).partition(" Example of usage")[0]
-        raise SettingError(f"{named}: {reason}") from error
+    with faults.of_hub("data.source", name, otherwise=named):  # errors of datasets, arrow, gzip, …
+        found = datasets.load_dataset(name, data.subset, revision=data.revision, **how)
+        wanted = [("split", data.split), *(("validation_splits", split) for split in data.validation_splits)]
+        for setting, split in wanted:
+            if split not in found:
+                raise SettingError(f"{named}: there is no data.{setting} {split}; allowed: {', '.join(found)}")
+        return {split: _columns(found[split], data, named) for _, split in wanted}
 
 
 def _columns(rows: Dataset | IterableDataset, data: LabelledSettings, named: str) -> Columns:
@@ -267,7 +238,6 @@ def _refuse_bad_labels(labels: Sequence[Any], split: str, data: LabelledSettings
     for number, label in enumerate(labels):
         is_number = isinstance(label, int | float) and np.isfinite(label)
         if not is_number or (data.classes is not None and label not in range(data.classes)):
-            if label == -1 or label is None:
-                allowed += "; a split without labels cannot be used"
             where = f"data.source is {data.source}: row {number} of {split}"
-            raise SettingError(f"{where} has the label {str(label)[:40]}; allowed: {allowed}")
+            hint = "; a split without labels cannot be used" if label in (-1, None) else ""
+            raise SettingError(f"{where} has the label {str(label)[:40]}; allowed: {allowed}{hint}")

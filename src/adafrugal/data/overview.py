@@ -20,7 +20,7 @@ def text(plan: Plan, picture: Path) -> str:
     lengths = [_lengths(split) for split in splits]
     draw(lengths[0], plan.layout.length, picture)
     columns = [_column(split, plan.layout, found) for split, found in zip(splits, lengths, strict=True)]
-    skipped = sum((Counter(entry.skipped) for split in splits for entry in split.entries), Counter[str]())
+    skipped = sum((Counter(split.counts()["skipped"]) for split in splits), Counter[str]())
     source, cutter = plan.source, plan.tokenizer
     validation = source.about.get("validation", "documents held out by hash")
     lines = [
@@ -65,19 +65,18 @@ def _lengths(split: StoredSplit) -> np.ndarray:
 
 def _column(split: StoredSplit, layout: Layout, lengths: np.ndarray) -> dict[str, str]:
     """Return the figures of a split by their labels."""
-    tokens, text_bytes = (sum(getattr(entry, name) for entry in split.entries) for name in ("tokens", "text_bytes"))
-    rows = split.rows(layout)
+    counts, rows = split.counts(), split.rows(layout)
     real = sum(layout.real_tokens(shard.ends) for shard in split.shards())
     return {
         "prepared": "all" if split.ended else "the limit" if split.full else "a part",
-        "documents": f"{len(lengths):,}",
-        "skipped": f"{sum(sum(entry.skipped.values()) for entry in split.entries):,}",
-        "tokens": f"{tokens:,}",
-        "bytes": f"{text_bytes:,}",
-        "tokens per byte": f"{tokens / max(1, text_bytes):.4f}",
+        "documents": f"{counts['documents']:,}",
+        "skipped": f"{sum(counts['skipped'].values()):,}",
+        "tokens": f"{counts['tokens']:,}",
+        "bytes": f"{counts['bytes']:,}",
+        "tokens per byte": f"{counts['tokens'] / max(1, counts['bytes']):.4f}",
         f"rows of {layout.length}": f"{rows:,}",
         "padding": f"{1 - real / max(1, rows * layout.length):.1%}",
-        "tokens in rows": f"{real / max(1, tokens):.1%}",
+        "tokens in rows": f"{real / max(1, counts['tokens']):.1%}",
         "median length": f"{np.median(lengths):,.0f}" if len(lengths) else "-",
         "longest": f"{lengths.max():,}" if len(lengths) else "-",
     }

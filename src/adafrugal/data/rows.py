@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,21 +16,32 @@ from adafrugal.data.tokens.encoding import Shard
 IGNORED = -100  # a target that the loss leaves out; torch's default
 
 
+class Tensors:
+    """The tensors of a frozen dataclass; only its last fields may be None."""
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that are there, in order."""
+        return [tensor for one in fields(self) if (tensor := getattr(self, one.name)) is not None]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Change every tensor."""
+        return type(self)(*map(change, self.tensors()))
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device; to a GPU from pinned memory, without waiting."""
+        if device.type != "cuda":
+            return self
+        return self.each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+
+
 @dataclass(frozen=True)
-class Batch:
-    """Rows of tokens, and the next token of each.
+class Batch(Tensors):
+    """Rows of tokens, and the next token of each."""
 
-    Args:
-        tokens: int64 [rows, length].
-        targets: int64 [rows, length], the next token; `IGNORED` where there is none to predict.
-        real: int64 [rows], number of non-padding tokens.
-        positions: int64 [rows, length], position in the document, if attention must stay within documents; else None.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    real: Tensor
-    positions: Tensor | None = None
+    tokens: Tensor  # int64 [rows, length]
+    targets: Tensor  # int64 [rows, length], the next token; `IGNORED` where there is none to predict
+    real: Tensor  # int64 [rows], number of non-padding tokens
+    positions: Tensor | None = None  # int64 [rows, length], in the document, if attention must stay within documents
 
     @classmethod
     def of(cls, *columns: np.ndarray) -> Batch:
@@ -41,8 +53,8 @@ class Batch:
         """Concatenate batches with numpy, which starts no threads."""
         if len(batches) == 1:
             return batches[0]
-        columns = [[tensor.numpy() for tensor in batch._tensors()] for batch in batches]
-        return cls.of(*map(np.concatenate, zip(*columns, strict=True)))
+        columns = zip(*(map(Tensor.numpy, batch.tensors()) for batch in batches), strict=True)
+        return cls.of(*map(np.concatenate, columns))
 
     def count(self) -> int:
         """Return the number of targets that are not `IGNORED`."""
@@ -52,10 +64,14 @@ class Batch:
         """Return the number of non-padding tokens."""
         return self._sums[1]
 
+    @cached_property
+    def _sums(self) -> tuple[int, int]:
+        return int(np.count_nonzero(self.targets.numpy() != IGNORED)), int(self.real.numpy().sum())
+
     def split(self, rows: int) -> Iterator[Batch]:
-        """Yield the batch in micro-batches of at most `rows` rows."""
+        """Yield the batch in micro-batches of at most `rows` rows, views of this one."""
         for begin in range(0, len(self.tokens), rows):
-            yield self._slice(begin, begin + rows)
+            yield self.each(lambda tensor, begin=begin: tensor[begin : begin + rows])
 
     def filled(self, rows: int) -> Batch:
         """Fill the batch up to `rows` rows with copies of the first, with targets `IGNORED` and `real` 0."""
@@ -63,7 +79,7 @@ class Batch:
         if there == rows:
             return self
         numbers = torch.arange(rows)
-        batch = self._each(lambda tensor: tensor[torch.where(numbers < there, numbers, 0)])
+        batch = self.each(lambda tensor: tensor[torch.where(numbers < there, numbers, 0)])
         batch.targets[there:], batch.real[there:] = IGNORED, 0
         return batch
 
@@ -72,55 +88,24 @@ class Batch:
         if size == 1:
             return self
         each = -(-len(self.tokens) // size)
-        return self.filled(each * size)._slice(rank * each, (rank + 1) * each)
+        return list(self.filled(each * size).split(each))[rank]
 
     def ready(self, pin: bool) -> Batch:
         """Compute the sums that a step needs, and copy to pinned memory if `pin`."""
-        batch = self._each(lambda tensor: tensor.pin_memory()) if pin else self
+        batch = self.each(Tensor.pin_memory) if pin else self
         batch.count()  # caches `real_tokens`, too
         return batch
-
-    def to(self, device: torch.device) -> Batch:
-        """Copy the batch to a device; to a GPU from pinned memory, without waiting."""
-        if device.type != "cuda":
-            return self
-        pinned = self._each(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory())
-        return pinned._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    @cached_property
-    def _sums(self) -> tuple[int, int]:
-        return int(np.count_nonzero(self.targets.numpy() != IGNORED)), int(self.real.numpy().sum())
-
-    def _slice(self, begin: int, stop: int) -> Batch:
-        """Return views of rows; they are pinned if the batch is."""
-        return self._each(lambda tensor: tensor[begin:stop])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(*map(change, self._tensors()))
-
-    def _tensors(self) -> list[Tensor]:
-        tensors = self.tokens, self.targets, self.real, self.positions
-        return [tensor for tensor in tensors if tensor is not None]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rules that cut documents into rows.
+    """Rules that cut documents into rows."""
 
-    Args:
-        length: tokens in a row.
-        packed: documents, each with its end id, are concatenated and cut without padding; else a row is one document,
-            truncated or padded.
-        masked: in packed rows, the first token of a document is not a target, since it has no context in the document.
-        end: the id that closes a document, also a truncated one.
-        pad: the padding id.
-    """
-
-    length: int
-    packed: bool
-    masked: bool
-    end: int
-    pad: int
+    length: int  # tokens in a row
+    packed: bool  # concatenate documents, with their end ids, and cut; else a row is one document, truncated or padded
+    masked: bool  # in packed rows, the first token of a document is not a target, since it has no context in it
+    end: int  # the id that closes a document, also a truncated one
+    pad: int  # the padding id
 
     def count(self, documents: int, tokens: int) -> int:
         """Count the rows of a shard. Packed rows need one more token, the last target; the rest is unused."""
@@ -137,16 +122,10 @@ class Layout:
         return self._packed(shard, numbers) if self.packed else self._documents(shard, numbers)
 
     def target_bytes(self, shard: Shard, numbers: np.ndarray) -> np.ndarray:
-        """Count the UTF-8 bytes of text that the targets of each row represent.
+        """Count the UTF-8 bytes of text that the targets of these rows, int64 [rows], represent: int64 [rows].
 
-        An end id represents 0 bytes, also where it replaces the last token of a truncated document.
-
-        Args:
-            shard: with `token_bytes`; without them the counts are 0.
-            numbers: int64 [rows], of the rows in the shard.
-
-        Returns:
-            int64 [rows].
+        An end id represents 0 bytes, also where it replaces the last token of a truncated document. All counts are 0 if
+        the shard has no `token_bytes`.
         """
         if shard.token_bytes is None:
             return np.zeros(len(numbers), dtype=np.int64)
@@ -201,12 +180,7 @@ class Layout:
 
 
 class Window:
-    """Consecutive shards; row numbers continue from one to the next.
-
-    Args:
-        shards: in order.
-        layout: of the rows.
-    """
+    """Consecutive shards; row numbers continue from one to the next."""
 
     def __init__(self, shards: Iterable[Shard], layout: Layout) -> None:
         self.shards, self._layout = list(shards), layout
@@ -221,7 +195,7 @@ class Window:
         if len(found) == 1:
             return batch
         back = np.argsort(np.concatenate([where for where, _ in found]))
-        return batch._each(lambda tensor: torch.from_numpy(tensor.numpy()[back]))
+        return batch.each(lambda tensor: torch.from_numpy(tensor.numpy()[back]))
 
     def target_bytes(self, numbers: np.ndarray) -> int:
         """Count the UTF-8 bytes of text that the targets of these rows, int64 [rows], represent."""

@@ -29,13 +29,7 @@ TOLD = "ADAFRUGAL_END"  # path where a child writes its `Job`, since torchrun re
 
 
 class Job(NamedTuple):
-    """A job that has ended.
-
-    Args:
-        words: its overrides, as typed.
-        code: its exit code, as of a command.
-        reason: the cause of the code, if more is known.
-    """
+    """A job that has ended: its overrides as typed, its exit code as of a command, and the cause if more is known."""
 
     words: str
     code: int
@@ -48,26 +42,19 @@ class Job(NamedTuple):
 
 
 class Jobs:
-    """The task function that Hydra calls with each job's settings; collects how the jobs ended.
-
-    Args:
-        stop: of this process, entered.
-
-    Attributes:
-        ends: by the job's number. The sweeper adds those of jobs that ran in other processes.
-    """
+    """The task function that Hydra calls with each job's settings; collects how the jobs ended."""
 
     def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-        self.ends: dict[int, Job] = {}
+        self.stop = stop  # of this process, entered
+        self.ends: dict[int, Job] = {}  # by the job's number; the sweeper adds those that ran in other processes
 
     def __call__(self, composed: DictConfig) -> Job:
         """Run one job in this process. Return its error as a `Job`, so that a sweep's other jobs still run."""
         hydra_config = HydraConfig.get()
         words = " ".join(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
         number = OmegaConf.select(hydra_config, "job.num", default=0)
-        job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
-        self.ends[number] = job  # stays if the job is interrupted
+        # stays if the job is interrupted
+        self.ends[number] = job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
         if self.stop.requested:
             return job
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -108,15 +95,12 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
     try:
         settings = check(composed, choices)
         record, outcome = session.run(settings, choices, stop)
-        if outcome == "interrupted":
-            return End(INTERRUPTED)
-        if ranks.is_first():
+        if outcome != "interrupted" and ranks.is_first():
             if outcome == "finished before":
-                sys.stdout.write(
-                    "this run was finished before: nothing is done; remove its directory to make it anew\n"
-                )
+                anew = "nothing is done; remove its directory to make it anew"
+                sys.stdout.write(f"this run was finished before: {anew}\n")
             _show(record)
-        return End(DONE)
+        return End(INTERRUPTED if outcome == "interrupted" else DONE)
     except Exception as error:
         if stop.was_lost:  # the error may be its consequence
             raise KeyboardInterrupt from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from adafrugal.settings.compose import REPOSITORY
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 
-SECONDS_BETWEEN_LOOKS = 0.1  # between checks of a process
+SECONDS_BETWEEN_LOOKS = 0.1  # at the processes
 
 
 def gpus() -> list[str]:
@@ -35,103 +36,96 @@ def gpus() -> list[str]:
     return [str(number) for number, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
-class SideBySide:
-    """Runs jobs as child processes, one per slot at a time. One thread per slot calls `run`.
+def run(
+    jobs: Sequence[Sequence[str]], slots: Sequence[str | None], processes: int, stop: Stop, first: int = 0
+) -> list[Job]:
+    """Run jobs as child processes, one per slot at a time, and return how they ended.
+
+    The first signal is passed on once to every job, which then ends in order, and no more jobs start. A second one, a
+    KeyboardInterrupt, is sent to all processes of every job.
 
     Args:
+        jobs: their overrides.
         slots: CUDA_VISIBLE_DEVICES of each slot; None: the GPUs of this process.
         processes: per job; torchrun starts more than one.
-        stop: of this process. The first signal is passed on once to every job, which then ends in order.
+        stop: of this process.
+        first: the number of the first job.
     """
-
-    def __init__(self, slots: Sequence[str | None], processes: int, stop: Stop) -> None:
-        self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for slot in slots:
-            self._free.put(slot)
-        self._threads = max(1, len(os.sched_getaffinity(0)) // (len(slots) * processes))
-        self._processes, self._stop = processes, stop
-        self._children: set[subprocess.Popen[str]] = set()
-
-    def run(self, number: int, words: Sequence[str]) -> Job:
-        """Run one job; print its output with the job's number before each line."""
-        if self._stop.requested:
-            return Job(" ".join(words), INTERRUPTED, "not started")
-        slot = self._free.get()
-        try:
-            where = f" (GPU {slot})" if slot else ""
-            say(sys.stdout, f"── job {number + 1}{where}: {' '.join(words)}\n")
-            with tempfile.TemporaryDirectory(prefix="adafrugal-") as place:
-                told = Path(place) / "end.json"
-                code = self._wait(self._start(words, slot, told), f"[{number + 1}] ")
-                job = Job(" ".join(words), *self._outcome(told, code))
-        finally:
-            self._free.put(slot)
-        say(sys.stdout, f"── job {number + 1}: {job.outcome}\n")
-        return job
-
-    def stop_at_once(self) -> None:
-        """Send SIGTERM, as the second signal, to all processes of every job."""
-        for child in list(self._children):
+    threads = max(1, len(os.sched_getaffinity(0)) // (len(slots) * processes))
+    waiting, free, ends, asked = deque(enumerate(jobs, first)), deque(slots), {}, False
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            while waiting and free and not stop.requested:
+                running.append(_Running(*waiting.popleft(), free.popleft(), processes, threads))
+            if stop.requested and not asked:
+                asked = True
+                for one in running:
+                    one.process.terminate()
+                ends |= {number: Job(" ".join(words), INTERRUPTED, "not started") for number, words in waiting}
+                waiting.clear()
+            for one in [one for one in running if one.is_over()]:
+                running.remove(one)
+                free.appendleft(one.slot)
+                ends[one.number] = one.end(asked)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        for one in running:
             with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGTERM)
+                os.killpg(one.process.pid, signal.SIGTERM)
+        raise
+    return [ends[number] for number in sorted(ends)]
 
-    def _start(self, words: Sequence[str], slot: str | None, told: Path) -> subprocess.Popen[str]:
-        environment = os.environ | {TOLD: str(told)}
-        environment.setdefault("OMP_NUM_THREADS", str(self._threads))
+
+class _Running:
+    """A job under way; its output is printed with the job's number before each line."""
+
+    def __init__(self, number: int, words: Sequence[str], slot: str | None, processes: int, threads: int) -> None:
+        self.number, self.slot, self._words = number, slot, " ".join(words)
+        say(sys.stdout, f"── job {number + 1}{f' (GPU {slot})' if slot else ''}: {self._words}\n")
+        self._place = tempfile.TemporaryDirectory(prefix="adafrugal-")
+        self._told = Path(self._place.name) / "end.json"
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {TOLD: str(self._told)}
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
-        return subprocess.Popen(
-            command(words, self._processes),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
+        self.process = subprocess.Popen(
+            command(words, processes), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, errors="replace",
             start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
-        )
-
-    def _wait(self, child: subprocess.Popen[str], label: str) -> int:
-        self._children.add(child)
-        streams = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
-        readers = [threading.Thread(target=_pass_on, args=(*pair, label), daemon=True) for pair in streams]
-        for reader in readers:
+        )  # fmt: skip
+        pairs = ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr))
+        label = f"[{number + 1}] "
+        self._readers = [threading.Thread(target=_pass_on, args=(*pair, label), daemon=True) for pair in pairs]
+        for reader in self._readers:
             reader.start()
-        asked = False
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(SECONDS_BETWEEN_LOOKS)
-                break
-            if self._stop.requested and not asked:
-                asked = True
-                child.terminate()
-        for reader in readers:
-            reader.join()
-        self._children.discard(child)
-        return child.returncode
 
-    def _outcome(self, told: Path, code: int) -> tuple[int, str]:
-        """Return a job's code and reason, from the file that it wrote or else from its process's exit code."""
-        if told.exists():
-            _, code, reason = json.loads(told.read_text())
-            return code, reason
-        if code == INTERRUPTED or self._stop.requested:
-            return INTERRUPTED, ""
-        if code < 0:
-            return FAILED, f"ended by {signal.Signals(-code).name}"
-        return (code, "see what it printed") if code in (DONE, WRONG) else (FAILED, f"ended with exit code {code}")
+    def is_over(self) -> bool:
+        """Whether its process has ended and all output is printed."""
+        return self.process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
+
+    def end(self, was_asked: bool) -> Job:
+        """Return how it ended: from the file that it wrote, or else from its process's exit code."""
+        code, reason = self.process.returncode, ""
+        if self._told.exists():
+            _, code, reason = json.loads(self._told.read_text())
+        elif code == INTERRUPTED or was_asked:
+            code = INTERRUPTED
+        elif code in (DONE, WRONG):
+            reason = "see what it printed"
+        else:
+            reason = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            code = FAILED
+        self._place.cleanup()
+        job = Job(self._words, code, reason)
+        say(sys.stdout, f"── job {self.number + 1}: {job.outcome}\n")
+        return job
 
 
 def command(words: Sequence[str], processes: int) -> list[str]:
     """Return the command of one job."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [
-        sys.executable,
-        *(torchrun if processes > 1 else ()),
-        str(REPOSITORY / "train.py"),
-        *words,
-        "hydra.mode=RUN",  # a file of sweeps/ sets MULTIRUN
-    ]
+    start = [sys.executable, *(torchrun if processes > 1 else ()), str(REPOSITORY / "train.py")]
+    return [*start, *words, "hydra.mode=RUN"]  # a file of sweeps/ sets MULTIRUN
 
 
 def _pass_on(stream: TextIO, to: TextIO, label: str) -> None:

@@ -28,7 +28,13 @@ def run(words: Sequence[str]) -> Job:
     environment = submitit.JobEnvironment()
     try:
         with Stop() as stop:
-            end = _run(words, environment, stop)
+            if environment.num_tasks > 1:  # each process sees all GPUs of its node
+                TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            try:
+                composed, choices, _ = compose.composed(words)
+                end = jobs.run(composed, choices, stop)
+            except SettingError as error:
+                end = jobs.ended(error, stop, is_alike=True)
     except KeyboardInterrupt:
         end = End(INTERRUPTED)
     reason = end.reason
@@ -37,16 +43,6 @@ def run(words: Sequence[str]) -> Job:
         if not reason:
             sys.exit(INTERRUPTED)
     return Job(" ".join(words), end.code, reason)
-
-
-def _run(words: Sequence[str], environment: submitit.JobEnvironment, stop: Stop) -> End:
-    if environment.num_tasks > 1:  # each process sees all GPUs of its node
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    try:
-        composed, choices, _ = compose.composed(words)
-    except SettingError as error:
-        return jobs.ended(error, stop, is_alike=True)
-    return jobs.run(composed, choices, stop)
 
 
 def _put_back(job: str) -> str:

@@ -36,7 +36,7 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
 
 
 def _rows(stages: Sequence[Stage]) -> list[list[str]]:
-    sizes = {"weights": [s.peak.weights for s in stages], "state": [s.state_bytes for s in stages]}
+    sizes = {"weights": [s.peak.weights for s in stages], "state": [s.peak.state for s in stages]}
     for whose, role in dict.fromkeys(key for stage in stages for key in stage.state):
         sizes[f"  {role} of {whose} tensors"] = [stage.state.get((whose, role), 0) for stage in stages]
     for part in ("gradients", "activations", "temporaries"):

@@ -27,11 +27,6 @@ class Stage:
     state: Mapping[tuple[str, str], int]  # bytes by kind of tensor (split, state-full) and role (moments, basis, …)
     peak: Footprint  # of a step with a refresh
 
-    @property
-    def state_bytes(self) -> int:
-        """The sum of `state`."""
-        return sum(self.state.values())
-
 
 @dataclass(frozen=True)
 class Estimate:

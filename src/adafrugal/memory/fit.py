@@ -13,8 +13,8 @@ from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
 from adafrugal.settings.canonical import settled
+from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.schema import Settings
-from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError
 
 GIB = 2**30

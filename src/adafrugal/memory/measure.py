@@ -51,12 +51,3 @@ def begin(device: torch.device) -> int:
             Path("/proc/self/clear_refs").write_text("5")
     found = read(device)
     return found.get("allocated", found.get("resident", 0))
-
-
-def beside(estimate: int, peak: int, before: int) -> dict[str, float]:
-    """Compare an estimated peak with the measured growth from `before` to `peak`, all in bytes.
-
-    The estimate counts tensors; on a CPU the measurement counts all memory of the process.
-    """
-    grown = peak - before
-    return {"estimate": estimate, "grown": grown, "estimate_error": estimate / grown - 1 if grown > 0 else 0.0}

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
+from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.schema import Settings
-from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError, line
 
 _MESSAGES = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")  # torch has no class for these

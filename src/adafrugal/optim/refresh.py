@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim import controls, rules
-from adafrugal.optim.options import Clocks, Group
+from adafrugal.optim.options import Clocks, Group, parameter_names
 from adafrugal.optim.sharding import owners, shards
 from adafrugal.optim.subspaces import Matrix, Period, Selection
 
@@ -279,10 +279,9 @@ def _period(group: Group, number: int) -> Period:
 
 
 def _matrices(group: Group) -> list[Matrix]:
-    params = group["params"]
-    names = group.get("param_names") or [str(group["first"] + i) for i in range(len(params))]
-    layers = group.get("layers") or [None] * len(params)
-    return [Matrix(name, p.shape, layer) for name, p, layer in zip(names, params, layers, strict=True)]
+    shapes = [param.shape for param in group["params"]]
+    layers = group.get("layers") or [None] * len(shapes)
+    return [Matrix(*each) for each in zip(parameter_names(group), shapes, layers, strict=True)]
 
 
 def _amounts(group: Group) -> tuple[list[float], list[int]]:

@@ -50,7 +50,7 @@ def kept_here(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[str
 
 def _rows(state: Mapping[str, Any], param: Tensor, group: Group) -> RowRange:
     """Return the rows of a parameter that its whole moments cover."""
-    chosen = selection(state, group) if group["split"] else {}
+    chosen = selection(state, group)
     return group["subspace"].row_range(param.shape, chosen) if chosen else RowRange(0, param.shape[0])
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from adafrugal.reports import records, table
 from adafrugal.system.errors import WRONG, SettingError
 from adafrugal.system.stderr import tell
-from adafrugal.tracking.record import Record
 
 
 def main() -> int:
@@ -58,17 +57,15 @@ def _report(given: argparse.Namespace) -> str:
     if not found:
         looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
         raise SettingError(f"there are no runs in {looked}; make one with `python train.py`, or name another")
-    return _write_pages(found, places, given.pages) if given.pages else table.markdown(found)
-
-
-def _write_pages(found: list[Record], places: list[Path], out: Path) -> str:
+    if not given.pages:
+        return table.markdown(found)
     from adafrugal.reports import gpu, pages, plan
 
     tell("composing the settings of all tables: under a minute")
     made = plan.filled(plan.pages(), found)
-    files = pages.write(made, out, gpu.find(places))
+    files = pages.write(made, given.pages, gpu.find(places))
     used = {run.directory for page in made for section in page.sections for run in section.runs}
-    return f"{len(made)} pages in {len(files)} files, with {len(used)} of {len(found)} runs → {out}\n"
+    return f"{len(made)} pages in {len(files)} files, with {len(used)} of {len(found)} runs → {given.pages}\n"
 
 
 if __name__ == "__main__":

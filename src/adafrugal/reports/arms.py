@@ -105,12 +105,9 @@ def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
 
 def compose_once(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """Compose words as train.py does; words that select the same files share the slow reading of those files."""
-    files = tuple(
-        word
-        for word in words
-        if word.startswith(("experiments=", "sweeps=")) or (REPOSITORY / "conf" / word.split("=")[0]).is_dir()
-    )
-    base, choices, _ = _composed(files)
+    groups = {"experiments", "sweeps"}
+    files = [word for word in words if (name := word.split("=")[0]) in groups or (REPOSITORY / "conf" / name).is_dir()]
+    base, choices, _ = _composed(tuple(sorted(files)))
     composed = copy.deepcopy(base)
     try:
         values = OverridesParser.create().parse_overrides([word for word in words if word not in files])
@@ -120,9 +117,7 @@ def compose_once(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     return composed, choices
 
 
-@functools.cache
-def _composed(words: tuple[str, ...]) -> tuple[DictConfig, dict[str, str], DictConfig]:
-    return compose.composed(words)
+_composed = functools.cache(compose.composed)
 
 
 def _rates(settings: Settings) -> dict[str, float]:
@@ -135,12 +130,10 @@ def _rates(settings: Settings) -> dict[str, float]:
 
 def _name(varied: Mapping[str, str]) -> str:
     """Return a row's name: an experiment or optimizer by its file's name, another setting as short name=value."""
-    parts = (
-        value.rpartition("/")[2]
-        if name in ("experiments", "optimizer")
-        else f"{SHORT.get(name, name.rpartition('.')[2])}={'all' if value == 'null' else value}"  # a decay's steps
-        for name, value in varied.items()
-    )
+    parts = []
+    for name, value in varied.items():
+        is_file, shown = name in ("experiments", "optimizer"), "all" if value == "null" else value  # of a decay's steps
+        parts.append(value.rpartition("/")[2] if is_file else f"{SHORT.get(name, name.rpartition('.')[2])}={shown}")
     return " ".join(parts)
 
 
@@ -151,18 +144,10 @@ def settings_key(differs: Mapping[str, Any], data: str) -> str:
         differs: the settings that differ from the schema's defaults, as in a record.
         data: name of the file of conf/data.
     """
-    kept = {name: _float(value) for name, value in still_part(differs).items()}
-    kept.pop("seed", None)
-    kept.pop("trainer.log_every", None)
+    kept = {name: value for name, value in still_part(differs).items() if name not in ("seed", "trainer.log_every")}
     if "data.source" in kept:
         file = REPOSITORY / "conf" / "data" / f"{data}.yaml"
         own = OmegaConf.load(file).get("source") if file.exists() else None
         kept["data.source"] = own if kept["data.source"] == own else "a copy"
-    return json.dumps(kept, sort_keys=True)
-
-
-def _float(value: Any) -> Any:
-    """Convert integers to floats, because JSON from W&B does not distinguish 1 and 1.0."""
-    if isinstance(value, list):
-        return [_float(each) for each in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    # integers become floats, because JSON from W&B does not distinguish 1 and 1.0
+    return json.dumps(json.loads(json.dumps(kept), parse_int=float), sort_keys=True)

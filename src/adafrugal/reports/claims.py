@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adafrugal.reports.grid import Difference
+from adafrugal.reports.grid import difference
 from adafrugal.reports.plan import Section
-from adafrugal.reports.statistics import Contrast, contrast
+from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.tracking.record import Record
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not enough runs"
@@ -75,7 +75,7 @@ class Finding:
     """The verdict on a part; `found` is None if an arm has no runs."""
 
     part: Part
-    found: Contrast | None
+    found: Sample | None
     verdict: str
 
 
@@ -140,24 +140,18 @@ CLAIMS = {
 
 def judge(claim: Claim, section: Section) -> list[Finding]:
     """Return the verdict of a table on each part of a claim."""
-    parts = claim.parts(section) if callable(claim.parts) else claim.parts
-    return [_judge(part, section) for part in parts]
-
-
-def _judge(part: Part, section: Section) -> Finding:
-    numbers = {
-        job.name: {seed: part.number(run) for seed, run in job.runs.items() if seed != part.without}
-        for job in section.jobs
-        if job.name in part.coefficients
-    }
-    found = contrast(numbers, part.coefficients)
-    if found is None:
-        return Finding(part, None, OPEN)
-    if part.is_exact:
-        return Finding(part, found, HOLDS if found.mean < 0 else FAILS)
-    if found.low is None or found.high is None:
-        return Finding(part, found, OPEN)
-    return Finding(part, found, HOLDS if found.high < 0 else FAILS if found.low > 0 else OPEN)
+    findings = []
+    for part in claim.parts(section) if callable(claim.parts) else claim.parts:
+        arms = (job for job in section.jobs if job.name in part.coefficients)
+        numbers = {
+            job.name: {seed: part.number(run) for seed, run in job.runs.items() if seed != part.without} for job in arms
+        }
+        found, judged = contrast(numbers, part.coefficients), OPEN
+        if found is not None and (part.is_exact or found.interval):
+            low, high = (found.mean, found.mean) if part.is_exact else found.interval
+            judged = HOLDS if high < 0 else FAILS if low > 0 or part.is_exact else OPEN
+        findings.append(Finding(part, found, judged))
+    return findings
 
 
 def verdict(findings: list[Finding]) -> str:
@@ -175,12 +169,8 @@ def markdown(section: Section) -> str:
     lines = []
     for name, found in findings.items():
         lines.append(f"- **{name}: {verdict(found)}.** {CLAIMS[name].text} ({CLAIMS[name].source})")
-        lines += [f"  - {finding.part.text}: {_numbers(finding)}{finding.verdict}" for finding in found]
+        for part, sample, judged in ((finding.part, finding.found, finding.verdict) for finding in found):
+            seeds = f", {sample.n} seeds" if sample and sample.interval else ""
+            numbers = f"{difference(sample, part.form).text}{seeds}: " if sample else ""
+            lines.append(f"  - {part.text}: {numbers}{judged}")
     return "\n".join(["### What the papers claim", "", about, "", *lines]) if lines else ""
-
-
-def _numbers(finding: Finding) -> str:
-    if finding.found is None:
-        return ""
-    seeds = "" if finding.found.low is None else f", {finding.found.n} seeds"
-    return f"{Difference(finding.found, finding.part.form)}{seeds}: "

@@ -14,10 +14,8 @@ from adafrugal.tracking import cards
 NONE = "–"
 LOOPS = ("loop", "loop_small")
 STAGES = ("tests", "arms", "memory", "steps", *LOOPS, "llama_7b")
-MACHINE = {
-    "card": "card", "driver": "driver", "torch": "torch", "cuda": "CUDA", "python": "Python",
-    "transformers": "transformers", "processor": "processor", "cores": "cores", "date": "date",
-}  # fmt: skip
+MACHINE = ("card", "driver", "torch", "cuda", "python", "transformers", "processor", "cores", "date")
+SHOWN = {"cuda": "CUDA", "python": "Python"}
 Entry = Mapping[str, Any]
 Cells = dict[str, str]  # row -> cell
 
@@ -69,7 +67,7 @@ def find(places: Iterable[Path]) -> list[Measured]:
 
 
 def _machine(one: Measured) -> Cells:
-    return {shown: str(one.about[name]) for name, shown in MACHINE.items() if one.about.get(name)}
+    return {SHOWN.get(name, name): str(one.about[name]) for name in MACHINE if one.about.get(name)}
 
 
 def _stages(one: Measured) -> Cells:
@@ -89,24 +87,20 @@ def _steps(one: Measured) -> Cells:
     return {f"{r['size']} {r['optimizer']}": f"{r['step']:.2f} ms, {r['ratio']:.2f}" for r in one.rows("steps")}
 
 
-def _memory(one: Measured) -> Cells:
-    errors = one.errors("memory")
-    return {
-        row["name"]: row.get("refused") or f"{_gib(row['allocated'])}, {_number(errors.get(row['name']), '+.1%')}"
-        for row in one.rows("memory")
-    }
+def _memory(one: Measured, stage: str = "memory", sizes: Sequence[str] = ("allocated",)) -> Cells:
+    errors, found = one.errors(stage), {}
+    for row in one.rows(stage):
+        parts = [" / ".join(_number(row.get(size), ".2f", " GiB", 2**30) for size in sizes)]
+        parts.append(_number(errors.get(row["name"]), "+.1%"))
+        if len(sizes) > 1 and "ms" in row:
+            first, *others = (ms / 1000 for ms in row["ms"])
+            parts.append(f"{statistics.median(others or [first]):.2f} s ({first:.1f} s)")
+        found[row["name"]] = row.get("refused") or ", ".join(parts)
+    return found
 
 
 def _llama_7b(one: Measured) -> Cells:
-    errors, found = one.errors("llama_7b"), {}
-    for row in one.rows("llama_7b"):
-        if not (text := row.get("refused")):
-            sizes = " / ".join(_gib(row[key]) if key in row else NONE for key in ("allocated", "reserved", "used"))
-            first, *others = (ms / 1000 for ms in row["ms"])
-            seconds = f"{statistics.median(others or [first]):.2f} s ({first:.1f} s)"
-            text = f"{sizes}, {_number(errors.get(row['name']), '+.1%')}, {seconds}"
-        found[row["name"]] = text
-    return found
+    return _memory(one, "llama_7b", ("allocated", "reserved", "used"))
 
 
 def _arms(one: Measured) -> Cells:
@@ -114,8 +108,8 @@ def _arms(one: Measured) -> Cells:
     for arm in stage.get("arms", []):
         text = f"failed: {_cell(arm['last'])}"
         if arm["exit"] == 0:
-            speed, state = f"{arm['tokens_per_s']:,.0f} tokens/s", f"state {_gib(arm['state_bytes'])}"
-            text = f"loss {arm['loss']:.3f}, {speed}, {state}"
+            size = _number(arm["state_bytes"], ".2f", " GiB", 2**30)
+            text = f"loss {arm['loss']:.3f}, {arm['tokens_per_s']:,.0f} tokens/s, state {size}"
         found[arm["arm"]] = text + _noted(stage)
     return found
 
@@ -158,10 +152,11 @@ def mfu(card: str | None, stage: Entry, tokens_per_s: float) -> float | None:
 
 
 def _costs(one: Measured, stage: Entry, loop: Entry) -> str | None:
-    if loop.get("peak") is None:
+    if (peak := loop.get("peak")) is None:
         return None
-    error = loop["estimate"] / loop["peak"] - 1 if loop.get("estimate") is not None else None
-    return f"{_number(loop.get('compile_seconds'), '.0f', ' s')}, {_gib(loop['peak'])}, {_number(error, '+.1%')}"
+    error = loop["estimate"] / peak - 1 if loop.get("estimate") is not None else None
+    parts = (loop.get("compile_seconds"), ".0f", " s"), (peak, ".2f", " GiB", 2**30), (error, "+.1%")
+    return ", ".join(_number(*part) for part in parts)
 
 
 def _phases(one: Measured, stage: Entry, loop: Entry) -> str | None:
@@ -169,16 +164,12 @@ def _phases(one: Measured, stage: Entry, loop: Entry) -> str | None:
     return found and ", ".join(f"{name} {ms:.1f}" for name, ms in found.items() if ms >= 0.05)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
-
-
 def _cell(text: str) -> str:
     return text.replace("|", "/")[:120]
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return NONE if value is None else f"{value:{form}}{unit}"
+def _number(value: float | None, form: str, unit: str = "", per: float = 1) -> str:
+    return NONE if value is None else f"{value / per:{form}}{unit}"
 
 
 def _noted(found: Entry) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adafrugal.reports.statistics import Contrast, Sample
+from adafrugal.reports.statistics import Sample
 
 MISSING = "missing"  # not a blank, which would read as zero
 _LATEX = str.maketrans({
@@ -17,61 +17,33 @@ _LATEX = str.maketrans({
 
 
 @dataclass(frozen=True)
-class Number:
-    """A mean over seeds with its spread; `form` is a format specification."""
+class Cell:
+    """Numbers of a table: as text, and unrounded for CSV, by the suffix of their column's name."""
 
-    sample: Sample
-    form: str
-    unit: str = ""
+    text: str
+    values: Mapping[str, float | None]
     is_best: bool = False  # written in bold
 
-    def __str__(self) -> str:
-        mean = f"{self.sample.mean:{self.form}}{self.unit}"
-        return mean if self.sample.spread is None else f"{mean} ± {self.sample.spread:{self.form}}{self.unit}"
 
-    def values(self) -> dict[str, float | None]:
-        """Return the unrounded numbers for CSV, by the suffix of their column's name."""
-        unit = f" {self.unit}" if self.unit else ""
-        return {unit: self.sample.mean, f" spread{unit}": self.sample.spread}
+def number(sample: Sample, form: str, unit: str = "") -> Cell:
+    """Return a mean over seeds with its spread; `form` is a format specification."""
+    shown = [f"{value:{form}}{unit}" for value in (sample.mean, sample.spread) if value is not None]
+    suffix = f" {unit}" if unit else ""
+    return Cell(" ± ".join(shown), {suffix: sample.mean, f" spread{suffix}": sample.spread})
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference over seeds with its interval; `form` is a format specification."""
-
-    contrast: Contrast
-    form: str
-
-    def __str__(self) -> str:
-        mean, low, high = (
-            "" if value is None else f"{value:+{self.form}}"
-            for value in (self.contrast.mean, self.contrast.low, self.contrast.high)
-        )
-        return (f"{mean} [{low}, {high}]" if low else f"{mean} (1 seed)").replace("-", "−")
-
-    def values(self) -> dict[str, float | None]:
-        """Return the unrounded numbers for CSV, by the suffix of their column's name."""
-        c = self.contrast
-        return {"": c.mean, " low": c.low, " high": c.high, " n": c.n}
+def difference(sample: Sample, form: str) -> Cell:
+    """Return a paired difference over seeds with its interval; `form` is a format specification."""
+    low, high = sample.interval or (None, None)
+    interval = "(1 seed)" if low is None else f"[{low:+{form}}, {high:+{form}}]"
+    text = f"{sample.mean:+{form}} {interval}".replace("-", "−")
+    return Cell(text, {"": sample.mean, " low": low, " high": high, " n": sample.n})
 
 
-@dataclass(frozen=True)
-class Change:
-    """Means over seeds at the start and at the end of the runs."""
-
-    start: float
-    end: float
-    unit: str
-
-    def __str__(self) -> str:
-        return f"{self.start:.2f} {self.unit} → {self.end:.2f} {self.unit}"
-
-    def values(self) -> dict[str, float | None]:
-        """Return the unrounded numbers for CSV, by the suffix of their column's name."""
-        return {f" at the start {self.unit}": self.start, f" at the end {self.unit}": self.end}
-
-
-Cell = str | Number | Difference | Change
+def change(start: float, end: float, unit: str) -> Cell:
+    """Return means over seeds at the start and at the end of the runs."""
+    text = f"{start:.2f} {unit} → {end:.2f} {unit}"
+    return Cell(text, {f" at the start {unit}": start, f" at the end {unit}": end})
 
 
 @dataclass(frozen=True)
@@ -79,44 +51,39 @@ class Grid:
     """A table of named columns; the first holds text."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[str | Cell]]
 
     def markdown(self) -> str:
         """Return the table in Markdown, best numbers in bold."""
-        body = [[f"**{cell}**" if _is_best(cell) else str(cell) for cell in row] for row in self.rows]
+        body = [[_text(cell, "**{}**") for cell in row] for row in self.rows]
         lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *body]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self, caption: str) -> str:
         """Return a LaTeX table with rules from booktabs."""
-        body = [[_latex(cell) for cell in row] for row in (self.head, *self.rows)]
+        body = [[_text(cell, r"\textbf{{{}}}", _LATEX) for cell in row] for row in (self.head, *self.rows)]
         head, *rows = (f"{' & '.join(line)} \\\\" for line in body)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}}}"]
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption.translate(_LATEX)}}}"]
         lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", head, r"\midrule", *rows]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
     def csv(self) -> str:
         """Return unrounded CSV; a cell of several numbers has several columns, and text is in the first of them."""
-        columns = [
-            list(dict.fromkeys(part for cell in cells if not isinstance(cell, str) for part in cell.values())) or [""]
-            for cells in zip(*self.rows, strict=True)
-        ]
+        columns = []  # of each column, the suffixes of all its cells' numbers
+        for cells in zip(*self.rows, strict=True):
+            columns.append(list(dict.fromkeys(part for c in cells if isinstance(c, Cell) for part in c.values)) or [""])
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f"{name}{part}" for name, parts in zip(self.head, columns, strict=True) for part in parts])
         for row in self.rows:
-            found = [
-                {parts[0]: cell} if isinstance(cell, str) else cell.values()
-                for cell, parts in zip(row, columns, strict=True)
-            ]
-            writer.writerow([f.get(part) for f, parts in zip(found, columns, strict=True) for part in parts])
+            line = []
+            for cell, parts in zip(row, columns, strict=True):
+                values = cell.values if isinstance(cell, Cell) else {parts[0]: cell}
+                line += [values.get(part) for part in parts]
+            writer.writerow(line)
         return file.getvalue()
 
 
-def _is_best(cell: Cell) -> bool:
-    return isinstance(cell, Number) and cell.is_best
-
-
-def _latex(cell: Cell) -> str:
-    text = str(cell).translate(_LATEX)
-    return rf"\textbf{{{text}}}" if _is_best(cell) else text
+def _text(cell: str | Cell, bold: str, escaped: Mapping[int, str] | None = None) -> str:
+    text = (cell if isinstance(cell, str) else cell.text).translate(escaped or {})
+    return bold.format(text) if isinstance(cell, Cell) and cell.is_best else text

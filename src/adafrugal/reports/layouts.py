@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,9 @@ from omegaconf import OmegaConf
 
 from adafrugal.reports import table
 from adafrugal.reports.arms import RATES, SHORT, Job
-from adafrugal.reports.grid import MISSING, Cell, Difference, Grid, Number
+from adafrugal.reports.grid import MISSING, Cell, Grid, number
 from adafrugal.reports.plan import Section
-from adafrugal.reports.statistics import Sample, contrast
+from adafrugal.reports.statistics import Sample
 from adafrugal.settings import REPOSITORY
 
 PUBLISHED = REPOSITORY / "experiments" / "published"
@@ -35,9 +36,7 @@ def grids(section: Section) -> dict[str, Grid]:
 
 def _comparison(section: Section) -> dict[str, Grid]:
     """Return a row for each job: results, difference to the reference, optimizer state, published values."""
-    losses = {
-        job.name: {seed: run.summary()["validation_loss"] for seed, run in job.runs.items()} for job in section.jobs
-    }
+    losses = {job.name: {s: run.summary()["validation_loss"] for s, run in job.runs.items()} for job in section.jobs}
     is_compared = section.reference in losses
     columns = [_published(name) for name in section.published]
     first, *others = table.COLUMNS
@@ -48,11 +47,9 @@ def _comparison(section: Section) -> dict[str, Grid]:
     for job in section.jobs:
         summaries = [run.summary() for run in job.runs.values()]
         none = DIVERGED if job.diverged and not job.runs else MISSING
-        cells: list[Cell] = table.measured(summaries) if summaries else [none] * len(table.COLUMNS)
+        cells: list[str | Cell] = table.measured(summaries) if summaries else [none] * len(table.COLUMNS)
         if is_compared:
-            difference = contrast(losses, {job.name: 1, section.reference: -1})
-            is_reference = job.name == section.reference
-            cells.insert(1, "–" if is_reference else Difference(difference, ".4f") if difference else MISSING)
+            cells.insert(1, table.compared(losses, job.name, section.reference, ".4f"))
         cells.append(table.state(summaries) if summaries else MISSING)
         for column in columns:
             cells += _beside(job, column)
@@ -79,7 +76,7 @@ def _published(name: str) -> dict[str, Any]:
     return found | {"values": found["perplexity"][column]}
 
 
-def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:
+def _beside(job: Job, column: Mapping[str, Any]) -> list[str]:
     """Return a job's published value and, if the settings are comparable, our difference to it."""
     value = column["values"].get(job.name)
     text = "not published here" if value is None else str(value)
@@ -93,16 +90,16 @@ def _beside(job: Job, column: Mapping[str, Any]) -> list[Cell]:
 
 def _search(section: Section) -> dict[str, Grid]:
     """Return a table of each arm's best rates, and one of all rates."""
-    arms: dict[str, list[Job]] = {}
+    arms: dict[str, list[Job]] = defaultdict(list)
     for job in section.jobs:
-        arms.setdefault(job.arm, []).append(job)
+        arms[job.arm].append(job)
     best = {arm: min(jobs, key=_loss) if any(job.runs for job in jobs) else None for arm, jobs in arms.items()}
     return {"The best of each arm:": _best(arms, best), "All, by learning rate (–: not tried):": _all(arms, best)}
 
 
 def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
     """Return a row for each arm: its best rates, and the lines on which they are the smallest or largest tried."""
-    rows: list[list[Cell]] = []
+    rows: list[list[str | Cell]] = []
     for arm, job in best.items():
         tried = [other for other in arms[arm] if other.runs or other.diverged]
         if job is None:
@@ -116,15 +113,15 @@ def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> 
 def _all(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
     """Return a row for each arm and its scales, a column for each learning rate."""
     rates = sorted({_rate(job, LR) for jobs in arms.values() for job in jobs}, key=float)
-    rows: dict[tuple[str, str, str], dict[str, Job]] = {}
+    rows: dict[tuple[str, str, str], dict[str, Job]] = defaultdict(dict)
     for arm, jobs in arms.items():
         for job in sorted(jobs, key=lambda job: [-job.rates.get(name, 0) for name in (S, C)]):
-            rows.setdefault((arm, _rate(job, S), _rate(job, C)), {})[_rate(job, LR)] = job
+            rows[arm, _rate(job, S), _rate(job, C)][_rate(job, LR)] = job
     lines = [[*row, *(_searched(found.get(rate), best[row[0]]) for rate in rates)] for row, found in rows.items()]
     return Grid(["arm", SHORT[S], SHORT[C], *(f"lr {rate}" for rate in rates)], lines)
 
 
-def _searched(job: Job | None, best: Job | None) -> Cell:
+def _searched(job: Job | None, best: Job | None) -> str | Cell:
     if job is None:
         return "–"
     if not job.runs:
@@ -132,12 +129,12 @@ def _searched(job: Job | None, best: Job | None) -> Cell:
     return replace(_losses(job), is_best=job is best)
 
 
-def _losses(job: Job) -> Number:
-    return Number(Sample.of(job.numbers("validation_loss")), ".4f")
+def _losses(job: Job) -> Cell:
+    return number(Sample.of(job.numbers("validation_loss")), ".4f")
 
 
 def _loss(job: Job) -> float:
-    return _losses(job).sample.mean if job.runs else math.inf
+    return statistics.mean(job.numbers("validation_loss")) if job.runs else math.inf
 
 
 def _rate(job: Job, name: str) -> str:

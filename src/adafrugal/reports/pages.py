@@ -43,12 +43,8 @@ def write(pages: Sequence[Page], out: Path, measured: Sequence[gpu.Measured] = (
 
 
 def _refuse_unknown(page: Page, section: Section) -> None:
-    allowed = {
-        "kind": layouts.KINDS,
-        "pictures": pictures.DRAWN,
-        "claims": claims.CLAIMS,
-        "published": layouts.columns(),
-    }
+    published = layouts.columns()
+    allowed = {"kind": layouts.KINDS, "pictures": pictures.DRAWN, "claims": claims.CLAIMS, "published": published}
     for key, names in allowed.items():
         given = getattr(section, key)
         for name in [given] if isinstance(given, str) else given:
@@ -104,9 +100,8 @@ def _seeds(job: Job) -> str:
 def _runs(section: Section, out: Path) -> str:
     lines = []
     for job in section.jobs:
-        links = (f"[seed {seed}]({_link(run, out)})" for seed, run in job.runs.items())
-        if job.runs:
-            lines.append(f"- {job.name}: {', '.join(links)}")
+        if links := ", ".join(f"[seed {seed}]({_link(run, out)})" for seed, run in job.runs.items()):
+            lines.append(f"- {job.name}: {links}")
     head = "<details><summary>The runs of this table</summary>"
     return "\n".join([head, "", *lines, "", "</details>"]) if lines else ""
 
@@ -129,11 +124,6 @@ def _index(pages: Sequence[Page]) -> str:
             wanted = sum(len(job.seeds) for job in section.jobs)
             judged = (f"{name} {claims.verdict(claims.judge(claims.CLAIMS[name], section))}" for name in section.claims)
             said = "; ".join(judged) if section.runs else ""
-            row = [
-                f"[{page.file.title}]({page.name}/README.md)",
-                section.title,
-                f"{len(section.runs)} of {wanted}",
-                said,
-            ]
-            lines.append(f"| {' | '.join(row)} |")
+            page_link, runs = f"[{page.file.title}]({page.name}/README.md)", f"{len(section.runs)} of {wanted}"
+            lines.append(f"| {page_link} | {section.title} | {runs} | {said} |")
     return "\n".join(lines) + "\n"

@@ -56,7 +56,7 @@ def draw_run(record: Record, file: Path) -> None:
     size, ratios = (7, 2 + 1.5 * len(names)), [2] + [1] * (len(names) - 1)
     with _figure(file, len(names), "path", figsize=size, height_ratios=ratios) as axes:
         panels = dict(zip(names, axes, strict=True))
-        loss = panels["loss"]
+        loss, state = axes[0], axes[-1]
         loss.plot(steps, [line["loss"] for line in lines], color="C0", alpha=0.5, label="training")
         validation = [line["validation_loss"] for line in evaluated]
         loss.plot(at, validation, "o-", color="C0", markersize=3, label="validation")
@@ -70,7 +70,6 @@ def draw_run(record: Record, file: Path) -> None:
             panels["scores"].plot(at, values, "o-", color=color, markersize=3, label=spoken(name))
             panels["scores"].set_ylabel("validation\nscores")
             panels["scores"].legend(frameon=False)
-        state = panels["state"]
         if moving:
             panels["density"].plot(steps, [line["density"] for line in lines], color="C1")
             panels["interval"].step(steps, [line["interval"] for line in lines], color="C2", where="post")
@@ -80,8 +79,7 @@ def draw_run(record: Record, file: Path) -> None:
             state.legend(frameon=False)
         labels = {"density": "density ρ", "interval": "interval T\n(steps)", "state": "optimizer state\n(MiB)"}
         for name in (*moving, "state"):
-            panels[name].set_ylabel(labels[name])
-            panels[name].set_ylim(bottom=0)
+            panels[name].set(ylabel=labels[name], ylim=(0, None))
         state.set_xlabel("step")
 
 
@@ -100,10 +98,6 @@ def draw(section: Section, directory: Path) -> dict[str, Path]:
     return files
 
 
-def _color(place: int) -> str:
-    return f"C{place % 10}"
-
-
 def _mean_curve(job: Job, read: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
     """Return the steps at which all seeds have a number, and its means over seeds; `read` takes a line of metrics."""
     runs = [{line["step"]: read(line) for line in run.metrics()} for run in job.runs.values()]
@@ -116,26 +110,18 @@ def _steps(axes: Any, jobs: Sequence[Job], read: Callable[[dict[str, Any]], Any]
     for place, job in enumerate(jobs):
         steps, values = _mean_curve(job, read)
         if steps:
-            axes.step(steps, values, color=_color(place), where="post", label=job.name)
-
-
-def _finish(axes: Any, ylabel: str) -> None:
-    axes.set_xlabel("step")
-    axes.set_ylabel(ylabel)
-    axes.set_ylim(bottom=0)
-    axes.legend(**LEGEND)
+            axes.step(steps, values, color=f"C{place}", where="post", label=job.name)
 
 
 def _loss(axes: Any, jobs: Sequence[Job]) -> None:
     lowest, latest = [], []
     for place, job in enumerate(jobs):
         steps, losses = _mean_curve(job, lambda line: line["loss"])
-        axes.plot(steps, losses, color=_color(place), linewidth=1.2, label=job.name)
+        axes.plot(steps, losses, color=f"C{place}", linewidth=1.2, label=job.name)
         lowest.append(min(losses))
         latest.append(losses[len(losses) // 5])
-    axes.set_ylim(min(lowest) - 0.1, max(latest) + 0.1)  # leaves out the steep fall of the first steps
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss (nats per token)")
+    shown = min(lowest) - 0.1, max(latest) + 0.1  # without the steep fall of the first steps
+    axes.set(xlabel="step", ylabel="training loss (nats per token)", ylim=shown)
     axes.legend(**LEGEND)
 
 
@@ -149,7 +135,7 @@ def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
     for place, (job, sample) in enumerate(zip(jobs, samples, strict=True)):
         sizes = job.numbers("state_bytes")
         start, end = (statistics.mean(size[when] for size in sizes) / MIB for when in ("start", "end"))
-        is_near, color = sample.mean <= FAR * best, _color(place)
+        is_near, color = sample.mean <= FAR * best, f"C{place}"
         height = sample.mean if is_near else highest + margin
         name = f"{job.name}, {sample.mean:.1f}{'' if is_near else ' (above)'}"
         axes.plot([start, end], [height, height], color=color, alpha=0.4)
@@ -157,25 +143,23 @@ def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
             [end], [height], yerr=[sample.spread or 0] if is_near else None, fmt=MARKERS[place % len(MARKERS)],
             color=color, capsize=3, clip_on=False, label=name,
         )  # fmt: skip
-    axes.set_ylim(lowest - margin, highest + margin)
-    axes.set_xlim(left=0)
+    axes.set(ylim=(lowest - margin, highest + margin), xlim=(0, None), ylabel="validation perplexity")
     axes.set_xlabel("optimizer state (MiB): a point at the end of the run, a line from its start")
-    axes.set_ylabel("validation perplexity")
     axes.legend(**LEGEND, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _controls(axes: Any, jobs: Sequence[Job]) -> None:
     for panel, key, name in zip(axes, ("density", "interval"), ("density ρ", "interval T (steps)"), strict=True):
         _steps(panel, jobs, lambda line, key=key: line.get(key))
-        panel.set_ylabel(name)
-        panel.set_ylim(bottom=0)
+        panel.set(ylabel=name, ylim=(0, None))
     axes[0].legend(**LEGEND)
     axes[1].set_xlabel("step")
 
 
 def _state(axes: Any, jobs: Sequence[Job]) -> None:
     _steps(axes, jobs, lambda line: line["state_bytes"] / MIB)
-    _finish(axes, "optimizer state (MiB)")
+    axes.set(xlabel="step", ylabel="optimizer state (MiB)", ylim=(0, None))
+    axes.legend(**LEGEND)
 
 
 def _roles(axes: Any, jobs: Sequence[Job]) -> None:
@@ -202,8 +186,10 @@ def _always_state_full(run: Record) -> float:
 def _memory(axes: Any, jobs: Sequence[Job]) -> None:
     for place, job in enumerate(jobs):
         steps, sizes = _mean_curve(job, lambda line: in_use(line.get("memory", {})))
-        axes.plot(steps, sizes, color=_color(place), label=job.name)
-    _finish(axes, "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU")
+        axes.plot(steps, sizes, color=f"C{place}", label=job.name)
+    ylabel = "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU"
+    axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
+    axes.legend(**LEGEND)
 
 
 def in_use(memory: dict[str, float]) -> float | None:
@@ -218,7 +204,7 @@ def _time(axes: Any, jobs: Sequence[Job]) -> None:
     for place, phase in enumerate(PHASES):
         shares = ([s.get(phase, 0.0) / (s["forward"] + s["backward"]) for s in job.numbers("seconds")] for job in jobs)
         widths = [statistics.mean(share) for share in shares]
-        axes.barh(range(len(jobs)), widths, left=left, color=_color(place), label=phase)
+        axes.barh(range(len(jobs)), widths, left=left, color=f"C{place}", label=phase)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(jobs)), [job.name for job in jobs])
     axes.invert_yaxis()

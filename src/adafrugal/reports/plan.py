@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -108,41 +108,38 @@ def _refuse_doubles(names: Sequence[str], what: str) -> None:
 
 
 def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
-    """Return the pages with the runs that belong to them."""
-    found: dict[str, list[Record]] = {}
+    """Return the pages with the runs that belong to them: finished ones, and those whose loss diverged."""
+    found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         identity = (record.environment() or {}).get("identity")
-        if identity and (record.status == "finished" or _has_diverged(record)):
-            found.setdefault(settings_key(identity["differs"], identity["labels"]["data"]), []).append(record)
+        has_diverged = record.status == "failed" and any(f"loss is {word}" in record.reason for word in ("nan", "inf"))
+        if identity and (has_diverged or record.status == "finished"):
+            found[settings_key(identity["differs"], identity["labels"]["data"])].append(record)
     return [replace(page, sections=[_filled(section, found) for section in page.sections]) for page in pages]
 
 
-def _has_diverged(record: Record) -> bool:
-    return record.status == "failed" and any(f"loss is {word}" in record.reason for word in ("nan", "inf"))
-
-
-def _filled(section: Section, found: dict[str, list[Record]]) -> Section:
+def _filled(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
     """Return the section with one run for each seed: the first, by name, of the section's text."""
     wanted = []  # job, seed, data set, fingerprint, run
-    texts: dict[str, Counter[str]] = {}  # data set -> fingerprints of the runs
+    texts: dict[str, Counter[str]] = defaultdict(Counter)  # data set -> fingerprints of the runs
     for job in section.jobs:
-        for run in found.get(job.key, []):
+        for run in found.get(job.key, ()):
             environment = run.environment()
             labels, text = environment["identity"]["labels"], str(environment["data"]["fingerprint"])
             if (seed := int(labels["seed"])) in job.seeds:
-                wanted.append((job, seed, labels["data"], text, run))
-                texts.setdefault(labels["data"], Counter())[text] += 1
+                wanted.append((job.name, seed, labels["data"], text, run))
+                texts[labels["data"]][text] += 1
     usual = {data: counted.most_common(1)[0][0] for data, counted in texts.items()}
-    runs: dict[str, dict[int, Record]] = {job.name: {} for job in section.jobs}
+    taken: dict[str, dict[int, Record]] = defaultdict(dict)  # job -> seed -> run
     others = []
-    for job, seed, data, text, run in wanted:
-        if text.startswith(section.text or usual[data]) and seed not in runs[job.name]:
-            runs[job.name][seed] = run
+    for name, seed, data, text, run in wanted:
+        if text.startswith(section.text or usual[data]) and seed not in taken[name]:
+            taken[name][seed] = run
         else:
             others.append(run)
-    return replace(section, jobs=[_with_runs(job, runs[job.name]) for job in section.jobs], others=others)
-
-
-def _with_runs(job: Job, runs: dict[int, Record]) -> Job:
-    finished = {seed: runs[seed] for seed in sorted(runs) if runs[seed].status == "finished"}
-    return replace(job, runs=finished, diverged=tuple(seed for seed in sorted(runs) if seed not in finished))
+    jobs = []
+    for job in section.jobs:
+        runs = dict(sorted(taken[job.name].items()))
+        finished = {seed: run for seed, run in runs.items() if run.status == "finished"}
+        jobs.append(replace(job, runs=finished, diverged=tuple(seed for seed in runs if seed not in finished)))
+    return replace(section, jobs=jobs, others=others)

@@ -1,4 +1,4 @@
-"""Statistics over seeds: a mean with its spread, and paired differences between arms with an interval."""
+"""Statistics over seeds: a mean with its spread and interval, and sums of several arms' numbers seed by seed."""
 
 from __future__ import annotations
 
@@ -22,37 +22,22 @@ class Sample:
         found = list(numbers)
         return cls(statistics.mean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends of the mean's 95% interval, by Student's t; None for one seed."""
+        from scipy.special import stdtrit
 
-@dataclass(frozen=True)
-class Contrast:
-    """A weighted sum of several arms' numbers, seed by seed, such as the paired difference a − b.
+        if self.spread is None:
+            return None
+        half = float(stdtrit(self.n - 1, 0.975)) * self.spread / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
 
-    Runs of one seed begin with the same weights and read the same batches, so much of the spread cancels. `low` and
-    `high` are the ends of the 95% interval of Student's t over the n seeds that all arms have; None for one seed.
+
+def contrast(numbers: Mapping[str, Mapping[int, float]], coefficients: Mapping[str, float]) -> Sample | None:
+    """Return the sum over arms of coefficient × number (arm -> seed -> number), such as the paired difference a − b.
+
+    Runs of one seed begin with the same weights and read the same batches, so much of the spread cancels. None if no
+    seed has all arms.
     """
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-def contrast(numbers: Mapping[str, Mapping[int, float]], coefficients: Mapping[str, float]) -> Contrast | None:
-    """Return the sum over arms of coefficient × number (arm -> seed -> number); None if no seed has all arms."""
-    if not coefficients.keys() <= numbers.keys():
-        return None
-    seeds = sorted(set.intersection(*(set(numbers[arm]) for arm in coefficients)))
-    if not seeds:
-        return None
-    sample = Sample.of(sum(c * numbers[arm][seed] for arm, c in coefficients.items()) for seed in seeds)
-    if sample.spread is None:
-        return Contrast(sample.mean, None, None, 1)
-    half = student(sample.n - 1) * sample.spread / math.sqrt(sample.n)
-    return Contrast(sample.mean, sample.mean - half, sample.mean + half, sample.n)
-
-
-def student(freedom: int) -> float:
-    """Return the 97.5% quantile of Student's t with `freedom` degrees of freedom."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
+    seeds = sorted(set.intersection(*(set(numbers.get(arm, ())) for arm in coefficients)))
+    return Sample.of(sum(c * numbers[arm][s] for arm, c in coefficients.items()) for s in seeds) if seeds else None

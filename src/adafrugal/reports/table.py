@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports.grid import MISSING, Cell, Change, Difference, Grid, Number
+from adafrugal.reports.grid import MISSING, Cell, Grid, change, difference, number
 from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.settings.identity import still_part
 from adafrugal.tracking.record import Record, spoken
@@ -83,7 +84,7 @@ def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 def _language(records: Sequence[Record]) -> Grid:
     has_memory = all("estimate" in record.summary().get("memory", {}) for record in records)
-    rows: list[list[Cell]] = []
+    rows: list[list[str | Cell]] = []
     for name, runs in _rows(records):
         found = [run.summary() for run in runs]
         rows.append([name, str(len(runs)), f"{found[0]['steps']:,}", *measured(found), state(found)])
@@ -95,15 +96,21 @@ def _language(records: Sequence[Record]) -> Grid:
 def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:
     """Return the cells of `COLUMNS`: means over the summaries of some runs."""
     return [
-        Number(Sample.of(factor * summary[key] for summary in summaries), form, "%" if factor == 100 else "")
+        number(Sample.of(factor * summary[key] for summary in summaries), form, "%" if factor == 100 else "")
         for key, form, factor in COLUMNS.values()
     ]
 
 
-def state(summaries: Sequence[Mapping[str, Any]]) -> Change:
+def state(summaries: Sequence[Mapping[str, Any]]) -> Cell:
     """Return the cell of the optimizer's state: means over the summaries of some runs."""
     start, end = (statistics.mean(s["state_bytes"][when] / 2**20 for s in summaries) for when in ("start", "end"))
-    return Change(start, end, "MiB")
+    return change(start, end, "MiB")
+
+
+def compared(numbers: Mapping[str, Mapping[int, float]], arm: str, reference: str, form: str) -> str | Cell:
+    """Return the cell of an arm's difference to the reference, paired by seed (arm -> seed -> number)."""
+    found = contrast(numbers, {arm: 1, reference: -1}) if arm != reference else None
+    return "–" if arm == reference else difference(found, form) if found else MISSING
 
 
 def _memory(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -152,27 +159,28 @@ def _scores(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tupl
     lines = []
     for arm, row in sorted(rows.items(), key=_place):
         counts = sorted({len(row.get(name, ())) for name in sets})
-        cells: list[Cell] = [arm, "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))]
+        cells: list[str | Cell] = [arm, "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))]
         if has_mean:
-            difference = contrast(means, {arm: 1, REFERENCE: -1})
-            cells.append(Number(Sample.of(means[arm].values()), ".2f") if means[arm] else MISSING)
-            cells.append("–" if arm == REFERENCE else Difference(difference, ".2f") if difference else MISSING)
+            cells += [_points(means[arm].values()), compared(means, arm, REFERENCE, ".2f")]
         for name, metric in columns:
-            found = [run.summary()[when][metric] for run in row.get(name, ()) if metric in run.summary()[when]]
-            cells.append(Number(Sample.of(100 * value for value in found), ".2f") if found else MISSING)
+            found = (run.summary()[when].get(metric) for run in row.get(name, ()))
+            cells.append(_points(100 * value for value in found if value is not None))
         lines.append([*cells, state([run.summary() for runs in row.values() for run in runs])])
     return Grid(head, lines)
+
+
+def _points(values: Iterable[float]) -> str | Cell:
+    found = list(values)
+    return number(Sample.of(found), ".2f") if found else MISSING
 
 
 def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
     """Return a sort key for rows: the reference first, then by arm, then by settings as numbers."""
     arm, *settings = item[0].split()
-    values = []
-    for value in (setting.partition("=")[2] for setting in settings):
-        try:
-            values.append((float(value), value))
-        except ValueError:
-            values.append((math.inf, value))
+    values = [(math.inf, setting.partition("=")[2]) for setting in settings]
+    for place, (_, value) in enumerate(values):
+        with suppress(ValueError):
+            values[place] = float(value), value
     return arm != REFERENCE, arm, values
 
 

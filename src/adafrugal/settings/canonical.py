@@ -12,7 +12,7 @@ from adafrugal.optim.controls import INTERVALS, Control
 if TYPE_CHECKING:
     from adafrugal.settings.schema import Settings
 
-_OF_SIZE = ("value", "start", "end")  # keys of a control that are densities, or ranks
+OF_SIZE = ("value", "start", "end")  # keys of a control that are densities, or ranks
 
 
 def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings:
@@ -31,11 +31,19 @@ def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings
         SettingError: a rank above the hidden size.
     """
     found = copy.deepcopy(settings)
+    trainer, optimizer = found.trainer, found.optimizer
     if epoch is not None:
-        found.trainer.steps = found.trainer.steps or max(1, round((found.trainer.epochs or 0) * epoch))
-        found.trainer.epochs = None
+        trainer.steps, trainer.epochs = trainer.steps or max(1, round((trainer.epochs or 0) * epoch)), None
         found.eval.every = found.eval.every or epoch
-    found.optimizer.settle(found.trainer.steps, epoch, hidden_size)
+    if optimizer.kind == "frugal":
+        interval = described(optimizer.interval)
+        if epoch is not None and interval["kind"] == "loss_aware" and interval.get("every") is None:
+            optimizer.interval = interval | {"every": min(epoch, max(1, trainer.steps // 20))}
+        if optimizer.rank is not None:
+            density = density_of_rank(optimizer.rank, hidden_size)
+            is_within = all(density.get(key, 0) <= 1 for key in OF_SIZE)
+            optimizer.need(is_within, "rank", f"up to the hidden size, {hidden_size}")
+            optimizer.density, optimizer.rank = density, None
     return found
 
 
@@ -56,7 +64,7 @@ def described(control: Any) -> dict[str, Any]:
 
 def density_of_rank(rank: Any, hidden_size: int) -> dict[str, Any]:
     """Convert a control of ranks, in columns of `hidden_size`, to a control of densities."""
-    return {key: v / hidden_size if key in _OF_SIZE else v for key, v in described(rank).items()}
+    return {key: v / hidden_size if key in OF_SIZE else v for key, v in described(rank).items()}
 
 
 def with_run_length(control: Any, steps: int) -> dict[str, Any]:

@@ -1,24 +1,35 @@
-"""Compose the words of a command and the repository's settings files into checked settings."""
+"""From the words of a command and the repository's settings files to checked settings."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.settings import REPOSITORY, explain, schema, validate
-from adafrugal.settings.ranges import parts
-from adafrugal.settings.schema import Settings
+from adafrugal.settings import REPOSITORY, explain
+from adafrugal.settings.ranges import check_ranges, parts
+from adafrugal.settings.schema import SCHEMAS, Settings, is_plain_name
+from adafrugal.system import secrets
 from adafrugal.system.errors import SettingError
 
 
 @functools.cache  # once a process, because it takes a fifth of a composition's time
 def register(repository: Path = REPOSITORY) -> None:
     """Register the schema, and the resolvers that the files use, with Hydra and OmegaConf."""
-    schema.register()
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Settings)
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas:
+            store.store(group=group, name=f"schema_{schema.kind}", node=schema)
     OmegaConf.register_new_resolver("repository", lambda path="": str(repository / path), replace=True)
     OmegaConf.register_new_resolver("groups", lambda: explain.groups(repository), replace=True)
 
@@ -40,6 +51,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
         SettingError: a word that cannot be composed, or no settings files.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import open_dict
 
@@ -48,6 +60,8 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
     register()
     try:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            loader.repository = _files(REPOSITORY)
             found = compose("config", list(overrides), return_hydra_config=True)
         hydra = found.hydra
         with open_dict(found):
@@ -55,6 +69,24 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a number for a group
         raise SettingError(explain.explain(error)) from error
     return found, dict(hydra.runtime.choices), hydra
+
+
+@functools.cache
+def _files(repository: Path) -> Any:
+    """Return Hydra's reader of the settings files; it reads each file once, which halves a composition's time."""
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.global_hydra import GlobalHydra
+
+    class Files(ConfigRepository):
+        _read = functools.cache(ConfigRepository.load_config)
+
+        def load_config(self, config_path: str) -> Any:
+            return copy.deepcopy(self._read(config_path))  # compositions change what they get
+
+        def __deepcopy__(self, _: Any) -> Files:  # Hydra makes a copy for each composition
+            return self
+
+    return Files(GlobalHydra.instance().config_loader().config_search_path)
 
 
 def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True) -> Settings:
@@ -68,17 +100,83 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
     Raises:
         SettingError: an unknown key, a missing value or an impossible one; the message is one line.
     """
-    validate.refuse_unknown_keys(composed)
+    _refuse_unknown_keys(composed)
     try:
-        validate.refuse_credentials(OmegaConf.to_container(composed, resolve=True))
+        refuse_credentials(OmegaConf.to_container(composed, resolve=True))
         found: Settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise SettingError(explain.explain(error)) from error
-    validate.refuse_choices(choices)
+    _refuse_choices(choices)
     found.arm = found.arm or choices["optimizer"]
-    validate.refuse_impossible(found)
-    if to_run:
-        validate.refuse_uninstalled(found)
+    refuse_impossible(found)
     for part in parts(found):
+        if to_run and part.package is not None and find_spec(part.package) is None:
+            what = f"{part.path} needs the package {part.package}, which is not installed"
+            raise SettingError(f"{what}; pip install {part.package.replace('_', '-')}, or choose another {part.path}")
         part.canonical(found)
     return found
+
+
+def refuse_impossible(settings: Settings) -> None:
+    """Raise a SettingError about the first value that is impossible, or does not go with the others."""
+    settings.task.check(settings)  # first, because all other checks rely on the kinds of data and model
+    for part in parts(settings):
+        check_ranges(part)
+    for part in parts(settings):
+        part.check(settings)
+
+
+def refuse_credentials(value: Any, name: str = "") -> None:
+    """Raise a SettingError if a setting, also in a container, holds a credential, since settings are recorded."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            refuse_credentials(part, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, str):
+        for variable, secret in secrets.named().items():
+            if secret in value:
+                raise SettingError(
+                    f"{name} holds the value of {variable} in the environment, and every setting stands in the record; "
+                    "allowed: settings without keys. What needs one reads the variable itself"
+                )
+
+
+def _refuse_unknown_keys(node: DictConfig, path: str = "") -> None:
+    """Raise a SettingError if a key was added with + or removed with ~, since composition allows both."""
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    allowed = [f.name for f in fields(schema)]
+    for name in allowed:
+        if name not in node:  # missing, or removed
+            why = "" if OmegaConf.is_missing(node, name) else f", since ~{path}{name} takes it away; leave that out"
+            raise SettingError(f"{path}{name}: no value is given{why}")
+    for key in node:
+        if key not in allowed:
+            raise SettingError(explain.no_such(f"{path}{key}", allowed))
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _refuse_unknown_keys(child, f"{path}{key}.")
+        elif path == "" and key in SCHEMAS:
+            raise SettingError(f"{key} is {node[key]!r}; name a file of conf/{key}, such as those in `--help`")
+
+
+def _refuse_choices(choices: Mapping[str, str | None]) -> None:
+    """Raise a SettingError if a group's choice is missing, a path, or without effect."""
+    for group in ("trainer", "eval"):  # without a file, the schema's defaults would be used silently
+        if choices.get(group) is None:
+            raise SettingError(f"{group}: no value is given, since ~{group} takes it away; leave that out")
+    for group in ("task", "data", "model", "optimizer"):  # their names form the name of the run's directory
+        if not is_plain_name(given := str(choices.get(group))):
+            raise SettingError(f"{group} is {given!r}; allowed: the name of a file of conf/{group}, not a path to it")
+    optimizers, optimizer = REPOSITORY / "conf" / "optimizer", choices["optimizer"]
+    if not (optimizers / "for" / f"{choices.get('optimizer/for@optimizer')}.yaml").exists():
+        return
+    listed = OmegaConf.load(optimizers / f"{optimizer}.yaml").defaults
+    usual = {group: name for entry in listed if not isinstance(entry, str) for group, name in entry.items()}
+    instead = {"density": "optimizer.rank={kind:cosine,start:8,end:2}", "interval": "optimizer.interval=50"}
+    for group, value in instead.items():
+        if (given := choices.get(f"optimizer/{group}")) != usual.get(group):
+            raise SettingError(
+                f"optimizer/{group} is {given}, which optimizer={optimizer} overrules with its own for "
+                f"task={choices['task']}; write a value instead, such as {value}"
+            )

@@ -95,10 +95,6 @@ def _each_once(names: Sequence[str]) -> bool:
     return 0 < len(names) == len(set(names))
 
 
-def _of_a_pair(names: Sequence[str]) -> bool:
-    return _each_once(names) and len(names) <= 2
-
-
 @dataclass
 class LabelledSettings(Part, path="data"):
     """Sentences, or pairs of them, each with a class or a score, in the layout of GLUE."""
@@ -107,7 +103,9 @@ class LabelledSettings(Part, path="data"):
     source: str | None = None  # hub repository, or a directory in its layout
     subset: str | None = None  # configuration of a hub repository
     revision: str | None = None
-    fields: list[str] = ranged([], _of_a_pair, "the name of one column, or of the two of a pair, each once")
+    fields: list[str] = ranged(
+        [], lambda names: _each_once(names) and len(names) < 3, "one column, or the two of a pair, each once"
+    )
     label_field: str = "label"
     classes: int | None = at_least(2, 2, ", or null where labels are scores")  # null: the loss is the squared error
     split: str = "train"

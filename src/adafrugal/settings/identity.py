@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -31,53 +31,43 @@ _CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
 
 @dataclass(frozen=True)
 class Identity:
-    """A run's directory, key and labels.
+    """A run's directory, key and labels."""
 
-    Args:
-        directory: `<run_root>/<task>-<data>-<model>/<arm>-<hash>`.
-        key: `<arm>-<hash>`.
-        labels: task, data, model, arm and seed, by which reports select runs.
-    """
-
-    directory: Path
-    key: str
-    labels: dict[str, Any]
+    directory: Path  # <run_root>/<task>-<data>-<model>/<arm>-<hash>
+    key: str  # <arm>-<hash>
+    labels: dict[str, Any]  # task, data, model, arm and seed, by which reports select runs
 
 
 def identify(settings: Settings, choices: Mapping[str, str]) -> Identity:
     """Return the identity of a run; `choices` maps groups to the chosen files."""
-    labels = {group: choices[group] for group in ("task", "data", "model")} | {"arm": settings.arm}
+    chosen = {group: choices[group] for group in ("task", "data", "model")}
     digest = hashlib.sha256(json.dumps(differing(settings), sort_keys=True).encode()).hexdigest()[:10]
     key = f"{settings.arm}-{digest}"
-    setting = "-".join(labels[group] for group in ("task", "data", "model"))
-    return Identity(Path(settings.run_root).absolute() / setting / key, key, labels | {"seed": settings.seed})
+    directory = Path(settings.run_root).absolute() / "-".join(chosen.values()) / key
+    return Identity(directory, key, chosen | {"arm": settings.arm, "seed": settings.seed})
 
 
-def differing(settings: Settings) -> dict[str, Any]:
-    """Return the settings that differ from the schema's defaults, by dotted name.
+def differing(settings: Any, path: str = "") -> dict[str, Any]:
+    """Return the settings that differ from the schema's defaults, by dotted name below `path`.
 
     Only these are hashed, so that a new setting whose default changes nothing does not change the identity of old
     records.
     """
-    return dict(_differing(settings, ""))
+    defaults, found = type(settings)(), {}
+    for field in fields(settings):
+        name, value = f"{path}{field.name}", getattr(settings, field.name)
+        if name in NOT_PART:
+            continue
+        if is_dataclass(value):
+            found |= differing(value, f"{name}.")
+        elif name in _CONTROLS and isinstance(value, Mapping):
+            usual = {f.name: f.default for f in fields((controls.DENSITIES | controls.INTERVALS)[value["kind"]])}
+            found |= {f"{name}.{key}": v for key, v in value.items() if key == "kind" or v != usual[key]}
+        elif field.name == "kind" or value != getattr(defaults, field.name):
+            found[name] = value
+    return found
 
 
 def still_part(differs: Mapping[str, Any]) -> dict[str, Any]:
     """Drop names that are no longer part of the identity from the result of an older version of `differing`."""
     return {name: value for name, value in differs.items() if name not in NOT_PART}
-
-
-def _differing(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    defaults = type(node)()
-    for field in fields(node):
-        name, value = f"{path}{field.name}", getattr(node, field.name)
-        if name in NOT_PART:
-            continue
-        if is_dataclass(value):
-            yield from _differing(value, f"{name}.")
-        elif name in _CONTROLS and isinstance(value, Mapping):
-            kind = (controls.DENSITIES | controls.INTERVALS)[value["kind"]]
-            usual = {f.name: f.default for f in fields(kind)}
-            yield from ((f"{name}.{key}", v) for key, v in value.items() if key == "kind" or v != usual[key])
-        elif field.name == "kind" or value != getattr(defaults, field.name):
-            yield name, value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafrugal.optim import choices, controls
 from adafrugal.optim.choices import NAMES, ON_SHARDS, POLICIES, RANGES, SUBSPACES, TREATMENTS, works_on_shards
-from adafrugal.settings.canonical import density_of_rank, described, run_steps, spelled, with_run_length
+from adafrugal.settings.canonical import OF_SIZE, density_of_rank, described, run_steps, spelled, with_run_length
 from adafrugal.settings.explain import nearest
 from adafrugal.settings.ranges import Part, above, at_least, is_number, one_of, ranged, refusal, within
 from adafrugal.system.errors import SettingError
@@ -30,9 +30,6 @@ class OptimizerSettings(Part, path="optimizer"):
         """Refuse fsdp for optimizers other than AdamW and FRUGAL's family, which need whole matrices."""
         able = "adamw, or one of FRUGAL's family, with trainer.parallel=fsdp: others need whole matrices; ddp takes all"
         self.need(s.trainer.parallel != "fsdp" or self.kind in ("adamw", "frugal"), "kind", able)
-
-    def settle(self, steps: int | None, epoch: int | None, hidden_size: int) -> None:
-        """Fill in what depends on the data and the model, as `canonical.settled` says."""
 
 
 @dataclass
@@ -116,20 +113,17 @@ class FrugalSettings(AdamWSettings):
         estimated = "null, since only what is trained from random weights is estimated"
         self.need(not fits or s.task.kind == "pretrain", "fit_gib", estimated)
         self.need(not (fits and is_sharded), "fit_gib", "null with trainer.parallel=fsdp, which is not estimated")
-        if s.trainer.update_in_backward and self.nonfinite is not None:
-            why = "it looks at all gradients at once; trainer.on_nonfinite looks at the loss"
-            s.trainer.need(False, "update_in_backward", f"false with optimizer.nonfinite={self.nonfinite}, since {why}")
 
     def _check_controls(self, steps: int) -> None:
-        rank, density = self.rank, self.density
-        if rank is not None and density is not None:
-            both = f"optimizer.rank is {rank} and optimizer.density is {density}"
+        given, rank = {"density": self.density, "interval": self.interval}, self.rank
+        if rank is None:
+            some = "a share from 0 to 1, or a control such as optimizer/density=linear; or give optimizer.rank"
+            self.need(self.density is not None, "density", some)
+        elif self.density is not None:
+            both = f"optimizer.rank is {rank} and optimizer.density is {self.density}"
             raise SettingError(f"{both}: each says how much is selected; set one to null")
-        some = "a share from 0 to 1, or a control such as optimizer/density=linear; or give optimizer.rank"
-        self.need(rank is not None or density is not None, "density", some)
-        given = {"density": density, "interval": self.interval}
-        if rank is not None:
-            sizes = [v for key, v in described(rank).items() if key in ("value", "start", "end")]
+        else:
+            sizes = [v for key, v in described(rank).items() if key in OF_SIZE]
             possible = all(is_number(size) and 0 <= size <= _LARGEST for size in sizes)
             self.need(possible, "rank", "a number of columns, 0 or more, or a control of such numbers")
             given = {"rank": density_of_rank(rank, _LARGEST), "interval": self.interval}
@@ -170,26 +164,13 @@ class FrugalSettings(AdamWSettings):
     def canonical(self, s: Settings) -> None:
         """Write controls in canonical form, and a subspace with its defaults as its name."""
         self.state_dtype = None if self.state_dtype == "float32" else self.state_dtype
-        if self.rank is None:
-            self.density = spelled(self.density, controls.DENSITIES, s)
-        else:
-            self.rank = spelled(self.rank, controls.DENSITIES, s)
+        chosen = "density" if self.rank is None else "rank"
+        setattr(self, chosen, spelled(getattr(self, chosen), controls.DENSITIES, s))
         self.interval = spelled(self.interval, controls.INTERVALS, s)
         if isinstance(self.subspace, dict):
             kind = self.subspace["kind"]
             different = {k: v for k, v in self.subspace.items() if k != "kind" and v != SUBSPACES[kind][k][0]}
             self.subspace = {"kind": kind} | different if different else kind
-
-    def settle(self, steps: int | None, epoch: int | None, hidden_size: int) -> None:
-        """Fill in what depends on the data and the model, as `canonical.settled` says."""
-        interval = described(self.interval)
-        if epoch is not None and interval["kind"] == "loss_aware" and interval.get("every") is None:
-            self.interval = interval | {"every": min(epoch, max(1, steps // 20))}
-        if self.rank is not None:
-            density = density_of_rank(self.rank, hidden_size)
-            within_size = all(density.get(key, 0) <= 1 for key in ("value", "start", "end"))
-            self.need(within_size, "rank", f"up to the hidden size, {hidden_size}")
-            self.density, self.rank = density, None
 
 
 @dataclass

@@ -6,7 +6,6 @@ declares its range; each class checks which of its values go together.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from adafrugal.settings.optimizer_settings import (
     LoraSettings,
     MuonSettings,
 )
-from adafrugal.settings.ranges import Part, above, at_least, near_divisors, one_of, ranged, within
+from adafrugal.settings.ranges import Part, above, at_least, is_number, near_divisors, one_of, ranged, within
 from adafrugal.system.errors import SettingError
 
 
@@ -34,7 +33,7 @@ def is_plain_name(name: str) -> bool:
 class TaskSettings(Part, path="task"):
     """A task."""
 
-    has_epochs: ClassVar[bool]  # of known length
+    has_epochs: ClassVar[bool] = False  # of known length
     takes: ClassVar[dict[str, tuple[tuple[str, ...], str]]]  # group -> kinds that go with the task, example file
 
     def check(self, s: Settings) -> None:
@@ -49,7 +48,6 @@ class TaskSettings(Part, path="task"):
 class PretrainSettings(TaskSettings):
     """Causal language modelling from random weights."""
 
-    has_epochs: ClassVar[bool] = False
     takes: ClassVar = {"data": (("embedded", "corpus"), "embedded"), "model": (("llama",), "llama_3m")}
     kind: str = "pretrain"
 
@@ -62,10 +60,6 @@ class FinetuneSettings(TaskSettings):
     takes: ClassVar = {"data": (("labelled",), "rte"), "model": (("encoder",), "roberta_base")}
     kind: str = "finetune"
     lr: float = at_least(0, 1e-4)  # of FRUGAL's family on this task: their optimizer.lr refers to it
-
-
-def _is_chunk(rows: int | str) -> bool:
-    return rows == "auto" if isinstance(rows, str) else rows >= 1
 
 
 @dataclass
@@ -83,7 +77,9 @@ class LlamaSettings(Part, path="model"):
     initializer_range: float = ranged(0.02, lambda deviation: 0 <= deviation < 10, "0 or more, below 10")
     dtype: str = one_of("float32", "bfloat16")  # of the weights
     # rows of logits held at once; null: all of a micro-batch; auto: as many as fit
-    loss_chunk_rows: int | str | None = ranged("auto", _is_chunk, "auto, 1 or more, or null for no chunks")
+    loss_chunk_rows: int | str | None = ranged(
+        "auto", lambda rows: rows == "auto" or (is_number(rows) and rows >= 1), "auto, 1 or more, or null for no chunks"
+    )
 
     def check(self, s: Settings) -> None:
         """Require heads of an even size, enough positions, and a precision that suits the dtype."""
@@ -124,7 +120,7 @@ class ConstantSchedule(Part, path="schedule"):
     warmup: int | float | None = None  # steps, or a share of the run below 1; null: a tenth of the run
 
     def period(self, s: Settings) -> int:
-        """Return the number of steps after which the schedule ends or restarts."""
+        """Return the steps after which the schedule ends or restarts."""
         return run_steps(s)
 
     def check(self, s: Settings) -> None:
@@ -164,7 +160,7 @@ class RestartingSchedule(CosineSchedule):
     cycle: int | None = None  # steps; null: the whole run
 
     def period(self, s: Settings) -> int:
-        """Return the number of steps after which the schedule restarts."""
+        """Return the steps after which the schedule restarts."""
         return run_steps(s) if self.cycle is None else self.cycle
 
     def check(self, s: Settings) -> None:
@@ -218,16 +214,20 @@ class TrainerSettings(Part, path="trainer"):
             self.need(micro >= 1 and batch % micro == 0, "micro_batch_size", divisors)
         self._check_parallel(task)
         clashes = {  # another setting -> whether it is set, and why update_in_backward excludes it
-            f"micro_batch_size={micro}": (micro not in (None, batch),
-                                          f"each backward pass is a step then; allowed with it: {batch}, or null"),
-            f"clip_norm={self.clip_norm}": (self.clip_norm is not None, "the norm is of all gradients at once"),
-            "precision=fp16": (self.precision == "fp16", "its gradients are scaled back all at once; bf16 needs none"),
-            "compile=true": (self.compile is True, "compiled code gives all gradients at once"),
-            "parallel=ddp": (self.parallel == "ddp", "its gradients are summed in buckets; or trainer.parallel=fsdp"),
+            f"trainer.micro_batch_size={micro}": (
+                micro not in (None, batch), f"each backward pass is a step then; allowed with it: {batch}, or null"),
+            f"trainer.clip_norm={self.clip_norm}": (self.clip_norm is not None, "the norm is of all gradients at once"),
+            "trainer.precision=fp16": (
+                self.precision == "fp16", "its gradients are scaled back all at once; bf16 needs none"),
+            "trainer.compile=true": (self.compile is True, "compiled code gives all gradients at once"),
+            "trainer.parallel=ddp": (
+                self.parallel == "ddp", "its gradients are summed in buckets; or trainer.parallel=fsdp"),
+            f"optimizer.nonfinite={(nonfinite := getattr(s.optimizer, 'nonfinite', None))}": (
+                nonfinite is not None, "it looks at all gradients at once; trainer.on_nonfinite looks at the loss"),
         }  # fmt: skip
         for what, (is_so, why) in clashes.items():
-            allowed = f"false with trainer.{what}, since {why}"
-            self.need(not (self.update_in_backward and is_so), "update_in_backward", allowed)
+            is_free = not (self.update_in_backward and is_so)
+            self.need(is_free, "update_in_backward", f"false with {what}, since {why}")
 
     def _check_parallel(self, task: TaskSettings) -> None:
         is_sharded = self.parallel == "fsdp"
@@ -311,15 +311,3 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
     "tracking": (LocalTracking, WandbTracking),
 }
-
-
-@functools.cache
-def register() -> None:
-    """Put the schema into Hydra's ConfigStore."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Settings)
-    for group, schemas in SCHEMAS.items():
-        for schema in schemas:
-            store.store(group=group, name=f"schema_{schema.kind}", node=schema)

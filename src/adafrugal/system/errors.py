@@ -16,7 +16,7 @@ class TrainingError(RuntimeError):
 
 
 def line(error: BaseException) -> str:
-    """The message of an error in one line; the name of its class where it has none."""
+    """The message of an error in one line; the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -11,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-
-from adafrugal.system.errors import SettingError
 
 
 @contextmanager
@@ -48,29 +45,16 @@ def made(place: Path) -> Iterator[Path]:
     Where another process was first, its directory stays: names say what is in them.
 
     Raises:
-        SettingError: it cannot be written.
+        OSError: it cannot be written.
     """
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".preparing-") as scratch:
-            whole = Path(scratch) / "whole"
-            whole.mkdir()
-            yield whole
-            try:
-                whole.rename(place)
-            except OSError:
-                if not place.is_dir():
-                    raise
-                shutil.rmtree(whole)
-    except OSError as error:
-        raise SettingError(explain_disk(error, str(place.parent))) from error
-
-
-def explain_disk(error: OSError, directory: str) -> str:
-    """The line for an error in writing under `cache_root`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{directory} is full: make room (the same command goes on), choose another cache_root, or set "
-            "data.store_limit_gib"
-        )
-    return f"cache_root is {directory}: {error.strerror}; choose a directory that can be written to and has room"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".preparing-") as scratch:
+        whole = Path(scratch) / "whole"
+        whole.mkdir()
+        yield whole
+        try:
+            whole.rename(place)
+        except OSError:
+            if not place.is_dir():
+                raise
+            shutil.rmtree(whole)

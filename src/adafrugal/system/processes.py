@@ -18,17 +18,10 @@ _parent: int | None = None  # the process that a `Helper` works for
 
 
 class Helper:
-    """A Python process that runs `main(pipe)` of a module.
+    """A Python process that runs `main(pipe)` of a module, by its full name.
 
-    It is started by command rather than by multiprocessing, which would import the main program again.
-
-    Args:
-        module: its full name.
-        quiet: whether what it prints is dropped.
-
-    Attributes:
-        pipe: this end of its pipe, which ends when the process does.
-        process: the process.
+    It is started by command rather than by multiprocessing, which would import the main program again. `pipe` is this
+    end of its pipe, which ends when the process does; `quiet` drops what it prints.
 
     Raises:
         OSError: there is no memory for another process.
@@ -39,15 +32,10 @@ class Helper:
         given = f"{module!r}, {theirs.fileno()}, {os.getpid()}"
         code = f"from adafrugal.system import processes; processes.help_parent({given})"
         command = [sys.executable, "-P", "-c", code]  # -P: modules of the user's directory are not imported
-        output = DEVNULL if quiet else None
+        output, own = DEVNULL if quiet else None, [theirs.fileno()]
         with theirs:  # closed here, so that the pipe ends when the process does
             self.process = Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                stdin=DEVNULL,
-                stdout=output,
-                stderr=output,
+                command, pass_fds=own, start_new_session=True, stdin=DEVNULL, stdout=output, stderr=output
             )
 
     def end(self, seconds: float) -> int | None:

@@ -111,7 +111,7 @@ class Record:
 
     def set_status(self, status: str, **more: Any) -> None:
         """Write the status; on a full disk, overwrite the old file in place."""
-        text = _json_of({"status": status, "time": _now(), **more})
+        text = _json_of({"status": status, "time": _now(), **more}, indent=2)
         try:
             self._write("status.json", text)
         except OSError as error:
@@ -123,11 +123,11 @@ class Record:
 
     def write_environment(self, found: Mapping[str, Any]) -> None:
         """Write versions, machine, code and data."""
-        self._write("environment.json", _json_of(found))
+        self._write("environment.json", _json_of(found, indent=2))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the results."""
-        self._write("summary.json", _json_of(summary))
+        self._write("summary.json", _json_of(summary, indent=2))
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line, which has `step`, to metrics.jsonl."""
@@ -135,7 +135,7 @@ class Record:
 
     def write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl."""
-        self._write("metrics.jsonl", "".join(map(_line_of, lines)))
+        self._write("metrics.jsonl", "".join(map(_json_of, lines)))
 
     def add_event(self, event: str, **more: Any) -> None:
         """Append a line to events.jsonl."""
@@ -167,14 +167,14 @@ class Record:
                     kept.append(line)
                 elif damage is not None and is_early and "step" in line and event not in ("start", "checkpoint"):
                     raise damage
-            self._write(file.name, "".join(map(_line_of, kept)))
+            self._write(file.name, "".join(map(_json_of, kept)))
 
     def _line_files(self) -> list[Path]:
         return [file for name in _LINES if (file := self.directory / name).exists()]
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         with (self.directory / name).open("ab", buffering=0) as file:
-            size, left = file.tell(), _line_of(line).encode()
+            size, left = file.tell(), _json_of(line).encode()
             try:
                 while left:
                     left = left[file.write(left) :]
@@ -217,12 +217,8 @@ def _read(file: Path, text: bytes) -> dict[str, Any]:
         raise SettingError(f"{file} is damaged ({error}); remove the run's directory to begin anew") from error
 
 
-def _json_of(value: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(value), indent=2) + "\n"
-
-
-def _line_of(value: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(value)) + "\n"
+def _json_of(value: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_plain(value), indent=indent) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -15,9 +15,9 @@ from adafrugal.memory.fit import Fitted
 from adafrugal.models import optimizers
 from adafrugal.models.schedule import factor
 from adafrugal.settings.canonical import settled
+from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
-from adafrugal.settings.validate import refuse_impossible
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
 from adafrugal.training import compiling, devices
@@ -200,7 +200,9 @@ class Run:
         except Exception as error:  # of any kind: a finished run must not fail because its estimate fails
             self._warn(f"there is no estimate of the memory in the summary: {error}")
             return
-        summary["memory"] |= measure.beside(foretold.total, summary["memory"]["peak_of_the_run"], self._memory_before)
+        grown = summary["memory"]["peak_of_the_run"] - self._memory_before  # on a CPU of all memory of the process
+        error = foretold.total / grown - 1 if grown > 0 else 0.0
+        summary["memory"] |= {"estimate": foretold.total, "grown": grown, "estimate_error": error}
         summary["memory"] |= {"estimate_phase": foretold.phase, "is_upper_bound": summary["compile"] is not None}
 
 

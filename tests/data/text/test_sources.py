@@ -36,22 +36,11 @@ def resolve(corpus_settings, tmp_path):
 def test_a_directory_in_the_hubs_layout_has_its_splits_in_the_order_of_the_files(resolve):
     source = resolve()
     assert [Path(file).name[:14] for file in source.train.files] == [f"c4-train.{i:05}" for i in range(10)]
-    assert len(source.validation.files) == 1
-    assert source.train.rules.keep == source.validation.rules.keep == "all"
     assert texts(source) == [text for file in source.train.files for text in texts_of(file)]
     assert len(texts(source, "validation")) == 100
     held_out = resolve(split="validation", held_out=0.2)
     assert len(texts(held_out)) + len(texts(held_out, "validation")) == 100, "although there is a validation split"
-
-
-def test_where_there_is_no_validation_split_documents_are_held_out_by_hash(resolve, c4_layout):
-    readme = c4_layout / "README.md"
-    readme.write_text(readme.read_text().split("  - split: validation")[0] + "---\n")
-    source = resolve(held_out=0.1)
-    train, held_out = texts(source), texts(source, "validation")
-    assert sorted(train + held_out) == sorted(text for file in source.train.files for text in texts_of(file))
-    assert 30 < len(held_out) < 100
-    assert "10.00% of the documents, by hash" in source.described()["validation"]
+    assert "20.00% of the documents, by hash" in held_out.described()["validation"]
 
 
 @pytest.mark.parametrize(
@@ -79,29 +68,35 @@ TEXTS = sentences(30)
 
 @pytest.fixture
 def files(tmp_path):
-    """The same 30 documents in every format."""
+    """The same 30 documents in every format, and an empty file."""
     root = tmp_path / "files"
     root.mkdir()
     lines = "".join(json.dumps({"text": t, "n": 1}) + "\n" for t in TEXTS)
     (root / "a.jsonl").write_text(lines)
     (root / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     pyarrow.parquet.write_table(pyarrow.table({"n": [1] * 30, "text": TEXTS}), root / "a.parquet", row_group_size=7)
-    (root / "paragraphs.txt").write_text("\n\n".join(TEXTS) + "\n")
     (root / "lines.txt").write_text("\n".join(TEXTS) + "\n")
     for number in range(3):
-        (root / f"part{number}.text.txt").write_text("\n\n".join(TEXTS[10 * number : 10 * number + 10]))
+        (root / f"part{number}.text.txt").write_text("\n\n".join(TEXTS[10 * number : 10 * number + 10]) + "\n")
+    (root / "empty.jsonl").touch()
     return root
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "paragraphs.txt", "lines.txt", "part*.txt"])
-def test_every_format_gives_its_documents(resolve, files, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "sample_by", "expected"),
+    [
+        ("a.jsonl", "paragraph", TEXTS),
+        ("a.jsonl.gz", "paragraph", TEXTS),
+        ("a.parquet", "paragraph", TEXTS),
+        ("lines.txt", "line", TEXTS),
+        ("part*.txt", "paragraph", TEXTS),
+        ("part*.txt", "document", ["\n\n".join(TEXTS[i : i + 10]) for i in (0, 10, 20)]),
+        ("empty.jsonl", "paragraph", []),
+    ],
+)
+def test_every_format_gives_its_documents(resolve, files, name, sample_by, expected, monkeypatch):
     monkeypatch.chdir(files.parent)  # names are relative to it
-    source = resolve(source=f"files/{name}", sample_by="line" if name == "lines.txt" else "paragraph", **ALL)
-    assert [text.strip() for text in texts(source)] == TEXTS
-
-
-def test_a_text_file_can_be_one_document(resolve, files):
-    assert len(texts(resolve(source=str(files / "part*.txt"), sample_by="document", **ALL))) == 3
+    assert [text.strip() for text in texts(resolve(source=f"files/{name}", sample_by=sample_by, **ALL))] == expected
 
 
 def test_names_with_brackets_are_names(resolve, tmp_path):
@@ -137,14 +132,10 @@ def test_text_that_is_not_utf8_breaks_its_own_document(resolve, files):
 @pytest.mark.parametrize("harm", ["cut", "flip", "not gzip"])
 def test_a_broken_gzip_is_named_with_how_far_it_was_read(resolve, c4_layout, harm):
     file = c4_layout / "en" / "c4-train.00004-of-00010.json.gz"
-    content = bytearray(file.read_bytes())
-    if harm == "cut":
-        content = content[: len(content) // 2]
-    elif harm == "flip":
-        content[len(content) // 2] ^= 0xFF
-    else:
-        content = bytearray(b"plain text")
-    file.write_bytes(content)
+    content = file.read_bytes()
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 0xFF]) + content[half + 1 :]
+    file.write_bytes({"cut": content[:half], "flip": flipped, "not gzip": b"plain text"}[harm])
     seen = []
     with pytest.raises(SettingError, match=r"c4-train.00004-of-00010.json.gz cannot be read after \d+ doc.*damaged"):
         seen.extend(after for _, after in sources.read(resolve(), resolve().train, Position()))
@@ -159,11 +150,6 @@ def test_a_broken_parquet_is_named(resolve, files, harm):
     file.write_bytes(content[: len(content) // 2] if harm == "cut" else content[:4] + bytes(596) + content[600:])
     with pytest.raises(SettingError, match=r"a.parquet cannot be read after \d+ documents: "):
         read(source)
-
-
-def test_an_empty_file_has_no_documents(resolve, files):
-    (files / "empty.jsonl").touch()
-    assert texts(resolve(source=str(files / "empty.jsonl"), subset=None)) == []
 
 
 # -- positions, fingerprints, samples ---------------------------------------------------------------------------------
@@ -189,18 +175,14 @@ def test_the_fingerprint_is_of_the_documents_and_not_of_the_path(resolve, c4_lay
     assert len({before, *(resolve(**more).fingerprint for more in others)}) == 4
     assert resolve(source=str(c4_layout.rename(tmp_path / "moved"))).fingerprint == before
     file = tmp_path / "moved" / "en" / "c4-train.00003-of-00010.json.gz"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert resolve(source=str(tmp_path / "moved")).fingerprint != before
 
 
 def test_a_sample_is_spread_over_the_files(resolve):
     source = resolve()
-    found = list(sources.sample(source, size=30_000))
-    files = [texts_of(file) for file in source.train.files]
-    assert all(set(found) & set(file) for file in files)
-    assert set(found) <= {text for file in files for text in file}
+    found, files = {*sources.sample(source, size=30_000)}, [{*texts_of(file)} for file in source.train.files]
+    assert all(found & file for file in files) and found <= set.union(*files)
 
 
 def test_the_embedded_text_is_sampled_evenly_and_has_another_fingerprint_when_it_is_normalized(tmp_path, monkeypatch):

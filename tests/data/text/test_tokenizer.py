@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from adafrugal.data.text import tokenizer
 from adafrugal.data.text.tokenizer import PretrainedTokenizer
@@ -24,9 +24,7 @@ def trained(request):
 
 def same(first, second):
     """Whether two tokenizers are one, and cut alike."""
-    assert (first.size, first.end, first.pad, first.fingerprint) == (
-        second.size, second.end, second.pad, second.fingerprint
-    )  # fmt: skip
+    assert all(getattr(first, name) == getattr(second, name) for name in ("size", "end", "pad", "fingerprint"))
     assert [a.tolist() for a in first.encode(TEXT[:9])] == [b.tolist() for b in second.encode(TEXT[:9])]
 
 
@@ -49,49 +47,47 @@ def test_each_token_has_the_bytes_of_its_own_piece(trained):
 
 
 def test_the_same_text_gives_the_same_model_however_long_its_documents_are():
-    first, second = (tokenizer.train(TEXT, 300, "bpe").fingerprint for _ in range(2))
-    assert first == second != tokenizer.train(TEXT, 301, "bpe").fingerprint
+    first, second, other = (tokenizer.train(TEXT, size, "bpe").fingerprint for size in (300, 300, 301))
+    assert first == second != other
     assert tokenizer.train([" ".join(TEXT) * 40], 310, "bpe").size == 310
 
 
 def test_without_byte_fallback_unseen_text_is_unknown_and_still_counted():
     found = tokenizer.train(TEXT, 60, "bpe", byte_fallback=False)
     ((ids, counts),) = found.encode_with_bytes(["漢字"])
-    assert counts.sum() == 6
-    assert found.decode(ids[:-1]) != "漢字"
+    assert counts.sum() == 6 and found.decode(ids[:-1]) != "漢字"
 
 
 def test_a_saved_or_pickled_tokenizer_is_the_same(trained, like_t5, tmp_path):
-    for name, made in (("trained", trained), ("pretrained", PretrainedTokenizer.of_transformers(str(like_t5[0])))):
+    for name, made in (("trained", trained), ("pretrained", like_t5[1])):
         (tmp_path / name).mkdir()
         made.save(tmp_path / name)
         same(made, tokenizer.load(tmp_path / name))
         same(made, pickle.loads(pickle.dumps(made)))
 
 
+def endless():
+    """A model without an end-of-sentence piece."""
+    how = {"vocab_size": 50, "eos_id": -1, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXT), model_writer=(model := io.BytesIO()), **how)
+    return model.getvalue()
+
+
+HAN = "".join(map(chr, range(0x4E00, 0x4F00))) * 20
+
+
 @pytest.mark.parametrize(
-    ("text", "size", "message"),
+    ("make", "message"),
     [
-        (TEXT, 5000, r"vocabulary_size is 5000, which .* cannot fill; allowed: up to \d+ "),
-        (["".join(map(chr, range(0x4E00, 0x4F00))) * 20], 300, r"more characters than that; allowed: \d+ or more"),
+        (lambda: tokenizer.train(TEXT, 5000, "bpe"), r"_size is 5000, which .* cannot fill; allowed: up to \d+ "),
+        (lambda: tokenizer.train([HAN], 300, "bpe"), r"more characters than that; allowed: \d+ or more"),
+        (lambda: tokenizer.SentencePieceTokenizer(b"no model"), "tokenizer.name: the file is no SentencePiece model"),
+        (lambda: tokenizer.SentencePieceTokenizer(endless()), r"no end-of-sentence piece.*data.tokenizer.kind=train"),
     ],
 )
-def test_a_vocabulary_that_does_not_fit_the_text_is_one_line_with_the_limit(text, size, message):
+def test_a_vocabulary_or_a_model_that_cannot_be_used_is_one_line(make, message):
     with pytest.raises(SettingError, match=message):
-        tokenizer.train(text, size, "bpe")
-
-
-def test_a_file_that_is_no_model_or_closes_no_sentence_is_one_line():
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT), model_writer=model, vocab_size=50, eos_id=-1, minloglevel=2
-    )
-    for content, message in (
-        (b"no model", "data.tokenizer.name: the file is no SentencePiece model"),
-        (model.getvalue(), r"no end-of-sentence piece.*data.tokenizer.kind=train"),
-    ):
-        with pytest.raises(SettingError, match=message):
-            tokenizer.SentencePieceTokenizer(content)
+        make()
 
 
 def test_a_tokenizer_of_many_pieces_needs_four_bytes_a_token(trained, monkeypatch):
@@ -103,9 +99,16 @@ def test_a_tokenizer_of_many_pieces_needs_four_bytes_a_token(trained, monkeypatc
 # -- transformers' ----------------------------------------------------------------------------------------------------
 
 
+def saved(made, directory, **names):
+    """The tokenizer as transformers has it, and as ours once it is saved."""
+    theirs = PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    theirs.save_pretrained(directory)
+    return theirs, PretrainedTokenizer.of_transformers(str(directory))
+
+
 @pytest.fixture
 def like_t5(tmp_path):
-    """A directory with a tokenizer made as T5's is: unigram, specials and sentinels among its pieces, all special."""
+    """A tokenizer made as T5's is: unigram, specials and sentinels among its pieces, all special; theirs and ours."""
     specials = ["<pad>", "</s>", "<unk>"]
     sentinels = [f"<extra_id_{i}>" for i in range(3)]
     letters = sorted({*"▁abcdefghijklmnopqrstuvwxyz/<>_0123456789"})
@@ -115,15 +118,13 @@ def like_t5(tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     made.decoder = tokenizers.decoders.Metaspace()
     made.add_special_tokens([*specials, *sentinels])
-    PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=sentinels
-    ).save_pretrained(tmp_path / "like-t5")
-    return tmp_path / "like-t5", len(pieces) - len(sentinels)
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_special_tokens": sentinels}
+    return saved(made, tmp_path / "like-t5", **names)
 
 
 def test_sentinels_are_ordinary_text_and_do_not_count(like_t5):
-    directory, size = like_t5
-    found, theirs = PretrainedTokenizer.of_transformers(str(directory)), AutoTokenizer.from_pretrained(directory)
+    theirs, found = like_t5
+    size = len(theirs) - 3
     assert found.size == size and (found.end, found.pad) == (1, 0)
     text = "the <extra_id_1> and </s> and <pad>"
     (ids,) = found.encode([text])
@@ -145,9 +146,7 @@ def test_added_tokens_keep_their_numbers_and_specials_are_only_text(tmp_path):
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(["<|pad|>", "<|end|>"])
     made.add_tokens(["<tool>"])
-    theirs = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|pad|>", eos_token="<|end|>")
-    theirs.save_pretrained(tmp_path)
-    found = PretrainedTokenizer.of_transformers(str(tmp_path))
+    theirs, found = saved(made, tmp_path, pad_token="<|pad|>", eos_token="<|end|>")
     assert (found.pad, found.end, found.size) == (256, 257, 259)
     for text in ("a<tool>b", "plain"):
         assert found.encode([text])[0][:-1].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
@@ -162,9 +161,7 @@ def test_special_words_are_only_text_where_spaces_divide_words(tmp_path):
     model = tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    names = {"pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(tmp_path)
-    found = PretrainedTokenizer.of_transformers(str(tmp_path))
+    _, found = saved(made, tmp_path, pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]")
     text = "a [SEP] b [PAD]"
     ((ids, counts),) = found.encode_with_bytes([text])
     assert ids.tolist() == found.encode([text])[0].tolist()

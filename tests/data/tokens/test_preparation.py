@@ -48,20 +48,6 @@ def test_an_interrupted_preparation_goes_on_and_leaves_the_store_of_an_uninterru
     assert len((wanted.directory / "train" / "index.jsonl").read_text().splitlines()) == len(expected[0])
 
 
-def test_a_broken_file_ends_it_with_its_line_and_the_shards_before_stay(plan, begin, c4_layout):
-    wanted = plan()
-    file = c4_layout / "en" / "c4-train.00007-of-00010.json.gz"
-    content = file.read_bytes()
-    file.write_bytes(content[:500])
-    with pytest.raises(SettingError, match=r"c4-train.00007.* is damaged \(.*\); get the file again"):
-        begin(wanted).finish()
-    train, _ = wanted.splits()
-    assert len(train.entries) > 0 and not train.is_complete
-    file.write_bytes(content)
-    train, _ = prepare(wanted).splits()
-    assert sum(entry.documents for entry in train.entries) == 600
-
-
 def test_it_ends_with_its_workers_when_the_process_that_began_it_does(plan, tmp_path):
     wanted = plan(processes=2)
     (tmp_path / "plan").write_bytes(pickle.dumps(wanted))

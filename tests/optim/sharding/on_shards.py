@@ -31,7 +31,6 @@ ARMS = {
     "blocks, by elements": {"subspace": {"kind": "blocks", "match": "elements", "order": "random"}},
     "columns": {"subspace": "columns"},
     "columns, overlap kept": {"subspace": "columns", "on_refresh": "keep_overlap"},
-    "columns, state in bfloat16": {"subspace": "columns", "state_dtype": "bfloat16"},
     "lion and sgd": {"subspace": "columns", "state_full": "lion", "state_free": "sgd"},
     "signsgd": {"density": 0},
     "slab": {"subspace": "slab"},
@@ -67,8 +66,6 @@ class Model(nn.Module):
         return hidden + self.head(hidden)  # of many numbers, or all gradients would have one direction
 
     def optimizer(self, arm, **settings):
-        if arm == "adamw":
-            return torch.optim.AdamW(self.parameters(), lr=0.01)
         named = list(self.named_parameters())
         split = [(n, p) for n, p in named if p.ndim == 2]
         moving = {"density": LinearDecay(0.6, 0.2, steps=25), "interval": LossAware(3, 9, threshold=0.5, every=1)}
@@ -88,8 +85,7 @@ class Training:
         self.optimizer = self.model.optimizer(arm, **settings)
         if in_backward:
             UpdateInBackward(self.optimizer)
-        if isinstance(self.optimizer, Frugal):
-            self.optimizer.register_refresh_hook(lambda event: self.refreshed.add((event.event, event.step)))
+        self.optimizer.register_refresh_hook(lambda event: self.refreshed.add((event.event, event.step)))
 
     def go(self, steps):
         for step in steps:
@@ -99,10 +95,9 @@ class Training:
             self.spoke += [step + 1] * bool(said and said.get_total_counts())
             self.optimizer.zero_grad()
             self.losses.append(loss)
-            if isinstance(self.optimizer, Frugal):
-                if step % 5 == 4:
-                    self.optimizer.observe(round(loss, 3))
-                self.choices.update(self.optimizer.checksum().encode())
+            if step % 5 == 4:
+                self.optimizer.observe(round(loss, 3))
+            self.choices.update(self.optimizer.checksum().encode())
         return self
 
     def backward(self, step):
@@ -118,17 +113,10 @@ class Training:
             loss /= SIZE
         return loss.item()
 
-    def state_bytes(self):
-        if isinstance(self.optimizer, Frugal):
-            return self.optimizer.state_bytes().by_role()
-        values = [v for state in self.optimizer.state.values() for v in state.values() if v.ndim]
-        return {"moments": sum(v.to_local().nbytes if self.mesh else v.nbytes for v in values)}
-
     def moments(self):
         """All moments, whole, as `state_dict` gives them."""
         state = sorted(self.optimizer.state_dict()["state"].items())
-        found = [value for _, entry in state for key, value in sorted(entry.items()) if "exp_avg" in key]
-        return [whole(value) for value in found]
+        return [whole(value) for _, entry in state for key, value in sorted(entry.items()) if "exp_avg" in key]
 
     def load(self, other):
         """Take weights and state from another training, whole or sharded."""
@@ -165,21 +153,21 @@ def compared(arm, mesh, **how):
         "choices": parts.choices.hexdigest(), "as one process": together.choices.hexdigest(),
         "spoke": parts.spoke, "refreshed": sorted({s for e, s in parts.refreshed if e != "shrink"}),
         "events": sorted(parts.refreshed) == sorted(together.refreshed), "late": ("continued", 3) in parts.refreshed,
-        "bytes": parts.state_bytes(), "of": together.state_bytes(),
-        "interval": getattr(parts.optimizer, "interval", None),
+        "bytes": parts.optimizer.state_bytes().by_role(), "of": together.optimizer.state_bytes().by_role(),
+        "interval": parts.optimizer.interval,
     }  # fmt: skip
 
 
 def resumed(arm, mesh):
     """How far a run on shards is from one that went on from its state; and runs on one process and on two likewise."""
-    one = Training(arm, mesh).go(range(8))
+    one = Training(arm, mesh).go(range(6))
     found = {}
     for name, of in (("on as many", mesh), ("on one", None)):
         found[name] = Training(arm, of).load(one)
-    alone = Training(arm).go(range(8))
+    alone = Training(arm).go(range(6))
     found["from one"] = Training(arm, mesh).load(alone)
     for each in (one, alone, *found.values()):
-        each.go(range(8, 16))
+        each.go(range(6, 12))
     return {name: apart(each, alone if name == "from one" else one) for name, each in found.items()}
 
 
@@ -274,8 +262,9 @@ def run(rank):
     dist.init_process_group(backend, init_method=store, rank=rank, world_size=SIZE)
     mesh = init_device_mesh(DEVICE, (SIZE,))
     twofold = init_device_mesh(DEVICE, (1, SIZE), mesh_dim_names=("replicate", "shard"))
-    found = {arm: compared(arm, mesh) for arm in ("adamw", *ARMS) if arm != "svd, randomized"}
-    for arm in ("columns", "svd"):
+    elsewhere = ("lion and sgd", "svd, randomized")
+    found = {arm: compared(arm, mesh) for arm in ARMS if arm not in elsewhere}
+    for arm in ("lion and sgd", "svd"):
         found[f"{arm}, in the backward pass"] = compared(arm, mesh, in_backward=True)
     found["svd, on a mesh of two dimensions"] = compared("svd", twofold)
     found["svd, gradients that come late"] = compared("svd, randomized", mesh, late=True)
@@ -289,6 +278,6 @@ def run(rank):
 
 
 if __name__ == "__main__":
-    for arm in ("adamw", *ARMS) if DEVICE == "cpu" else ():
+    for arm in ARMS if DEVICE == "cpu" else ():
         on_one(arm, arm == "svd, randomized")  # once for both processes
     mp.start_processes(run, nprocs=SIZE, start_method="fork")

@@ -18,33 +18,27 @@ codecs.register_error("adafrugal_invalid", lambda error: (INVALID, error.end))
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules that select a split's documents from its files.
+    """Rules that select a split's documents from its files."""
 
-    Args:
-        json_lines: each piece is a line of JSON; else it is the text.
-        text_field: the key of the text in a line of JSON.
-        keep: all documents, those held out by hash, or the rest.
-        held_out: share of documents that is held out.
-        normalization: of Unicode: none, nfc or nfkc.
-    """
-
-    json_lines: bool
-    text_field: str
-    keep: Literal["all", "held_out", "rest"] = "all"
-    held_out: float = 0.0
-    normalization: str = "none"
+    json_lines: bool  # each piece is a line of JSON; else it is the text
+    text_field: str  # the key of the text in a line of JSON
+    keep: Literal["all", "held_out", "rest"] = "all"  # all documents, those held out by hash, or the rest
+    held_out: float = 0.0  # share of documents that is held out
+    normalization: str = "none"  # of Unicode: none, nfc or nfkc
 
 
 @dataclass
 class Counts:
-    """Number of sound pieces, selected or not, and of skipped ones by reason.
+    """Numbers of pieces."""
 
-    `fields` are the keys of the first line of JSON that lacks the text field, for an error message.
-    """
+    sound: int = 0  # selected or not
+    skipped: Counter[str] = field(default_factory=Counter)  # by reason
+    fields: list[str] = field(default_factory=list)  # keys of the first line of JSON without the text field
 
-    sound: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    fields: list[str] = field(default_factory=list)
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class _Broken(ValueError):
@@ -63,9 +57,12 @@ def select(pieces: Iterable[Any], rules: Rules) -> tuple[list[str], Counts]:
             counts.fields = counts.fields or fields
             continue
         counts.sound += 1
-        if _is_kept(text, rules):
-            form = rules.normalization
-            texts.append(text if form == "none" else unicodedata.normalize(form.upper(), text))
+        if rules.keep != "all":
+            is_held_out = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < rules.held_out * 2**64
+            if is_held_out != (rules.keep == "held_out"):
+                continue
+        form = rules.normalization
+        texts.append(text if form == "none" else unicodedata.normalize(form.upper(), text))
     return texts, counts
 
 
@@ -93,10 +90,3 @@ def _text(piece: Any, rules: Rules) -> str:
     if INVALID in piece or not piece.strip():
         raise _Broken("not UTF-8" if INVALID in piece else "empty")
     return piece
-
-
-def _is_kept(text: str, rules: Rules) -> bool:
-    if rules.keep == "all":
-        return True
-    digest = hashlib.sha256(text.encode()).digest()
-    return (int.from_bytes(digest[:8], "big") < rules.held_out * 2**64) == (rules.keep == "held_out")

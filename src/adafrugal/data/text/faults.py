@@ -1,10 +1,12 @@
-"""Explain the errors of a source in one line: the repository or file, the cause, and the remedy."""
+"""Explain errors of a source or of the cache in one line: the repository, file or directory, cause and remedy."""
 
 from __future__ import annotations
 
+import errno
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from adafrugal.system.errors import SettingError, chain, line
 
@@ -15,8 +17,11 @@ def is_path(name: str, needs_owner: bool = True) -> bool:
 
 
 @contextmanager
-def of_hub(setting: str, name: str) -> Iterator[None]:
-    """Convert errors of the hub's client to a SettingError of one line; `setting` has the value `name`."""
+def of_hub(setting: str, name: str, otherwise: str = "") -> Iterator[None]:
+    """Convert errors of the hub's client to a SettingError of one line; `setting` has the value `name`.
+
+    `otherwise` begins the line of any other error, which is not converted if it is empty.
+    """
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # it logs every retry
@@ -25,9 +30,11 @@ def of_hub(setting: str, name: str) -> Iterator[None]:
     except SettingError:
         raise
     except Exception as error:
-        if (reason := _of_hub(error, setting)) is None:
+        if reason := _of_hub(error, setting):
+            raise SettingError(f"{setting} is {name}, {reason}") from error
+        if not otherwise:
             raise
-        raise SettingError(f"{setting} is {name}, {reason}") from error
+        raise SettingError(f"{otherwise}: {line(error).partition(' Example of usage')[0]}") from error
 
 
 def _of_hub(error: BaseException, setting: str) -> str | None:
@@ -53,6 +60,19 @@ def _of_hub(error: BaseException, setting: str) -> str | None:
         (_is_connection(error), f"{unreached}, {local}"),
     )
     return next((text for holds, text in lines if holds), None)
+
+
+@contextmanager
+def of_disk(directory: Path) -> Iterator[None]:
+    """Convert errors in writing under `cache_root` to a SettingError of one line."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cache_root is {directory}: {error.strerror}; choose a directory that can be written to and has room"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "make room (the same command goes on), choose another cache_root, or set data.store_limit_gib"
+            why = f"{directory} is full: {remedy}"
+        raise SettingError(why) from error
 
 
 def explain_file(error: BaseException, file: str, documents: int) -> str:

@@ -11,14 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adafrugal.data.text import embedded, faults
-from adafrugal.data.text.documents import Rules, select
+from adafrugal.data.text.documents import Rules, digest, select
 from adafrugal.settings.schema import CorpusSettings, EmbeddedSettings
 from adafrugal.system import files
-from adafrugal.system.errors import SettingError, line
+from adafrugal.system.errors import SettingError
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -31,50 +32,32 @@ ENDS = 1 << 16  # bytes at each end of a local file that its fingerprint covers
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the validation split of a source.
+    """The training or the validation split of a source."""
 
-    Args:
-        files: paths or addresses for load_dataset, in order.
-        rules: which documents of the files belong to the split.
-    """
-
-    files: tuple[str, ...]
-    rules: Rules
+    files: tuple[str, ...]  # paths or addresses for load_dataset, in order
+    rules: Rules  # which documents of the files belong to the split
 
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus and its files.
+    """A corpus and its files."""
 
-    Args:
-        name: for messages.
-        format: the `datasets` loader of its files: json, text, parquet, …
-        text_field: the column of the text.
-        sample_by: the unit of a text file that is one document: line, paragraph or document.
-        train, validation: its two splits.
-        fingerprint: equal for equal documents, judged by the files' names, sizes and ends, or addresses at the hub.
-        text_bytes: of the training split; None if unknown.
-        about: more entries for a record.
-    """
-
-    name: str
-    format: str
-    text_field: str
-    sample_by: str
+    name: str  # for messages
+    format: str  # the `datasets` loader of its files: text (for lines of JSON, too), parquet, …
+    sample_by: str  # the unit of a text file that is one piece: line, paragraph or document
     train: Split
     validation: Split
-    fingerprint: str
-    text_bytes: int | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str  # equal for equal documents, judged by files' names, sizes and ends, or addresses at the hub
+    text_bytes: int | None = None  # of the training split; None if unknown
+    about: dict[str, Any] = field(default_factory=dict)  # more entries for a record
 
     def described(self) -> dict[str, Any]:
         """Return plain values that describe the source, for a record."""
-        files = {split: len(getattr(self, split).files) for split in ("train", "validation")}
+        files = {"train": len(self.train.files), "validation": len(self.validation.files)}
         return {"name": self.name, "fingerprint": self.fingerprint, "files": files, **self.about}
 
 
-@dataclass(frozen=True, order=True)
-class Position:
+class Position(NamedTuple):
     """A position in a split: the number of a file, and of a piece (row, line) in it."""
 
     file: int = 0
@@ -94,29 +77,26 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         return _embedded(data, cache_root, say)
     named = str(data.source)
     if glob.has_magic(named) or Path(named).is_file():
-        return _of_files(data, sorted(glob.glob(named, recursive=True)))  # noqa: PTH207 - a name may be absolute
+        return _source(data, *_of_files(data, sorted(glob.glob(named, recursive=True))))  # noqa: PTH207 - may be absolute
     if Path(named).is_dir():
-        with faults.of_hub("data.source", named):
-            return _source(data, *_of_layout(data))
-    is_file = _format(named) is not None or Path(named).suffix in COMPRESSIONS
-    if faults.is_path(named) or is_file:
+        return _source(data, *_of_layout(data))
+    if faults.is_path(named) or _format(named) or Path(named).suffix in COMPRESSIONS:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
         )
     asked = [data.source, data.subset, data.revision, MEMO]
-    memo = cache_root / "sources" / f"{named.replace('/', '--')}-{_digest(asked)[:12]}"
+    memo = cache_root / "sources" / f"{named.replace('/', '--')}-{digest(asked)[:12]}"
     if not memo.is_dir():
         say(f"asking the hub which files {named} has, once")
         try:
-            with faults.of_hub("data.source", named):
-                found = _of_layout(data)
+            found = _of_layout(data)
         except SettingError as error:
             directory, name = named.split("/")
             if Path(directory).is_dir():  # perhaps a local path was meant
                 raise SettingError(f"{error}; the directory {directory} here has no {name}") from error
             raise
-        with files.made(memo) as scratch:
+        with faults.of_disk(memo.parent), files.made(memo) as scratch:
             (scratch / "files.json").write_text(json.dumps(found, indent=1))
     return _source(data, *json.loads((memo / "files.json").read_text()))
 
@@ -131,8 +111,7 @@ def read(source: Source, split: Split, begin: Position) -> Iterator[tuple[list[A
     """
     for number in range(begin.file, len(split.files)):
         so_far = begin.piece if number == begin.file else 0
-        pieces: list[Any] = []
-        characters = 0
+        pieces, characters = [], 0
         for piece in _pieces(source, split.files[number], so_far):
             pieces.append(piece)
             characters += len(piece or "")
@@ -177,9 +156,8 @@ def sample(source: Source, size: int) -> Iterator[str]:
 
 def refuse_missing_field(source: Source, found: Sequence[str]) -> None:
     """Raise SettingError, since the text field is not among those found."""
-    raise SettingError(
-        f"data.text_field is {source.text_field}, which {source.name} does not have; allowed: {', '.join(found)}"
-    )
+    name = source.train.rules.text_field
+    raise SettingError(f"data.text_field is {name}, which {source.name} does not have; allowed: {', '.join(found)}")
 
 
 # -- finding the files ------------------------------------------------------------------------------------------------
@@ -190,12 +168,14 @@ def _embedded(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], Non
     form = data.tokenizer.normalization
     rules = Rules(json_lines=True, text_field="text", normalization=form)
     splits = (Split((str(directory / f"embedded-{name}.jsonl"),), rules) for name in ("train", "validation"))
-    fingerprint = fingerprint if form == "none" else _digest([fingerprint, form])
-    about = {"packages": embedded.versions()}
-    return Source("the embedded text", "json", "text", "line", *splits, fingerprint, train_bytes, about)
+    fingerprint = fingerprint if form == "none" else digest([fingerprint, form])
+    return Source(
+        "the embedded text", "text", "line", *splits, fingerprint, train_bytes, {"packages": embedded.versions()}
+    )
 
 
-def _of_files(data: CorpusSettings, found: list[str]) -> Source:
+def _of_files(data: CorpusSettings, found: list[str]) -> tuple[str, dict[str, list[str]]]:
+    """Return the loader of files, and the files by split."""
     named = f"data.source is {data.source}"
     if data.subset is not None:
         raise SettingError(f"data.subset is {data.subset}, and {named}: files have none; allowed: null")
@@ -206,7 +186,7 @@ def _of_files(data: CorpusSettings, found: list[str]) -> Source:
         endings = sorted({"".join(Path(file).suffixes[-2:]) or Path(file).name for file in found})
         allowed = ", ".join(FORMATS)
         raise SettingError(f"{named}: {', '.join(endings)}; allowed: one of {allowed} (json: one object a line; +.gz)")
-    return _source(data, formats.pop() or "", {data.split: found})
+    return formats.pop(), {data.split: found}
 
 
 def _format(file: str) -> str | None:
@@ -215,18 +195,16 @@ def _format(file: str) -> str | None:
 
 
 def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
-    """Return the loader and the files of each split, for a directory or repository in the hub's layout."""
+    """Return the loader of a directory or repository in the hub's layout, and its files by split."""
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        builder = datasets.load_dataset_builder(str(data.source), data.subset, revision=data.revision)
-    except (ValueError, RuntimeError) as error:  # unknown subset, several and none named, or only a script
-        reason = line(error).partition(" Example of usage")[0]
-        subset = data.subset or "null"
-        raise SettingError(f"data.source is {data.source}, data.subset is {subset}: {reason}") from error
+    name = str(data.source)
+    otherwise = f"data.source is {name}, data.subset is {data.subset or 'null'}"  # no such subset, a script, …
+    with faults.of_hub("data.source", name, otherwise):
+        builder = datasets.load_dataset_builder(name, data.subset, revision=data.revision)
     if not builder.config.data_files:
-        raise SettingError(f"data.source is {data.source}, which has no data files that datasets can read")
+        raise SettingError(f"data.source is {name}, which has no data files that datasets can read")
     splits = {str(split): list(found) for split, found in builder.config.data_files.items()}
     return type(builder).__module__.rsplit(".", 1)[-1], splits
 
@@ -239,40 +217,32 @@ def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> So
     if validation is None and "validation" in splits and data.split != "validation":
         validation = "validation"
     rules = Rules(form == "json", data.text_field, normalization=data.tokenizer.normalization)
-    address = next((file for file in splits[data.split] if file.startswith("hf://")), "")
-    about: dict[str, Any] = {"revision": address.partition("@")[2].partition("/")[0] or None}
-    train = Split(tuple(splits[data.split]), rules)
+    files = tuple(splits[data.split])
+    revision = files[0].partition("@")[2].partition("/")[0] if files[0].startswith("hf://") else None
     if validation:
-        found = (train, Split(tuple(splits[validation]), rules))
-        about["validation"] = f"split {validation}"
+        found, chosen = [Split(files, rules), Split(tuple(splits[validation]), rules)], f"split {validation}"
     else:
-        found = tuple(
-            replace(train, rules=replace(rules, keep=k, held_out=data.held_out)) for k in ("rest", "held_out")
-        )
-        about["validation"] = f"{data.held_out:.2%} of the documents, by hash"
+        found = [Split(files, replace(rules, keep=k, held_out=data.held_out)) for k in ("rest", "held_out")]
+        chosen = f"{data.held_out:.2%} of the documents, by hash"
     how = data.sample_by if form == "text" else data.text_field
-    identity = [form, how, *([*_identity(split.files), asdict(split.rules)] for split in found)]
-    return Source(name, form, data.text_field, data.sample_by, *found, _digest(identity), about=about)
+    fingerprint = digest([form, how, *([*_identity(split.files), asdict(split.rules)] for split in found)])
+    loader, unit = ("text", "line") if form == "json" else (form, data.sample_by)  # a line of JSON can fail alone
+    return Source(name, loader, unit, *found, fingerprint, about={"revision": revision, "validation": chosen})
 
 
 def _identity(files: Sequence[str]) -> list[Any]:
     """Return values that identify files: local names, sizes and hashes of both ends, or addresses at the hub."""
     if files[0].startswith("hf://"):
         return list(files)
-    found = []
-    above = os.path.commonpath([Path(file).parent for file in files])
+    found, above = [], os.path.commonpath([Path(file).parent for file in files])
     for file in map(Path, files):
         size = file.stat().st_size
         with file.open("rb") as opened:
-            digest = hashlib.sha256(opened.read(ENDS))
+            ends = opened.read(ENDS)
             opened.seek(max(0, size - ENDS))
-            digest.update(opened.read(ENDS))
-        found.append([file.relative_to(above).as_posix(), size, digest.hexdigest()])
+            ends += opened.read(ENDS)
+        found.append([file.relative_to(above).as_posix(), size, hashlib.sha256(ends).hexdigest()])
     return found
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # -- reading the files ------------------------------------------------------------------------------------------------
@@ -301,7 +271,7 @@ def _pieces(source: Source, file: str, skip: int) -> Iterator[Any]:
 
 
 def _columns(source: Source, file: str) -> Iterator[Any]:
-    """Yield the texts of a file as arrow's chunked arrays; JSON as unparsed lines, so that each can fail alone."""
+    """Yield the pieces of a file as arrow's chunked arrays."""
     import datasets
     from huggingface_hub.utils import logging
 
@@ -310,17 +280,16 @@ def _columns(source: Source, file: str) -> Iterator[Any]:
     datasets.disable_progress_bars()
     datasets.config.STREAMING_READ_MAX_RETRIES = 3  # `_pieces` retries for longer
     exactly = file if file.startswith("hf://") else glob.escape(file)
-    form, name, options = source.format, source.text_field, {}
-    if form in ("json", "text"):
-        sample_by = "line" if form == "json" else source.sample_by
-        form, name, options = "text", "text", {"sample_by": sample_by, "encoding_errors": "adafrugal_invalid"}
-    elif form == "parquet":
-        found = datasets.load_dataset(form, data_files=[exactly], split="train", streaming=True).column_names
+    load = partial(datasets.load_dataset, source.format, data_files=[exactly], split="train", streaming=True)
+    name, options = source.train.rules.text_field, {}
+    if source.format == "text":
+        name, options = "text", {"sample_by": source.sample_by, "encoding_errors": "adafrugal_invalid"}
+    elif source.format == "parquet":
+        found = load().column_names
         if found is not None and name not in found:
             refuse_missing_field(source, found)
         options = {"columns": [name], "batch_size": PIECES}
-    rows = datasets.load_dataset(form, data_files=[exactly], split="train", streaming=True, **options)
-    for table in rows.with_format("arrow").iter(batch_size=4 * PIECES):
+    for table in load(**options).with_format("arrow").iter(batch_size=4 * PIECES):
         if name not in table.column_names:
             refuse_missing_field(source, table.column_names)
         yield table.column(name)

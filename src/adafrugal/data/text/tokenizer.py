@@ -14,7 +14,7 @@ import io
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,15 @@ LONGEST = 250_000  # characters of a SentencePiece training sentence; longer doc
 
 
 class Tokenizer(ABC):
-    """Encodes text as token ids and decodes them. Its pickle holds the content of its files.
+    """Encodes text as token ids and decodes them. Its pickle holds the content of its files."""
 
-    Attributes:
-        size: all ids are below it.
-        end: the id that closes a document.
-        pad: the padding id.
-        serialized: bytes of all that its ids depend on.
-    """
-
-    size: int
-    end: int
-    pad: int
-    serialized: bytes
-    _made_of: tuple[Any, ...]
-    _files: dict[str, str | bytes]
+    size: int  # all ids are below it
+    end: int  # the id that closes a document
+    pad: int  # the padding id
+    serialized: bytes  # all that its ids depend on
+    _model: Any
+    _made_of: tuple[Any, ...]  # arguments of __init__
+    _files: dict[str, bytes]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_of
@@ -73,11 +67,11 @@ class Tokenizer(ABC):
     def save(self, directory: Path) -> None:
         """Write the files that `load` reads."""
         for name, content in self._files.items():
-            (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            (directory / name).write_bytes(content)
 
-    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
+        """Return the text of ids, without `end` and `pad`."""
+        return self._model.decode([int(i) for i in ids if int(i) not in (self.end, self.pad)])
 
     @abstractmethod
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
@@ -111,10 +105,6 @@ class SentencePieceTokenizer(Tokenizer):
             )
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.end
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        return self._model.decode([int(i) for i in ids])
-
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         return self._model.encode(list(documents), return_type="numpy", num_threads=1)
 
@@ -130,7 +120,7 @@ class PretrainedTokenizer(Tokenizer):
         import tokenizers
 
         self._made_of = described, end, pad
-        self._files = {"tokenizer.json": described, "tokenizer.yaml": f"end: {end}\npad: {pad}\n"}
+        self._files = {"tokenizer.json": described.encode(), "tokenizer.yaml": b"end: %d\npad: %d\n" % (end, pad)}
         self._model = tokenizers.Tokenizer.from_str(described)
         self._model.encode_special_tokens = True
         ids = self._model.get_vocab(with_added_tokens=True).values()
@@ -160,11 +150,10 @@ class PretrainedTokenizer(Tokenizer):
                 f"{named}, which has no tokenizer.json; allowed: tokenizers with one, or "
                 "data.tokenizer.kind=sentencepiece and a .model file"
             )
-        ends = (found.eos_token_id, found.sep_token_id, found.bos_token_id)
-        end = next((i for i in ends if i is not None), None)
-        if end is None:
+        ends = [i for i in (found.eos_token_id, found.sep_token_id, found.bos_token_id) if i is not None]
+        if not ends:
             raise SettingError(f"{named}, which has no token that could close a document")
-        pad = end if found.pad_token_id is None else found.pad_token_id
+        end, pad = ends[0], ends[0] if found.pad_token_id is None else found.pad_token_id
         made = cls(_without_specials(json.loads(found.backend_tokenizer.to_str()), (end, pad)), end, pad)
         added = found.get_added_vocab()
         for token in made._model.get_added_tokens_decoder().values():
@@ -175,24 +164,14 @@ class PretrainedTokenizer(Tokenizer):
                 )
         return made
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        return self._model.decode([int(i) for i in ids if int(i) not in (self.end, self.pad)])
-
     def _ids(self, documents: Sequence[str]) -> Iterable[Any]:
         found = self._model.encode_batch_fast(list(documents), add_special_tokens=False)
         for text, one in zip(documents, found, strict=True):
-            parts = self._inside.split(text)
-            if len(parts) == 1:
-                yield one.ids
-            else:
-                yield [i for part in parts for i in self._model.encode(part, add_special_tokens=False).ids]
+            yield next(self._ids_and_ends([text]))[0] if self._inside.search(text) else one.ids
 
-    def _ids_and_ends(self, documents: Sequence[str]) -> Iterable[tuple[Any, Any]]:
+    def _ids_and_ends(self, documents: Sequence[str]) -> Iterator[tuple[Any, Any]]:
         for text in documents:
-            ids: list[int] = []
-            ends: list[int] = []
-            before = 0
+            ids, ends, before = [], [], 0
             for part in self._inside.split(text):
                 found = self._model.encode(part, add_special_tokens=False)
                 ids += found.ids
@@ -205,9 +184,8 @@ def load(directory: Path) -> Tokenizer:
     """Read the tokenizer that `save` wrote."""
     if (directory / "tokenizer.model").exists():
         return SentencePieceTokenizer((directory / "tokenizer.model").read_bytes())
-    lines = (directory / "tokenizer.yaml").read_text().splitlines()
-    numbers = {name: int(number) for name, number in (line.split(": ") for line in lines)}
-    return PretrainedTokenizer((directory / "tokenizer.json").read_text(), **numbers)
+    numbers = re.findall(r"\d+", (directory / "tokenizer.yaml").read_text())  # the end id and the padding id
+    return PretrainedTokenizer((directory / "tokenizer.json").read_text(), *map(int, numbers))
 
 
 def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: bool = True) -> SentencePieceTokenizer:
@@ -225,17 +203,10 @@ def train(documents: Iterable[str], size: int, model_type: str, byte_fallback: b
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(text[i : i + LONGEST] for text in documents for i in range(0, len(text), LONGEST)),
-            model_writer=model,
-            vocab_size=size,
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            max_sentence_length=4 * LONGEST,
+            model_writer=model, vocab_size=size, model_type=model_type, byte_fallback=byte_fallback,
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            max_sentence_length=4 * LONGEST, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
             num_threads=1,  # the same model everywhere
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-            minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
         reason = line(error)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,67 +27,50 @@ BROKEN_SHARE, BROKEN_ALWAYS = 0.01, 10  # broken documents that a split may have
 
 @dataclass(frozen=True)
 class Shard:
-    """The tokens of consecutive documents.
+    """The tokens of consecutive documents."""
 
-    Args:
-        tokens: uint16 or uint32 [tokens], each document closed by the tokenizer's end id.
-        ends: int64 [documents], where each document ends in `tokens`.
-        token_bytes: uint32 [tokens], UTF-8 bytes of text of each token; None if they are not counted.
-        text_bytes: UTF-8 bytes of all documents.
-        skipped: reason -> number of skipped documents.
-        after: where the next shard begins.
-    """
-
-    tokens: np.ndarray
-    ends: np.ndarray
-    token_bytes: np.ndarray | None
-    text_bytes: int
-    skipped: dict[str, int]
-    after: Position
+    tokens: np.ndarray  # uint16 or uint32 [tokens], each document closed by the tokenizer's end id
+    ends: np.ndarray  # int64 [documents], where each document ends in `tokens`
+    token_bytes: np.ndarray | None  # uint32 [tokens], UTF-8 bytes of text of each token; None if they are not counted
+    text_bytes: int  # UTF-8 bytes of all documents
+    skipped: dict[str, int]  # reason -> number of skipped documents
+    after: Position  # where the next shard begins
 
 
 class Encoder:
-    """Encodes bundles of text in worker processes, or in this process if `processes` is 1. A context manager.
+    """Encodes bundles of text in worker processes, or in a thread if `processes` is 1. A context manager.
 
-    Args:
-        tokenizer: of every process.
-        processes: number of processes.
-        look: called after each bundle; an exception from it ends the work.
+    `look` is called after each bundle; an exception from it ends the work.
     """
 
     def __init__(self, tokenizer: Tokenizer, processes: int, look: Callable[[], None] = lambda: None) -> None:
-        self._tokenizer, self._ahead, self._look = tokenizer, AHEAD * processes, look
-        self._pool: ProcessPoolExecutor | None = None
-        if processes > 1:
-            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (tokenizer,))
-            for _ in range(processes):  # start workers now, while this process imports its readers
-                self._pool.submit(os.getpid)
+        self._ahead, self._look = AHEAD * processes, look
+        if processes == 1:
+            self._pool: Executor = ThreadPoolExecutor(1, initializer=_begin, initargs=(tokenizer, False))
+        else:
+            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _begin, (tokenizer, True))
+        for _ in range(processes):  # start workers now, while this process imports its readers
+            self._pool.submit(os.getpid)
 
     def __enter__(self) -> Encoder:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def shards(
         self, source: Source, split: Split, begin: Position, tokens: int, count_bytes: bool = False
     ) -> Iterator[Shard]:
-        """Yield the shards of a split from a position on.
+        """Yield the shards of a split from a position on; `count_bytes` fills their `token_bytes`.
 
-        Args:
-            source: to read.
-            split: of the source.
-            begin: where the first shard begins.
-            tokens: close a shard after the bundle that brings it to this number.
-            count_bytes: fill `Shard.token_bytes`.
+        A shard is closed after the bundle that brings it to `tokens` tokens.
 
         Raises:
             SettingError: a file cannot be read, or too many documents are broken.
         """
         held: list[Shard] = []
         total = Counts()
-        for shard, counts in self._in_order(source, split, begin, count_bytes):
+        for shard, counts in self._in_order(sources.read(source, split, begin), split.rules, count_bytes):
             _refuse_broken(source, counts, total)
             held.append(shard)
             if sum(len(one.tokens) for one in held) >= tokens:
@@ -98,17 +80,14 @@ class Encoder:
             yield _joined(held)
 
     def _in_order(
-        self, source: Source, split: Split, begin: Position, count_bytes: bool
+        self, bundles: Iterator[tuple[list[Any], Position]], rules: Rules, count_bytes: bool
     ) -> Iterator[tuple[Shard, Counts]]:
         """Yield a shard and the counts of each bundle; raise a reading error after all text that precedes it."""
         waiting: deque[Future[tuple[Shard, Counts]]] = deque()
         failure: SettingError | None = None
         try:
-            for pieces, after in sources.read(source, split, begin):
-                if self._pool is None:
-                    yield encode(pieces, after, split.rules, count_bytes, self._tokenizer)
-                else:
-                    waiting.append(self._pool.submit(encode, pieces, after, split.rules, count_bytes))
+            for pieces, after in bundles:
+                waiting.append(self._pool.submit(encode, pieces, after, rules, count_bytes))
                 if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
                 self._look()
@@ -121,21 +100,31 @@ class Encoder:
             raise failure
 
 
-def encode(
-    pieces: list[Any], after: Position, rules: Rules, count_bytes: bool, tokenizer: Tokenizer | None = None
-) -> tuple[Shard, Counts]:
-    """Encode the documents in pieces of a file; `tokenizer` is by default that of this worker process.
+_tokenizer: Tokenizer  # of this worker
+
+
+def _begin(tokenizer: Tokenizer, is_process: bool) -> None:
+    """Begin a worker."""
+    global _tokenizer
+    _tokenizer = tokenizer
+    if is_process:
+        leave_to_the_parent()
+        end_with_parent()
+        work_in_the_background()
+
+
+def encode(pieces: list[Any], after: Position, rules: Rules, count_bytes: bool) -> tuple[Shard, Counts]:
+    """Encode the documents in pieces of a file, in a worker.
 
     Raises:
         SettingError: the tokenizer gave an id beyond its vocabulary.
     """
-    cutter = tokenizer or _tokenizer
+    cutter = _tokenizer
     texts, counts = select(pieces, rules)
-    token_bytes = None
+    ids, token_bytes = [], None
     if count_bytes:
-        both = cutter.encode_with_bytes(texts)
-        ids = [one for one, _ in both]
-        token_bytes = np.concatenate([np.empty(0, np.int64), *(n for _, n in both)]).astype(np.uint32)
+        ids, sizes = zip(*cutter.encode_with_bytes(texts), strict=True) if texts else ((), ())
+        token_bytes = np.concatenate([np.empty(0, np.int64), *sizes]).astype(np.uint32)
     else:
         ids = cutter.encode(texts)
     tokens = np.concatenate([np.empty(0, cutter.dtype), *ids])
@@ -147,11 +136,11 @@ def encode(
 
 
 def _joined(shards: list[Shard]) -> Shard:
-    starts = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
+    starts = np.cumsum([0, *(len(shard.tokens) for shard in shards[:-1])])
     counted = [shard.token_bytes for shard in shards if shard.token_bytes is not None]
     return Shard(
         tokens=np.concatenate([shard.tokens for shard in shards]),
-        ends=np.concatenate([shard.ends + start for shard, start in zip(shards, starts[:-1], strict=True)]),
+        ends=np.concatenate([shard.ends + start for shard, start in zip(shards, starts, strict=True)]),
         token_bytes=np.concatenate(counted) if counted else None,
         text_bytes=sum(shard.text_bytes for shard in shards),
         skipped=dict(sum((Counter(shard.skipped) for shard in shards), Counter[str]())),
@@ -174,19 +163,6 @@ def _refuse_broken(source: Source, counts: Counts, total: Counts) -> None:
             f"({count:,}: {reason}); allowed: {BROKEN_SHARE:.0%}, which are skipped and counted; "
             f"{ADVICE.get(reason, 'mend the files')}"
         )
-
-
-# -- worker processes -------------------------------------------------------------------------------------------------
-
-_tokenizer: Tokenizer  # of this worker
-
-
-def _begin(tokenizer: Tokenizer) -> None:
-    global _tokenizer
-    _tokenizer = tokenizer
-    leave_to_the_parent()
-    end_with_parent()
-    work_in_the_background()
 
 
 def work_in_the_background() -> None:

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adafrugal.data.rows import Layout
+from adafrugal.data.text import faults
 from adafrugal.data.text.sources import Source
 from adafrugal.data.text.tokenizer import Tokenizer
 from adafrugal.data.tokens.encoding import Encoder, work_in_the_background
@@ -35,31 +36,19 @@ KILLED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tokens to prepare, how many, and where.
+    """Which tokens to prepare, how many, and where."""
 
-    Args:
-        directory: of the store.
-        source, tokenizer, layout: of the tokens and the rows.
-        fingerprint: equal for equal documents and tokenizers.
-        shard_tokens: approximate tokens per training shard.
-        window: training shards whose rows are permuted together.
-        rows: of the training split that the run reads; None for all.
-        validation_tokens: in rows of the validation split; None for all.
-        limit: bytes of the stored training split; None for no limit.
-        processes: number of processes that encode text.
-    """
-
-    directory: Path
+    directory: Path  # of the store
     source: Source
     tokenizer: Tokenizer
     layout: Layout
-    fingerprint: str
-    shard_tokens: int
-    window: int
-    rows: int | None
-    validation_tokens: int | None
-    limit: int | None
-    processes: int
+    fingerprint: str  # equal for equal documents and tokenizers
+    shard_tokens: int  # approximate tokens per training shard
+    window: int  # training shards whose rows are permuted together
+    rows: int | None  # of the training split that the run reads; None for all
+    validation_tokens: int | None  # in rows of the validation split; None for all
+    limit: int | None  # bytes of the stored training split; None for no limit
+    processes: int  # that encode text
 
     def splits(self) -> tuple[StoredSplit, StoredSplit]:
         """Open the stored training split and validation split."""
@@ -82,23 +71,24 @@ class Plan:
 
 
 class Preparation:
-    """The store of a plan, and a process that adds missing tokens.
+    """The store of a plan as far as it is prepared, and a process that adds missing tokens.
 
-    Args:
-        plan: to follow.
-        say: called with a line at the beginning and during long waits.
-
-    Attributes:
-        train, validation: the splits as far as they are prepared.
+    `say` is called with a line at the beginning and during long waits.
     """
 
     def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
         self._plan, self._say = plan, say
         self.train, self.validation = plan.splits()
         self._helper: Helper | None = None
-        self._closed = False
         if not self._is_done():
-            _describe(plan)
+            if not plan.directory.is_dir():
+                about = {
+                    "fingerprint": plan.fingerprint, "source": plan.source.described(),
+                    "tokenizer": plan.tokenizer.fingerprint,
+                }  # fmt: skip
+                with faults.of_disk(plan.directory.parent), files.made(plan.directory) as scratch:
+                    plan.tokenizer.save(scratch)
+                    (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n")
             say(f"preparing tokens of {plan.source.name} → {plan.directory}")
             self._helper = Helper(__name__)
             self._helper.pipe.send(plan)
@@ -118,8 +108,6 @@ class Preparation:
         """
         said = time.monotonic()
         while not until():
-            if self._closed or self._helper is None:
-                raise RuntimeError("tokens are waited for, and nothing prepares them")
             code = self._helper.process.poll()
             if code is not None and not until():  # checked again: tokens may have come before the end
                 line = KILLED.format(self._plan.source.name, f"exit code {code}")
@@ -134,24 +122,12 @@ class Preparation:
 
     def close(self) -> None:
         """End the process; keep the tokens that it has prepared."""
-        self._closed = True
         if self._helper is not None:
             self._helper.pipe.close()
             self._helper.end(10)
 
     def _is_done(self) -> bool:
         return self._plan.can_evaluate(self.validation) and self._plan.has_enough(self.train)
-
-
-def _describe(plan: Plan) -> None:
-    """Create the store if it is missing, with its tokenizer and a description."""
-    if plan.directory.is_dir():
-        return
-    tokenizer, source = plan.tokenizer.fingerprint, plan.source.described()
-    about = {"fingerprint": plan.fingerprint, "source": source, "tokenizer": tokenizer}
-    with files.made(plan.directory) as scratch:
-        plan.tokenizer.save(scratch)
-        (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
@@ -185,15 +161,14 @@ def main(pipe: Connection) -> None:
 def fill(plan: Plan, encoder: Encoder, look: Callable[[], None] = lambda: None) -> None:
     """Add the missing shards to each split; while another process writes it, wait and call `look`."""
     train, validation = plan.splits()
-    for split, stored, is_enough, tokens in (
-        (plan.source.validation, validation, plan.can_evaluate, VALIDATION_TOKENS),
-        (plan.source.train, train, plan.has_enough, plan.shard_tokens),
+    for split, stored, is_enough, tokens, count_bytes in (
+        (plan.source.validation, validation, plan.can_evaluate, VALIDATION_TOKENS, True),
+        (plan.source.train, train, plan.has_enough, plan.shard_tokens, False),
     ):
         enough = partial(is_enough, stored)
         while not enough():
             with stored.alone() as alone:
                 if alone and not enough():
-                    count_bytes = stored is validation
                     shards = encoder.shards(plan.source, split, stored.position(), tokens, count_bytes)
                     stored.extend(shards, enough)
             look()

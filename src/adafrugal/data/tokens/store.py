@@ -20,6 +20,7 @@ import json
 import os
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from adafrugal.data.rows import Layout
+from adafrugal.data.text import faults
 from adafrugal.data.text.sources import Position
 from adafrugal.data.tokens.encoding import Shard
 from adafrugal.system import files
@@ -39,23 +41,15 @@ ARRAYS = ("tokens", "ends", "token_bytes")
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the index.
+    """A line of the index."""
 
-    Args:
-        documents, tokens, text_bytes: their numbers in the shard.
-        size: of its files, in bytes.
-        skipped: reason -> number of skipped documents.
-        checksums: CRC-32 of each array's data, by its name.
-        after: numbers of the file and the piece at which the next shard begins.
-    """
-
-    documents: int
-    tokens: int
-    text_bytes: int
-    size: int
-    skipped: dict[str, int]
-    checksums: dict[str, int]
-    after: list[int]
+    documents: int  # number in the shard
+    tokens: int  # number in the shard
+    text_bytes: int  # of the documents
+    size: int  # of its files, in bytes
+    skipped: dict[str, int]  # reason -> number of skipped documents
+    checksums: dict[str, int]  # CRC-32 of each array's data, by its name
+    after: list[int]  # numbers of the file and the piece at which the next shard begins
 
 
 class StoredSplit:
@@ -70,6 +64,7 @@ class StoredSplit:
     def __init__(self, directory: Path, limit: int | None = None, window: int = 1) -> None:
         self.directory, self._limit, self._window = directory, limit, window
         self._index = directory / "index.jsonl"
+        self._remedy = f"remove {directory.parent}, and the same command prepares it again"
         self.entries: list[Entry] = []
         self.ended = self.full = False
         self._read_up_to = self._size = 0  # bytes of the index, and of the shards
@@ -86,6 +81,12 @@ class StoredSplit:
         """Count the rows in a range of shards, by default all."""
         return sum(layout.count(entry.documents, entry.tokens) for entry in self.entries[first:stop])
 
+    def counts(self) -> dict[str, Any]:
+        """Count documents, tokens, bytes of text, and skipped documents by reason."""
+        names = {"documents": "documents", "tokens": "tokens", "bytes": "text_bytes"}
+        found = {name: sum(getattr(entry, count) for entry in self.entries) for name, count in names.items()}
+        return found | {"skipped": dict(sum((Counter(entry.skipped) for entry in self.entries), Counter[str]()))}
+
     def refresh(self) -> None:
         """Read the lines added to the index since the last call."""
         with self._refreshing:
@@ -97,21 +98,17 @@ class StoredSplit:
                     file.seek(self._read_up_to)
                     whole, newline, _torn = file.read().rpartition(b"\n")
                 for line in whole.splitlines():
-                    if not self.full:
-                        self._add_entry(line)
+                    try:
+                        self.entries.append(Entry(**json.loads(line)))
+                    except (ValueError, TypeError) as error:
+                        raise SettingError(f"{self._index} is damaged; {self._remedy}") from error
+                    self._size += self.entries[-1].size
+                    ends_window = len(self.entries) % self._window == 0
+                    self.full = ends_window and self._limit is not None and self._size >= self._limit
+                    if self.full:
+                        break
                 self._read_up_to += len(whole) + len(newline)
             self.ended = ended and not self.full
-
-    def _add_entry(self, line: bytes) -> None:
-        try:
-            self.entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise SettingError(
-                f"{self._index} is damaged; remove {self.directory.parent}, and the same command prepares it again"
-            ) from error
-        self._size += self.entries[-1].size
-        is_whole = len(self.entries) % self._window == 0
-        self.full = is_whole and self._limit is not None and self._size >= self._limit
 
     def position(self) -> Position:
         """Return where the next shard begins."""
@@ -137,10 +134,7 @@ class StoredSplit:
             except (OSError, ValueError):
                 sound = False
             if not sound:
-                raise SettingError(
-                    f"{file} is damaged: it is not what was written; remove {self.directory.parent}, and the same "
-                    "command prepares it again"
-                )
+                raise SettingError(f"{file} is damaged: it is not what was written; {self._remedy}")
         self._verified.add(number)
         return Shard(**arrays, text_bytes=entry.text_bytes, skipped=entry.skipped, after=Position(*entry.after))
 
@@ -152,72 +146,47 @@ class StoredSplit:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Try to lock the split for writing; yield whether this process holds the lock."""
+        is_alone = False
         with ExitStack() as stack:
-            with _on_disk(self.directory):
+            with faults.of_disk(self.directory), suppress(BlockingIOError):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(files.locked(self.directory / ".lock"))
-                except BlockingIOError:
-                    is_alone = False
-                else:
-                    is_alone = True
-                    self.refresh()
+                stack.enter_context(files.locked(self.directory / ".lock"))
+                is_alone = True
+                self.refresh()
             yield is_alone
 
     def extend(self, shards: Iterable[Shard], enough: Callable[[], bool]) -> None:
         """Add shards until `enough` returns True or there are no more; call it only with the lock of `alone`.
 
         Raises:
-            SettingError: the disk is full or cannot be written; the incomplete shard is removed.
+            SettingError: the disk is full or cannot be written.
         """
-        self._mend_index()
+        if self._index.exists():
+            with faults.of_disk(self.directory):
+                os.truncate(self._index, self._read_up_to)  # cut off an incomplete line that a killed process left
         for shard in shards:
-            self._add(shard)
+            with faults.of_disk(self.directory):
+                self._add(shard)
             self.refresh()
             if enough() or self.is_complete:
                 return
-        with _on_disk(self.directory):
+        with faults.of_disk(self.directory):
             (self.directory / "ended").touch()
         self.refresh()
 
     def _add(self, shard: Shard) -> None:
-        checksums, written = {}, []
-        try:
-            with _on_disk(self.directory):
-                for name in ARRAYS:
-                    if (array := getattr(shard, name)) is not None:
-                        written.append(self._file(len(self.entries), name))
-                        with written[-1].open("wb") as opened:
-                            np.save(opened, array)
-                            files.to_disk(opened)
-                        checksums[name] = _checksum(array)
-                entry = Entry(
-                    len(shard.ends), len(shard.tokens), shard.text_bytes, sum(file.stat().st_size for file in written),
-                    shard.skipped, checksums, [shard.after.file, shard.after.piece],
-                )  # fmt: skip
-                with self._index.open("a") as index:
-                    index.write(json.dumps(asdict(entry)) + "\n")
-                    files.to_disk(index)
-        except BaseException:
-            with suppress(SettingError):
-                self._mend_index()
-            for file in written:
-                file.unlink(missing_ok=True)
-            raise
-
-    def _mend_index(self) -> None:
-        """Cut off an incomplete line that a killed process left."""
-        if self._index.exists():
-            with _on_disk(self.directory):
-                os.truncate(self._index, self._read_up_to)
-
-
-@contextmanager
-def _on_disk(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SettingError(files.explain_disk(error, str(directory))) from error
+        checksums, size = {}, 0
+        for name in ARRAYS:
+            if (array := getattr(shard, name)) is not None:
+                with self._file(len(self.entries), name).open("wb") as opened:
+                    np.save(opened, array)
+                    files.to_disk(opened)
+                    size += opened.tell()
+                checksums[name] = _checksum(array)
+        counts = len(shard.ends), len(shard.tokens), shard.text_bytes, size
+        with self._index.open("a") as index:
+            index.write(json.dumps(asdict(Entry(*counts, shard.skipped, checksums, list(shard.after)))) + "\n")
+            files.to_disk(index)
 
 
 def _checksum(array: np.ndarray) -> int:

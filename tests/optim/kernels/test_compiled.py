@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -29,30 +30,33 @@ def trained(steps=24, device="cpu", dtype=torch.float32, **settings):
     return [p.detach().cpu() for p in params]
 
 
+@pytest.fixture(autouse=True)
+def together(monkeypatch, request):
+    """The number of tensors in a compiled call: four, which compile in less time, or what a test asks for."""
+    monkeypatch.setattr(compiled, "_TOGETHER", getattr(request, "param", 4))
+    compiled._fillers.cache_clear()
+    yield
+    compiled._fillers.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("subspace", "state_free", "dtype"),
+    ("subspace", "state_free", "dtype", "together"),
     [
-        *itertools.product(["blocks", "slab", "columns", "rows", "randk", "svd"], ["signsgd", "sgd"], [torch.float32]),
-        *itertools.product(["blocks", "columns"], ["signsgd"], [torch.float64]),
-        ("blocks", "none", torch.float32),
+        *itertools.product(
+            ["blocks", "slab", "columns", "rows", "randk", "svd"], ["signsgd", "sgd"], [torch.float32], [4]
+        ),
+        ("blocks", "signsgd", torch.float32, 16),
+        ("blocks", "signsgd", torch.float64, 4),
+        ("blocks", "none", torch.float32, 4),
     ],
+    indirect=["together"],
 )
-def test_compiled_and_plain_agree(subspace, state_free, dtype):
+def test_compiled_and_plain_agree(subspace, state_free, dtype, together):
     rates = {"subspace": subspace, "state_free": state_free, "dtype": dtype}
     plain = trained(fused=False, compile=False, **rates)
     fast = trained(fused=True, compile=True, **rates)
     # a sign may differ where a residual is rounding noise; nothing here is
     torch.testing.assert_close(plain, fast, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows"])
-def test_it_compiles_at_most_three_times_however_the_density_moves(subspace):
-    compiled._compiled.cache_clear()
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        trained(subspace=subspace, compile=True)
-    assert 1 <= counters["stats"]["unique_graphs"] <= 3
 
 
 @pytest.mark.parametrize(
@@ -133,28 +137,6 @@ def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
     torch.testing.assert_close(got, trained(compile=False))
 
 
-def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too():
-    def updated(sizes):
-        updates = [Free(torch.zeros(n), torch.ones(n)) for n in sizes]
-        lists.state_free("signsgd", updates, Rates(lr=1.0), compiled=True)
-        return all(torch.equal(target, -torch.ones_like(target)) for target, *_ in updates)
-
-    assert updated([4096, 5000])
-    torch.compiler.reset()
-    assert updated([4096] * 3 + [6400])
-    assert updated([6400, 4096, 1500, 9000])
-
-
-def test_tensors_that_share_storage_are_not_compiled_together():
-    whole = torch.zeros(2, 60, 40)
-    params = [torch.nn.Parameter(whole[0]), torch.nn.Parameter(whole[1])]
-    optimizer = Frugal([{"params": params, "split": True}], lr=1.0, density=0.0, compile=True)
-    for p in params:
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    assert torch.equal(whole, -torch.ones(2, 60, 40))
-
-
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "randperm", "random"])
 def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
     torch.manual_seed(0)
@@ -171,6 +153,43 @@ def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
             ends.append(param.detach())
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def graphs_alone(monkeypatch):
+    """torch.compile with its graphs and guards, but without generated code, which takes seconds."""
+    compiled._compiled.cache_clear()
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    yield
+    compiled._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows"])
+def test_it_compiles_at_most_three_times_however_the_density_moves(subspace, graphs_alone):
+    counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        trained(subspace=subspace, compile=True)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+
+
+def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too(graphs_alone):
+    def updated(sizes):
+        updates = [Free(torch.zeros(n), torch.ones(n)) for n in sizes]
+        lists.state_free("signsgd", updates, Rates(lr=1.0), compiled=True)
+        return all(torch.equal(target, -torch.ones_like(target)) for target, *_ in updates)
+
+    assert updated([4096, 5000])
+    torch.compiler.reset()
+    assert updated([4096] * 3 + [6400])
+    assert updated([6400, 4096, 1500, 9000])
+
+
+def test_tensors_that_share_storage_are_not_compiled_together(graphs_alone):
+    whole = torch.zeros(2, 60, 40)
+    updates = [Free(target, torch.ones(60, 40)) for target in whole]
+    lists.state_free("signsgd", updates, Rates(lr=1.0), compiled=True)
+    assert torch.equal(whole, -torch.ones(2, 60, 40))
 
 
 @pytest.mark.gpu
