@@ -56,7 +56,7 @@ class Frugal(torch.optim.Optimizer):
         on_refresh: moments and step counts at a refresh. "reset": restart those of the split matrices; "reset_all":
             restart those of every tensor; "keep": keep them, in order, for the new selection (GaLore);
             "keep_overlap": keep those of entries that stay selected, restart all others (from then on each column,
-            row or entry has its own step count, and AdamW runs in its plain form).
+            row or entry has its own step count, and on a CPU AdamW runs in its plain form).
         shrink: whether a falling ρ releases part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
         stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
@@ -66,10 +66,11 @@ class Frugal(torch.optim.Optimizer):
         nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host
             wait for a GPU, and communicates at every step between processes that share parameters.
-        fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
-            tensor after the other, and agrees with torch's plain AdamW bit for bit.
-        compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more
-            on a CPU.
+        fused: on a GPU, update a group in one launch of a Triton kernel; on a CPU, use torch's fused AdamW kernel. With
+            `fused=False, compile=False` every update is plain torch, one tensor after the other, and agrees with
+            torch's plain AdamW bit for bit.
+        compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries
+            or more.
         seed: of the random choices; torch's global generator is never used.
 
     Raises:

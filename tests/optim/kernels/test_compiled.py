@@ -192,6 +192,22 @@ def test_tensors_that_share_storage_are_not_compiled_together(graphs_alone):
     assert torch.equal(whole, -torch.ones(2, 60, 40))
 
 
+def test_moments_that_lie_otherwise_than_their_weights_are_updated_alike():
+    torch.manual_seed(0)
+    start, grads = torch.randn(4, 6), torch.randn(6, 6, 4)
+    ends = []
+    for fused in (False, True):
+        param = torch.nn.Parameter(start.clone().t())
+        optimizer = Frugal([{"params": [param], "split": True}], lr=0.1, density=1.0, fused=fused)
+        for step, grad in enumerate(grads):
+            if step == 3:
+                param.data = param.data.contiguous()
+            param.grad = grad
+            optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "svd"])
 def test_on_a_gpu_fast_forms_agree_with_plain_ones_on_a_cpu(subspace):

@@ -127,6 +127,11 @@ def test_all_keep_the_basis_and_count_it(ranks):
     assert one["kept"] == 1
 
 
+@pytest.mark.parametrize("arm", ["blocks", "columns", "slab"])
+def test_stochastic_rounding_draws_what_one_process_does(ranks, arm):
+    assert all(rank["rounded"][arm] for rank in ranks)
+
+
 # -- states that are saved --------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ def _suits_fused(update: Full, rates: Rates) -> bool:
     target, grad, state = update
     alike = target.dtype == grad.dtype == state["exp_avg"].dtype and target.shape == state["exp_avg"].shape
     device = target.device.type in ("cpu", "cuda") and state["step"].device == target.device
-    laid_out = target.is_contiguous() and grad.is_contiguous()
+    laid_out = target.is_contiguous() and grad.is_contiguous() and state["exp_avg"].is_contiguous()
     return alike and device and laid_out and state["step"].ndim == 0 and bool(rates.lr or not rates.decay)
 
 
