@@ -1,6 +1,7 @@
 """Every file composes, every wrong setting gets one clear line."""
 
 import math
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -63,14 +64,16 @@ def test_every_experiment_composes(name, settings_of):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_job_of_every_sweep_composes(name):
+def test_every_sweep_composes(name):
     """Hydra composes a sweep once without its parameters, and refuses what is typed and not there."""
     typed = ["data.source=mirrors/glue", "model.revision=v1"] if name.startswith("glue") else []
     found, _, hydra = compose.composed([f"sweeps={name}", *typed])
     assert hydra.mode.name == "MULTIRUN"
     assert not typed or found.data.source == "mirrors/glue"
-    found = jobs([f"sweeps={name}"])
-    assert len(found) * len(found[0].seeds) > 1
+    pages = "".join(page.read_text() for page in (REPOSITORY / "experiments" / "tables").glob("*.yaml"))
+    if not re.search(rf"sweeps={name}\b", pages):  # tests/reports/test_pages.py composes the jobs of all pages
+        found = jobs([f"sweeps={name}"])
+        assert len(found) * len(found[0].seeds) > 1
 
 
 def test_a_job_of_a_sweep_takes_settings_that_only_its_experiment_has(composed):
