@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,6 +82,13 @@ class Forks:
         place.mkdir()
         request = {"argv": argv, "cwd": str(cwd or place), "place": str(place), "before": before, "kill": kill}
         return Begun(self, self.ask(request | {"env": {**os.environ, **(env or {})}})["pid"], place)
+
+    def ranks(self, size, *argv, kill=None, **how):
+        """Begin the processes of one run, with the environment that torchrun gives; `kill` is for the last."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            env = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        ranks = [{**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+        return [self.begin(*argv, env=env, kill=kill if env is ranks[-1] else None, **how) for env in ranks]
 
     def __call__(self, *argv, timeout=240, **how):
         return self.begin(*argv, **how).wait(timeout)

@@ -1,16 +1,57 @@
 """Fixtures for tests of runs in this process."""
 
+import gc
+import importlib
 import math
 
 import pytest
+import torch
+
+from adafrugal.settings.schema import LlamaSettings
+
+TINY = LlamaSettings(
+    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+)
 
 
 @pytest.fixture
-def no_estimate(monkeypatch):
+def model():
+    """A LLaMA of two layers."""
+    from adafrugal.models import llama
+
+    torch.manual_seed(0)
+    return llama.build(TINY)
+
+
+@pytest.fixture(scope="session")
+def imported():
+    """All that runs import, out of the garbage collector's sight: each run collects at its end."""
+    for name in ("adafrugal.training.run", "adafrugal.training.tasks.pretrain", "adafrugal.training.tasks.finetune",
+                 "transformers.models.llama.modeling_llama", "datasets", "sklearn.metrics"):  # fmt: skip
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def no_estimate(imported, monkeypatch):
     """A finished run's summary is without the estimate of its memory, which takes longer than these runs."""
     from adafrugal.training.run import Run
 
     monkeypatch.setattr(Run, "_add_estimate", lambda run, summary: None)
+
+
+@pytest.fixture
+def finished(settings):
+    """A function that makes a tiny run to its end: overrides -> its record."""
+    from adafrugal.training.session import run
+
+    def make(*overrides):
+        record, outcome = run(*settings(*overrides))
+        assert outcome == "finished"
+        return record
+
+    return make
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ from adafrugal.tracking.record import Record
 from adafrugal.training import devices
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
-from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.tasks.pretrain import Pretrain
 
@@ -90,13 +89,12 @@ def started(run: schema.Settings, directory: Path) -> Loop:
     """The project's loop as train.py makes it."""
     place = devices.open_device(run.trainer)
     run = on_device.resolved(run, place.precision, place.memory(), place.free())
-    task = Pretrain(run, place, print, None, Ranks())
+    task = Pretrain(run, place, print)
     run = settled(run, task.epoch, task.model.config.hidden_size)
     optimizer = optimizers.build(run, optimizers.groups(run, task.model))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(run.schedule, run.trainer.steps))
     record = Record(directory)
     record.begin({})
-    loop = Loop(run, task, optimizer, scheduler, place, record, Display(), Ranks(), {})
+    loop = Loop(run, task, optimizer, record, Display(), {})
     loop.compile(print)
     return loop
 
@@ -116,7 +114,7 @@ def harness(run: schema.Settings, optimizer: str, directory: Path) -> Contender:
 
 def bare(run: schema.Settings, mode: str | None, place: Place) -> Contender:
     """What one would write by hand: forward, loss, backward, fused AdamW."""
-    task = Pretrain(run, place, print, None, Ranks())
+    task = Pretrain(run, place, print)
     batches = [task.work(step).batches[0].to(place.device) for step in range(1, min(run.trainer.steps, 65))]
     task.close()
     torch.manual_seed(run.seed)

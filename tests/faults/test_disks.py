@@ -71,10 +71,10 @@ def test_a_disk_that_is_full_at_a_checkpoint(disk, forks, cache_root, tmp_path, 
     disk.sh("head -c 2500k /dev/zero > filling")
     done = disk.begin(*MORE).wait()
     assert (done.code, done.err.count("\n")) == (1, 1), done.err
-    assert done.err.startswith("error: the checkpoint of step ")
+    assert done.err.startswith("error: the checkpoint step-")
     assert "No space left on device" in done.err
     assert disk.status()["status"] == "failed"
-    assert disk.status()["reason"].startswith("the checkpoint of step ")
+    assert disk.status()["reason"].startswith("the checkpoint step-")
     assert list(disk.root.glob("*/*/checkpoints/step-*"))
     disk.sh("rm filling")
     assert disk.begin(*MORE).wait().code == 0
@@ -116,5 +116,5 @@ def test_a_directory_that_becomes_read_only(disk, tally):
     disk.sh("mount --bind */*/checkpoints */*/checkpoints")
     disk.sh("until mount -o remount,bind,ro $PWD/*/*/checkpoints; do sleep 0.05; done")
     error = ends_failed_and_goes_on(disk, begun, "Read-only file system", "umount $PWD/*/*/checkpoints")
-    assert error.startswith("error: the checkpoint of step ")
+    assert error.startswith("error: the checkpoint step-")
     tally("faults: a directory that becomes read-only")

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from runs import TINY
 from transformers import LlamaForCausalLM
 
 from adafrugal.models import llama
 from adafrugal.models.loss import TokenNats
 from adafrugal.optim import split_parameters
 from adafrugal.settings.compose import check
-from adafrugal.settings.schema import LlamaSettings
 
 # FACTS: parameters, and those in split matrices; in millions where the papers' table rounds
 SHAPES = {
@@ -22,15 +22,6 @@ SHAPES = {
     "llama_3b": (2685.83, 2521.83),
     "llama_7b": (6738.42, 6476.01),
 }
-TINY = LlamaSettings(
-    vocabulary_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
-)
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return llama.build(TINY)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -23,21 +23,14 @@ def test_phases_add_up_and_can_be_told_apart():
 def test_a_phase_within_another_is_counted_once():
     clock = PhaseClock(torch.device("cpu"))
     with clock("backward"):
-        with clock("optimizer"):
-            time.sleep(0.03)
-        with pytest.raises(KeyError), clock("optimizer"):
-            raise KeyError
-        with clock("optimizer"):
-            time.sleep(0.03)
+        for _ in range(2):
+            with clock("optimizer"):
+                time.sleep(0.03)
+            with pytest.raises(KeyError), clock("optimizer"):
+                raise KeyError
     seconds = clock.take()
     assert 0.06 <= seconds["optimizer"] < 0.5
     assert 0 <= seconds["backward"] < 0.03
-
-
-def test_a_phase_that_raises_is_still_an_exception():
-    clock = PhaseClock(torch.device("cpu"))
-    with pytest.raises(KeyError), clock("data"):
-        raise KeyError
 
 
 @pytest.mark.gpu

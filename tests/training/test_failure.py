@@ -28,34 +28,34 @@ from adafrugal.training.run import Run
     ],
 )
 def test_an_error_becomes_a_code_a_reason_and_a_line(error, end):
-    assert failure.classify(error, Stop()) == end
+    assert failure.classify(error) == end
 
 
 def test_a_defect_is_shown_with_its_traceback():
     try:
         _ = 1 / 0
     except ZeroDivisionError as error:
-        assert failure.classify(error, Stop()).text.startswith("Traceback (most recent call last)")
+        assert failure.classify(error).text.startswith("Traceback (most recent call last)")
 
 
-def test_an_error_after_a_lost_interruption_is_an_interruption():
+@pytest.fixture
+def explained(settings, tmp_path):
+    return lambda error, stop=Stop(): failure.explained(error, stop, Ranks(), settings()[0], tmp_path)  # noqa: B008
+
+
+def test_disk_and_memory_are_explained(explained):
+    full = explained(OSError(errno.ENOSPC, "No space left", "/disk/x"))
+    assert str(full).startswith("/disk/x: No space left; complete checkpoints stay")
+    assert str(explained(MemoryError())).startswith("memory was refused")
+    no_file = FileNotFoundError(errno.ENOENT, "no such file")
+    for error in (KeyError("x"), no_file, SettingError("x"), KeyboardInterrupt()):
+        assert explained(error) is error
+
+
+def test_an_error_after_a_lost_interruption_is_an_interruption(explained):
     stop = Stop()
     stop.was_lost = True
-    assert failure.classify(ImportError("half imported"), stop).code == INTERRUPTED
-
-
-def test_disk_and_memory_are_explained(settings, tmp_path):
-    chosen, _ = settings()
-    full = failure.explained(OSError(errno.ENOSPC, "No space left", "/disk/x"), Ranks(), chosen, tmp_path)
-    assert str(full).startswith("/disk/x: No space left; complete checkpoints stay")
-    assert str(failure.explained(MemoryError(), Ranks(), chosen, tmp_path)).startswith("memory was refused")
-    for error in (
-        KeyError("x"),
-        FileNotFoundError(errno.ENOENT, "no such file"),
-        SettingError("x"),
-        KeyboardInterrupt(),
-    ):
-        assert failure.explained(error, Ranks(), chosen, tmp_path) is error
+    assert isinstance(explained(ImportError("half imported"), stop), KeyboardInterrupt)
 
 
 def status_after(set_up, raised, settings, monkeypatch):

@@ -11,13 +11,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafrugal.models import llama, optimizers
-from adafrugal.models.schedule import factor
 from adafrugal.settings.identity import identify
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.tracking.record import Record
 from adafrugal.training.devices import open_device
 from adafrugal.training.display import Display
-from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
 from adafrugal.training.tasks.pretrain import Pretrain
@@ -26,31 +24,45 @@ pytestmark = pytest.mark.usefixtures("no_estimate")
 
 
 @pytest.fixture
-def loop(settings, tmp_path):
-    """A function that builds the loop of a tiny run: overrides -> (loop, settings)."""
+def pretrain(settings):
+    """A function that builds the task of a tiny run: overrides -> (task, settings)."""
     tasks = []
 
     def make(*overrides):
         chosen, _ = settings(*overrides)
-        task = Pretrain(chosen, open_device(chosen.trainer), str, None, Ranks())
-        tasks.append(task)
-        optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(chosen.schedule, chosen.trainer.steps))
-        record = Record(tmp_path / "record")
-        record.begin({})
-        place, display = open_device(chosen.trainer), Display()
-        return Loop(chosen, task, optimizer, scheduler, place, record, display, Ranks(), {}), chosen
+        tasks.append(Pretrain(chosen, open_device(chosen.trainer), str))
+        return tasks[-1], chosen
 
     yield make
     for task in tasks:
         task.close()
 
 
-def test_losses_are_those_of_a_loop_written_by_hand(settings):
-    chosen, choices = settings("optimizer=adamw", "trainer.log_every=1", "optimizer.weight_decay=0.1")
-    record, outcome = run(chosen, choices)
-    assert outcome == "finished"
-    found = Pretrain(chosen, open_device(chosen.trainer), str, None, Ranks())
+@pytest.fixture
+def loop(pretrain, tmp_path):
+    """A function that builds the loop of a tiny run: overrides -> the loop."""
+
+    def make(*overrides):
+        task, chosen = pretrain(*overrides)
+        optimizer, record = optimizers.build(chosen, optimizers.groups(chosen, task.model)), Record(tmp_path / "record")
+        record.begin({})
+        return Loop(chosen, task, optimizer, record, Display(), {})
+
+    return make
+
+
+def advance(loop, steps=1):
+    for _ in range(steps):
+        loop.advance(loop.task.work(loop.progress.step + 1))
+
+
+def steps_of(record, kind):
+    return [event["step"] for event in record.events() if event["event"] == kind]
+
+
+def test_losses_are_those_of_a_loop_written_by_hand(finished, pretrain):
+    words = ["optimizer=adamw", "trainer.log_every=1", "optimizer.weight_decay=0.1"]
+    record, (found, chosen) = finished(*words), pretrain(*words)
     torch.manual_seed(chosen.seed)
     model = llama.build(chosen.model)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -75,12 +87,12 @@ def test_losses_are_those_of_a_loop_written_by_hand(settings):
 def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
     seen = []
     for rows in (8, 4, 1):
-        built, _ = loop(f"trainer.micro_batch_size={rows}", f"trainer.clip_norm={clip}")
+        built = loop(f"trainer.micro_batch_size={rows}", f"trainer.clip_norm={clip}")
         named, grads = list(built.task.model.named_parameters()), {}
         built.optimizer.register_step_pre_hook(
             lambda *_, grads=grads, named=named: grads.update({name: p.grad.clone() for name, p in named})
         )
-        built.advance(built.task.work(built.progress.step + 1))
+        advance(built)
         assert all(p.grad is None for p in built.task.model.parameters())
         seen.append(grads)
     norm = torch.sqrt(sum(g.square().sum() for g in seen[0].values()))
@@ -90,9 +102,8 @@ def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
             torch.testing.assert_close(other[name], grad, rtol=1e-4, atol=1e-7)
 
 
-def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loop):
-    built, chosen = loop("trainer.micro_batch_size=1", "eval.tokens=700")
-    task = built.task
+def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(pretrain):
+    task, _ = pretrain("trainer.micro_batch_size=1", "eval.tokens=700")
     found = task.evaluate(last=False)
     plan = task._corpus.plan
     validation = np.load(plan.directory / "validation" / "00000.tokens.npy")
@@ -112,20 +123,13 @@ def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(loo
     assert found["validation_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert found["validation_perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-4)
     assert found["validation_bits_per_byte"] == pytest.approx(nats / math.log(2) / length, rel=1e-5)
-    assert chosen.eval.tokens == 700
+    assert task.evaluate(last=False) == found
+    assert task.model.training
+    assert all(p.grad is None for p in task.model.parameters())
 
 
-def test_evaluation_leaves_the_model_training_and_without_gradients(loop):
-    built, _ = loop()
-    built.task.model.train()
-    first, second = built.task.evaluate(last=False), built.task.evaluate(last=False)
-    assert first == second
-    assert built.task.model.training
-    assert all(p.grad is None for p in built.task.model.parameters())
-
-
-def test_seconds_of_the_summary_are_those_of_the_lines(settings):
-    record, _ = run(*settings())
+def test_seconds_of_the_summary_are_those_of_the_lines(finished):
+    record = finished()
     lines, summary = record.metrics(), record.summary()
     for phase in ("data", "forward", "backward", "optimizer", "refresh", "evaluation"):
         assert summary["seconds"][phase] == pytest.approx(sum(line["seconds"].get(phase, 0) for line in lines))
@@ -138,10 +142,9 @@ def test_seconds_of_the_summary_are_those_of_the_lines(settings):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
-    built, _ = loop("optimizer=adamw", "optimizer.lr=1e30", "schedule.warmup=0", "checkpoint.every=1")
+    built = loop("optimizer=adamw", "optimizer.lr=1e30", "schedule.warmup=0", "checkpoint.every=1")
     with pytest.raises(TrainingError, match=r"is (nan|inf) at step \d+: lower optimizer.lr \(1e\+30\) or set"):
-        for _ in range(10):
-            built.advance(built.task.work(built.progress.step + 1))
+        advance(built, steps=10)
     built.close()
     steps = [int(d.name.split("-")[1]) for d in (built.record.directory / "checkpoints").glob("step-*")]
     assert steps == [1], "the last one with a loss"
@@ -149,7 +152,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
 
 def test_a_control_can_observe_the_mean_training_loss(loop):
     observing = ["source=training", "every=3", "threshold=0.9", "start=2"]
-    built, _ = loop("trainer.log_every=2", "eval.every=100", *(f"optimizer.interval.{o}" for o in observing))
+    built = loop("trainer.log_every=2", "eval.every=100", *(f"optimizer.interval.{o}" for o in observing))
     losses, nats = [], built.task.loss
 
     def watched(batch):
@@ -159,8 +162,7 @@ def test_a_control_can_observe_the_mean_training_loss(loop):
 
     built.task.loss = watched
     control = built.optimizer.param_groups[0]["interval"]
-    for _ in range(7):
-        built.advance(built.task.work(built.progress.step + 1))
+    advance(built, steps=7)
     assert control.last_loss == pytest.approx(sum(losses[3:6]) / 3, rel=1e-5)
     assert control.value == 3, "two observations that are near each other: round(1.5 · 2)"
     assert not any("validation_loss" in line for line in built.record.metrics()), "no evaluation for its sake"
@@ -169,30 +171,30 @@ def test_a_control_can_observe_the_mean_training_loss(loop):
     assert resumed.unobserved.count == built.progress.unobserved.count > 0
 
 
-def test_a_checkpoint_of_a_step_is_made_once(settings):
-    record, _ = run(*settings("checkpoint.every=10", "checkpoint.best=false"))
-    checkpoints = [event for event in record.events() if event["event"] == "checkpoint"]
-    assert [(event["step"], event["name"]) for event in checkpoints] == [(10, "step-00000010"), (20, "step-00000020")]
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["checkpoint.every=10", "checkpoint.best=false"], [10, 20]),  # once, though the last is due twice
+        # an evaluation for the interval's control is none of eval.every, and can not be the best
+        (["checkpoint.every=7", "optimizer.interval.every=2", "eval.every=100"], [7, 14, 20]),
+    ],
+)
+def test_a_checkpoint_of_a_step_is_made_once(finished, words, steps):
+    checkpoints = [event for event in finished(*words).events() if event["event"] == "checkpoint"]
+    assert [(event["step"], event["name"]) for event in checkpoints] == [(step, f"step-{step:08d}") for step in steps]
     assert all(event["held"] > 0 and event["seconds"] > 0 for event in checkpoints)
 
 
-def test_the_best_evaluation_leaves_a_checkpoint_that_stays(settings, monkeypatch):
+def test_the_best_evaluation_leaves_a_checkpoint_that_stays(finished, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 1.5])
     evaluate = Pretrain.evaluate
     monkeypatch.setattr(
         Pretrain, "evaluate", lambda self, last: evaluate(self, last) | {"validation_loss": next(losses)}
     )
-    record, _ = run(*settings("optimizer=adamw", "eval.every=5", "checkpoint.every=15"))
-    saved = [event["step"] for event in record.events() if event["event"] == "checkpoint"]
-    assert saved == [5, 10, 15, 20]
+    record = finished("optimizer=adamw", "eval.every=5", "checkpoint.every=15")
+    assert steps_of(record, "checkpoint") == [5, 10, 15, 20]
     assert sorted(d.name for d in (record.directory / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
     assert record.summary()["best_validation_loss"] == {"step": 10, "value": 1.0}
-
-
-def test_only_evaluations_of_eval_every_can_be_the_best(settings):
-    observing = ["optimizer.interval.every=2", "eval.every=100"]
-    record, _ = run(*settings(*observing, "checkpoint.every=7"))
-    assert [event["step"] for event in record.events() if event["event"] == "checkpoint"] == [7, 14, 20]
 
 
 @pytest.mark.parametrize(("log_every", "evaluates"), [(1, 100), (4, 100), (100, 100), (100, 10)])
@@ -210,35 +212,26 @@ def test_the_step_whose_loss_is_no_number_is_named(settings, poison, log_every, 
     tally("faults: a loss that is no number")
 
 
-@pytest.mark.parametrize("kind", [math.nan, math.inf])
-@pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer.interval.source=training"]])
-def test_a_step_can_be_left_out(settings, poison, kind, overrides):
+@pytest.mark.parametrize(("kind", "words"), [(math.nan, "optimizer=adamw"),
+                                             (math.inf, "optimizer.interval.source=training")])  # fmt: skip
+def test_a_step_can_be_left_out(finished, poison, kind, words):
     """Weights, optimizer and learning rate stand still, and no mean has the loss in it."""
     poison(1, 6, 7, kind=kind)
-    chosen, choices = settings(
-        "trainer.on_nonfinite=skip",
-        "trainer.log_every=1",
-        "trainer.micro_batch_size=4",
-        "checkpoint.every=5",
-        *overrides,
-    )
-    record, outcome = run(chosen, choices)
+    skips = ["trainer.on_nonfinite=skip", "trainer.log_every=1", "trainer.micro_batch_size=4", "checkpoint.every=5"]
+    record = finished(*skips, words)
     lines = record.metrics()
-    assert outcome == "finished"
     assert [line["step"] for line in lines if math.isnan(line["loss"])] == [1, 6, 7]
-    assert [event["step"] for event in record.events() if event["event"] == "nonfinite"] == [1, 6, 7]
+    assert steps_of(record, "nonfinite") == [1, 6, 7]
     assert record.summary()["skips"] == 3
     rates = {line["step"]: line["lr"] for line in lines}
     assert rates[5] != rates[6] == rates[7] == rates[8] != rates[9]
 
 
-def test_the_number_of_steps_left_out_is_bounded(settings, poison):
+def test_the_number_of_steps_left_out_is_bounded(finished, poison):
     poison(*range(3, 20))
-    bound = ["trainer.on_nonfinite=skip", "trainer.max_skips=4"]
-    with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 7, and 4 steps were left out before \(trainer.max"
-    ):
-        run(*settings(*bound))
+    says = r"the loss is nan at step 7, and 4 steps were left out before \(trainer.max"
+    with pytest.raises(TrainingError, match=says):
+        finished("trainer.on_nonfinite=skip", "trainer.max_skips=4")
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_they_are_listed(settings, tmp_path):
@@ -271,25 +264,21 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by
     assert after["seconds"]["forward"] == pytest.approx(before["seconds"]["forward"])
 
 
-def test_the_last_evaluation_may_read_more_and_is_compared_with_no_other(settings):
-    record, _ = run(*settings("optimizer=adamw", "eval.every=5", "eval.tokens=320", "eval.last_tokens=1280"))
-    chosen, _ = settings("eval.every=5", "eval.tokens=1280")
+def test_the_last_evaluation_may_read_more_and_is_compared_with_no_other(finished, pretrain):
+    record = finished("optimizer=adamw", "eval.every=5", "eval.tokens=320", "eval.last_tokens=1280")
     evaluated = [line for line in record.metrics() if "validation_loss" in line]
     assert [line["step"] for line in evaluated] == [5, 10, 15, 20]
-    summary, task = record.summary(), Pretrain(chosen, open_device(chosen.trainer), str, None, Ranks())
+    summary, (task, _) = record.summary(), pretrain("eval.tokens=1280")
     saved = load_file(record.directory / "checkpoints" / "step-00000020" / "model.safetensors")
     task.model.load_state_dict(saved, strict=True)
     assert task.evaluate(last=False)["validation_loss"] == summary["validation_loss"]
     best = min(evaluated[:-1], key=lambda line: line["validation_loss"])
     assert summary["best_validation_loss"] == {"step": best["step"], "value": best["validation_loss"]}
-    task.close()
 
 
-def test_the_rate_that_is_written_is_the_whole_one(settings):
-    record, _ = run(
-        *settings("optimizer=adamw", "optimizer.split_lr_scale=0.25", "schedule=constant", "schedule.warmup=0")
-    )
-    assert {line["lr"] for line in record.metrics()} == {1e-3}
+def test_the_rate_that_is_written_is_the_whole_one(finished):
+    words = ["optimizer=adamw", "optimizer.split_lr_scale=0.25", "schedule=constant", "schedule.warmup=0"]
+    assert {line["lr"] for line in finished(*words).metrics()} == {1e-3}
 
 
 class ReadsOfTheDevice(TorchDispatchMode):
@@ -304,10 +293,10 @@ class ReadsOfTheDevice(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer=frugal"], ["optimizer.subspace=slab"]], ids=str)
-def test_a_step_reads_nothing_from_the_device(loop, overrides):
-    built, _ = loop(*overrides, "trainer.log_every=100", "trainer.clip_norm=1.0", "trainer.micro_batch_size=4")
-    built.advance(built.task.work(1))  # which chooses the subspace
+@pytest.mark.parametrize("words", ["optimizer=adamw", "optimizer=frugal", "optimizer.subspace=slab"])
+def test_a_step_reads_nothing_from_the_device(loop, words):
+    built = loop(words, "trainer.log_every=100", "trainer.clip_norm=1.0", "trainer.micro_batch_size=4")
+    advance(built)  # which chooses the subspace
     work = built.task.work(2)
     with ReadsOfTheDevice() as reads:
         built._train_step(work)
@@ -315,13 +304,11 @@ def test_a_step_reads_nothing_from_the_device(loop, overrides):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("overrides", [["optimizer=adamw"], ["optimizer=frugal"]], ids=str)
-def test_a_step_on_a_gpu_waits_for_nothing(loop, overrides):
-    words = ["optimizer.interval=50"] if "optimizer=frugal" in overrides else []
-    built, _ = loop(*overrides, *words, "trainer.log_every=100", "eval.every=100")
+@pytest.mark.parametrize("words", [["optimizer=adamw"], ["optimizer=frugal", "optimizer.interval=50"]], ids=str)
+def test_a_step_on_a_gpu_waits_for_nothing(loop, words):
+    built = loop(*words, "trainer.log_every=100", "eval.every=100")
     built.compile(print)
-    for step in (1, 2):
-        built.advance(built.task.work(step))
+    advance(built, steps=2)
     work = built.task.work(3)
     torch.cuda.set_sync_debug_mode("error")
     try:

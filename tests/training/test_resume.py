@@ -4,6 +4,7 @@ import itertools
 import re
 import signal
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -66,10 +67,11 @@ KILLED = ARMS if LONG else ["columns, both move"]
 
 @pytest.fixture
 def ends_alike(tmp_path, monkeypatch):
-    """A function that compares a run with one that is stopped at `STOPS`: settings for a run_root -> None."""
+    """A function that compares a run with one that is stopped at `STOPS`: settings, choices -> None."""
 
-    def check(settings):
-        assert run(*settings(f"run_root={tmp_path / 'whole'}"))[1] == "finished"
+    def check(chosen, choices):
+        whole, parts = (replace(chosen, run_root=str(tmp_path / name)) for name in ("whole", "parts"))
+        assert run(whole, choices)[1] == "finished"
         left, comes = set(STOPS), Loop._next_batch
 
         def stopped(loop, stop):
@@ -78,26 +80,36 @@ def ends_alike(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patched:
             patched.setattr(Loop, "_next_batch", stopped)
-            chosen = settings(f"run_root={tmp_path / 'parts'}")
-            outcomes = [run(*chosen)[1] for _ in range(len(STOPS) + 1)]
+            outcomes = [run(parts, choices)[1] for _ in range(len(STOPS) + 1)]
         assert outcomes == ["interrupted"] * len(STOPS) + ["finished"]
         assert end_of(tmp_path / "parts") == end_of(tmp_path / "whole")
 
     return check
 
 
-@pytest.mark.parametrize("arm", ARMS)
+needs_torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is an extra: pip install torchao")
+
+
+def marked(arms):
+    return [pytest.param(arm, marks=needs_torchao if "8 bits" in arm else ()) for arm in arms]
+
+
+@pytest.mark.parametrize("arm", marked(ARMS))
 def test_pretraining(arm, settings, ends_alike, tally):
-    if "8 bits" in arm and not find_spec("torchao"):
-        pytest.skip("torchao is an extra: pip install torchao")
-    ends_alike(lambda root: settings(*EVERY, *ARMS[arm], root))
+    ends_alike(*settings(*EVERY, *ARMS[arm]))
     tally("arms: stopped between any two steps")
 
 
 @pytest.mark.parametrize("arm", SHORT)
 def test_fine_tuning(arm, finetune_settings, ends_alike, tally):
-    ends_alike(lambda root: finetune_settings("rte", *SHORT[arm], f"optimizer={arm}", root))
+    ends_alike(*finetune_settings("rte", *SHORT[arm], f"optimizer={arm}"))
     tally("arms: stopped between any two steps")
+
+
+def test_a_step_that_was_left_out(poison, settings, ends_alike):
+    """The count of them, and their place, are part of what goes on."""
+    poison(2, 8)
+    ends_alike(*settings(*EVERY, *MOVING, "trainer.on_nonfinite=skip"))
 
 
 @pytest.fixture
@@ -119,10 +131,8 @@ def survives(forks, cache_root, tmp_path):
     return check
 
 
-@pytest.mark.parametrize("arm", KILLED)
+@pytest.mark.parametrize("arm", marked(KILLED))
 def test_pretraining_that_is_killed(arm, survives, tally):
-    if "8 bits" in arm and not find_spec("torchao"):
-        pytest.skip("torchao is an extra: pip install torchao")
     survives(*EVERY, *ARMS[arm])
     tally("arms: killed")
 
@@ -133,11 +143,11 @@ def test_fine_tuning_that_is_killed(arm, survives, finetune_words, tally):
     tally("arms: killed")
 
 
-def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poison, settings, tmp_path, monkeypatch):
+def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poison, settings, finished, monkeypatch):
     """Killed after a step that was left out, since when the optimizer counts fewer; the steps since come again."""
     poison(2, 8)
-    chosen = settings(*EVERY, "optimizer=frugal", "optimizer.interval=3", "trainer.on_nonfinite=skip",
-                      "checkpoint.every=4", f"run_root={tmp_path / 'runs'}")  # fmt: skip
+    skips = ["trainer.on_nonfinite=skip", "checkpoint.every=4"]
+    words = [*EVERY, "optimizer=frugal", "optimizer.interval=3", *skips]
     advance = Loop.advance
 
     def killed(self, work):
@@ -147,27 +157,19 @@ def test_events_stand_at_the_steps_of_the_run_and_none_stands_there_twice(poison
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
         patched.setattr(Loop, "advance", killed)
-        run(*chosen)
-    record, outcome = run(*chosen)
-    assert outcome == "finished"
-    assert [event["step"] for event in record.events() if event["event"] == "refresh"][:3] == [1, 5, 9]
+        run(*settings(*words))
+    assert [event["step"] for event in finished(*words).events() if event["event"] == "refresh"][:3] == [1, 5, 9]
 
 
 def test_a_clock_that_jumps_changes_nothing_but_times(settings, tmp_path, monkeypatch, tally):
     """Back and forth by years, as it may where a machine's clock is set while a run goes on."""
-    base = [*EVERY, *MOVING]
-    assert run(*settings(*base, f"run_root={tmp_path / 'whole'}"))[1] == "finished"
+    chosen, choices = settings(*EVERY, *MOVING)
+    assert run(replace(chosen, run_root=str(tmp_path / "whole")), choices)[1] == "finished"
     real, jumps = time.time, itertools.cycle([0, -1e8, 3e8])
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     monkeypatch.setattr(time, "strftime", lambda form, *_: f"{1970 + next(jumps) // 1e8:.0f}-01-01T00:00:00+0000")
-    record, outcome = run(*settings(*base, f"run_root={tmp_path / 'jumps'}"))
+    record, outcome = run(replace(chosen, run_root=str(tmp_path / "jumps")), choices)
     assert outcome == "finished"
     assert end_of(tmp_path / "jumps") == end_of(tmp_path / "whole")
     assert all(0 <= seconds < 600 for line in record.metrics() for seconds in line["seconds"].values())
     tally("faults: a clock that jumps")
-
-
-def test_a_step_that_was_left_out(poison, settings, ends_alike):
-    """The count of them, and their place, are part of what goes on."""
-    poison(2, 8)
-    ends_alike(lambda root: settings(*EVERY, *MOVING, "trainer.on_nonfinite=skip", root))

@@ -37,9 +37,24 @@ def _convert(source: Path, target: Path) -> None:
         raise SettingError(f"{source} has whole tensors already; allowed: a checkpoint of trainer.parallel=fsdp")
     if target.exists():
         raise SettingError(f"{target} exists; name a new directory")
-    from adafrugal.training.checkpoints import checkpoint
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
-    checkpoint.gather(source, target)
+    from adafrugal.training.checkpoints import checkpoint, sharded
+
+    logging.disable_progress_bar()
+    if damage := checkpoint.damage(source):
+        raise TrainingError(f"the checkpoint {source} is damaged ({damage})")
+    config = AutoConfig.from_pretrained(source)
+    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+    sharded.read_model(source, model)
+    scratch, state = checkpoint.scratch(target), sharded.whole(checkpoint.load_state(source), source)
+
+    def fill() -> None:
+        scratch.mkdir(parents=True)
+        model.save_pretrained(scratch)
+
+    checkpoint.save(target, fill, state)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from adafrugal.settings.schema import Settings, TrainerSettings
 from adafrugal.system.errors import first_line
 from adafrugal.training.devices import Place
 from adafrugal.training.distributed import parallel
-from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.tasks.task import Task
 
 _WITHOUT = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -31,17 +30,11 @@ _GRAPHS = tuple(_WITHOUT)  # torch's modes that record CUDA graphs, above with t
 
 @dataclass(frozen=True)
 class Compilation:
-    """How a run's forward and backward passes are compiled.
+    """How a run's forward and backward passes are compiled."""
 
-    Args:
-        mode: of torch.compile; None where they are not compiled.
-        seconds: that compiling took, rehearsals included.
-        reason: why they are not compiled, or in another mode than the setting; None if there is none.
-    """
-
-    mode: str | None
-    seconds: float = 0.0
-    reason: str | None = None
+    mode: str | None  # of torch.compile; None: not at all
+    seconds: float = 0.0  # that compiling took, rehearsals included
+    reason: str | None = None  # why not, or why in another mode than the setting
 
     @property
     def replays(self) -> bool:
@@ -57,41 +50,29 @@ class Compilation:
         return found
 
 
-def start(
-    task: Task,
-    settings: Settings,
-    place: Place,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-    ranks: Ranks,
-) -> Compilation:
+def start(task: Task, settings: Settings, say: Callable[[str], None], warn: Callable[[str], None]) -> Compilation:
     """Compile a task's forward and backward passes as `trainer.compile` says, or say why not.
 
-    Args:
-        task: whose `forward` is replaced; its model and optimizer are complete, its weights loaded.
-        settings: of the run.
-        place: device and precision.
-        say: prints that compiling takes long.
-        warn: prints once why another mode than the setting's is used, or none.
-        ranks: the processes of the run; all of them compile, or none.
+    Its `forward` is replaced; its model and optimizer are complete, its weights loaded. All processes compile, or none.
+    `say` prints that compiling takes long, `warn` once why another mode than the setting's is used, or none.
     """
     trainer = settings.trainer
-    if reason := _why_not(trainer, place):
+    if reason := _why_not(trainer, task.place):
         return Compilation(None, reason=reason)
-    mode, reason = _mode(task, trainer, place)
+    mode, reason = _mode(task, trainer)
     if reason and trainer.compile_mode != "auto":
         warn(reason)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(settings.cache_root).absolute() / "compiled"))
     say(f"compiling the model ({mode}): a minute or so at first, less from the cache")
     begun, eager = time.perf_counter(), task.forward
-    failed = _try(task, place, eager, mode)
+    failed = _try(task, eager, mode)
     if failed is not None and out_of_memory.is_memory(failed) and mode in _GRAPHS and trainer.compile_mode == "auto":
         reason = f"memory for CUDA graphs was refused ({first_line(failed)}): trainer.compile_mode is default"
         warn(reason)
-        mode, failed = "default", _try(task, place, eager, "default")
+        mode, failed = "default", _try(task, eager, "default")
     if failed is not None and out_of_memory.is_memory(failed):
         raise failed
-    problems = [found for found in ranks.gather(failed and first_line(failed)) if found]
+    problems = [found for found in task.ranks.gather(failed and first_line(failed)) if found]
     if problems:
         if failed is None:  # it failed in another process only
             _go_back(task, eager)
@@ -104,12 +85,7 @@ def start(
     return Compilation(mode, time.perf_counter() - begun, reason)
 
 
-def forget() -> None:
-    """Drop everything that was compiled in this process, and free its memory."""
-    torch.compiler.reset()
-
-
-def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exception | None:
+def _try(task: Task, eager: Callable[..., Any], mode: str) -> Exception | None:
     """Compile and rehearse; if that fails, undo it and return the error, of any class."""
     _counted().pop("cudagraph_skips", None)
     task.forward = compiled = torch.compile(eager, mode=mode, dynamic=task.shapes_vary)
@@ -121,7 +97,7 @@ def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exce
     if mode in _GRAPHS:
         task.forward = begin_and_run
     try:
-        _rehearse(task, place, passes=3 if mode in _GRAPHS else 1)  # graphs: warm up, record, replay
+        _rehearse(task, passes=3 if mode in _GRAPHS else 1)  # graphs: warm up, record, replay
     except Exception as error:
         _go_back(task, eager)
         return error.with_traceback(None)  # whose frames hold tensors
@@ -130,7 +106,7 @@ def _try(task: Task, place: Place, eager: Callable[..., Any], mode: str) -> Exce
 
 def _go_back(task: Task, eager: Callable[..., Any]) -> None:
     task.forward = eager
-    forget()
+    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -155,14 +131,14 @@ def _why_not(trainer: TrainerSettings, place: Place) -> str | None:
     return None
 
 
-def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str | None]:
+def _mode(task: Task, trainer: TrainerSettings) -> tuple[str, str | None]:
     """The mode, and the reason if it differs from the setting or has no CUDA graphs."""
     asked = trainer.compile_mode
     if asked not in ("auto", *_GRAPHS):
         return asked, None
     without = _WITHOUT.get(asked, "default")
     for is_so, what in (
-        (not place.is_gpu, "a GPU"),
+        (not task.place.is_gpu, "a GPU"),
         (task.shapes_vary, "batches of one shape"),
         (trainer.parallel != "none", "one process"),
         # each replay overwrites the memory that holds the gradients of the micro-batch before
@@ -174,9 +150,9 @@ def _mode(task: Task, trainer: TrainerSettings, place: Place) -> tuple[str, str 
     return ("reduce-overhead" if asked == "auto" else asked), None
 
 
-def _rehearse(task: Task, place: Place, passes: int) -> None:
+def _rehearse(task: Task, passes: int) -> None:
     """Run forward and backward on each shape, in training and in evaluation; then reset all state."""
-    random = place.random_state()
+    random = task.place.random_state()
     try:
         for batch in task.shapes():
             for _ in range(passes):
@@ -191,4 +167,4 @@ def _rehearse(task: Task, place: Place, passes: int) -> None:
     finally:
         task.model.train()
         task.model.zero_grad(set_to_none=True)
-        place.set_random_state(random)
+        task.place.set_random_state(random)

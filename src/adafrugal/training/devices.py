@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,10 +55,6 @@ class Place:
         torch.cuda.empty_cache()  # torch keeps the memory of an earlier run of this process
         return torch.cuda.mem_get_info(self.device)[0]
 
-    def begun_in(self, precision: str, asked: str) -> Place:
-        """The place of a resumed run, which with `trainer.precision=auto` keeps its first precision."""
-        return replace(self, precision=precision) if asked == "auto" else self
-
     @property
     def is_gpu(self) -> bool:
         """Whether it is a CUDA device."""
@@ -70,10 +66,8 @@ def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str]
 
     Call it before all else that touches CUDA: several of torch's functions fail before CUDA is initialised.
 
-    Args:
-        settings: `device=auto` is the GPU where there is one; `precision=auto` is bf16 on a GPU that has it, else fp32.
-        number: index of the GPU, where several processes have one each.
-        warn: prints why an existing GPU is not used.
+    `device=auto` is the GPU where there is one, of this `number` where several processes have one each;
+    `precision=auto` is bf16 on a GPU that has it, else fp32. `warn` prints why an existing GPU is not used.
 
     Raises:
         SettingError: the device is missing, or torch cannot use it.

@@ -68,9 +68,7 @@ class Display:
     def metrics(self, line: Mapping[str, Any], headline: Sequence[str]) -> None:
         """Show a line of metrics on the bar; print it after an evaluation and, without a bar, now and then.
 
-        Args:
-            line: of the record.
-            headline: names of numbers of the evaluation to show beside its loss.
+        `headline` names the numbers of the evaluation to show beside its loss.
         """
         evaluated = "validation_loss" in line
         if self._bar is not None:

@@ -17,48 +17,48 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 class End(NamedTuple):
-    """How a run ended.
+    """How a run ended."""
 
-    Args:
-        code: the exit code of the command.
-        reason: in one line, for the record and the list of a sweep's jobs; empty if there is none.
-        text: for stderr; empty if another process prints it.
+    code: int  # the exit code of the command
+    reason: str = ""  # in one line, for the list of a sweep's jobs
+    text: str = ""  # for stderr; empty if another process prints it
+
+
+def explained(error: BaseException, stop: Stop, ranks: Ranks, settings: Settings, directory: Path) -> BaseException:
+    """What ended a run, from the error that was raised: a signal, another process, disk, memory, or the error itself.
+
+    `settings` and `directory` are the run's; messages quote them.
     """
-
-    code: int
-    reason: str = ""
-    text: str = ""
-
-
-def classify(error: BaseException, stop: Stop) -> End:
-    """Classify an error as an interruption, a wrong setting, a failure or a defect."""
-    if stop.was_lost or not isinstance(error, Exception):
-        return End(INTERRUPTED, text="interrupted; the same command continues")
-    reason = line(error)
-    if isinstance(error, SettingError):
-        return End(WRONG, reason, f"error: {reason}")
-    if isinstance(error, TrainingError):
-        return End(FAILED, reason, "" if isinstance(error, LostError) and error.is_told else f"error: {reason}")
-    return End(FAILED, f"{type(error).__name__}: {reason}", "".join(traceback.format_exception(error)).rstrip())
-
-
-def explained(error: BaseException, ranks: Ranks, settings: Settings, directory: Path) -> BaseException:
-    """Return a TrainingError if the disk, memory or another process is at fault; return other errors unchanged.
-
-    Args:
-        error: that ended the run.
-        ranks: the processes of the run.
-        settings: of the run; the message quotes their values.
-        directory: of the run.
-    """
+    if not isinstance(error, Exception):
+        return error
+    if stop.was_lost:  # the error may be its consequence
+        return KeyboardInterrupt()
     if lost := ranks.lost(error):
         return lost
-    if not isinstance(error, Exception) or isinstance(error, SettingError | TrainingError):
+    if isinstance(error, SettingError | TrainingError):
         return error
     if isinstance(error, OSError) and error.errno in _DISK:
         said = f"{error.filename or directory}: {error.strerror}"
         return TrainingError(f"{said}; complete checkpoints stay, and the same command continues from the last one")
     from adafrugal.memory import out_of_memory  # which needs torch
 
-    reason = out_of_memory.reason(error, settings)
-    return TrainingError(reason) if reason else error
+    memory = out_of_memory.reason(error, settings)
+    return TrainingError(memory) if memory else error
+
+
+def reason(error: Exception) -> str:
+    """The cause of a failure in one line, for the record and the list of a sweep's jobs."""
+    is_foreseen = isinstance(error, SettingError | TrainingError)
+    return line(error) if is_foreseen else f"{type(error).__name__}: {line(error)}"
+
+
+def classify(error: BaseException) -> End:
+    """Classify an error as an interruption, a wrong setting, a failure or a defect."""
+    if not isinstance(error, Exception):
+        return End(INTERRUPTED, text="interrupted; the same command continues")
+    if isinstance(error, SettingError):
+        return End(WRONG, reason(error), f"error: {reason(error)}")
+    if isinstance(error, TrainingError):
+        is_told = isinstance(error, LostError) and error.is_told
+        return End(FAILED, reason(error), "" if is_told else f"error: {reason(error)}")
+    return End(FAILED, reason(error), "".join(traceback.format_exception(error)).rstrip())

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from adafrugal.memory import measure
+from adafrugal.models.schedule import factor
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError, TrainingError
@@ -23,29 +25,17 @@ from adafrugal.training.checkpoints import checkpoint, sharded
 from adafrugal.training.checkpoints.writer import Writer, Written
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.compiling import Compilation
-from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
 from adafrugal.training.distributed import parallel
-from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.progress import Progress
 from adafrugal.training.tasks.task import StepBatch, Task
 from adafrugal.training.throughput import Meter
 
 
 class Loop:
-    """Trains a task with an optimizer from where its progress stands to the last step.
+    """Trains a task from where its progress stands to the last step; all processes go through the same steps.
 
-    Args:
-        settings: of the run.
-        task: model, batches, loss, evaluation.
-        optimizer: torch's, or this project's.
-        scheduler: of the learning rate.
-        place: device and precision.
-        record: the run's files.
-        display: prints the progress.
-        ranks: the processes that make this run; all of them go through the same steps.
-        known_as: the settings that identify the run, saved in each checkpoint.
-        progress: where the run stands; None: at its start.
+    `known_as` are the settings that identify the run, saved in each checkpoint.
     """
 
     def __init__(
@@ -53,17 +43,15 @@ class Loop:
         settings: Settings,
         task: Task,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        place: Place,
         record: Record,
         display: Display,
-        ranks: Ranks,
         known_as: Mapping[str, Any],
         progress: Progress | None = None,
     ) -> None:
-        self.settings, self.task, self.optimizer, self.scheduler = settings, task, optimizer, scheduler
-        self.place, self.record, self.display, self.ranks = place, record, display, ranks
-        self.known_as, self.progress = known_as, progress or Progress()
+        self.settings, self.task, self.optimizer, self.record, self.display = settings, task, optimizer, record, display
+        self.place, self.ranks, self.known_as, self.progress = task.place, task.ranks, known_as, progress or Progress()
+        place, ranks = self.place, self.ranks
+        self.scheduler = LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         self.clock = PhaseClock(place.device)
         self.compilation = Compilation(None)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
@@ -83,7 +71,7 @@ class Loop:
 
     def compile(self, warn: Callable[[str], None]) -> None:
         """Compile forward and backward passes where the settings or the device ask for it."""
-        how = compiling.start(self.task, self.settings, self.place, self.display.say, warn, self.ranks)
+        how = compiling.start(self.task, self.settings, self.display.say, warn)
         self.compilation = how
         if how.seconds:
             self.progress.add(0.0, {"compile": how.seconds}, how.seconds)
@@ -226,7 +214,7 @@ class Loop:
         if change.event != "shrink":  # a shrink needs no communication and only frees memory
             progress.state_bytes_peak = max(progress.state_bytes_peak, self._state_bytes().total)
             if self.ranks.size > 1:
-                self.ranks.insist_alike(self.optimizer.checksum(), "the checksum of ρ, T and what is selected")
+                self.ranks.insist_alike(self.optimizer.checksum())
         # the optimizer does not count skipped steps; the record does
         self.record.add_event(**asdict(change) | {"step": progress.step + 1})
 
@@ -330,15 +318,7 @@ class Loop:
             self.record.add_event("checkpoint", **asdict(written))
 
     def resume(self, state: dict[str, Any], directory: Path) -> None:
-        """Continue from a checkpoint.
-
-        Args:
-            state: of its state.pt.
-            directory: of the checkpoint.
-
-        Raises:
-            TrainingError: another version of this code wrote it.
-        """
+        """Continue from a checkpoint and the state of its state.pt; TrainingError if another version of us wrote it."""
         group = self.ranks.writing
         try:
             sharded.read_model(directory, self.task.model, group)

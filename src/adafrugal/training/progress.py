@@ -17,8 +17,8 @@ BESIDE = ("evaluation", "checkpoint", "compile")  # phases that tokens per secon
 
 
 @dataclass
-class Window:
-    """The steps since the last line of metrics."""
+class Sums:
+    """Sums over some steps."""
 
     loss: float = 0.0  # summed over targets, or examples
     count: int = 0  # of these
@@ -46,8 +46,8 @@ class Progress:
     state_bytes_start: int = 0
     state_bytes_peak: int = 0
     memory_peak: int = 0
-    window: Window = field(default_factory=Window)
-    unobserved: Window = field(default_factory=Window)  # the steps since a control last observed the training loss
+    window: Sums = field(default_factory=Sums)  # the steps since the last line of metrics
+    unobserved: Sums = field(default_factory=Sums)  # the steps since a control last observed the training loss
     fitted_density: float | None = None  # at the start of the run, if `optimizer.fit_gib` chose it
     last_line: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] | None = None  # the line of the best evaluation so far, without those for a control
@@ -59,7 +59,7 @@ class Progress:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
         """Inverse of `state_dict`; reads those of older versions, too."""
-        windows = {name: Window(**state.get(name, {})) for name in ("window", "unobserved")}
+        windows = {name: Sums(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})
 
     def add_step(self, tokens: int, real_tokens: int, count: int) -> None:
@@ -83,7 +83,7 @@ class Progress:
     def observed(self) -> float:
         """The mean training loss of the steps since the last call; NaN if all were skipped."""
         loss = self.unobserved.mean()
-        self.unobserved = Window()
+        self.unobserved = Sums()
         return loss
 
     def close_window(
@@ -96,12 +96,8 @@ class Progress:
     ) -> dict[str, Any]:
         """The line of metrics for the steps since the last one; the next window begins.
 
-        Args:
-            optimizer: its ρ and T are read.
-            counted: its state, over all processes that share it.
-            lr: learning rate of the last step.
-            memory: of `measure.read`.
-            evaluated: numbers of the evaluation after the last step, if there was one.
+        `counted` is the state of all processes, `lr` the last step's, `memory` of `measure.read`; `evaluated` has the
+        numbers of the evaluation after the last step, if there was one.
         """
         window = self.window
         self.state_bytes_peak = max(self.state_bytes_peak, counted.total)
@@ -123,7 +119,7 @@ class Progress:
             "memory": memory,
             **evaluated,
         }
-        self.window = Window()
+        self.window = Sums()
         return self.last_line
 
     def summary(
@@ -133,14 +129,7 @@ class Progress:
         model: torch.nn.Module,
         conclusion: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The numbers of summary.json.
-
-        Args:
-            optimizer: of the run.
-            counted: its state, over all processes that share it.
-            model: that was trained.
-            conclusion: the task's own numbers.
-        """
+        """The numbers of summary.json; `counted` is the state of all processes, `conclusion` the task's own numbers."""
         line = self.last_line
         parameters = [p for name, p in model.named_parameters() if ".lora_" not in name]  # without LoRA's adapters
         passes = self.seconds["forward"] + self.seconds["backward"]

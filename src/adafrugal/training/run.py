@@ -13,14 +13,13 @@ import torch
 from adafrugal.memory import breakdown, estimate, fit, measure, on_device
 from adafrugal.memory.fit import Fitted
 from adafrugal.models import optimizers
-from adafrugal.models.schedule import factor
 from adafrugal.settings.canonical import settled
 from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
-from adafrugal.training import compiling, devices
+from adafrugal.training import devices
 from adafrugal.training.checkpoints import checkpoint
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
@@ -31,11 +30,7 @@ from adafrugal.training.tasks.task import Task
 
 
 class Run:
-    """Makes a session's run.
-
-    Args:
-        session: its settings, record, processes, and resources to close.
-    """
+    """Makes a session's run."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -48,7 +43,8 @@ class Run:
         session, notes = self.session, []
         # before any other use of CUDA, and before the record changes
         place = devices.open_device(self.settings.trainer, self.ranks.local, notes.append)
-        session.begin()
+        self.record.begin(session.config())
+        session.begun = True
         session.ends.enter_context(self.display)
         for note in notes:
             self._warn(note)
@@ -82,7 +78,8 @@ class Run:
         state = checkpoint.load_state(saved) if saved else None
         if state is not None:
             _refuse_another(state, differing(settings), self.record.directory)
-            place = place.begun_in(state["precision"], settings.trainer.precision)
+            if settings.trainer.precision == "auto":  # the run keeps its first
+                place = replace(place, precision=state["precision"])
         self._memory_before = measure.begin(place.device)
         settings = self._on_device(place)
         task = self._task(settings, place, state and state["task"])
@@ -95,9 +92,8 @@ class Run:
         optimizers.adapt(settings, task.model)
         groups = optimizers.groups(settings, task.model)
         optimizer = optimizers.build(settings, groups)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(settings.schedule, settings.trainer.steps))
         known_as, progress = differing(self.settings), Progress(fitted_density=fitted and fitted.density)
-        loop = Loop(settings, task, optimizer, scheduler, place, self.record, display, self.ranks, known_as, progress)
+        loop = Loop(settings, task, optimizer, self.record, display, known_as, progress)
         display.say(f"{self.session.identity.key} → {self.record.directory}\n\n{groups}\n")
         if saved is not None:
             loop.resume(state, saved)
@@ -107,7 +103,7 @@ class Run:
             self.record.add_event("fitted", step=1, **asdict(fitted))
         loop.compile(self._warn)
         if loop.compilation.mode:  # the next run of a sweep needs the memory, and torch compiles a function 8 times
-            self.session.ends.callback(compiling.forget)
+            self.session.ends.callback(torch.compiler.reset)
         self._describe(loop)
         return loop
 
@@ -138,13 +134,10 @@ class Run:
     def _task(self, settings: Settings, place: Place, state: dict[str, Any] | None) -> Task:
         """The task, continued from `state`."""
         if settings.task.kind == "pretrain":
-            from adafrugal.training.tasks.pretrain import Pretrain
-
-            task: Task = Pretrain(settings, place, self.display.say, state, self.ranks)
+            from adafrugal.training.tasks.pretrain import Pretrain as Kind
         else:
-            from adafrugal.training.tasks.finetune import Finetune
-
-            task = Finetune(settings, place, self.display.say, state)
+            from adafrugal.training.tasks.finetune import Finetune as Kind
+        task = Kind(settings, place, self.display.say, state, self.ranks)
         self.session.ends.push(unless_at_once(task.close))
         return task
 

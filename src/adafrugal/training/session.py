@@ -11,7 +11,7 @@ from typing import Any, Literal
 from adafrugal.settings.identity import Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
-from adafrugal.system.errors import INTERRUPTED, SettingError, line
+from adafrugal.system.errors import SettingError, line
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record, Unwritten
 from adafrugal.training import failure
@@ -21,15 +21,9 @@ Outcome = Literal["finished", "finished before", "interrupted"]
 
 
 def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None) -> tuple[Record, Outcome]:
-    """Start or continue the run that these settings describe.
+    """Start or continue the run that these settings describe; `choices` has the file chosen of each group.
 
-    Args:
-        settings: of the run.
-        choices: group -> file that was chosen.
-        stop: entered already by a caller that makes several runs; None: this run makes one.
-
-    Returns:
-        The record and the outcome; the same call continues an interrupted run.
+    A caller that makes several runs passes the `stop` that it has entered. The same call continues an interrupted run.
 
     Raises:
         SettingError: an input is missing, or the data differ from those at the start of the run.
@@ -55,26 +49,16 @@ def run(settings: Settings, choices: Mapping[str, str], stop: Stop | None = None
 
 @dataclass
 class Session:
-    """One process's work on one run.
-
-    Args:
-        settings: of the run.
-        made: the same, completed by choices that depend on data, model and device.
-        identity: its directory and name.
-        record: its files.
-        stop: whether a signal asked for its end.
-        ranks: its processes.
-        ends: closes its resources when it ends.
-    """
+    """One process's work on one run."""
 
     settings: Settings
-    made: Settings
+    made: Settings  # the same, completed by choices that depend on data, model and device
     identity: Identity
     record: Record
     stop: Stop
     ranks: Ranks
-    ends: ExitStack
-    begun: bool = False
+    ends: ExitStack  # closes the run's resources
+    begun: bool = False  # the record, so that this session sets its status
 
     def make(self) -> Outcome:
         """Begin or continue the run; rank 0 alone writes."""
@@ -88,29 +72,19 @@ class Session:
 
         return Run(self).train()
 
-    def begin(self) -> None:
-        """Begin the record; from here on this session sets its status."""
-        self.record.begin(self.config())
-        self.begun = True
-
     def config(self) -> dict[str, Any]:
         """The settings without run_root and cache_root: a record may be moved, published, or sent to W&B."""
         return {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
 
     def note(self, caught: BaseException) -> BaseException:
-        """Write what ended the run into the record, tell the other processes, and return the error to raise."""
-        error = (
-            caught if self.stop.was_lost else failure.explained(caught, self.ranks, self.made, self.record.directory)
-        )
-        end = failure.classify(error, self.stop)
-        if end.code == INTERRUPTED and isinstance(error, Exception):
-            error = KeyboardInterrupt()
+        """Record what ended the run, tell the other processes, and return the error to raise."""
+        error = failure.explained(caught, self.stop, self.ranks, self.made, self.record.directory)
         if self.begun:
             with suppress(OSError):  # a full disk, for example: the error is reported all the same
-                if end.code == INTERRUPTED:
-                    self.record.set_status("interrupted")
+                if isinstance(error, Exception):
+                    self.record.set_status("failed", reason=failure.reason(error)[:1000])
                 else:
-                    self.record.set_status("failed", reason=end.reason[:1000])
+                    self.record.set_status("interrupted")
         return LostError(line(error), is_told=True) if self.ranks.announce(error) else error
 
     def _lock(self) -> None:

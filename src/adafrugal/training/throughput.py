@@ -33,14 +33,7 @@ def flops_per_token(model: torch.nn.Module) -> int:
 
 
 class Meter:
-    """Measures MFU of a pre-training run.
-
-    Args:
-        settings: of the run.
-        model: that is trained.
-        place: device and precision.
-        processes: that share the work, with a GPU each.
-    """
+    """Measures MFU of a pre-training run, whose processes share the work with a GPU each."""
 
     def __init__(self, settings: Settings, model: torch.nn.Module, place: Place, processes: int = 1) -> None:
         trainer = settings.trainer

@@ -1,9 +1,8 @@
 """The same settings on one process, on two with copies of the model (DDP), and on two with shards of it (FSDP2)."""
 
+import functools
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import safetensors.torch
 import torch
 from torture import LONG
 
-from adafrugal.system.errors import WRONG
+from adafrugal.system.errors import DONE, WRONG
 from adafrugal.tracking.record import Record
 from adafrugal.training import __main__ as command_of_training
 
@@ -34,83 +33,67 @@ ARMS = {
     "columns": [*MOVING, "optimizer.subspace=columns", "trainer.micro_batch_size=2", "model.loss_chunk_rows=50"],
     "slab": [*MOVING, "optimizer.subspace=slab", "trainer.activation_checkpointing=layers"],
 }
-
-if LONG:
-    ARMS |= {
-        # few directions: the last of many are those of rounding
-        "svd": [
-            *MOVING,
-            f"optimizer.subspace={RIGHT('svd')}",
-            "optimizer.density.start=0.13",
-            "optimizer.on_refresh=keep",
-        ],
-        "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"],
-    }
 WAYS = {  # of FSDP, which change nothing else
     "updates in the backward pass": ["trainer.update_in_backward=true"],
     "weights on the CPU": ["trainer.offload=true"],
     "two copies": ["trainer.replicas=2"],
-} | ({"compiled": ["trainer.compile=true"]} if LONG else {})
+}
+if LONG:
+    few = ["optimizer.density.start=0.13", "optimizer.on_refresh=keep"]  # the last of many directions are rounding's
+    ARMS |= {"svd": [*MOVING, f"optimizer.subspace={RIGHT('svd')}", *few],
+             "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"]}  # fmt: skip
+    WAYS["compiled"] = ["trainer.compile=true"]
 LEFT = ("adamw", "columns", "slab") if LONG else ("adamw", "slab")
 NUMBERS = {1: "none", 2: "ddp", 4: "fsdp"} if LONG else {1: "none"}
 
 
-def on(processes, jobs, cache_root, timeout=300):
+def on(forks, processes, jobs, cache_root, timeout=300):
     """Run jobs on so many processes; what was seen of each."""
     words = [{**job, "words": [*SAME, f"cache_root={cache_root}", *job["words"]]} for job in jobs]
     if processes == 1:
         return [on_ranks.made(job) for job in words]
-    script = str(Path(__file__).with_name("on_ranks.py"))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *torchrun, script, json.dumps(words)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import on_ranks; sys.exit(on_ranks.main())"
+    begun = forks.ranks(processes, json.dumps(words), before=here)
+    ended = [process.wait(timeout) for process in begun]
+    assert [done.code for done in ended] == [0] * processes, ended[0].err
+    return json.loads(ended[0].out.splitlines()[-1])
+
+
+def job(root, name, way, arm, *words, **more):
+    return {name: {"words": [*ARMS[arm], f"trainer.parallel={way}", f"run_root={root / way / name}", *words], **more}}
 
 
 def jobs_of(root, way):
-    """All arms on several processes, and what is to be seen of each."""
-    parallel = [f"trainer.parallel={way}"]
-    listen = {"columns": {"listen": [3, 6]}} if way == "ddp" else {}  # the second step is when DDP arranges its buckets
-    jobs = {arm: {"words": [*words, *parallel, f"run_root={root / way / arm}"], **listen.get(arm, {})}
-            for arm, words in ARMS.items()}  # fmt: skip
-    skipping = [*ARMS["blocks"], *parallel, "trainer.on_nonfinite=skip", f"run_root={root / way / 'left out'}"]
-    return jobs | {"left out": {"words": skipping, "poison": [1, 5]}}
-
-
-@pytest.fixture(scope="module")
-def one(once, cache_root):
-    def make(root):
-        jobs = [{"words": [*words, f"run_root={root / 'one' / arm}"]} for arm, words in ARMS.items()]
-        return dict(zip(ARMS, on(1, jobs, cache_root), strict=True))
-
-    return once("one", make)
-
-
-@pytest.fixture(scope="module")
-def ddp(once, cache_root):
-    def make(root):
-        jobs = jobs_of(root, "ddp")
-        return dict(zip(jobs, on(2, list(jobs.values()), cache_root), strict=True))
-
-    return once("ddp", make)
-
-
-@pytest.fixture(scope="module")
-def fsdp(once, cache_root):
-    def make(root):
-        jobs = jobs_of(root, "fsdp")
-        for arm in ARMS:
-            jobs[arm]["listen to the optimizer"] = 2  # a step without a refresh
-        for way, words in WAYS.items():
-            jobs[way] = {"words": [*ARMS["blocks"], "trainer.parallel=fsdp", *words, f"run_root={root / way}"]}
+    """All runs of one way, and what is to be seen of each."""
+    jobs = {}
+    for arm in ARMS:
+        more = {"listen to the optimizer": 2} if way == "fsdp" else {}  # a step without a refresh
+        if (way, arm) == ("ddp", "columns"):
+            more = {"listen": [3, 6]}  # the second step is when DDP arranges its buckets
+        jobs |= job(root, arm, way, arm, **more)
+    if way != "none":
+        jobs |= job(root, "left out", way, "blocks", "trainer.on_nonfinite=skip", poison=[1, 5])
+    if way == "fsdp":
+        for name, words in WAYS.items():
+            jobs |= job(root, name, way, "blocks", *words)
         for arm in LEFT:
-            words = [*ARMS[arm], "trainer.parallel=fsdp", f"run_root={root / 'left' / arm}"]
-            jobs[f"{arm}, left"] = {"words": words, "stop": LEFT_AT}
-        return dict(zip(jobs, on(2, list(jobs.values()), cache_root), strict=True))
+            jobs |= job(root, f"{arm} left", way, arm, stop=LEFT_AT)
+    return jobs
 
-    return once("fsdp", make)
+
+@pytest.fixture(scope="module")
+def runs(forks, once, cache_root):
+    """A function that gives all runs of one way (none, ddp, fsdp), made once: its name -> what was seen of each."""
+
+    def make(way):
+        def maker(root):
+            jobs = jobs_of(root, way)
+            seen = on(forks, 1 if way == "none" else 2, [*jobs.values()], cache_root)
+            return dict(zip(jobs, seen, strict=True))
+
+        return once(way, maker)
+
+    return functools.cache(make)
 
 
 def losses(run):
@@ -137,25 +120,25 @@ def assert_alike(run, other):
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_losses_are_those_of_one_process(one, arm, way, request):
-    run = request.getfixturevalue(way)[arm]
-    assert_alike(run, one[arm])
+def test_losses_are_those_of_one_process(runs, arm, way):
+    run, alone = runs(way)[arm], runs("none")[arm]
+    assert_alike(run, alone)
     assert len(losses(run)[0]) == STEPS
     kinds = "refresh", "shrink", "interval"
-    assert events(run, *kinds) == events(one[arm], *kinds)
+    assert events(run, *kinds) == events(alone, *kinds)
     assert arm == "adamw" or len(events(run, "refresh")) > 3
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_way_of_sharding_changes_no_loss(one, fsdp, way):
-    assert_alike(fsdp[way], one["blocks"])
+def test_a_way_of_sharding_changes_no_loss(runs, way):
+    assert_alike(runs("fsdp")[way], runs("none")["blocks"])
 
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_the_record_counts_what_one_process_would(one, arm, way, request):
+def test_the_record_counts_what_one_process_would(runs, arm, way):
     """Tokens of all processes, and state over all of them, whose parts are each process's own."""
-    ours, theirs = (Record(Path(run["directory"])).summary() for run in (request.getfixturevalue(way)[arm], one[arm]))
+    ours, theirs = (Record(Path(runs(each)[arm]["directory"])).summary() for each in (way, "none"))
     for name in ("tokens", "real_tokens", "parameters", "state_bytes", "refreshes", "interval", "density"):
         assert ours[name] == theirs[name], name
     parts = ours["processes"]["state_bytes"]
@@ -165,20 +148,20 @@ def test_the_record_counts_what_one_process_would(one, arm, way, request):
         assert parts == pytest.approx([theirs["state_bytes"]["end"] / 2] * 2, rel=0.05)
 
 
-def test_copies_sum_their_gradients_once_a_step(ddp):
+def test_copies_sum_their_gradients_once_a_step(runs):
     """Two micro-batches on each process: one all-reduce for the only bucket, and no other word."""
     for step in (3, 6):
-        assert ddp["columns"][f"step {step}"] == {"c10d::allreduce_": 1}
+        assert runs("ddp")["columns"][f"step {step}"] == {"c10d::allreduce_": 1}
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "adamw"])
-def test_the_optimizers_step_says_nothing_between_refreshes(fsdp, arm):
-    assert fsdp[arm]["optimizer"] == {}
+def test_the_optimizers_step_says_nothing_between_refreshes(runs, arm):
+    assert runs("fsdp")[arm]["optimizer"] == {}
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(way, request):
-    run = request.getfixturevalue(way)["left out"]
+def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(runs, way):
+    run = runs(way)["left out"]
     assert run["outcome"] == "finished"
     record = Record(Path(run["directory"]))
     assert record.summary()["skips"] == 1
@@ -186,19 +169,19 @@ def test_all_leave_out_a_step_whose_loss_is_no_number_on_one(way, request):
 
 
 @pytest.fixture(scope="module")
-def continued(fsdp, once, cache_root):
+def continued(forks, runs, once, cache_root):
     """Runs that two processes left half done, continued by other numbers of them."""
+    left = runs("fsdp")
 
     def make(root):
         found = {}
         for processes, way in NUMBERS.items():
-            jobs = []
+            jobs = {}
             for arm in LEFT:
-                there = root / f"on {processes}" / arm
-                shutil.copytree(root / "left" / arm, there)
-                jobs.append({"words": [*ARMS[arm], f"trainer.parallel={way}", f"run_root={there}"]})
-            ends = on(processes, jobs, cache_root)
-            found |= {f"{arm} on {processes}": run for arm, run in zip(LEFT, ends, strict=True)}
+                assert left[f"{arm} left"]["outcome"] == "interrupted"
+                shutil.copytree(root / "fsdp" / f"{arm} left", root / way / f"{arm} on {processes}")
+                jobs |= job(root, f"{arm} on {processes}", way, arm)
+            found |= zip(jobs, on(forks, processes, [*jobs.values()], cache_root), strict=True)
         return found
 
     return once("continued", make)
@@ -206,21 +189,24 @@ def continued(fsdp, once, cache_root):
 
 @pytest.mark.parametrize("arm", LEFT)
 @pytest.mark.parametrize("processes", NUMBERS)
-def test_two_processes_run_is_continued_by_another_number(continued, one, fsdp, processes, arm):
-    assert fsdp[f"{arm}, left"]["outcome"] == "interrupted"
-    assert_alike(continued[f"{arm} on {processes}"], one[arm])
-    events = Record(Path(continued[f"{arm} on {processes}"]["directory"])).events()
-    assert [event["step"] for event in events if event["event"] == "start"] == [0, LEFT_AT]
+def test_two_processes_run_is_continued_by_another_number(continued, runs, processes, arm):
+    run = continued[f"{arm} on {processes}"]
+    assert_alike(run, runs("none")[arm])
+    assert [event["step"] for event in events(run, "start")] == [0, LEFT_AT]
+
+
+def convert(monkeypatch, source, target):
+    monkeypatch.setattr(sys, "argv", ["adafrugal.training", str(source), str(target)])
+    return command_of_training.main()
 
 
 @pytest.fixture(scope="module")
-def whole(fsdp, tmp_path_factory):
+def whole(runs, tmp_path_factory):
     """The last checkpoint of a run in shards, made whole by the command."""
-    (source,) = Path(fsdp["slab"]["directory"]).glob("checkpoints/step-*")
+    (source,) = Path(runs("fsdp")["slab"]["directory"]).glob("checkpoints/step-*")
     target = tmp_path_factory.mktemp("converted") / "whole"
-    command = [sys.executable, "-m", "adafrugal.training", str(source), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        assert convert(patch, source, target) == DONE
     return source, target
 
 
@@ -235,9 +221,9 @@ def test_a_checkpoint_in_shards_becomes_one_that_transformers_reads(whole):
         assert torch.equal(tensor, torch.cat([file[name] for file in files if name in file])), name
 
 
-def test_and_its_state_is_that_of_one_process(whole, one):
+def test_and_its_state_is_that_of_one_process(whole, runs):
     _, target = whole
-    (reference,) = Path(one["slab"]["directory"]).glob("checkpoints/step-*")
+    (reference,) = Path(runs("none")["slab"]["directory"]).glob("checkpoints/step-*")
     ours, theirs = (torch.load(place / "state.pt", weights_only=True)["optimizer"] for place in (target, reference))
     for own, reference in zip(ours["param_groups"], theirs["param_groups"], strict=True):
         assert {**own, "interval": None} == {**reference, "interval": None}, "it holds losses"
@@ -260,20 +246,19 @@ def test_what_cannot_be_converted_is_refused_in_a_line(whole, tmp_path, monkeypa
         (target, tmp_path / "new", f"{target} has whole tensors already"),
         (tmp_path, tmp_path / "new", f"{tmp_path} is no checkpoint; allowed: a directory step-… of a run's"),
     ):
-        monkeypatch.setattr(sys, "argv", ["adafrugal.training", str(place), str(there)])
-        assert command_of_training.main() == WRONG
+        assert convert(monkeypatch, place, there) == WRONG
         assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_so_it_is_on_two_gpus(way, tmp_path, cache_root):
+def test_so_it_is_on_two_gpus(way, forks, tmp_path, cache_root):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    words = [*ARMS["columns"], "trainer.precision=fp32"]
-    (alone,) = on(1, [{"words": [*words, f"run_root={tmp_path / 'one GPU'}"]}], cache_root)
-    there = [f"trainer.parallel={way}", f"run_root={tmp_path / 'GPUs' / way}"]
-    (both,) = on(2, [{"words": [*words, *there], "listen to the optimizer": 2}], cache_root)
+    fp32 = "trainer.precision=fp32"
+    (alone,) = on(forks, 1, [*job(tmp_path, "one GPU", "none", "columns", fp32).values()], cache_root)
+    listening = job(tmp_path, "GPUs", way, "columns", fp32, **{"listen to the optimizer": 2})
+    (both,) = on(forks, 2, [*listening.values()], cache_root)
     assert alone["outcome"] == both["outcome"] == "finished"
     assert both["optimizer"] == {}
     for ours, theirs in zip(losses(both), losses(alone), strict=True):

@@ -24,17 +24,17 @@ def test_classes(metric):
     assert metrics.scores([metric], LABELS, LOGITS) == {metric: pytest.approx(HANDMADE[metric])}
 
 
-def test_scores():
-    labels, found = np.array([0.0, 1, 2, 5]), np.array([[0.0], [4], [5], [9]])
-    # deviations −2 −1 0 3 and −4.5 −0.5 0.5 4.5: their product sums to 23, squares to 14 and 41
-    expected = {"pearson": 23 / math.sqrt(14 * 41), "spearman": 1.0}
-    assert metrics.scores(METRICS["scores"], labels, found) == pytest.approx(expected)
-
-
-def test_ranks_that_tie_share_their_place():
-    labels, found = np.array([1.0, 2, 3]), np.array([[1.0], [1.0], [4.0]])
-    # ranks 1 2 3 and 1.5 1.5 3: covariance 1.5, variances 2 and 1.5
-    assert metrics.scores(["spearman"], labels, found)["spearman"] == pytest.approx(1.5 / math.sqrt(2 * 1.5))
+@pytest.mark.parametrize(
+    ("labels", "found", "expected"),
+    [
+        # deviations −2 −1 0 3 and −4.5 −0.5 0.5 4.5: their product sums to 23, squares to 14 and 41
+        ([0.0, 1, 2, 5], [0.0, 4, 5, 9], {"pearson": 23 / math.sqrt(14 * 41), "spearman": 1.0}),
+        # ranks that tie share their place, 1 2 3 and 1.5 1.5 3: covariance 1.5, variances 2 and 1.5
+        ([1.0, 2, 3], [1.0, 1.0, 4.0], {"spearman": 1.5 / math.sqrt(2 * 1.5)}),
+    ],
+)
+def test_scores(labels, found, expected):
+    assert metrics.scores([*expected], np.array(labels), np.array(found)[:, None]) == pytest.approx(expected)
 
 
 def test_what_is_not_defined_is_nan_or_nought_and_warns_nobody(recwarn):

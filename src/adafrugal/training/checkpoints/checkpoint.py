@@ -16,8 +16,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,71 +34,63 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def begin(root: Path, step: int) -> Path:
-    """Make a scratch directory for a checkpoint; remove those that killed processes left."""
-    for stale in root.glob(".step-*.new"):
+def scratch(final: Path) -> Path:
+    """Where a checkpoint is written before it is moved to its place."""
+    return final.with_name(f".{final.name}.new")
+
+
+def begin(final: Path) -> Path:
+    """Make a checkpoint's scratch directory; remove those that killed processes left."""
+    for stale in final.parent.glob(".step-*.new"):
         shutil.rmtree(stale)
-    beside = root / f".{name(step)}.new"
-    beside.mkdir(parents=True)
-    return beside
+    scratch(final).mkdir(parents=True)
+    return scratch(final)
 
 
-def save(
-    root: Path, step: int, fill: Callable[[], Path], state: Mapping[str, Any], keep: int, best: int | None = None
-) -> Path:
-    """Write a checkpoint to a scratch directory, move it to its place, and remove those that need not be kept.
+def save(final: Path, fill: Callable[[], None], state: Mapping[str, Any] | None) -> None:
+    """Write a checkpoint to its scratch directory, flush it to disk, and move it to its place.
 
     Args:
-        root: where checkpoints are.
-        step: of this one.
-        fill: writes the model into the directory of `begin`, and returns that directory.
-        state: everything else.
-        keep: the number of newest checkpoints that stay.
-        best: the step of a checkpoint that stays, too.
+        final: its directory.
+        fill: writes the model into the scratch directory.
+        state: everything else; None on processes that write no more than their shards.
 
     Raises:
-        TrainingError: it cannot be written; it is removed, and those before it stay.
+        TrainingError: it cannot be written; it is removed.
         RuntimeError, MemoryError: memory was refused; likewise.
     """
-    final = root / name(step)
-    with writing(root, step):
-        try:
-            _finish(fill(), state, final)
-        except Exception:
-            shutil.rmtree(root / f".{name(step)}.new", ignore_errors=True)
-            raise
-    for old in _all(root)[:-keep]:
-        if best is None or old.name != name(best):
-            shutil.rmtree(old, ignore_errors=True)  # the run does not need it; the next save tries again
-    return final
-
-
-@contextmanager
-def writing(root: Path, step: int) -> Iterator[None]:
-    """Explain an error in writing a checkpoint; a refused allocation stays as it is."""
+    directory = scratch(final)
     try:
-        yield
+        fill()
+        if state is None:
+            return
+        with (directory / "state.pt").open("wb") as file:  # opened here, so that its errors are OSErrors
+            torch.save(dict(state), file)
+        checksums = {file.name: _digest(file) for file in sorted(directory.iterdir())}
+        (directory / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
+        for file in (*directory.iterdir(), directory):
+            to_disk(file)
+        directory.rename(final)
+        to_disk(final.parent)
     except Exception as error:  # torch and safetensors have their own classes for disk errors
+        if state is not None:
+            shutil.rmtree(directory, ignore_errors=True)
         if out_of_memory.is_memory(error):
             raise
-        raise TrainingError(f"the checkpoint of step {step} cannot be written to {root}: {_reason(error)}") from error
+        # the system's message, whichever library passed it on
+        reason = next((e.strerror for e in chain(error) if isinstance(e, OSError) and e.strerror), line(error))
+        raise TrainingError(f"the checkpoint {final.name} cannot be written to {final.parent}: {reason}") from error
 
 
-def _finish(directory: Path, state: Mapping[str, Any], final: Path) -> None:
-    """Add state and checksums, flush all files to disk, and move the directory to its place."""
-    with (directory / "state.pt").open("wb") as file:  # opened here, so that its errors are OSErrors
-        torch.save(dict(state), file)
-    checksums = {file.name: _digest(file) for file in sorted(directory.iterdir())}
-    (directory / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
-    for file in (*directory.iterdir(), directory):
-        to_disk(file)
-    directory.rename(final)
-    to_disk(final.parent)
+def _all(root: Path) -> list[Path]:
+    return sorted(root.glob("step-*"))
 
 
-def _reason(error: Exception) -> str:
-    """The system's message, whichever library passed it on; without one, the error's own."""
-    return next((str(e.strerror) for e in chain(error) if isinstance(e, OSError) and e.strerror), line(error))
+def prune(root: Path, keep: int, best: int | None = None) -> None:
+    """Remove all checkpoints but the newest, `keep` of them, and that of the step `best`."""
+    for old in _all(root)[:-keep]:
+        if best is None or old.name != name(best):
+            shutil.rmtree(old, ignore_errors=True)  # the run does not need it; the next call tries again
 
 
 def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -116,14 +107,13 @@ def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
     """
     found, damaged = _all(root), []
     for directory in reversed(found):
-        damage = _damage(directory)
-        if damage is None:
+        if (why := damage(directory)) is None:
             for other in damaged:
                 aside = root / f".{other.name}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)
                 other.rename(aside)
             return directory
-        warn(f"the checkpoint {directory.name} is damaged ({damage}) and not used")
+        warn(f"the checkpoint {directory.name} is damaged ({why}) and not used")
         damaged.append(directory)
     if found:
         raise TrainingError(
@@ -132,7 +122,7 @@ def latest(root: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def _damage(directory: Path) -> str | None:
+def damage(directory: Path) -> str | None:
     """The damage to a checkpoint's files; None if they are unchanged."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text())
@@ -175,35 +165,3 @@ def of_another_version(detail: object) -> TrainingError:
         f"the checkpoint was written by another version of this code ({detail}): continue with that version, or "
         "remove the run's directory to begin anew"
     )
-
-
-def _all(root: Path) -> list[Path]:
-    return sorted(root.glob("step-*"))
-
-
-def gather(source: Path, target: Path) -> None:
-    """Convert a sharded checkpoint to whole tensors.
-
-    Raises:
-        TrainingError: the source is damaged, or the target cannot be written.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    from adafrugal.training.checkpoints import sharded
-
-    logging.disable_progress_bar()
-    if damage := _damage(source):
-        raise TrainingError(f"the checkpoint {source} is damaged ({damage})")
-    config = AutoConfig.from_pretrained(source)
-    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
-    sharded.read_model(source, model)
-    state = sharded.whole(load_state(source), source)
-    beside = target.with_name(f".{target.name}.new")
-    try:
-        beside.mkdir(parents=True)
-        model.save_pretrained(beside)
-        _finish(beside, state, target)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise TrainingError(f"{target} cannot be written: {_reason(error)}") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_with_path
 
 from adafrugal.optim import Frugal
 from adafrugal.optim.sharding.shards import as_sharded, is_sharded, local
@@ -26,32 +27,25 @@ if TYPE_CHECKING:
 _MARK = "in the shards"  # the key of a mark; its value is the tensor's name
 
 
-def taken_apart(value: Any, name: str = "state") -> tuple[dict[str, DTensor], Any]:
+def taken_apart(state: Mapping[str, Any]) -> tuple[dict[str, DTensor], Any]:
     """The sharded tensors in nested dicts and lists, by name, and the rest with a mark for each."""
-    if isinstance(value, Tensor) and hasattr(value, "placements"):
-        mark = {_MARK: name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        return {name: value}, mark
-    if isinstance(value, Mapping):
-        pairs = value.items()
-    elif isinstance(value, list | tuple):
-        pairs = enumerate(value)
-    else:
-        return {}, value
     tensors: dict[str, DTensor] = {}
-    rest = {}
-    for key, part in pairs:
-        found, rest[key] = taken_apart(part, f"{name}.{key}")
-        tensors |= found
-    return tensors, rest if isinstance(value, Mapping) else type(value)(rest.values())
+
+    def marked(path: tuple[Any, ...], value: Any) -> Any:
+        if not hasattr(value, "placements"):
+            return value
+        name = ".".join(["state", *(str(key.key if hasattr(key, "key") else key.idx) for key in path)])
+        tensors[name] = value
+        return {_MARK: name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+
+    rest = tree_map_with_path(marked, state)
+    return tensors, rest
 
 
 def write(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup) -> Future[Any]:
-    """Copy each process's parts, and begin to write the copies; every process calls this.
+    """Copy each process's parts, and begin to write the copies; every process calls this with the same names.
 
-    Args:
-        directory: for the files.
-        tensors: by name; each process gives the same names.
-        group: on the CPU; nothing else may use it until the writing ends.
+    The group is on the CPU; nothing else may use it until the writing ends.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -60,11 +54,7 @@ def write(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup) -
 
 
 def read(directory: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None = None) -> None:
-    """Fill tensors, whole ones or parts, from a checkpoint's safetensors; every process of a group calls this.
-
-    Raises:
-        CheckpointException: a tensor is missing or has another shape.
-    """
+    """Fill tensors, whole ones or parts, from a checkpoint's safetensors; every process of a group calls this."""
     if tensors:
         import torch.distributed.checkpoint as dcp
 
@@ -90,11 +80,7 @@ def read_optimizer(
 ) -> dict[str, Any]:
     """An optimizer's saved state for this process: its parts of sharded tensors, and all others whole.
 
-    Args:
-        state: as a checkpoint's state.pt has it, with marks or with whole tensors.
-        directory: of the checkpoint.
-        optimizer: whose parameters are sharded or not.
-        group: of the processes that read; None where one does.
+    `state` is as the checkpoint's state.pt has it, with marks or with whole tensors; parameters may be sharded.
     """
     params = [param for each in optimizer.param_groups for param in each["params"]]
     if not any(map(is_sharded, params)):
@@ -104,7 +90,7 @@ def read_optimizer(
     tensors: dict[str, Tensor] = {}
 
     def placed(value: Any, param: Tensor) -> Any:
-        if isinstance(value, Mapping) and _MARK in value:
+        if _is_mark(value):
             return _empty(value, tensors, param)
         is_like_it = isinstance(value, Tensor) and value.shape == param.shape
         return as_sharded(value, param) if is_like_it and is_sharded(param) and not divides else value
@@ -121,19 +107,13 @@ def read_optimizer(
 def whole(state: Any, directory: Path, group: ProcessGroup | None = None) -> Any:
     """A checkpoint's state, or a part of it, with whole tensors in place of the marks, as one process saves it."""
     tensors: dict[str, Tensor] = {}
-    found = _without_marks(state, tensors)
+    found = tree_map(lambda part: _empty(part, tensors) if _is_mark(part) else part, state, is_leaf=_is_mark)
     read(directory, tensors, group)
     return found
 
 
-def _without_marks(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Mapping):
-        if _MARK in value:
-            return _empty(value, tensors)
-        return type(value)((key, _without_marks(part, tensors)) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return type(value)(_without_marks(part, tensors) for part in value)
-    return value
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, Mapping) and _MARK in value
 
 
 def _empty(mark: Mapping[str, Any], tensors: dict[str, Tensor], like: Tensor | None = None) -> Tensor:

@@ -52,13 +52,8 @@ class _DrawnOn(TorchFunctionMode):
 def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> nn.Module:
     """Wrap or shard a module, whose forward pass gives a loss, for several processes; return the module to call.
 
+    It is the same on all processes, built within `made_on`; a sharded one is moved to the device block by block.
     Gradients are means over the processes: multiply a loss by their number to sum it.
-
-    Args:
-        module: the same on all processes, built within `made_on`; a sharded one is moved to the device block by block.
-        settings: `parallel`, `replicas`, `offload`.
-        place: device and precision.
-        ranks: the processes.
     """
     if ranks.size == 1:
         return module.to(place.device)

@@ -31,12 +31,7 @@ _RUNS = count()  # each run of this process has its own part of the store
 
 
 class LostError(TrainingError):
-    """Another process ended or did not arrive.
-
-    Args:
-        reason: in one line.
-        is_told: whether that process prints its error itself.
-    """
+    """Another process ended or did not arrive; `is_told`: it prints its error itself."""
 
     def __init__(self, reason: str, is_told: bool) -> None:
         super().__init__(reason)
@@ -74,11 +69,7 @@ class Ranks:
 
     @classmethod
     def of_environment(cls, settings: TrainerSettings) -> Ranks:
-        """The process that the environment describes.
-
-        Raises:
-            SettingError: a variable of torchrun is not a number, or the settings do not allow this many processes.
-        """
+        """The process that the environment describes; SettingError where it is wrong or the settings forbid it."""
         size = _number("WORLD_SIZE", 1)
         try:
             _refuse_size(settings, size)
@@ -135,19 +126,18 @@ class Ranks:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all processes, in double precision: the same bits on each."""
-        return list(values) if self.size == 1 or not values else self._reduced(values, "SUM")
-
-    def any(self, flags: Sequence[bool]) -> list[bool]:
-        """For each flag, whether it is set on one of the processes."""
-        return list(flags) if self.size == 1 else [bool(flag) for flag in self._reduced(flags, "MAX")]
-
-    def _reduced(self, values: Sequence[float], how: str) -> list[float]:
+        if self.size == 1 or not values:
+            return list(values)
         import torch
         import torch.distributed as dist
 
         tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
-        dist.all_reduce(tensor, getattr(dist.ReduceOp, how), group=self._talking)
+        dist.all_reduce(tensor, group=self._talking)
         return tensor.tolist()
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether it is set on one of the processes."""
+        return [total > 0 for total in self.sum(flags)]
 
     def gather(self, value: Any) -> list[Any]:
         """A plain value of each process, in the order of ranks."""
@@ -159,18 +149,14 @@ class Ranks:
         dist.all_gather_object(found, value, group=self._talking)
         return found
 
-    def insist_alike(self, value: Any, what: str) -> None:
-        """Refuse to go on where a value differs between processes.
-
-        Raises:
-            TrainingError: with the value of each.
-        """
-        found = self.gather(value)
+    def insist_alike(self, checksum: Any) -> None:
+        """Raise a TrainingError where the checksum of what was selected differs between processes."""
+        found = self.gather(checksum)
         if any(other != found[0] for other in found):
             listed = ", ".join(f"{rank}: {given}" for rank, given in enumerate(found))
             raise TrainingError(
-                f"the processes have come apart at {self._at}: {what} is not the same on all ({listed}); "
-                "the same command goes on from the last checkpoint"
+                f"the processes have come apart at {self._at}: the checksum of ρ, T and what is selected is not the "
+                f"same on all ({listed}); the same command goes on from the last checkpoint"
             )
 
     # -- from rank 0 to all ---------------------------------------------------------------------------------------

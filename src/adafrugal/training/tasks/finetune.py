@@ -17,77 +17,51 @@ from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import EncoderSettings, Settings
 from adafrugal.system import errors
 from adafrugal.system.errors import SettingError
-from adafrugal.training.devices import Place
 from adafrugal.training.tasks.metrics import better, scores
-from adafrugal.training.tasks.task import StepBatch
+from adafrugal.training.tasks.task import StepBatch, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Finetune:
-    """Fine-tuning of an encoder on labelled examples.
+class Finetune(Task):
+    """Fine-tuning of an encoder on labelled examples, in one process: several are refused, as dropout would differ."""
 
-    Always one process; several are refused because dropout would differ.
+    last_is_alike = True
+    shapes_vary = True  # a batch is as long as its longest example
 
-    Args:
-        settings: of the run.
-        place: device and precision.
-        say: prints a sentence about work that takes long.
-        state: from `state_dict`, of the run to continue; None: a new run.
-    """
-
-    def __init__(
-        self, settings: Settings, place: Place, say: Callable[[str], None], state: dict[str, Any] | None = None
-    ) -> None:
-        data, trainer = settings.data, settings.trainer
-        self._place, self._metrics, self._is_score = place, list(data.metrics), data.classes is None
+    def _build(self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None) -> None:
+        data, trainer, place = settings.data, settings.trainer, self.place
+        self._metrics, self._is_score = list(data.metrics), data.classes is None
         torch.manual_seed(settings.seed)  # of the new head
-        self.model, tokenizer, self._weights = _encoder(settings.model, data.classes or 1)
+        self.model, tokenizer, weights = _encoder(settings.model, data.classes or 1)
         longest = encoder.longest_input(self.model, tokenizer)
         if trainer.sequence_length > longest:
             given = f"trainer.sequence_length is {trainer.sequence_length}"
             raise SettingError(f"{given}; allowed: up to what the encoder takes, {longest}")
         say(f"reading {data.source} {data.subset or ''}".rstrip())
         self._labelled = Labelled(data, tokenizer, trainer.sequence_length, Path(settings.cache_root).absolute())
-        self._fingerprint = self._labelled.fingerprint_with(self._weights)
+        self._fingerprint = self._labelled.fingerprint_with(weights)
         if state:
             faults.refuse_other_data(state["fingerprint"], self._fingerprint)
         self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
-        self._micro_batch_size = trainer.micro_batch_size or trainer.batch_size
         self.model = self.model.to(place.device).train()
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.module = self.model
+        self.data = self._labelled.about() | {"pretrained_weights": weights}
+        self.epoch = self._order.steps
         self.saved = {"model": self.model, "tokenizer": tokenizer}
-        self.forward = self._forward
         self._prefixes = ["validation"]  # of the names of each validation set's numbers
         self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
         self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
-
-    last_is_alike = True
-    shapes_vary = True  # a batch is as long as its longest example
 
     def shapes(self) -> Iterator[LabelledBatch]:
         """One batch; torch.compile leaves its sizes open."""
         yield self.work(1).batches[0]
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """The identity and the size of the data."""
-        return self._labelled.about() | {"pretrained_weights": self._weights}
-
-    @property
-    def epoch(self) -> int:
-        """The steps in which every training example is seen once."""
-        return self._order.steps
-
     def epochs(self, steps: int) -> float:
         """How often the training examples have been seen after so many steps."""
-        return steps / self._order.steps
-
-    def is_ready(self, step: int, timeout: float) -> bool:
-        """Always: the examples are in memory."""
-        return True
+        return steps / self.epoch
 
     def work(self, step: int) -> StepBatch:
         """A step's examples in micro-batches, each padded to its longest example."""
@@ -104,14 +78,8 @@ class Finetune:
         """The summed loss of a micro-batch: cross-entropy in nats, or the squared error of scores."""
         return self._loss_and_outputs(batch)[0]
 
-    @torch.no_grad()
-    def evaluate(self, last: bool) -> dict[str, float]:
-        """Loss and metrics of each whole validation set, without dropout, in the precision of training.
-
-        The first set's are called `validation_…`, any other's `validation_<split>_…`.
-        """
-        was_training = self.model.training
-        self.model.eval()
+    def _evaluate(self, last: bool) -> dict[str, float]:
+        """Loss and metrics of each whole validation set: the first's are `validation_…`, any other's `…_<split>_…`."""
         found: dict[str, float] = {}
         for prefix, examples in zip(self._prefixes, self._labelled.validation.values(), strict=True):
             outputs, labels, losses = [], [], []
@@ -123,7 +91,6 @@ class Finetune:
             found[f"{prefix}_loss"] = torch.stack(losses).sum().item() / len(examples)
             values = scores(self._metrics, torch.cat(labels).numpy(), torch.cat(outputs).cpu().numpy())
             found |= {f"{prefix}_{metric}": value for metric, value in values.items()}
-        self.model.train(was_training)
         return found
 
     def is_better(self, line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -144,28 +111,18 @@ class Finetune:
         """The fingerprint of data and weights, which a resume compares; a batch depends on its step alone."""
         return {"fingerprint": self._fingerprint}
 
-    def close(self) -> None:
-        """Nothing works in the background."""
-
     def _loss_and_outputs(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         """The summed loss of a micro-batch, and the head's outputs."""
-        there = batch.to(self._place.device)
+        there = batch.to(self.place.device)
         return self.forward(there.tokens, there.mask, there.types, there.labels)
 
     def _forward(self, tokens: Tensor, mask: Tensor, types: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The region that may be compiled: a batch's tensors → its summed loss and the head's outputs, both float32.
+        """Tokens, mask and types int64 [examples, length], labels [examples] → the summed loss, and the head's outputs.
 
-        Args:
-            tokens: int64 [examples, length].
-            mask: int64 [examples, length].
-            types: int64 [examples, length]; None where the model takes none.
-            labels: [examples].
-
-        Returns:
-            A scalar, and [examples, classes], or [examples, 1] for scores.
+        Both are float32: a scalar, and [examples, classes], or [examples, 1] for scores. Some models take no types.
         """
         more = {} if types is None else {"token_type_ids": types}
-        with self._place.autocast():
+        with self.place.autocast():
             outputs = self.model(input_ids=tokens, attention_mask=mask, **more).logits.float()
             if self._is_score:
                 return mse_loss(outputs.squeeze(1), labels, reduction="sum"), outputs
@@ -181,8 +138,7 @@ def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, 
             return encoder.load(settings, outputs)
     except SettingError as error:
         near = Path(name).parent
-        is_perhaps_a_path = "/" in name and near.is_dir() and not Path(name).exists()
-        if is_perhaps_a_path:
+        if "/" in name and near.is_dir() and not Path(name).exists():  # a path, perhaps
             raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
         raise
     except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,34 +11,22 @@ from typing import Any
 import numpy as np
 
 
-def _scikit(name: str, **more: Any) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A metric of scikit-learn, imported when it is used."""
+def _metric(module: str, name: str, **more: Any) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A metric of scikit-learn or a correlation of scipy, imported when it is used."""
 
     def metric(labels: np.ndarray, found: np.ndarray) -> float:
-        import sklearn.metrics
-
-        return float(getattr(sklearn.metrics, name)(labels, found, **more))
-
-    return metric
-
-
-def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A correlation of scipy, imported when it is used."""
-
-    def metric(labels: np.ndarray, found: np.ndarray) -> float:
-        import scipy.stats
-
-        return float(getattr(scipy.stats, name)(labels, found).statistic)
+        value = getattr(importlib.import_module(module), name)(labels, found, **more)
+        return float(getattr(value, "statistic", value))
 
     return metric
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _scikit("accuracy_score"),
-    "f1": _scikit("f1_score", zero_division=0),  # of class 1
-    "matthews": _scikit("matthews_corrcoef"),
-    "pearson": _correlation("pearsonr"),
-    "spearman": _correlation("spearmanr"),
+    "accuracy": _metric("sklearn.metrics", "accuracy_score"),
+    "f1": _metric("sklearn.metrics", "f1_score", zero_division=0),  # of class 1
+    "matthews": _metric("sklearn.metrics", "matthews_corrcoef"),
+    "pearson": _metric("scipy.stats", "pearsonr"),
+    "spearman": _metric("scipy.stats", "spearmanr"),
 }
 
 

@@ -16,56 +16,36 @@ from adafrugal.models import llama
 from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import Settings
-from adafrugal.training.devices import Place
 from adafrugal.training.distributed import parallel
-from adafrugal.training.distributed.ranks import Ranks
-from adafrugal.training.tasks.task import StepBatch
+from adafrugal.training.tasks.task import StepBatch, Task
 
 
-class Pretrain:
-    """Causal language modelling from random weights.
+class Pretrain(Task):
+    """Causal language modelling from random weights."""
 
-    Args:
-        settings: of the run.
-        place: device and precision.
-        say: prints a sentence about work that takes long.
-        state: from `state_dict`, of the run to continue; None: a new run.
-        ranks: the processes that share the work.
-    """
+    headline = ("validation_perplexity",)
+    epoch = None  # the length of a text may be unknown
+    shapes_vary = False
 
-    def __init__(
-        self,
-        settings: Settings,
-        place: Place,
-        say: Callable[[str], None],
-        state: dict[str, Any] | None,
-        ranks: Ranks,
-    ) -> None:
-        self._place, self._ranks = place, ranks
-        self._batch_size = settings.trainer.batch_size
-        self._micro_batch_size = settings.trainer.micro_batch_size or self._batch_size
+    def _build(self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None) -> None:
+        place = self.place
         self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
-        with self._ranks.first_goes_first():  # one process trains the tokenizer and prepares the tokens
-            self._corpus = Corpus(settings, say, state, self._ranks.size, pin=place.is_gpu)
+        with self.ranks.first_goes_first():  # one process trains the tokenizer and prepares the tokens
+            self._corpus = Corpus(settings, say, state, self.ranks.size, pin=place.is_gpu)
         torch.manual_seed(settings.seed)
         with parallel.made_on(place.device, settings.trainer):
             self.model = llama.build(settings.model)
         if not settings.data.mask_documents:
             llama.attend_causally(self.model)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
-        nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self._ranks.size))
-        self.module = parallel.spread(nats, settings.trainer, place, self._ranks)
-        self.forward = self._forward
+        nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self.ranks.size))
+        self.module = parallel.spread(nats, settings.trainer, place, self.ranks)
         self.saved = {"model": self.model}
-
-    headline = ("validation_perplexity",)
-    epoch = None  # the length of a text may be unknown
-    shapes_vary = False
 
     def shapes(self) -> Iterator[Batch]:
         """A batch of each shape that the run will see."""
-        mine = -(-self._batch_size // self._ranks.size)  # rows of this process
+        mine = -(-self._batch_size // self.ranks.size)  # rows of this process
         starts = range(0, mine, self._micro_batch_size)
         for rows in sorted({min(self._micro_batch_size, mine - start) for start in starts}, reverse=True):
             tokens, targets, positions = torch.zeros(3, rows, self._length, dtype=torch.int64)
@@ -87,7 +67,7 @@ class Pretrain:
     def work(self, step: int) -> StepBatch:
         """Consecutive rows of a step's batch: those of this process."""
         whole = self._corpus.batches(step)
-        mine = whole.share(self._ranks.rank, self._ranks.size)
+        mine = whole.share(self.ranks.rank, self.ranks.size)
         batches = list(mine.split(self._micro_batch_size))
         return StepBatch(batches, whole.count(), whole.tokens.numel(), whole.real_tokens())
 
@@ -105,26 +85,19 @@ class Pretrain:
 
     def loss(self, batch: Batch) -> Tensor:
         """The summed loss of a micro-batch, in nats: a float32 scalar on the device."""
-        there = batch.to(self._place.device)
+        there = batch.to(self.place.device)
         return self.forward(there.tokens, there.targets, there.positions)
 
     def _forward(self, tokens: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
         """The region that may be compiled: int64 [rows, length] each → the summed loss, a float32 scalar."""
-        with self._place.autocast():
+        with self.place.autocast():
             return self.module(tokens, targets, positions)
 
-    @torch.no_grad()
-    def evaluate(self, last: bool) -> dict[str, float]:
-        """Loss (nats per token), perplexity and bits per byte, always on the same held-out tokens.
-
-        The last evaluation may read more. Uses the precision of training, so that both losses are comparable.
-        """
-        was_training = self.model.training
-        self.model.eval()
+    def _evaluate(self, last: bool) -> dict[str, float]:
+        """Loss (nats per token), perplexity and bits per byte of the same held-out tokens; the last may read more."""
         held_out = self._corpus.last_validation if last else self._corpus.validation
-        shares = (batch.share(self._ranks.rank, self._ranks.size) for batch in held_out.batches)
-        (nats,) = self._ranks.sum([torch.stack([self.loss(batch).double() for batch in shares]).sum().item()])
-        self.model.train(was_training)
+        shares = (batch.share(self.ranks.rank, self.ranks.size) for batch in held_out.batches)
+        (nats,) = self.ranks.sum([torch.stack([self.loss(batch).double() for batch in shares]).sum().item()])
         loss = nats / held_out.tokens
         return {
             "validation_loss": loss,
