@@ -228,7 +228,7 @@ def test_a_command_with_a_wrong_setting_ends_with_one_line_and_exit_code_2_and_l
 def test_help_settings_and_errors_wait_for_no_heavy_import(typed, code, tmp_path):
     script = (
         f"import runpy, sys, time; sys.path.insert(0, {str(REPOSITORY)!r}); code = 0\n"
-        f"sys.argv = ['train.py', *{typed.split(' ')!r}]\n"
+        f"sys.argv = ['train.py', 'run_root={tmp_path}', *{typed.split(' ')!r}]\n"
         f"try: runpy.run_path({str(REPOSITORY / 'train.py')!r}, run_name='__main__')\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'numpy', 'transformers', 'wandb', 'datasets', 'matplotlib', 'sentencepiece', 'rich'}\n"
