@@ -224,5 +224,5 @@ def test_validation_rows_do_not_depend_on_how_much_is_prepared_if_there_is_one()
 def test_unigram_loss_is_the_cross_entropy_of_the_frequencies():
     targets = torch.tensor([[0, 1], [2, IGNORED]])
     batch = Batch(torch.zeros_like(targets), targets, torch.tensor([2, 2]))
-    loss = unigram_loss([np.array([0, 0], dtype=np.uint16), np.array([0, 1], dtype=np.uint16)], 3, [batch])
+    loss = unigram_loss([shard([0, 0]), shard([0, 1])], 3, [batch])
     assert loss == pytest.approx(-(np.log(4 / 7) + np.log(2 / 7) + np.log(1 / 7)) / 3)
