@@ -26,11 +26,10 @@ def rows(task, count, seed):
 
 
 def write_parquet(file, found):
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow import Table, parquet
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), file)
+    parquet.write_table(Table.from_pylist(found), file)
 
 
 def write_glue(root, tasks=tuple(COLUMNS)):

@@ -38,19 +38,16 @@ def keep_files(c4_layout, count):
         file.unlink()
 
 
-def test_a_run_interrupted_twice_ends_as_an_uninterrupted_one_bit_for_bit(run, forks, c4_layout, cache_root, tmp_path):
+def test_a_run_interrupted_twice_ends_as_an_uninterrupted_one_bit_for_bit(forks, c4_layout, cache_root, tmp_path):
     """Over windows and epochs."""
     keep_files(c4_layout, 2)
     settings = ["trainer.steps=36", "data.window_tokens=2048", "data.repeat=true", "eval.every=36"]
     settings += ["optimizer.interval.every=18", "checkpoint.every=1000", "trainer.log_every=2"]
-    done = run(*settings, "arm=whole")
-    assert done.returncode == 0, done.stderr
     words = ["scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", *OWN]
+    words += [f"data.source={c4_layout}", *settings]
     stop = {"call": "adafrugal.data.batches:Prefetched.__call__", "n": 12, "signal": signal.SIGTERM}
-    for _ in range(2):
-        assert forks(*words, f"data.source={c4_layout}", *settings, "arm=halves", kill=stop).code == 75
-    done = run(*settings, "arm=halves")
-    assert done.returncode == 0, done.stderr
+    runs = [("whole", None), *[("halves", stop)] * 2, ("halves", None)]
+    assert [forks(*words, f"arm={arm}", kill=kill).code for arm, kill in runs] == [0, 75, 75, 0]
     whole, halves = record(tmp_path, "whole"), record(tmp_path, "halves")
     assert [event["step"] for event in halves.events() if event["event"] == "start"] == [0, 12, 24]
     assert whole.summary()["epochs"] > 2

@@ -59,8 +59,9 @@ def test_every_epoch_has_every_example_once_in_an_order_of_its_own_by_seed_and_s
 
 def test_batches_hold_examples_of_about_one_length_and_come_in_no_order():
     order = TrainingOrder(LENGTHS, 8, seed=0)
-    longest = np.array([LENGTHS[order[step]].max() for step in range(1, order.steps + 1)])
-    padded = sum(len(order[step]) * longest[step - 1] for step in range(1, order.steps + 1))
+    lengths = [LENGTHS[order[step]] for step in range(1, order.steps + 1)]
+    longest = np.array([some.max() for some in lengths])
+    padded = sum(len(some) * some.max() for some in lengths)
     at_random = sum(LENGTHS[i : i + 8].max() * 8 for i in range(0, 1000, 8))
     assert padded < 1.06 * LENGTHS.sum() < 1.5 * LENGTHS.sum() < at_random
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3
@@ -101,18 +102,17 @@ def test_a_batch_is_padded_to_its_own_longest(read, tokenizer):
     assert (batch.tokens[batch.mask == 0] == tokenizer.pad_token_id).all()
     assert batch.real_tokens() == sum(lengths) and batch.count() == 3
     assert batch.labels.tolist() == [0, 0, 1]
-    split = found.validation["validation"]
-    batches = list(split.by_length(4))
+    batches = list(found.validation["validation"].by_length(4))
     lengths = torch.cat([b.mask.sum(1) for b in batches]).tolist()
-    assert lengths == sorted(map(len, split.tokens), reverse=True), "every example once, the longest first"
+    expected = sorted(map(len, found.validation["validation"].tokens), reverse=True)
+    assert lengths == expected, "every example once, the longest first"
     assert [b.tokens.shape[1] for b in batches] == lengths[::4]
 
 
-def test_a_part_is_the_same_whatever_the_seed_and_a_larger_one_holds_it(read, refused):
-    texts = [{tuple(t.tolist()) for t in read(examples=n).train.tokens} for n in (5, 5, 12)]
-    assert texts[0] == texts[1] < texts[2]
-    assert read(examples=5).fingerprint != read(examples=12).fingerprint
-    assert f"data.examples is 27; allowed: up to the {TRAIN} of train" in refused(examples=27)
+def test_a_part_is_the_same_whatever_the_seed_and_a_larger_one_holds_it(read):
+    found = [read(examples=n) for n in (5, 5, 12)]
+    texts = [{tuple(t.tolist()) for t in one.train.tokens} for one in found]
+    assert texts[0] == texts[1] < texts[2] and found[0].fingerprint != found[2].fingerprint
 
 
 def test_the_fingerprint_is_of_texts_and_labels(read, tmp_path):
@@ -131,6 +131,7 @@ def test_the_fingerprint_is_of_texts_and_labels(read, tmp_path):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
+        ({"examples": 27}, f"data.examples is 27; allowed: up to the {TRAIN} of train"),
         ({"subset": "qnl"}, "data.subset is qnl: BuilderConfig 'qnl' not found. Available: ['cola'"),
         ({"subset": None}, "data.subset is null: Config name is missing"),
         ({"split": "trian"}, "there is no data.split trian; allowed: train, validation"),

@@ -24,16 +24,6 @@ def lines(file, count):
         return list(itertools.islice(opened, count))
 
 
-@pytest.fixture(scope="module")
-def texts():
-    return [json.loads(line)["text"] for line in lines(next((MIRRORS / "c4" / "en").glob("*validation*")), 300)]
-
-
-@pytest.fixture(scope="module")
-def t5():
-    return tokenizer.PretrainedTokenizer.of_transformers(str(MIRRORS / "t5-base"))
-
-
 @pytest.fixture
 def c4(tmp_path):
     """Settings of a corpus of the first 250 documents of three files of C4, laid out as there."""
@@ -45,7 +35,9 @@ def c4(tmp_path):
     return ["data=c4", f"data.source={tmp_path}/c4", f"data.tokenizer.name={MIRRORS}/t5-base", "data.processes=1"]
 
 
-def test_t5_cuts_ordinary_text_as_transformers_does_within_its_32000_pieces_and_counts_all_bytes(texts, t5):
+def test_t5_cuts_ordinary_text_as_transformers_does_within_its_32000_pieces_and_counts_all_bytes():
+    texts = [json.loads(line)["text"] for line in lines(next((MIRRORS / "c4" / "en").glob("*validation*")), 300)]
+    t5 = tokenizer.PretrainedTokenizer.of_transformers(str(MIRRORS / "t5-base"))
     theirs = AutoTokenizer.from_pretrained(MIRRORS / "t5-base")
     plain = [text for text in texts if "<" not in text]
     assert len(plain) > 200

@@ -30,11 +30,6 @@ def one(layout, shard, number):
     return SimpleNamespace(**columns, target_bytes=layout.target_bytes(shard, numbers)[0])
 
 
-def every(layout, shard):
-    """All rows of a shard."""
-    return layout.rows(shard, np.arange(layout.count(len(shard.ends), len(shard.tokens))))
-
-
 @pytest.mark.parametrize(
     ("length", "number", "tokens", "targets", "target_bytes"),
     [
@@ -50,12 +45,6 @@ def test_a_row_is_a_document_cut_or_padded(length, number, tokens, targets, targ
     assert row.tokens.tolist() == tokens
     assert row.targets.tolist() == targets + [IGNORED] * (length - len(targets))
     assert row.real == length - tokens.count(PAD) and row.target_bytes == target_bytes
-
-
-def test_real_tokens_are_those_of_the_rows():
-    found = shard(9, 4, 1, 20)
-    for layout in (Layout(6, False, False, END, PAD), Layout(6, True, False, END, PAD)):
-        assert layout.real_tokens(found.ends) == every(layout, found).real_tokens()
 
 
 def reference(layout, shard, number):
@@ -110,6 +99,8 @@ def test_many_rows_of_a_window_are_those_made_one_by_one(lengths, length, kind, 
     assert window.rows == len(numbers)
     if not numbers:
         return
+    every = window.take(np.arange(window.rows))
+    assert every.real_tokens() == sum(layout.real_tokens(shard.ends) for shard in shards)
     some = np.random.default_rng(seed).integers(0, len(numbers), 20)
     found = window.take(some)
     expected = [reference(layout, *numbers[number]) for number in some]
@@ -128,7 +119,7 @@ def test_rows_of_a_memory_mapped_shard_are_tensors_of_their_own(tmp_path):
     np.save(tmp_path / "tokens.npy", found.tokens)
     mapped = Shard(np.load(tmp_path / "tokens.npy", mmap_mode="r"), found.ends, None, 0, {}, Position())
     for layout in (Layout(4, True, True, END, PAD), Layout(4, False, False, END, PAD)):
-        rows, expected = every(layout, mapped), every(layout, found)
+        rows, expected = (layout.rows(one, np.arange(4)) for one in (mapped, found))
         rows.tokens[0, 0] += 0  # a tensor of a map would be read-only, and this a crash
         assert all(torch.equal(getattr(rows, name), getattr(expected, name)) for name in NAMES[:3])
         assert rows.tokens.is_contiguous()

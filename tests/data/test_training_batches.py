@@ -16,18 +16,16 @@ BATCH = 7
 
 
 @pytest.fixture
-def open_batches(plan):
+def open_batches(plan, request):
     """A function that opens the batches of a small corpus: steps, … -> TrainingBatches; `prepared` in this process."""
-    opened = []
 
     def make(steps, repeat=False, prepared=True, **more):
         wanted = plan(**{"rows": steps * BATCH, **more})
-        opened.append(Preparation(prepare(wanted) if prepared else wanted, str))
-        return TrainingBatches(wanted, opened[-1], 3, BATCH, steps, repeat)
+        preparation = Preparation(prepare(wanted) if prepared else wanted, str)
+        request.addfinalizer(preparation.close)
+        return TrainingBatches(wanted, preparation, 3, BATCH, steps, repeat)
 
-    yield make
-    for preparation in opened:
-        preparation.close()
+    return make
 
 
 def tokens(batches, first, last):

@@ -17,10 +17,11 @@ ALL_CUTS = [
     "optimizer.stochastic_rounding=true", "trainer.update_in_backward=true",
     "trainer.activation_checkpointing=layers", "model.loss_chunk_rows=128",
 ]  # fmt: skip
+ONE_LAYER = "model.num_hidden_layers=1"
 ARMS = {
     **{name: [f"optimizer={name}"] for name in ("adamw", "adafactor", "muon", "lion", "signsgd", "galore", "frugal")},
     "badam": ["optimizer=badam", "optimizer.density=0.5"],
-    **{f"adafrugal, {s}": [f"optimizer.subspace={s}"] for s in SUBSPACES},
+    **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],
     "svd at random": ["optimizer=frugal", "optimizer.subspace={kind:svd,svd_method:randomized}"],
     "head split": ["optimizer=frugal", "optimizer.modules.head=split", "optimizer.subspace=columns"],
@@ -47,7 +48,7 @@ def largest(optimizer, density):
     for group in split if density is not None else ():
         group["density"], group["interval"], group["stagger"] = Constant(density), Constant(1), 1
     found = []
-    for _ in range(40):
+    for _ in range(2 + 2 * max((len(group["params"]) for group in split), default=0)):
         optimizer.step()
         found.append(state_bytes(optimizer).total)
     return max(found)
@@ -70,37 +71,34 @@ def test_blocks_in_a_random_order_are_drawn_as_in_a_run(match, settings):
     assert estimate(chosen).first_state == state_bytes(after_a_step(chosen)).total
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["optimizer=adafrugal", *FEW],
-        ["optimizer=adafrugal"],
-        ["optimizer=adamw", "trainer.precision=bf16", "trainer.micro_batch_size=4"],
-        ["optimizer=galore", "model.loss_chunk_rows=128"],
-        ["optimizer=adafrugal", *FEW, "trainer.update_in_backward=true"],
-        ["optimizer=adamw", *FEW, "trainer.update_in_backward=true"],
-        ["optimizer=galore", *FEW, "trainer.update_in_backward=true"],
-        ["optimizer=adafrugal", "trainer.activation_checkpointing=layers"],
-        ["optimizer=adafrugal", "trainer.activation_checkpointing=selective", "trainer.precision=bf16"],
-        ["optimizer=adafrugal", *FEW, *ALL_CUTS[:4]],
-        ["optimizer=adafrugal", *ALL_CUTS],
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", [
+    ["optimizer=adafrugal", *FEW],
+    ["optimizer=adafrugal"],
+    ["optimizer=adamw", "trainer.precision=bf16", "trainer.micro_batch_size=4"],
+    ["optimizer=galore", "model.loss_chunk_rows=128"],
+    ["optimizer=frugal", *FEW, "trainer.update_in_backward=true"],
+    ["optimizer=adamw", *FEW, "trainer.update_in_backward=true"],
+    ["optimizer=galore", *FEW, "trainer.update_in_backward=true"],
+    ["optimizer=frugal", "trainer.activation_checkpointing=layers"],
+    ["optimizer=frugal", "trainer.activation_checkpointing=selective", "trainer.precision=bf16"],
+    ["optimizer=frugal", *FEW, *ALL_CUTS[:4]],
+    ["optimizer=frugal", *ALL_CUTS],
+], ids=" ".join)  # fmt: skip
 def test_the_peak_is_what_two_steps_allocate(words, settings):
     model = ["model=llama_9m", "data.tokenizer.vocabulary_size=512"] if LONG else []
     chosen, _ = settings("trainer.precision=fp32", *model, *words)
     assert estimate(chosen).peak.total == pytest.approx(script("memory").allocated_at_most(chosen), rel=0.02)
 
 
-@pytest.mark.parametrize("arm", ["adafrugal", "galore"])
+@pytest.mark.parametrize("arm", ["frugal", "galore"])
 def test_updates_in_the_backward_pass_save_all_gradients_but_one(arm, settings):
     """Where the peak is in the optimizer; the backward pass has its own needs beside that gradient."""
-    words = [f"optimizer={arm}", "model.hidden_size=256", "model.intermediate_size=688", "model.num_hidden_layers=8"]
+    words = [f"optimizer={arm}", "model.hidden_size=256", "model.intermediate_size=688", "model.num_hidden_layers=5"]
     plain = estimate(settings(*words, *FEW)[0]).peak
     cut = estimate(settings(*words, *FEW, "trainer.update_in_backward=true")[0]).peak
     assert plain.phase == "optimizer"
-    assert 0.92 * plain.gradients < plain.total - cut.total <= plain.gradients
+    assert 0.9 * plain.gradients < plain.total - cut.total <= plain.gradients
+    assert cut.gradients <= 4 * 256 * 688  # the largest matrix
 
 
 def test_recomputed_activations_are_not_kept(settings):
@@ -112,15 +110,11 @@ def test_recomputed_activations_are_not_kept(settings):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["model=llama_9m", "optimizer=adafrugal"],
-        ["model=llama_9m", "optimizer=adamw", "trainer.micro_batch_size=4"],
-        ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS],
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", [
+    ["model=llama_9m", "optimizer=adafrugal"],
+    ["model=llama_9m", "optimizer=adamw", "trainer.micro_batch_size=4"],
+    ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS],
+], ids=" ".join)  # fmt: skip
 def test_on_a_gpu_the_peak_is_near_too(words, composed):
     """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
     bf16 = ALL_CUTS[1]
@@ -143,19 +137,13 @@ def test_the_command_prints_a_column_for_each_optimizer_and_density(capsys):
     assert "  moments of split tensors " in out
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["optimizer=adamm"], "optimizer: there is no 'adamm'"),
-        (["--fits", "-1", "scale=smoke"], "--fits is -1.0; allowed: a number of GiB above 0"),
-        (
-            ["scale=smoke", "optimizer=galore", "optimizer.density=0.001"],
-            "optimizer: a density of 0.001 selects nothing",
-        ),
-        (["experiments=glue/rte"], "task is finetune; allowed: pretrain"),
-        (["trainer.parallel=fsdp"], "trainer.parallel is fsdp; allowed: none or ddp, since"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    (["optimizer=adamm"], "optimizer: there is no 'adamm'"),
+    (["--fits", "-1", "scale=smoke"], "--fits is -1.0; allowed: a number of GiB above 0"),
+    (["scale=smoke", "optimizer=galore", "optimizer.density=0.001"], "optimizer: a density of 0.001 selects nothing"),
+    (["experiments=glue/rte"], "task is finetune; allowed: pretrain"),
+    (["trainer.parallel=fsdp"], "trainer.parallel is fsdp; allowed: none or ddp, since"),
+])  # fmt: skip
 def test_what_cannot_be_estimated_is_one_line(words, line, capsys):
     assert command.main(words) == 2
     err = capsys.readouterr().err

@@ -63,16 +63,24 @@ def test_what_fits_is_a_divisor_of_the_batch_and_a_density(settings):
         assert rows in said and density in said
 
 
+@pytest.mark.usefixtures("gib_by_gib")
+def test_with_updates_in_the_backward_pass_the_batch_is_what_fits(capsys):
+    assert command.main(["scale=smoke", "optimizer=frugal", "trainer.update_in_backward=true", "--fits", "0.8"]) == 0
+    assert "the largest batch is 4\n" in capsys.readouterr().out
+
+
 def test_the_density_chosen_by_real_estimates_fits_and_a_larger_one_does_not(settings):
     words = ["optimizer=frugal", "optimizer.subspace=columns", "model.num_hidden_layers=1"]
-    peaks = {d: estimate(settings(*words, f"optimizer.density={d}")[0]).peak.total for d in (0.25, 0.5)}
-    budget = (peaks[0.25] + peaks[0.5]) / 2
-    found = fit.fitted(settings(*words, "optimizer.density=0.5", f"optimizer.fit_gib={budget / GIB}")[0])
-    assert 0.25 < found.density < 0.5
-    assert peaks[0.25] <= found.peak <= budget
+    peaks = {d: estimate(settings(*words, f"optimizer.density={d}")[0]).peak.total for d in (0.4, 0.5)}
+    budget = (peaks[0.4] + peaks[0.5]) / 2
+    falling = ["optimizer/density=linear", "optimizer.density.start=0.5", "optimizer.density.end=0.4"]
+    found = fit.fitted(settings(*words, *falling, f"optimizer.fit_gib={budget / GIB}")[0])
+    assert 0.4 < found.density < 0.5
+    assert peaks[0.4] <= found.peak <= budget
     assert found.peak == estimate(settings(*words, f"optimizer.density={found.density}")[0]).peak.total
 
 
+@pytest.mark.usefixtures("no_estimate")
 def test_a_run_chooses_once_and_its_record_has_the_choice(settings, monkeypatch, tmp_path):
     words = ["trainer.steps=10", "trainer.log_every=1", "checkpoint.every=5", "optimizer.density.fit_gib=1"]
     chosen, choices = settings(*words, "optimizer.subspace=columns")
@@ -96,12 +104,6 @@ def test_a_rank_is_fitted_as_a_density(capsys):
     words = ["optimizer=frugal", "optimizer.subspace=columns", "optimizer.density=null", "optimizer.rank=16"]
     assert command.main(["scale=smoke", *words, "optimizer.fit_gib=1"]) == 0
     assert "ρ begins at 0.5: 0.01 GiB by the estimate, of 1 (optimizer.fit_gib)" in capsys.readouterr().out
-
-
-def test_with_updates_in_the_backward_pass_the_batch_is_what_fits(capsys):
-    words = ["scale=smoke", "optimizer=signsgd", "trainer.update_in_backward=true", "--fits", "1"]
-    assert command.main(words) == 0
-    assert "the largest batch is 8\n" in capsys.readouterr().out
 
 
 def test_a_summary_has_the_estimate_beside_what_was_measured(settings):

@@ -44,7 +44,7 @@ def test_a_typed_number_is_taken(llama_60m, given):
 
 
 def test_an_estimate_counts_the_chunks_of_auto(settings):
-    words = ["optimizer=adamw", "model.vocabulary_size=600000", "trainer.batch_size=8"]
+    words = ["optimizer=adamw", "model.vocabulary_size=300000", "trainer.batch_size=8"]
     rows = on_device.chunk_rows(settings(*words)[0])
     auto, typed, whole = (
         estimate(settings(*words, f"model.loss_chunk_rows={given}")[0]).peak for given in ("auto", rows, "null")

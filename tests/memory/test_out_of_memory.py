@@ -19,16 +19,18 @@ def test_torchs_error_on_a_cpu_is_explained(settings):
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
-)
-def test_other_errors_of_memory_are_explained(settings, error):
-    assert "what lowers it: " in out_of_memory.reason(error, settings()[0])
+def test_other_errors_of_memory_are_explained_and_no_others(settings, monkeypatch):
+    """Also where no memory is left for an estimate."""
 
+    def refused(_):
+        raise MemoryError
 
-@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("can't allocate memory"), KeyError()])
-def test_any_other_error_is_not(settings, error):
-    assert out_of_memory.reason(error, settings()[0]) is None
+    monkeypatch.setattr("adafrugal.memory.estimate.estimate", refused)
+    chosen, _ = settings()
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
+        assert "a smaller model; `python -m adafrugal.memory` says" in out_of_memory.reason(error, chosen)
+    for error in (RuntimeError("size mismatch"), ValueError("can't allocate memory"), KeyError()):
+        assert out_of_memory.reason(error, chosen) is None
 
 
 @pytest.mark.gpu

@@ -6,27 +6,22 @@ from functools import partial
 
 import pytest
 import torch
+from stepping import frugal, matrices, parameters, same, stepped
 from torch._dynamo.utils import counters
 
-from adafrugal.optim import Frugal, LinearDecay, kernels, rules
+from adafrugal.optim import LinearDecay, kernels, rules
 from adafrugal.optim.rules import Free, Rates
 
 SHAPES = [(48, 40), (40, 48), (64, 64), (33, 65), (64, 64), (1, 1100), (100, 100), (5, 7), (48, 40), (96, 40), (50, 80)]
 
 
-def trained(steps=24, device="cpu", dtype=torch.float32, **settings):
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(device, dtype)) for s in SHAPES]
-    optimizer = Frugal(
-        [{"params": params, "split": True}], lr=0.01, weight_decay=0.1, interval=9, split_lr_scale=0.5,
-        state_free_lr_scale=0.3, density=LinearDecay(0.9, 0.1, steps=20), **settings,
-    )  # fmt: skip
-    for step in range(steps):
+def trained(device="cpu", dtype=torch.float32, **settings):
+    how = {"weight_decay": 0.1, "interval": 9, "split_lr_scale": 0.5, "state_free_lr_scale": 0.3, **settings}
+    optimizer = frugal(matrices(SHAPES, dtype, device=device), density=LinearDecay(0.9, 0.1, steps=20), **how)
+    for step in range(24):
         optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator).to(device, dtype)
-        optimizer.step()
-    return [p.detach().cpu() for p in params]
+        stepped(optimizer, [step])
+    return [p.detach().cpu() for p in parameters(optimizer)]
 
 
 @pytest.fixture(autouse=True)
@@ -67,37 +62,17 @@ def test_large_groups_are_compiled_and_small_ones_are_not(entries, given, compil
     assert kernels.compiles(group) is compiled
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("rule", ["signsgd", "sgd", "none"])
-def test_many_tensors_in_one_launch_are_updated_as_each_alone(rule, decay, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    pairs = [[torch.randn(shape, generator=generator) for _ in range(2)] for shape in SHAPES]
-    rates = Rates(lr=0.01, decay=decay)
-    expected = [target.clone() for target, _ in pairs]
-    for target, (_, grad) in zip(expected, pairs, strict=True):
-        rules.decay_(target, rates)
-        rules.STATE_FREE[rule](target, grad, rates)
-    monkeypatch.setattr(kernels, "_AT_ONCE", 5000)
-    chunks = list(kernels._chunks([Free(target, grad) for target, grad in pairs]))
-    assert [len(some) for some in chunks] == [2, 1, 1, 1, 1, 1, 2, 1, 1]
-    for some in chunks:
-        kernels._foreach(rule, [free.target for free in some], [free.grad for free in some], rates)
-    for (target, _), wanted in zip(pairs, expected, strict=True):
-        assert torch.equal(target, wanted)
-
-
 @pytest.mark.parametrize("state_free", ["signsgd", "sgd", "none"])
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
 def test_what_a_gpu_launches_together_is_what_a_cpu_does_one_by_one(subspace, state_free, monkeypatch):
     settings = {"subspace": subspace, "state_free": state_free, "compile": False}
-    plain = trained(**settings)
-    launches, foreach = [], kernels._foreach
+    plain, launches, foreach = trained(**settings), [], kernels._foreach
     monkeypatch.setattr(kernels, "_costs_a_launch", lambda tensor: True)
-    monkeypatch.setattr(kernels, "_foreach", lambda *given: (launches.append(len(given[1])), foreach(*given)))
-    assert all(torch.equal(one, other) for one, other in zip(trained(**settings), plain, strict=True))
-    assert launches
-    if subspace == "blocks":  # whole matrices: as many as are without state, in one launch
-        assert max(launches) > 5
+    monkeypatch.setattr(kernels, "_AT_ONCE", 5000)
+    monkeypatch.setattr(kernels, "_foreach", lambda *given: (launches.append(given[1]), foreach(*given)))
+    assert same(trained(**settings), plain)
+    assert all(len(targets) == 1 or sum(t.numel() for t in targets) <= 5000 for targets in launches)
+    assert max(map(len, launches)) > (1 if subspace == "blocks" else 0)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -114,7 +89,7 @@ def test_a_rule_without_fast_forms_is_applied_in_its_plain_form(compiled, monkey
         rules.decay_(target, rates)
         cube_(target, update.grad, rates, update.scale)
     kernels.state_free("cube", updates, rates, compiled=compiled)
-    assert all(torch.equal(update.target, wanted) for update, wanted in zip(updates, expected, strict=True))
+    assert same([update.target for update in updates], expected)
 
 
 def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
@@ -139,17 +114,15 @@ def test_where_nothing_can_be_compiled_it_says_so_once_and_goes_on(monkeypatch):
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "randperm", "random"])
 def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
     torch.manual_seed(0)
-    start, grads = torch.randn(48, 40), torch.randn(6, 48, 40)
-    ends = []
-    for lay_out in (lambda t: t.clone(), lambda t: t.t().contiguous().t()):
-        for of_grad in (lambda t: t.clone(), lambda t: t.t().contiguous().t()):
-            param = torch.nn.Parameter(lay_out(start))
-            density = 1.0 if subspace == "blocks" else 0.5
-            optimizer = Frugal([{"params": [param], "split": True}], density=density, subspace=subspace, compile=True)
-            for grad in grads:
-                param.grad = of_grad(grad)
-                optimizer.step()
-            ends.append(param.detach())
+    start, grads, ends = torch.randn(48, 40), torch.randn(6, 48, 40), []
+    lay_out = (lambda t: t.clone(), lambda t: t.t().contiguous().t())
+    for of_weight, of_grad in itertools.product(lay_out, repeat=2):
+        param, density = torch.nn.Parameter(of_weight(start)), 1.0 if subspace == "blocks" else 0.5
+        optimizer = frugal([param], density=density, subspace=subspace, compile=True)
+        for grad in grads:
+            param.grad = of_grad(grad)
+            optimizer.step()
+        ends.append(param.detach())
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)
 
@@ -204,12 +177,8 @@ def test_compiled_on_a_gpu_agrees_with_plain_on_a_cpu(subspace):
 @pytest.mark.parametrize("settings", [{}, {"lr": 0.0}, {"state_full": "lion"}, {"state_full": "sgdm"}], ids=str)
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns"])
 def test_a_step_on_a_gpu_waits_for_nothing(subspace, settings, compiled):
-    params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in SHAPES]
     more = {"subspace": subspace, "density": 0.5, "compile": compiled, **settings}
-    optimizer = Frugal([{"params": params, "split": True}], **more)
-    for p in params:
-        p.grad = torch.randn_like(p)
-    optimizer.step()
+    optimizer = stepped(frugal(matrices(SHAPES, device="cuda"), **more), [0])
     torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.step()

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,26 +41,32 @@ sections:
 """
 
 
-def written(tables, root, out):
-    """Write the pages that a directory describes, filled with the runs below `root`."""
-    return pages.write(plan.filled(plan.pages(tables), records.find([root])), out)
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The page of `TABLES`, without runs."""
+    tables = tmp_path_factory.mktemp("tables")
+    (tables / "page.yaml").write_text(TABLES)
+    return plan.pages(tables)
+
+
+def written(planned, root, out):
+    """Write pages filled with the runs below `root`."""
+    return pages.write(plan.filled(planned, records.find([root])), out)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A directory with a page's files, made of a few records; the page's own file lies in `tables` beside it."""
-    tmp_path = tmp_path_factory.mktemp("made")
-    base, root = "scale=mini data=embedded", tmp_path / "results" / "records"
+def made(planned, tmp_path_factory):
+    """A directory with a page's files, made of a few records."""
+    made = tmp_path_factory.mktemp("results")
+    base, root = "scale=mini data=embedded", made / "records"
     for seed in (0, 1):
         recorded(root, f"experiments=c4_60m/adamw {base}", 4.50 + seed / 10, seed, state=(4, 4))
         recorded(root, f"experiments=c4_60m/frugal {base}", 4.52 + seed / 8, seed)
     recorded(root, f"experiments=c4_60m/adafrugal {base}", 4.55, 0, state=(3, 1))
     for lr, s, loss in (("1e-2", "0.1", 5.0), ("2e-2", "0.1", 4.75), ("1e-2", "0.05", 4.9), ("4e-2", "0.1", 4.8)):
         recorded(root, f"experiments=c4_60m/frugal {base} optimizer.lr={lr} optimizer.split_lr_scale={s}", loss)
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "page.yaml").write_text(TABLES)
-    written(tmp_path / "tables", root, tmp_path / "results")
-    return tmp_path / "results"
+    written(planned, root, made)
+    return made
 
 
 def test_a_page_is_what_it_was(made):
@@ -70,7 +77,7 @@ def test_a_page_is_what_it_was(made):
         assert (made / file).read_text() == (GOLDEN / file).read_text(), file
 
 
-def test_links_lead_to_runs_and_to_their_archive(made, tmp_path):
+def test_links_lead_to_runs_and_to_their_archive(planned, made, tmp_path):
     def links(page):
         return [part.split("](")[1].split(")")[0] for part in page.read_text().split("[seed ")[1:]]
 
@@ -80,7 +87,7 @@ def test_links_lead_to_runs_and_to_their_archive(made, tmp_path):
     shutil.copytree(made / "records", tmp_path / "records")
     archive = records.pack(tmp_path / "records")
     shutil.rmtree(tmp_path / "records")
-    written(made.parent / "tables", tmp_path, tmp_path)
+    written(planned, tmp_path, tmp_path)
     packed = links(tmp_path / "page" / "README.md")
     assert packed == [link.replace("records/", "records.tar.xz#") for link in plain]
     assert {link.partition("#")[2] for link in packed} <= {run.name for run in records.read(archive)}
@@ -90,35 +97,32 @@ def test_links_lead_to_runs_and_to_their_archive(made, tmp_path):
     assert b"<dc:date>" not in (tmp_path / "page" / "main-loss.svg").read_bytes()
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ("claims: [A1, A2]|claims: [A1, B2]", "page.yaml, section main: claims has no 'B2'; .*allowed: F1, F2"),
-    ("pictures: [tradeoff|pictures: [tradeof", "pictures has no 'tradeof'; did you mean tradeoff"),
-    ("frugal_c4/60M|frugal_c4/61M", "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
-    ("kind: search|kind: serch", "kind has no 'serch'; did you mean search"),
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"claims": ["A1", "B2"]}, "page.yaml, section main: claims has no 'B2'; .*allowed: F1, F2"),
+    ({"pictures": ["tradeof"]}, "pictures has no 'tradeof'; did you mean tradeoff"),
+    ({"published": ["frugal_c4/61M"]}, "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
+    ({"kind": "serch"}, "kind has no 'serch'; did you mean search"),
 ])  # fmt: skip
-def test_unknown_names_in_a_page_are_refused_before_anything_is_written(tmp_path, given, message):
-    right, _, wrong = given.partition("|")
-    (tmp_path / "page.yaml").write_text(TABLES.replace(right, wrong))
+def test_unknown_names_in_a_page_are_refused_before_anything_is_written(planned, tmp_path, wrong, message):
+    page = replace(planned[0], sections=[replace(planned[0].sections[0], **wrong)])
     with pytest.raises(SettingError, match=message):
-        pages.write(plan.pages(tmp_path), tmp_path / "out")
+        pages.write([page], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written_to_is_named(made, tmp_path):
+def test_a_place_that_cannot_be_written_to_is_named(planned, made, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"file.*choose a directory that can be written to"):
-        written(made.parent / "tables", made, tmp_path / "file")
+        written(planned, made, tmp_path / "file")
 
 
-def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkeypatch):
-    (tmp_path / "published").mkdir()
+def test_a_published_value_that_compares_has_a_difference(planned, made, tmp_path, monkeypatch):
     values = "{adamw: 20.0, frugal: null, galore: 30.0}"
     text = f"source: nowhere\ntitle: published\ncomparable: true\nperplexity: {{60M: {values}}}\n"
-    (tmp_path / "published" / "paper.yaml").write_text(text)
-    monkeypatch.setattr(layouts, "PUBLISHED", tmp_path / "published")
-    (tmp_path / "page.yaml").write_text(TABLES.replace("[frugal_c4/60M, galore_c4/60M]", "[paper/60M]"))
-    found = plan.filled(plan.pages(tmp_path), records.find([made]))
-    rows = {row[0]: row[-2:] for row in layouts.grids(found[0].sections[0])[""].rows}
+    (tmp_path / "paper.yaml").write_text(text)
+    monkeypatch.setattr(layouts, "PUBLISHED", tmp_path)
+    section = replace(plan.filled(planned, records.find([made]))[0].sections[0], published=["paper/60M"])
+    rows = {row[0]: row[-2:] for row in layouts.grids(section)[""].rows}
     mean = (2.0**4.5 + 2.0**4.6) / 2
     assert rows["adamw"] == ["20.0", f"{mean - 20:+.2f}"]
     assert rows["frugal"] == ["not published here", "–"]
@@ -126,9 +130,10 @@ def test_a_published_value_that_compares_has_a_difference(made, tmp_path, monkey
 
 
 def test_the_command_writes_pages_without_torch(made, tmp_path):
+    (tmp_path / "page.yaml").write_text(TABLES)
     script = (
         "import pathlib, sys; from adafrugal.reports import __main__ as command, plan; "
-        f"plan.pages.__defaults__ = (pathlib.Path({str(made.parent / 'tables')!r}),); "
+        f"plan.pages.__defaults__ = (pathlib.Path({str(tmp_path)!r}),); "
         "assert command.main() == 0 and 'torch' not in sys.modules"
     )
     command = [sys.executable, "-c", script, str(made), "--pages", str(tmp_path / "out")]

@@ -202,12 +202,12 @@ def validation(shards: Iterable[Shard], layout: Layout, tokens: int, batch_size:
     return Validation(batches, sum(b.count() for b in batches), window.target_bytes(numbers))
 
 
-def unigram_loss(train: Sequence[np.ndarray], vocabulary: int, batches: Iterable[Batch]) -> float:
+def unigram_loss(train: Sequence[Shard], vocabulary: int, batches: Iterable[Batch]) -> float:
     """Return the loss of a unigram model with add-one smoothing on the targets of `batches`, in mean nats per target.
 
-    The model has `vocabulary` ids, counted in the arrays `train` [tokens].
+    The model has `vocabulary` ids, counted in the shards `train`.
     """
-    counts = sum((np.bincount(tokens, minlength=vocabulary) for tokens in train), np.ones(vocabulary))
+    counts = sum((np.bincount(shard.tokens, minlength=vocabulary) for shard in train), np.ones(vocabulary))
     nats = -np.log(counts / counts.sum())
     targets = np.concatenate([b.targets[b.targets != IGNORED].numpy() for b in batches])
     return float(nats[targets].mean())

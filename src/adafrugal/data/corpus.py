@@ -59,7 +59,9 @@ class Corpus:
                 validation(preparation.validation.shards(), plan.layout, tokens, rows)
                 for tokens in (settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens)
             )
-            self.unigram_loss: float = (state or {}).get("unigram_loss") or self._unigram_loss()
+            self.unigram_loss: float = (state or {}).get("unigram_loss") or unigram_loss(
+                self._batches.window(0).shards, plan.tokenizer.size, self.last_validation.batches
+            )
         except BaseException:
             preparation.close()
             raise
@@ -86,11 +88,6 @@ class Corpus:
         """Stop preparing tokens and making batches."""
         self._preparation.close()
         self.batches.close()
-
-    def _unigram_loss(self) -> float:
-        """Fit a unigram model to the first window; return its loss on the rows of the last evaluation."""
-        train = [shard.tokens for shard in self._batches.window(0).shards]
-        return unigram_loss(train, self.plan.tokenizer.size, self.last_validation.batches)
 
 
 def locate(settings: Settings, say: Callable[[str], None]) -> Plan:

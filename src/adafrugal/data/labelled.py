@@ -83,15 +83,10 @@ class Examples:
 
 
 class TrainingOrder:
-    """Chooses the examples of each step's batch: a pure function of seed and step.
+    """Chooses the `batch_size` examples of each step's batch: a pure function of seed and step.
 
-    Each epoch permutes the examples, sorts each group of `ALIKE` batches by length, cuts it into batches, and permutes
-    the batches. One batch of an epoch may be smaller.
-
-    Args:
-        lengths: tokens of each example, int64 [examples].
-        batch_size: examples per step.
-        seed: of the permutations.
+    Each epoch permutes the examples, sorts each group of `ALIKE` batches by length (`lengths` in tokens, int64
+    [examples]), cuts it into batches, and permutes the batches. One batch of an epoch may be smaller.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
@@ -165,9 +160,8 @@ class Labelled:
         return {"fingerprint": self.fingerprint, "source": source, "examples": examples, "metrics": list(data.metrics)}
 
     def _cut(self, columns: Columns) -> Examples:
-        tokens, types = [], []
+        tokens, types, labels = [], [], columns[self._data.label_field]
         takes_types = "token_type_ids" in self._tokenizer.model_input_names
-        labels = columns[self._data.label_field]
         for begin in range(0, len(labels), AT_ONCE):  # Python's lists of ids need much memory
             texts = [[text or "" for text in columns[field][begin : begin + AT_ONCE]] for field in self._data.fields]
             found = self._tokenizer(

@@ -192,7 +192,7 @@ def density(value: float | Mapping[str, Any] | Control) -> Control:
     Raises:
         ValueError: an unknown kind or key, or a value outside [0, 1].
     """
-    return _control(value, DENSITIES, INTERVALS, _share)
+    return _control(value, DENSITIES, _share)
 
 
 def interval(value: int | Mapping[str, Any] | Control) -> Control:
@@ -201,15 +201,13 @@ def interval(value: int | Mapping[str, Any] | Control) -> Control:
     Raises:
         ValueError: an unknown kind or key, or a value that is not a whole number of steps from 1 up.
     """
-    return _control(value, INTERVALS, DENSITIES, _count)
+    return _control(value, INTERVALS, _count)
 
 
-def _control(
-    value: Any, kinds: Mapping[str, type[Control]], others: Mapping[str, Any], check: Callable[[str, Any], None]
-) -> Control:
+def _control(value: Any, kinds: Mapping[str, type[Control]], check: Callable[[str, Any], None]) -> Control:
     """Return a control of one of `kinds`, or one of the caller's own; `check` a constant."""
     if isinstance(value, Control):
-        if value.kind in others and value.kind not in kinds:
+        if value.kind in DENSITIES | INTERVALS and value.kind not in kinds:
             raise ValueError(f"kind is {value.kind!r}; allowed here: {', '.join(kinds)}, or a control of your own")
         control = copy.deepcopy(value)
     elif isinstance(value, Mapping):

@@ -75,19 +75,14 @@ def refuse_other(state_dict: Mapping[str, Any], groups: list[Group]) -> None:
             "make the optimizer over the same model's groups before loading"
         )
     for theirs, group in zip(state_dict["param_groups"], groups, strict=True):
+        subspace = restored_subspace(theirs["subspace"], group["subspace"]) if group["split"] else None
         for number, name, param in zip(theirs["params"], parameter_names(group), group["params"], strict=True):
             state = state_dict["state"].get(number, {})
-            expected = _compact_shape(param, state, theirs, group)
+            chosen = selection(state, {"split": group["split"], "subspace": subspace})
+            expected = subspace.compact(param.shape, chosen) if chosen else param.shape
             for key in MOMENTS[theirs["state_full"]]:
                 if key in state and state[key].shape != expected:
                     raise ValueError(
                         f"the saved {key} of parameter {name} has shape {list(state[key].shape)}; its whole has "
                         f"{list(expected)}: load a state as state_dict gave it, not one process's part"
                     )
-
-
-def _compact_shape(param: Tensor, state: Mapping[str, Any], saved: Mapping[str, Any], group: Group) -> torch.Size:
-    """Return the shape of a parameter's moments, by the saved group."""
-    space = restored_subspace(saved["subspace"], group["subspace"]) if group["split"] else None
-    chosen = {key: state[key] for key in space.remembers if key in state} if space else {}
-    return space.compact(param.shape, chosen) if chosen else param.shape

@@ -48,9 +48,6 @@ def update(group: Group, states: States) -> None:
     _apply_rules(group, full, free)
 
 
-# -- moments ----------------------------------------------------------------------------------------------------------
-
-
 def begin_moments(group: Group, states: States) -> None:
     """Initialise the moments that a step would initialise, without the step."""
     for param in group["params"]:
@@ -86,9 +83,6 @@ def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
         return False
     stored = [param, *(state[name] for name in MOMENTS[group["state_full"]] if name in state)]
     return any(value.dtype != _working_dtype(param) for value in stored)
-
-
-# -- updates ----------------------------------------------------------------------------------------------------------
 
 
 def _regions(

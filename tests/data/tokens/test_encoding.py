@@ -22,11 +22,9 @@ def documents(found, cutter):
             assert shard.tokens[end - 1] == cutter.end
 
 
-def same(first, second):
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.ends, b.ends)
-        assert a.after == b.after and a.skipped == b.skipped and a.text_bytes == b.text_bytes
+def plain(shards):
+    """The content of shards, to compare."""
+    return [(s.tokens.tolist(), s.ends.tolist(), s.after, s.skipped, s.text_bytes) for s in shards]
 
 
 def test_every_document_is_there_once_and_in_order_from_any_shard_on_for_any_number_of_processes(plan):
@@ -37,9 +35,9 @@ def test_every_document_is_there_once_and_in_order_from_any_shard_on_for_any_num
     assert sum(shard.text_bytes for shard in found) == sum(len(t.encode()) for t in texts)
     assert len(found) > 3 and all(len(shard.tokens) >= 10_000 for shard in found[:-1])
     assert found[0].token_bytes is None
-    same(found, made(wanted, processes=2))
+    assert plain(made(wanted, processes=2)) == plain(found)
     for number in range(len(found)):
-        same(made(wanted, begin=found[number].after), found[number + 1 :])
+        assert plain(made(wanted, begin=found[number].after)) == plain(found[number + 1 :])
     (counted,) = made(wanted, split="validation", tokens=10**6, count_bytes=True)
     assert counted.token_bytes.sum() == counted.text_bytes
 
@@ -75,16 +73,20 @@ def test_a_broken_document_is_skipped_and_counted_and_each_other_is_in_one_split
     assert len({*train, *held_out}) == len(train) + len(held_out) == 500 and 0 < len(held_out) < 100
 
 
-def test_a_file_of_broken_documents_is_refused_in_one_line(lines):
-    wanted = lines([*map(line, range(20)), *[b'{"text": "latin caf\xe9"}\n'] * 400])
-    with pytest.raises(SettingError, match=r"documents are broken \(\d+: not UTF-8\).*1%.*convert the files to UTF-8"):
-        made(wanted)
+LATIN = [*map(line, range(20)), *[b'{"text": "latin caf\xe9"}\n'] * 400]
+REFUSED = [
+    (LATIN, r"documents are broken \(\d+: not UTF-8\).*1%.*convert the files to UTF-8"),
+    (['{"content": "x", "id": 1}'] * 300, r"data.text_field is text, which .*lines.* does not have; .*content, id"),
+]
 
 
-def test_a_missing_field_is_one_line_with_those_that_are_there(lines):
-    wanted = lines(['{"content": "x", "id": 1}'] * 300)
-    with pytest.raises(SettingError, match=r"data.text_field is text, which .*lines.* does not have; .*content, id"):
-        made(wanted)
+@pytest.mark.parametrize(("written", "message"), REFUSED, ids=["broken", "another field"])
+def test_a_file_of_broken_documents_or_without_the_field_is_refused_in_one_line(lines, written, message):
+    with pytest.raises(SettingError, match=message):
+        made(lines(written))
+
+
+def test_a_document_without_the_field_is_skipped(lines):
     once = lines([*map(line, range(100)), '{"content": "x"}', *map(line, range(100, 300))])
     assert made(once, split="validation")[0].skipped == {"no field 'text'": 1}
 

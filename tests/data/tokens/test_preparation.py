@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from corpora import prepare
@@ -15,17 +16,14 @@ from adafrugal.system.errors import SettingError
 
 
 @pytest.fixture
-def begin():
+def begin(request):
     """A function that begins a preparation: plan -> Preparation; all are closed at the end."""
-    begun = []
 
     def make(plan):
-        begun.append(Preparation(plan, str))
-        return begun[-1]
+        request.addfinalizer((found := Preparation(plan, str)).close)
+        return found
 
-    yield make
-    for preparation in begun:
-        preparation.close()
+    return make
 
 
 def contents(plan):
@@ -63,11 +61,17 @@ def test_it_ends_with_its_workers_when_the_process_that_began_it_does(plan, tmp_
         assert alone
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
             child = int(parent.stdout.readline())
-            _until(lambda: wanted.can_evaluate(validation), 60)
+            deadline = time.monotonic() + 60
+            while not wanted.can_evaluate(validation):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             children = [child, *_below(child)]
             assert len(children) >= 3
             parent.kill()
-        _until(lambda: not any(map(_is_alive, children)), 10)
+        deadline = time.monotonic() + 10
+        while any(map(_is_alive, children)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_closing_ends_it_soon(plan, begin):
@@ -81,22 +85,13 @@ def test_closing_ends_it_soon(plan, begin):
     assert preparation.validation.open(0).token_bytes.sum() == preparation.validation.open(0).text_bytes
 
 
-def _until(holds, seconds):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def _is_alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - gone at any moment
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
 def _below(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
-        children = [int(child) for child in file.read().split()]
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [below for child in children for below in _below(child)]

@@ -278,7 +278,7 @@ def _columns(source: Source, file: str) -> Iterator[Any]:
     logging.set_verbosity_error()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # logged errors are raised, too
     datasets.disable_progress_bars()
-    datasets.config.STREAMING_READ_MAX_RETRIES = 3  # `_pieces` retries for longer
+    datasets.config.STREAMING_READ_MAX_RETRIES = 1  # it would lose what a failed read had decompressed; see `_pieces`
     exactly = file if file.startswith("hf://") else glob.escape(file)
     load = partial(datasets.load_dataset, source.format, data_files=[exactly], split="train", streaming=True)
     name, options = source.train.rules.text_field, {}

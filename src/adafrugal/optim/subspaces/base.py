@@ -67,9 +67,9 @@ class Subspace:
     """Selects the entries of split matrices that keep state.
 
     At a refresh the optimizer calls `shares`, `entries` and `select`; when ρ has fallen since, `shrink` and `narrow`;
-    at every step `regions`, then the rules, then `close`. A selection maps the names in `remembers` to tensors,
-    numbers or strings; it is empty if a matrix is selected whole. Compact tensors hold the selected entries: the
-    targets and gradients that `regions` gives the state-full rule, and the moments.
+    when moments begin or are loaded, `compact`; at every step `regions`, then the rules, then `close`. A selection maps
+    the names in `remembers` to tensors, numbers or strings; it is empty if a matrix is selected whole. Compact tensors
+    hold the selected entries: the targets and gradients that `regions` gives the state-full rule, and the moments.
 
     If processes share a matrix by rows, each holds the compact tensors of its rows, and `regions` and `close` get the
     selection within these rows (`within`).
