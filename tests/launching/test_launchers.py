@@ -23,7 +23,7 @@ from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 
-STEPS = 300  # enough to be stopped in the middle
+STEPS = 200  # enough to be stopped in the middle
 LONG = [f"trainer.steps={STEPS}", f"eval.every={STEPS}", "eval.tokens=256"]
 BASE = ["scale=smoke", "tracking=local", "optimizer=adamw"]
 

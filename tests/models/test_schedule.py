@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import torch
 
 from adafrugal.models.schedule import factor
 from adafrugal.settings.schema import ConstantSchedule, CosineSchedule, LinearSchedule, RestartingSchedule
@@ -25,14 +24,3 @@ def test_all_warm_up_over_a_tenth_and_end_at_their_floor(schedule):
     values = [at(t) for t in range(10, 101)]
     assert values == sorted(values, reverse=True)
     assert values[45] == pytest.approx((1 + last) / 2), "halfway between warm-up and end"
-
-
-def test_torchs_scheduler_applies_it():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=2.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(LinearSchedule(warmup=2), 4))
-    applied = []
-    for _ in range(4):
-        applied.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert applied == [0.0, 1.0, 2.0, 1.0]

@@ -1,11 +1,11 @@
 import torch
 
-from adafrugal.optim.rounding import Rounding
+from adafrugal.optim.rounding import Rounding, noise, noise_key
 
 
-def stored(value, stochastic=True, n=20_000, step=1, first_row=0, dtype=torch.bfloat16):
+def stored(value, stochastic=True, n=20_000, step=1, number=0, first=0, role=0, dtype=torch.bfloat16):
     target = torch.zeros(n, dtype=dtype)
-    Rounding(stochastic, 0, step, 0, first_row).store(target, torch.full((n,), value))
+    Rounding(stochastic, noise_key(0, step), number, (first, first)).store(target, torch.full((n,), value), role)
     return target
 
 
@@ -30,13 +30,29 @@ def test_to_the_nearest_when_not_asked_for_and_in_other_types():
     assert torch.equal(stored(value, dtype=torch.float32), torch.full((20_000,), value))
 
 
-def test_draws_follow_seed_step_and_rows_alone():
+def test_each_step_tensor_and_role_draws_its_own_and_each_part_what_the_whole_does():
     torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first = stored(0.1)
+    before, first = torch.get_rng_state(), stored(0.1)
     assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    assert torch.equal(stored(0.1), first)
-    assert not torch.equal(stored(0.1, step=2), first)
-    assert not torch.equal(stored(0.1, first_row=8), first)
-    assert torch.equal(stored(0.1, first_row=8), stored(0.1, first_row=8)), "as replicas of the same rows do"
+    for other in ({"step": 2}, {"number": 1}, {"role": 1}, {"role": 2}):
+        assert (stored(0.1, **other) == first).float().mean() < 0.9
+    assert torch.equal(stored(0.1, first=8, n=100), first[8:108])
+    whole = Rounding(True, 5, 3)
+    parts = [torch.zeros(50, dtype=torch.bfloat16) for _ in range(2)]
+    for i, part in enumerate(parts):
+        whole.after(50 * i).store(part, torch.full((50,), 0.1), 0)
+    once = torch.zeros(100, dtype=torch.bfloat16)
+    whole.store(once, torch.full((100,), 0.1), 0)
+    assert torch.equal(torch.cat(parts), once)
+
+
+def test_noise_is_uniform_and_independent_of_its_neighbours():
+    like = torch.zeros(2**18)
+    for first in (0, 2**32 - 2**17):
+        drawn = noise(noise_key(0, 1), 0, 0, first, like).double()
+        next_tensor, next_step = noise(noise_key(0, 1), 1, 0, first, like), noise(noise_key(0, 2), 0, 0, first, like)
+        counts = torch.bincount((drawn / 256).long(), minlength=256).double()
+        chi_square = ((counts - 1024) ** 2 / 1024).sum()
+        assert 255 - 5 * 22.6 < chi_square < 255 + 5 * 22.6  # mean and deviation of 255 degrees of freedom
+        pairs = (drawn[1:], drawn[:-1]), (drawn, next_tensor.double()), (drawn, next_step.double())
+        assert all(abs(torch.corrcoef(torch.stack(pair))[0, 1]) < 5 / 2**9 for pair in pairs)

@@ -102,7 +102,7 @@ def assert_alike(record, plain, rel):
             assert ours.get(name, 0.0) == pytest.approx(theirs.get(name, 0.0), rel=rel, abs=0)
 
 
-@pytest.mark.parametrize("optimizer", ["adafrugal", "lora"])
+@pytest.mark.parametrize("optimizer", ["adafrugal", *(["lora"] if LONG else [])])
 def test_an_encoder_is_compiled_once_for_batches_of_all_lengths(optimizer, both, finetune_settings, tmp_path):
     """Traced and guarded as by torch's own compiler, but without writing and compiling C++."""
     pytest.importorskip("peft" if optimizer == "lora" else "torch")

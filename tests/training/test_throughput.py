@@ -21,10 +21,18 @@ def test_six_flops_for_each_parameter_that_a_token_is_multiplied_with():
     assert throughput.flops_per_token(model) == 6 * (58_073_600 - 32_000 * 512)
 
 
-@pytest.mark.parametrize(("precision", "peak"), [("bf16", 989e12), ("fp16", 989e12), ("fp32", 494.5e12)])
-def test_the_peak_is_the_datasheets(monkeypatch, precision, peak):
+@pytest.mark.parametrize(
+    ("device", "card", "precision", "peak"),
+    [
+        ("cuda:0", "NVIDIA H100 80GB HBM3", "bf16", 989e12), ("cuda:0", "NVIDIA H100 80GB HBM3", "fp16", 989e12),
+        ("cuda:0", "NVIDIA H100 80GB HBM3", "fp32", 494.5e12), ("cuda:0", "a card of tomorrow", "bf16", None),
+        ("cpu", None, "bf16", None),
+    ],
+)  # fmt: skip
+def test_the_peak_is_the_datasheets(monkeypatch, device, card, precision, peak):
     with stand_in.installed(monkeypatch):
-        assert throughput.peak_flops(Place(torch.device("cuda", 0), precision)) == peak
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: card)
+        assert throughput.peak_flops(Place(torch.device(device), precision)) == peak
 
 
 @pytest.mark.parametrize(
@@ -37,13 +45,6 @@ def test_the_peak_is_the_datasheets(monkeypatch, precision, peak):
 )  # fmt: skip
 def test_a_card_is_known_by_its_whole_name(name, peak):
     assert cards.peak_flops(name) == peak
-
-
-def test_a_card_that_is_not_known_and_a_cpu_have_none(monkeypatch):
-    assert throughput.peak_flops(Place(torch.device("cpu"), "bf16")) is None
-    with stand_in.installed(monkeypatch):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of tomorrow")
-        assert throughput.peak_flops(Place(torch.device("cuda", 0), "bf16")) is None
 
 
 @pytest.mark.parametrize(

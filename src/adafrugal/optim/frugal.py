@@ -56,7 +56,7 @@ class Frugal(torch.optim.Optimizer):
         on_refresh: moments and step counts at a refresh. "reset": restart those of the split matrices; "reset_all":
             restart those of every tensor; "keep": keep them, in order, for the new selection (GaLore);
             "keep_overlap": keep those of entries that stay selected, restart all others (from then on each column,
-            row or entry has its own step count, and AdamW runs in its plain form).
+            row or entry has its own step count, and on a CPU AdamW runs in its plain form).
         shrink: whether a falling ρ releases part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
         stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
@@ -66,10 +66,11 @@ class Frugal(torch.optim.Optimizer):
         nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host
             wait for a GPU, and communicates at every step between processes that share parameters.
-        fused: use torch's fused AdamW kernel. With `fused=False, compile=False` every update is plain torch, one
-            tensor after the other, and agrees with torch's plain AdamW bit for bit.
-        compile: compile the state-free update with torch.compile; None: for groups of 16.8 million entries or more
-            on a CPU.
+        fused: on a GPU, update a group in one launch of a Triton kernel; on a CPU, use torch's fused AdamW kernel. With
+            `fused=False, compile=False` every update is plain torch, one tensor after the other, and agrees with
+            torch's plain AdamW bit for bit.
+        compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries
+            or more.
         seed: of the random choices; torch's global generator is never used.
 
     Raises:
@@ -103,6 +104,7 @@ class Frugal(torch.optim.Optimizer):
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
         self._events: dict[tuple[int, Event], Refresh] | None = None  # of the step in progress, by group
+        self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -172,7 +174,7 @@ class Frugal(torch.optim.Optimizer):
             self._begin_step()
         try:
             for group in self.param_groups:
-                updates.update(group, self.state)
+                updates.update(group, self.state, self._launches)
         finally:
             events, self._events = self._events, None
         after = self.state_bytes().total if events and self._refresh_hooks else 0
@@ -194,7 +196,7 @@ class Frugal(torch.optim.Optimizer):
         index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
         for event, places in refresh.arrived(group) if group["split"] else ():
             self._move_subspace(index, event, places)
-        updates.update(group, self.state)
+        updates.update(group, self.state, self._launches)
 
     @torch.no_grad()
     def _rehearse(self) -> None:
@@ -225,6 +227,7 @@ class Frugal(torch.optim.Optimizer):
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
         """Refresh or shrink matrices of a group; record and time it."""
         group = self.param_groups[index]
+        self._launches.clear()
         if not self._events:
             self._bytes_before = self.state_bytes().total if self._refresh_hooks else 0
         started = time.perf_counter()
@@ -303,7 +306,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._events = None
+        self._events, self._launches = None, {}
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -335,6 +338,7 @@ class Frugal(torch.optim.Optimizer):
             ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
         """
         refuse_other(state_dict, self.param_groups)
+        self._launches.clear()
         before = self.param_groups
         final: dict[str, Any] = {}  # the state after all load hooks
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))

@@ -1,44 +1,76 @@
-"""Store float32 results in bfloat16 without losing small updates."""
+"""Store float32 results in bfloat16 without losing small updates.
+
+Rounded to the nearest, a bfloat16 weight does not move if the update is under 2⁻⁹ of it, however often the update is
+repeated. Rounded stochastically, it moves to the next value with the probability that makes the mean exact (Zamirai et
+al., arXiv 2010.06192). The noise is a hash of seed, step, tensor and entry, so that a resumed run, every replica, every
+division over processes and every kernel (`kernels.one_pass`) round alike.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+_MASK = 2**32 - 1
+Role = Literal[0, 1, 2]  # weights, first and second moment
 
+
+def noise_key(seed: int, step: int) -> int:
+    """Return the 31-bit key of the noise of a step."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/rounding/{step}".encode(), digest_size=4).digest(), "big") >> 1
+
+
+def noise(key: int, number: int, role: Role, first: int, like: Tensor) -> Tensor:
+    """Return 16 random bits for each entry of `like`, int64, its shape; the entries count from `first`.
+
+    `number` is the tensor's index among all parameters.
+    """
+    start = torch.tensor(key + number & _MASK)
+    start = _mix(_mix(start) + role & _MASK)
+    entries = torch.arange(first, first + like.numel(), device=like.device)
+    high = _mix(start.to(like.device) + (entries >> 32) & _MASK)
+    return (_mix(high ^ (entries & _MASK)) >> 16).view(like.shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Return a hash of 32-bit numbers (lowbias32, by C. Wellons): every bit depends on every bit of x."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
+    x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
+    return x ^ (x >> 16)
+
+
+@dataclass(frozen=True)
 class Rounding:
     """Copies results into tensors of fewer bits, rounded to the nearest or stochastically.
 
-    Rounded to the nearest, a bfloat16 weight does not move if the update is under 2⁻⁹ of it, however often the update
-    is repeated. Rounded stochastically, it moves to the next value with the probability that makes the mean exact
-    (Zamirai et al., arXiv 2010.06192).
-
     Args:
         stochastic: for bfloat16; all other dtypes are rounded to the nearest.
-        seed, step, place: the optimizer's seed, the step, and the tensor's index among all parameters.
-        first_row: of a sharded tensor on this process. The noise depends only on these four, so that a resumed run and
-            every replica round alike, and no two parts of a matrix do.
+        key: of the noise at this step.
+        number: the tensor's index among all parameters.
+        first: index of the first entry here, within the whole weight and within the whole moments.
     """
 
-    def __init__(self, stochastic: bool, seed: int, step: int, place: int, first_row: int = 0) -> None:
-        self.stochastic = stochastic
-        where = f"{place}/{first_row}" if first_row else f"{place}"
-        digest = hashlib.blake2b(f"{seed}/rounding/{step}/{where}".encode(), digest_size=7).digest()
-        self._seed = int.from_bytes(digest, "big")
-        self._generator: torch.Generator | None = None
+    stochastic: bool
+    key: int
+    number: int
+    first: tuple[int, int] = (0, 0)
 
-    def store(self, target: Tensor, result: Tensor) -> None:
-        """Write `result` (same shape, any floating dtype, the same device at every call) into `target`."""
+    def after(self, entries: int) -> Rounding:
+        """Return the rounding of the part that begins so many entries later."""
+        return replace(self, first=(self.first[0] + entries, self.first[1] + entries))
+
+    def store(self, target: Tensor, result: Tensor, role: Role) -> None:
+        """Write `result` (same shape, any floating dtype) into `target`."""
         if not (self.stochastic and target.dtype == torch.bfloat16):
             target.copy_(result)
             return
-        if self._generator is None:
-            self._generator = torch.Generator(result.device).manual_seed(self._seed)
         # add 16 bits of noise to the 16 bits that bfloat16 drops: the probability that the sum carries into the bits
         # that stay is the fraction that the dropped bits are
-        noise = torch.randint(2**16, result.shape, dtype=torch.int32, device=result.device, generator=self._generator)
         bits = result.float().contiguous().view(torch.int32)
-        rounded = noise.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
+        drawn = noise(self.key, self.number, role, self.first[role > 0], result).to(torch.int32)
+        rounded = drawn.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
         target.copy_(torch.where(result.isfinite(), rounded, result))

@@ -1,43 +1,56 @@
-"""The updates of one step, after subspaces are selected, in one of three ways for each tensor.
+"""The updates of one step, after subspaces are selected, in one of four ways for each tensor.
 
-`together`: tensors that rules update in place, all of a group in few launches. `alone`: matrices whose subspace works
-on copies, one after the other, so that only one matrix is copied at a time. `in fewer bits`: tensors stored in fewer
-bits than they are updated in, by copies in float32.
+`in one launch`: on a GPU, all tensors of a group whose selection is along an axis. Elsewhere `together`: tensors that
+rules update in place, all of a group in few calls. `alone`: matrices whose subspace works on copies, one after the
+other, so that only one matrix is copied at a time. `in fewer bits`: tensors stored in fewer bits than they are updated
+in, by copies in float32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from adafrugal.optim import kernels
+from adafrugal.optim.kernels import compiled, lists, tables
+from adafrugal.optim.kernels.tables import Member, Part, Table, alike
 from adafrugal.optim.options import Group
-from adafrugal.optim.refresh import States, selection_here
-from adafrugal.optim.rounding import Rounding
+from adafrugal.optim.refresh import States, selection, selection_here
+from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
-from adafrugal.optim.sharding.shards import here, local
+from adafrugal.optim.sharding.shards import here, is_sharded, local
 from adafrugal.optim.subspaces import Selection
 
 _IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
 
 
-def update(group: Group, states: States) -> None:
-    """Update the tensors of a group that have a gradient."""
+class Launches(NamedTuple):
+    """How to update some tensors of a group until a selection changes."""
+
+    tables: list[Table]
+    rest: list[int]  # indices of the tensors that no table takes
+
+
+Kept: TypeAlias = dict[tuple[int, tuple[int, ...]], Launches]  # (index of the group's first tensor, indices in it) ->
+
+
+def update(group: Group, states: States, kept: Kept) -> None:
+    """Update the tensors of a group that have a gradient; `kept` holds tables from step to step."""
+    places = tuple(i for i, param in enumerate(group["params"]) if param.grad is not None)
     full: list[Full] = []
     free: list[Free] = []
     together = not group["split"] or group["subspace"].in_place
-    for place, param in enumerate(group["params"]):
-        if param.grad is None:
-            continue
+    for place in _update_in_one_launch(group, states, kept, places):
+        param = group["params"][place]
         state, target, grad = states[param], local(param), local(param.grad)
         chosen = selection_here(param, state, group)
         _begin(target, state, group, chosen)
         if _in_fewer_bits(target, state, group):
-            noise = group["seed"], group["steps"], group["first"] + place, here(param).first
-            rounding = Rounding(group["stochastic_rounding"], *noise)
+            number = group["first"] + place
+            rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
         elif not together and state.get("entries"):
             _update_alone(target, grad, state, group, chosen)
@@ -67,9 +80,8 @@ def _begin(target: Tensor, state: dict[str, Any], group: Group, chosen: Selectio
 
 
 def step_device(param: Tensor, group: Group) -> torch.device:
-    """Return the device of step counts: the CPU, or a GPU if torch's fused kernel reads them there."""
-    fused = group["fused"] and group["state_full"] == "adamw"
-    return param.device if fused and param.is_cuda else torch.device("cpu")
+    """Return the device of step counts: the CPU, or a GPU if kernels read them there."""
+    return param.device if group["fused"] and param.is_cuda else torch.device("cpu")
 
 
 def _working_dtype(param: Tensor) -> torch.dtype:
@@ -97,14 +109,101 @@ def _regions(
     return [Full(*regions.full, state)], regions.free
 
 
-def _apply_rules(group: Group, full: Sequence[Full], free: Sequence[Free]) -> None:
-    lr, scale = float(group["lr"]), group["split_lr_scale"] if group["split"] else 1.0
+def _apply_rules(group: Group, full: list[Full], free: list[Free] | tuple[Free, ...]) -> None:
+    if not full and not free:
+        return
+    rates, rates_free = _rates(group)
+    lists.state_full(group["state_full"], full, rates, fused=group["fused"])
+    if group["split"]:
+        lists.state_free(group["state_free"], free, rates_free, compiled=compiled.compiles(group))
+
+
+def _rates(group: Group) -> tuple[Rates, Rates]:
+    """Return the rates of the state-full and of the state-free rule."""
+    lr, scale, free_scale = float(group["lr"]), 1.0, 1.0
+    if group["split"]:
+        scale, free_scale = group["split_lr_scale"], group["state_free_lr_scale"]
     decay = lr * group["weight_decay"]
     rates = Rates(lr * scale, decay, tuple(group["betas"]), group["eps"])
-    kernels.state_full(group["state_full"], full, rates, fused=group["fused"])
-    if group["split"]:
-        rates = Rates(lr * scale * group["state_free_lr_scale"], decay)
-        kernels.state_free(group["state_free"], free, rates, compiled=kernels.compiles(group))
+    return rates, Rates(lr * scale * free_scale, decay)
+
+
+def _key(group: Group) -> int:
+    return noise_key(group["seed"], group["steps"]) if group["stochastic_rounding"] else 0
+
+
+def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int]:
+    """Return the indices of this process's first entry within the whole parameter, and within its whole moments."""
+    if not is_sharded(param):
+        return 0, 0
+    before, length = here(param).first, math.prod(param.shape[1:])
+    chosen = selection(state, group) if group["split"] else {}
+    if not chosen:
+        return before * length, before * length
+    compact, rows = group["subspace"].compact(param.shape, chosen), group["subspace"].row_range(param.shape, chosen)
+    return before * length, max(0, before - rows.first) * math.prod(compact[1:])
+
+
+# -- in one launch ----------------------------------------------------------------------------------------------------
+
+
+def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tuple[int, ...]) -> Sequence[int]:
+    """Update the tensors at these places that a launch can take; return the other places."""
+    if not places or not group["fused"] or not tables.work_on(local(group["params"][places[0]]).device):
+        return places
+    launches = kept.get((group["first"], places))
+    if launches is None or not all(table.is_current() for table in launches.tables):
+        for other in [key for key in kept if key[0] == group["first"] and not set(key[1]).isdisjoint(places)]:
+            del kept[other]  # a tensor's step count lies in one table
+        launches = kept[group["first"], places] = _launches(group, states, places)
+    for table in launches.tables:
+        table.launch(*_rates(group), _key(group))
+    return launches.rest
+
+
+def _launches(group: Group, states: States, places: Sequence[int]) -> Launches:
+    rule, rule_free = group["state_full"], group["state_free"] if group["split"] else "none"
+    found = {place: _member(group, states, place) for place in places}
+    members = [member for member in found.values() if member is not None]
+    made = [Table(some, rule, rule_free, group["stochastic_rounding"]) for some in alike(members, MOMENTS[rule])]
+    return Launches(made, [place for place, member in found.items() if member is None])
+
+
+def _member(group: Group, states: States, place: int) -> Member | None:
+    """Return a tensor and its parts, with its moments begun; None if a launch cannot take it."""
+    param = group["params"][place]
+    state, target = states[param], local(param)
+    chosen = selection_here(param, state, group)
+    if not tables.takes(target) or (chosen and not group["subspace"].along_axis):
+        return None
+    _begin(target, state, group, chosen)
+    moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]]) if name in state]
+    if not all(moment.is_contiguous() for moment in moments):
+        return None
+    first, first_moment = _first(param, state, group)
+    has_state = not group["split"] or bool(state.get("entries"))
+    parts = [Part("full" if has_state else "free", 0, target.numel(), first_moment)]
+    if has_state and chosen:
+        parts = _parts(target, state, group, chosen, first_moment)
+    return Member(param, state if has_state else None, parts, group["first"] + place, first)
+
+
+def _parts(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection, first_moment: int) -> list[Part]:
+    """Return the parts of a matrix of which some lines are selected."""
+    subspace = group["subspace"]
+    if subspace.in_place and not state["step"].ndim:  # else each line has a step count of its own
+        (full, _), free = subspace.regions(target, target, chosen)
+        return [
+            Part("full", full.storage_offset() - target.storage_offset(), full.numel(), first_moment),
+            *(Part("free", t.storage_offset() - target.storage_offset(), t.numel()) for t, *_ in free),
+        ]
+    axis, selected = subspace.axis(target.shape), subspace.positions(target.shape, chosen).to(target.device)
+    slots = torch.full((target.shape[axis],), -1, dtype=torch.int32, device=target.device)
+    slots.scatter_(0, selected, torch.arange(len(selected), dtype=torch.int32, device=target.device))
+    return [Part("columns" if axis else "rows", 0, target.numel(), first_moment, slots)]
+
+
+# -- one after the other ----------------------------------------------------------------------------------------------
 
 
 def _update_alone(target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
@@ -127,10 +226,11 @@ def _update_in_fewer_bits(
             part["step"] = state["step"].clone()
         wide = target[rows].to(dtype, copy=True)
         _update_alone(wide, grad[rows].to(dtype), part, group, chosen)
-        rounding.store(target[rows], wide)
-        for name in moments:
+        part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
+        part_rounding.store(target[rows], wide, 0)
+        for role, name in enumerate(moments, 1):
             if state[name].dtype != dtype:
-                rounding.store(state[name][rows], part[name])
+                part_rounding.store(state[name][rows], part[name], role)
     if moments:
         state["step"] = part["step"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from adafrugal.reports.grid import difference
 from adafrugal.reports.plan import Section
@@ -70,8 +70,7 @@ class Claim:
     parts: tuple[Part, ...] | Callable[[Section], tuple[Part, ...]]
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """The verdict on a part; `found` is None if an arm has no runs."""
 
     part: Part
@@ -169,7 +168,7 @@ def markdown(section: Section) -> str:
     lines = []
     for name, found in findings.items():
         lines.append(f"- **{name}: {verdict(found)}.** {CLAIMS[name].text} ({CLAIMS[name].source})")
-        for part, sample, judged in ((finding.part, finding.found, finding.verdict) for finding in found):
+        for part, sample, judged in found:
             seeds = f", {sample.n} seeds" if sample and sample.interval else ""
             numbers = f"{difference(sample, part.form).text}{seeds}: " if sample else ""
             lines.append(f"  - {part.text}: {numbers}{judged}")

@@ -90,17 +90,18 @@ def _steps(one: Measured) -> Cells:
 def _memory(one: Measured, stage: str = "memory", sizes: Sequence[str] = ("allocated",)) -> Cells:
     errors, found = one.errors(stage), {}
     for row in one.rows(stage):
-        parts = [" / ".join(_number(row.get(size), ".2f", " GiB", 2**30) for size in sizes)]
-        parts.append(_number(errors.get(row["name"]), "+.1%"))
-        if len(sizes) > 1 and "ms" in row:
-            first, *others = (ms / 1000 for ms in row["ms"])
-            parts.append(f"{statistics.median(others or [first]):.2f} s ({first:.1f} s)")
-        found[row["name"]] = row.get("refused") or ", ".join(parts)
+        measured = " / ".join(_number(row.get(size), ".2f", " GiB", 2**30) for size in sizes)
+        found[row["name"]] = row.get("refused") or f"{measured}, {_number(errors.get(row['name']), '+.1%')}"
     return found
 
 
 def _llama_7b(one: Measured) -> Cells:
-    return _memory(one, "llama_7b", ("allocated", "reserved", "used"))
+    found = _memory(one, "llama_7b", ("allocated", "reserved", "used"))
+    for row in one.rows("llama_7b"):
+        if not row.get("refused"):
+            first, *others = (ms / 1000 for ms in row["ms"])
+            found[row["name"]] += f", {statistics.median(others or [first]):.2f} s ({first:.1f} s)"
+    return found
 
 
 def _arms(one: Measured) -> Cells:

@@ -60,8 +60,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
     register()
     try:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
-            loader.repository = _files(REPOSITORY)
+            GlobalHydra.instance().config_loader().repository = _files()
             found = compose("config", list(overrides), return_hydra_config=True)
         hydra = found.hydra
         with open_dict(found):
@@ -72,7 +71,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
 
 
 @functools.cache
-def _files(repository: Path) -> Any:
+def _files() -> Any:
     """Return Hydra's reader of the settings files; it reads each file once, which halves a composition's time."""
     from hydra._internal.config_repository import ConfigRepository
     from hydra.core.global_hydra import GlobalHydra

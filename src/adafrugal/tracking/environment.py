@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
+@cache  # of what this process has imported
 def describe() -> dict[str, Any]:
     """Return versions, processor, the code's commit and whether tracked files differ (both None without a checkout)."""
     packages, code = {}, {"commit": None, "changed": None}

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from adafrugal.settings.identity import Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
-from adafrugal.system.errors import SettingError, line
+from adafrugal.system.errors import SettingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record, Unwritten
 from adafrugal.training import failure
-from adafrugal.training.distributed.ranks import LostError, Ranks, is_alone, is_first
+from adafrugal.training.distributed.ranks import Ranks, is_alone, is_first
 
 Outcome = Literal["finished", "finished before", "interrupted"]
 
@@ -85,7 +85,7 @@ class Session:
                     self.record.set_status("failed", reason=failure.reason(error)[:1000])
                 else:
                     self.record.set_status("interrupted")
-        return LostError(line(error), is_told=True) if self.ranks.announce(error) else error
+        return self.ranks.announce(error)
 
     def _lock(self) -> None:
         """Hold the run's directory, which one process writes at a time."""

@@ -255,6 +255,24 @@ def as_shards_lie(mesh):
     return alike and kept and torch.equal(lies.full_tensor().cpu(), given)
 
 
+def rounded(mesh, arm):
+    """Whether weights in bfloat16, rounded stochastically, are those of one process, of the same gradients."""
+    ends = []
+    for divided in (False, True):
+        model = Model().bfloat16()
+        if divided:
+            fully_shard(model, mesh=mesh)
+        optimizer = model.optimizer(arm, state_dtype="bfloat16", stochastic_rounding=True)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(8):
+            for param in model.parameters():
+                grad = torch.randn(param.shape, generator=generator).to(DEVICE, torch.bfloat16)
+                param.grad = as_sharded(grad, param) if divided else grad
+            optimizer.step()
+        ends.append([whole(param) for param in model.parameters()])
+    return all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
 def run(rank):
     if DEVICE == "cuda":
         torch.cuda.set_device(rank)
@@ -273,6 +291,7 @@ def run(rank):
     found["kept"], found["owned"] = kept(mesh), owned(mesh)
     found["refused"], found["refused state"] = refused_subspaces(mesh), refused_state(mesh)
     found["as shards lie"] = as_shards_lie(mesh)
+    found["rounded"] = {arm: rounded(mesh, arm) for arm in ("blocks", "columns", "slab")}
     (PLACE / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

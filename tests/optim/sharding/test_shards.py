@@ -12,7 +12,6 @@ import torch
 
 from adafrugal.optim import choices
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.subspaces import RowRange
 
 SILENT = (
     "blocks", "blocks, by elements", "columns", "columns, overlap kept", "lion and sgd, in the backward pass",
@@ -46,13 +45,6 @@ def test_rows_are_divided_as_torch_divides_them(length, processes):
     chunks = [chunk.tolist() for chunk in torch.arange(length).chunk(processes)] if length else []
     chunks += [[]] * (processes - len(chunks))
     assert [list(range(r.first, r.first + r.count)) for r in shards.row_ranges(length, processes)] == chunks
-
-
-def test_what_two_runs_have_in_common():
-    for one, other in [((0, 5), (3, 4)), ((3, 4), (0, 5)), ((0, 3), (3, 2)), ((2, 0), (0, 9)), ((4, 2), (0, 9))]:
-        rows = set(range(one[0], sum(one))) & set(range(other[0], sum(other)))
-        common = RowRange(*one).common(RowRange(*other))
-        assert set(range(common.first, common.first + common.count)) == rows
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -125,6 +117,11 @@ def test_all_keep_the_basis_and_count_it(ranks):
     one, other = (rank["kept"] for rank in ranks)
     assert one == other
     assert one["kept"] == 1
+
+
+@pytest.mark.parametrize("arm", ["blocks", "columns", "slab"])
+def test_stochastic_rounding_draws_what_one_process_does(ranks, arm):
+    assert all(rank["rounded"][arm] for rank in ranks)
 
 
 # -- states that are saved --------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ class Subspace:
     remembers: ClassVar[tuple[str, ...]] = ()  # the names in a selection
     needs_gradient: ClassVar[bool] = False  # whether `select` reads the gradient's values
     chosen_by_one: ClassVar[bool] = False  # whether one process selects for all that share a matrix
+    along_axis: ClassVar[bool] = False  # whether it selects whole lines along `axis`, in ascending order
     in_place: ClassVar[bool] = False  # whether `regions` returns views of the matrix, which need no `close`
     any_shape: ClassVar[bool] = False  # whether vectors can be split too
     grain: ClassVar[float] = 0.0  # the relative fall of ρ beyond which to `shrink` between refreshes

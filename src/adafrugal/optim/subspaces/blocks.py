@@ -27,6 +27,7 @@ class Blocks(Subspace):
     """
 
     kind: ClassVar[str] = "blocks"
+    along_axis: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
     any_shape: ClassVar[bool] = True
     order: str = "descending"

@@ -21,6 +21,7 @@ class _Lines(Subspace):
     """
 
     remembers: ClassVar[tuple[str, ...]] = ("indices",)
+    along_axis: ClassVar[bool] = True
     along: ClassVar[int | None] = None  # axis that counts the lines; None: that of the smaller side
 
     def axis(self, shape: torch.Size) -> int:
@@ -157,6 +158,7 @@ class Slab(Subspace):
 
     kind: ClassVar[str] = "slab"
     remembers: ClassVar[tuple[str, ...]] = ("start", "rows")
+    along_axis: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
 
     def entries(self, shape: torch.Size, share: float) -> int:

@@ -211,10 +211,10 @@ class Ranks:
         waited = f"{given} waited at {self._at} for the others {how}; last seen: {others}"
         return LostError(f"{waited}; the same command goes on from the last checkpoint", is_told=False)
 
-    def announce(self, error: BaseException) -> bool:
-        """Tell the others why this process ends; True if rank 0 reports the same and this process need not."""
+    def announce(self, error: BaseException) -> BaseException:
+        """Tell the others why this process ends; return the error to raise, a LostError where rank 0 has the same."""
         if self._store is None or isinstance(error, LostError):
-            return False
+            return error
         kind = "error" if isinstance(error, Exception) else "interrupted"
         with suppress(Exception):  # they may be gone
             until = time.monotonic() + (0 if self.first else _SAME_WITHIN)
@@ -222,8 +222,9 @@ class Ranks:
                 time.sleep(_LOOKS_EVERY)
             told = self._store.compare_set("failed", "", json.dumps([self.rank, kind, line(error)]))
             rank, _, reason = json.loads(told)
-            return rank != self.rank and kind == "error" and reason == line(error)
-        return False
+            if rank != self.rank and kind == "error" and reason == line(error):
+                return LostError(reason, is_told=True)
+        return error
 
     def _announced(self) -> BaseException | None:
         """The error that another process has announced."""

@@ -1,0 +1,168 @@
+"""The step of many tensors in one launch, which reads and writes each byte once: `rules` in Triton.
+
+A program updates a tile of `BLOCK` entries of one tensor, in float32. It finds the tensor in a table (`tables`), so
+that number, shapes and selections of the tensors do not matter. A tensor is updated by the state-full rule as a whole,
+or by the state-free rule; or it is a matrix with selected lines (rows or columns): an entry of a selected line has
+moments, stored compactly in ascending order of the lines, and every other entry has the state-free update.
+
+`TRITON_INTERPRET=1` runs all of it on a CPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BLOCK = 1024  # entries of a tile; with more, an H100 moves fewer bytes a second
+WARPS = 8
+RUN = 16  # tiles of one tensor that share an entry of `owners`
+
+# columns of the table, an int64 row for each tensor: pointers, then numbers
+COLUMNS = (
+    "weight", "exp_avg", "exp_avg_sq", "steps", "slots", "kind", "size", "length", "width", "first_tile", "number",
+    "first_weight", "first_moment",
+)  # fmt: skip
+(_WEIGHT, _EXP_AVG, _EXP_AVG_SQ, _STEPS, _SLOTS, _KIND, _SIZE, _LENGTH, _WIDTH, _FIRST_TILE, _NUMBER, _FIRST_WEIGHT,
+ _FIRST_MOMENT) = (tl.constexpr(i) for i in range(len(COLUMNS)))  # fmt: skip
+_N_COLUMNS = tl.constexpr(len(COLUMNS))
+KINDS = ("free", "full", "rows", "columns")  # of `tables.Part`
+_FREE, _FULL, _ROWS, _ = (tl.constexpr(i) for i in range(len(KINDS)))
+
+
+@triton.jit(do_not_specialize=["key"])
+def step(
+    owners, table, grads, weight, grad, moment, lr, lr_free, kept, beta1, beta2, rest1, rest2, log1, log2, eps, key,
+    RULE: tl.constexpr, RULE_FREE: tl.constexpr, OWN_STEPS: tl.constexpr, STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr,
+):  # fmt: skip
+    """Update a tile: `W ← W·kept`, then by `rules.STATE_FULL[RULE]` with lr or `STATE_FREE[RULE_FREE]` with lr_free.
+
+    Args:
+        owners: int32 [programs / RUN], the tensor of each run of programs.
+        table, grads: int64 [tensors, COLUMNS], and [tensors], pointers to the gradients.
+        weight, grad, moment: any tensors of the dtypes of all.
+        lr, lr_free, eps: rates; kept is 1 − decay.
+        beta1, beta2, rest1, rest2, log1, log2: β, 1 − β and ln β.
+        key: of the noise at this step (`rounding.noise_key`).
+        OWN_STEPS: whether each selected line has a step count of its own.
+        STOCHASTIC, ALIGNED: whether to round bfloat16 so; whether all pointers and sizes are multiples of 16.
+    """
+    program = tl.program_id(0)
+    tensor = tl.load(owners + program // RUN)
+    row = table + tensor.to(tl.int64) * _N_COLUMNS
+    begin = (program - tl.load(row + _FIRST_TILE)) * BLOCK  # int64, as all that is loaded from the table
+    left = tl.minimum(tl.load(row + _SIZE) - begin, BLOCK).to(tl.int32)
+    w_at = tl.load(row + _WEIGHT).to(tl.pointer_type(weight.dtype.element_ty)) + begin
+    g_at = tl.load(grads + tensor).to(tl.pointer_type(grad.dtype.element_ty)) + begin
+    m_at = tl.load(row + _EXP_AVG).to(tl.pointer_type(moment.dtype.element_ty))
+    v_at = tl.load(row + _EXP_AVG_SQ).to(tl.pointer_type(moment.dtype.element_ty))
+    t_at = tl.load(row + _STEPS).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        w_at, g_at = tl.multiple_of(w_at, 16), tl.multiple_of(g_at, 16)
+        m_at, v_at = tl.multiple_of(m_at, 16), tl.multiple_of(v_at, 16)
+        left = tl.multiple_of(left, 16)
+    kind, number, first_moment = tl.load(row + _KIND), tl.load(row + _NUMBER), tl.load(row + _FIRST_MOMENT)
+    at = tl.arange(0, BLOCK)
+    inside = at < left
+    w = tl.load(w_at + at, mask=inside, other=0.0).to(tl.float32) * kept
+    g = tl.load(g_at + at, mask=inside, other=0.0).to(tl.float32)
+    if kind == _FREE:
+        w = _state_free(w, g, lr_free, RULE_FREE)
+    elif kind == _FULL:
+        w = _state_full(
+            w, g, m_at, v_at, begin + at, inside, tl.load(t_at), lr, beta1, beta2, rest1, rest2, log1, log2, eps,
+            key, number, first_moment, RULE, STOCHASTIC,
+        )  # fmt: skip
+    else:
+        long, width = tl.load(row + _LENGTH), tl.load(row + _WIDTH).to(tl.int32)  # of a row of W, and of its moments
+        entry, length = (begin % long).to(tl.uint32) + at.to(tl.uint32), long.to(tl.uint32)  # from the tile's first row
+        r, c = (begin // long).to(tl.int32) + (entry // length).to(tl.int32), (entry % length).to(tl.int32)
+        slots = tl.load(row + _SLOTS).to(tl.pointer_type(tl.int32))  # of each line: its place among the selected, or −1
+        slot = tl.load(slots + tl.where(kind == _ROWS, r, c), mask=inside, other=-1)
+        selected = slot >= 0
+        place = tl.where(kind == _ROWS, slot, r).to(tl.int64) * width + tl.where(kind == _ROWS, c, slot)
+        t = tl.load(t_at + slot, mask=selected, other=1.0) if OWN_STEPS else tl.load(t_at)
+        full = _state_full(
+            w, g, m_at, v_at, place, selected, t, lr, beta1, beta2, rest1, rest2, log1, log2, eps,
+            key, number, first_moment, RULE, STOCHASTIC,
+        )  # fmt: skip
+        w = tl.where(selected, full, _state_free(w, g, lr_free, RULE_FREE))
+    _store(w_at, at, w, inside, key, number, 0, tl.load(row + _FIRST_WEIGHT) + begin, STOCHASTIC)
+
+
+@triton.jit
+def _state_free(w, g, lr, RULE: tl.constexpr):
+    """Return new weights: `rules.signsgd_`, `sgd_`, `none_`."""
+    if RULE == "signsgd":
+        w -= lr * _sign(g)
+    elif RULE == "sgd":
+        w -= lr * g
+    return w
+
+
+@triton.jit
+def _state_full(
+    w, g, m_at, v_at, place, mask, t, lr, beta1, beta2, rest1, rest2, log1, log2, eps, key, number, first,
+    RULE: tl.constexpr, STOCHASTIC: tl.constexpr,
+):  # fmt: skip
+    """Return new weights, and update their moments at `place`: `rules.adamw_`, `lion_`, `sgdm_`.
+
+    `t` is the step count, one for all or one for each entry.
+    """
+    m = tl.load(m_at + place, mask=mask, other=0.0).to(tl.float32)
+    if RULE == "adamw":
+        v = tl.load(v_at + place, mask=mask, other=0.0).to(tl.float32)
+        m += rest1 * (g - m)
+        v = beta2 * v + rest2 * g * g
+        w -= (lr / _bias(t, log1)) * m / (tl.sqrt(v) / tl.sqrt(_bias(t, log2)) + eps)
+        _store(v_at, place, v, mask, key, number, 2, first, STOCHASTIC)
+    elif RULE == "lion":
+        w -= lr * _sign(m + rest1 * (g - m))
+        m += rest2 * (g - m)
+    else:
+        m = beta1 * m + g
+        w -= lr * m
+    _store(m_at, place, m, mask, key, number, 1, first, STOCHASTIC)
+    return w
+
+
+@triton.jit
+def _bias(t, log):
+    """Return 1 − βᵗ, where βᵗ is near 1 by its series: float32 would lose digits."""
+    x = t * log
+    series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
+    return tl.where(x > -0.125, series, 1 - tl.exp(x))
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def _store(pointer, place, value, mask, key, number, ROLE: tl.constexpr, first, STOCHASTIC: tl.constexpr):
+    """Store float32 values in the pointer's dtype: `rounding.Rounding.store`."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        if STOCHASTIC:
+            added = _noise(key, number, ROLE, first + place)
+        else:
+            added = 0x7FFF + ((bits >> 16) & 1)  # to the nearest, halves to even
+        is_finite = (bits & 0x7F800000) != 0x7F800000
+        value = tl.where(is_finite, (bits + added) & 0xFFFF0000, bits).to(tl.float32, bitcast=True)
+    tl.store(pointer + place, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _noise(key, number, ROLE: tl.constexpr, entry):
+    """Return 16 random bits for each entry, uint32: `rounding.noise`."""
+    start = _mix(_mix(key.to(tl.uint32) + number.to(tl.uint32)) + ROLE)
+    high = _mix(start + (entry >> 32).to(tl.uint32))
+    return _mix(high ^ entry.to(tl.uint32)) >> 16
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
