@@ -96,7 +96,7 @@ OURS: dict[str, Make] = {
     "frugal randperm 0.25": ours(density=0.25, subspace="randperm"),
     "frugal randk 0.25": ours(density=0.25, subspace="randk"),
     "frugal random 0.25": ours(density=0.25, subspace="random"),
-    "frugal svd 0.25, randomized": ours(density=0.25, subspace={"kind": "svd", "svd_method": "randomized"}),
+    "frugal svd 0.25, iterated": ours(density=0.25, subspace={"kind": "svd", "svd_method": "subspace_iteration"}),
     "frugal svd 0.25": ours(density=0.25, subspace="svd"),
     "lion": ours(density=1.0, state_full="lion", betas=(0.9, 0.99)),
 }

@@ -17,7 +17,7 @@ RIGHT = {  # groups first: what is typed below must go with all of them, or be r
     "optimizer.density": ["0", "0.25", "1", "0.01", "{kind:linear,start:0.5,end:0.1}"],
     "optimizer.interval": ["1", "7", "1000", "{kind:loss_aware,start:2,max:9}"],
     "optimizer.subspace": ["blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random",
-                           "{kind:blocks,order:random,match:elements}", "{kind:svd,method:randomized}"],
+                           "{kind:blocks,order:random,match:elements}", "{kind:svd,method:exact}"],
     "optimizer.state_full": ["adamw", "lion", "sgdm"],
     "optimizer.state_free": ["signsgd", "sgd", "none"],
     "optimizer.on_refresh": ["reset", "keep", "keep_overlap", "reset_all"],

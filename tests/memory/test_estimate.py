@@ -23,7 +23,7 @@ ARMS = {
     "badam": ["optimizer=badam", "optimizer.density=0.5"],
     **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],
-    "svd at random": ["optimizer=frugal", "optimizer.subspace={kind:svd,svd_method:randomized}"],
+    "svd iterated": ["optimizer=frugal", "optimizer.subspace={kind:svd,svd_method:subspace_iteration}"],
     "head split": ["optimizer=frugal", "optimizer.modules.head=split", "optimizer.subspace=columns"],
 }  # fmt: skip
 if LONG:

@@ -41,7 +41,7 @@ ARMS = {
     "galore": ["optimizer=galore", "optimizer.interval=3"],
     **{s: [*FIXED, f"optimizer.subspace={s}"] for s in (SUBSPACES if LONG else ())},
     **{f"{s}, both move": [*MOVING, f"optimizer.subspace={s}"] for s in SUBSPACES},
-    "svd at random": [*FIXED, "optimizer.subspace={kind:svd,svd_method:randomized}"],
+    "svd iterated": [*FIXED, "optimizer.subspace={kind:svd,svd_method:subspace_iteration}"],
     "blocks at random": [*FIXED, "optimizer.subspace={kind:blocks,order:random,match:elements}"],
     "refreshes spread": [*FIXED, "optimizer.subspace=columns", "optimizer.stagger=3"],
     "moments kept": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=keep"],

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# kind of subspace -> setting -> allowed names, the default first
-SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
+# kind of subspace -> setting -> allowed values, the default first
+SUBSPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "blocks": {
         "order": ("descending", "ascending", "mirror", "random"),
         "unit": ("matrix", "layer"),
@@ -21,7 +21,11 @@ SUBSPACES: dict[str, dict[str, tuple[str, ...]]] = {
     "slab": {},
     "randk": {},
     "randperm": {},
-    "svd": {"side": ("smaller", "left", "right"), "svd_method": ("exact", "randomized")},
+    "svd": {
+        "side": ("smaller", "left", "right"),
+        "svd_method": ("exact", "subspace_iteration"),
+        "rounds": (1, 2, 3, 4, 8),
+    },
     "random": {"side": ("smaller", "left", "right")},
 }
 # option -> allowed names, the default first; None is null in the settings

@@ -143,7 +143,8 @@ def refresh(group: Group, places: list[int], states: States) -> None:
         if not entries[place]:
             state.clear()
         elif group["on_refresh"] in ("reset", "reset_all"):
-            for name in [name for name, value in state.items() if isinstance(value, Tensor)]:
+            tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
+            for name in tensors - set(subspace.starts_from):
                 del state[name]  # numbers of the old selection stay: the next one may continue from them
     live = [place for place in places if entries[place]]
     for numbers in owners.rounds([params[place] for place in live], subspace):
@@ -169,13 +170,14 @@ def refresh(group: Group, places: list[int], states: States) -> None:
 
 
 def _let_go(state: dict[str, Any], group: Group) -> Selection:
-    """Remove a selection from a state and return it, without its tensors unless "keep_overlap" needs them."""
+    """Remove a selection from a state and return it, without its tensors unless these are needed."""
     old = selection(state, group)
     for name in old:
         del state[name]
     if group["on_refresh"] == "keep_overlap":
         return old
-    return {name: value for name, value in old.items() if not isinstance(value, Tensor)}
+    needed = group["subspace"].starts_from
+    return {name: value for name, value in old.items() if name in needed or not isinstance(value, Tensor)}
 
 
 def _warn_if_nothing_is_selected(group: Group, states: States) -> None:

@@ -24,6 +24,7 @@ from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, is_sharded, local
 from adafrugal.optim.subspaces import Selection
 
+_IN_A_BATCH = 2**23  # entries of matrices projected at once
 _IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
 
 
@@ -43,6 +44,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
     full: list[Full] = []
     free: list[Free] = []
     together = not group["split"] or group["subspace"].in_place
+    batches: dict[Any, list[tuple[Tensor, Tensor, dict[str, Any], Selection]]] = {}
     for place in _update_in_one_launch(group, states, kept, places):
         param = group["params"][place]
         state, target, grad = states[param], local(param), local(param.grad)
@@ -52,6 +54,9 @@ def update(group: Group, states: States, kept: Kept) -> None:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
+        elif not together and state.get("entries") and target.is_cuda and group["subspace"].in_batches:
+            kind = target.device, target.dtype, target.shape, chosen["side"], chosen["basis"].shape
+            batches.setdefault(kind, []).append((target, grad, state, chosen))
         elif not together and state.get("entries"):
             _update_alone(target, grad, state, group, chosen)
         else:
@@ -59,6 +64,10 @@ def update(group: Group, states: States, kept: Kept) -> None:
             full += more_full
             free += more_free
     _apply_rules(group, full, free)
+    for alike in batches.values():
+        some = max(1, _IN_A_BATCH // alike[0][0].numel())
+        for start in range(0, len(alike), some):
+            _update_batch(*zip(*alike[start : start + some], strict=True), group)
 
 
 def begin_moments(group: Group, states: States) -> None:
@@ -211,6 +220,19 @@ def _update_alone(target: Tensor, grad: Tensor, state: dict[str, Any], group: Gr
     _apply_rules(group, full, free)
     if full and group["split"]:
         group["subspace"].close(target, full[0].target, chosen)
+
+
+def _update_batch(
+    targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[dict[str, Any]], chosen: Sequence[Selection],
+    group: Group,
+) -> None:  # fmt: skip
+    """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
+    subspace, residual = group["subspace"], group["state_free"] != "none"
+    selection = {"basis": torch.stack([each["basis"] for each in chosen]), "side": chosen[0]["side"]}
+    compact, rest = subspace.project(torch.stack(list(grads)), selection, residual)
+    moved = torch.zeros_like(compact)
+    _apply_rules(group, list(map(Full, moved, compact, states)), list(map(Free, targets, rest)))
+    torch._foreach_add_(list(targets), list(subspace.back(moved, selection)))
 
 
 def _update_in_fewer_bits(

@@ -144,7 +144,7 @@ class FrugalSettings(AdamWSettings):
             if key not in SUBSPACES[kind]:
                 raise SettingError(f"optimizer.subspace.{key}: no such setting; {nearest(key, SUBSPACES[kind])}")
             if value not in SUBSPACES[kind][key]:
-                raise SettingError(refusal(f"optimizer.subspace.{key}", value, SUBSPACES[kind][key]))
+                raise SettingError(refusal(f"optimizer.subspace.{key}", value, map(str, SUBSPACES[kind][key])))
         self.need(self.on_refresh in POLICIES[kind], "on_refresh", f"{', '.join(POLICIES[kind])} with {kind}")
         return kind, own
 

@@ -39,7 +39,7 @@ ARMS = {
     "slab, state in bfloat16": {"subspace": "slab", "state_dtype": "bfloat16"},
     "svd": {"subspace": RIGHT, "density": FEW, "state_free": "sgd"},
     "svd, kept": {"subspace": RIGHT, "density": FEW, "state_free": "none", "on_refresh": "keep"},
-    "svd, randomized": {"subspace": {**RIGHT, "svd_method": "randomized"}, "density": FEW, "state_free": "sgd"},
+    "svd, iterated": {"subspace": {**RIGHT, "svd_method": "subspace_iteration"}, "density": FEW, "state_free": "sgd"},
     "random": {"subspace": {"kind": "random", "side": "right"}},
 }
 REFUSED = {kind: kind for kind in ("rows", "randk", "randperm", "svd", "random")}
@@ -280,12 +280,12 @@ def run(rank):
     dist.init_process_group(backend, init_method=store, rank=rank, world_size=SIZE)
     mesh = init_device_mesh(DEVICE, (SIZE,))
     twofold = init_device_mesh(DEVICE, (1, SIZE), mesh_dim_names=("replicate", "shard"))
-    elsewhere = ("lion and sgd", "svd, randomized")
+    elsewhere = ("lion and sgd", "svd, iterated")
     found = {arm: compared(arm, mesh) for arm in ARMS if arm not in elsewhere}
     for arm in ("lion and sgd", "svd"):
         found[f"{arm}, in the backward pass"] = compared(arm, mesh, in_backward=True)
     found["svd, on a mesh of two dimensions"] = compared("svd", twofold)
-    found["svd, gradients that come late"] = compared("svd, randomized", mesh, late=True)
+    found["svd, gradients that come late"] = compared("svd, iterated", mesh, late=True)
     found["resumed"] = {arm: resumed(arm, mesh) for arm in RESUMED}
     found["skipped"] = {nonfinite: skipped(mesh, nonfinite) for nonfinite in ("skip", "error")}
     found["kept"], found["owned"] = kept(mesh), owned(mesh)
@@ -298,5 +298,5 @@ def run(rank):
 
 if __name__ == "__main__":
     for arm in ARMS if DEVICE == "cpu" else ():
-        on_one(arm, arm == "svd, randomized")  # once for both processes
+        on_one(arm, arm == "svd, iterated")  # once for both processes
     mp.start_processes(run, nprocs=SIZE, start_method="fork")

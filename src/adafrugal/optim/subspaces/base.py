@@ -77,17 +77,19 @@ class Subspace:
 
     kind: ClassVar[str]
     remembers: ClassVar[tuple[str, ...]] = ()  # the names in a selection
+    starts_from: ClassVar[tuple[str, ...]] = ()  # the tensors of the old selection that `select` reads
     needs_gradient: ClassVar[bool] = False  # whether `select` reads the gradient's values
     chosen_by_one: ClassVar[bool] = False  # whether one process selects for all that share a matrix
     along_axis: ClassVar[bool] = False  # whether it selects whole lines along `axis`, in ascending order
     in_place: ClassVar[bool] = False  # whether `regions` returns views of the matrix, which need no `close`
+    in_batches: ClassVar[bool] = False  # whether it has `project` and `back`, which take many matrices of one shape
     any_shape: ClassVar[bool] = False  # whether vectors can be split too
     grain: ClassVar[float] = 0.0  # the relative fall of ρ beyond which to `shrink` between refreshes
 
     def __post_init__(self) -> None:
         for name, allowed in choices.SUBSPACES.get(self.kind, {}).items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}")
 
     def shares(self, matrices: Sequence[Matrix], density: float, period: Period) -> list[float]:
         """Return the share to select of each matrix; within one period, no larger for a smaller density."""
@@ -111,7 +113,8 @@ class Subspace:
             grad: its gradient [n_out, n_in]; None if it has none at this step (never if `needs_gradient`).
             share: of this matrix.
             generator: the only source of randomness.
-            old: the previous selection, without its tensors unless on_refresh is `keep_overlap`; empty at first.
+            old: the previous selection; of its tensors only those in `starts_from`, unless on_refresh is `keep_overlap`;
+                empty at first.
             place: index of the matrix, from 0, among the group's matrices of its shape.
         """
         raise NotImplementedError

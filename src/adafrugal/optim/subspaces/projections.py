@@ -26,6 +26,7 @@ class _Projection(Subspace):
 
     remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
     chosen_by_one: ClassVar[bool] = True
+    in_batches: ClassVar[bool] = True
     side: str = "smaller"
 
     def axis(self, shape: torch.Size) -> int:
@@ -47,7 +48,8 @@ class _Projection(Subspace):
     ) -> Selection:
         """Return a new basis."""
         axis = self.axis(param.shape)
-        basis = self._basis(param, grad, axis, self.rank(param.shape, share), generator)
+        rank = self.rank(param.shape, share)
+        basis = self._basis(param, grad, axis, rank, generator, old.get("basis"))
         basis = basis.clone(memory_format=torch.contiguous_format)  # a view would keep all of U in memory
         return {"basis": basis, "side": "right" if axis else "left"}
 
@@ -57,8 +59,10 @@ class _Projection(Subspace):
         basis = torch.empty(param.shape[axis], self.rank(param.shape, share), device=param.device)
         return {"basis": basis, "side": "right" if axis else "left"}
 
-    def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
-        """Return orthonormal columns [d, rank], float32, on the matrix's device."""
+    def _basis(
+        self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
+    ) -> Tensor:
+        """Return orthonormal columns [d, rank], float32, on the matrix's device; `old` is the basis before."""
         raise NotImplementedError
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
@@ -69,15 +73,23 @@ class _Projection(Subspace):
         """Number the directions in their order."""
         return torch.arange(selection["basis"].shape[1], device=selection["basis"].device)
 
+    def project(self, grad: Tensor, selection: Selection, residual: bool = True) -> tuple[Tensor, Tensor]:
+        """Return a gradient's compact part and its residual; of a batch of matrices, [b, …], with a batch of bases."""
+        basis, add = selection["basis"].to(grad.dtype), torch.addmm if grad.ndim == 2 else torch.baddbmm
+        if selection["side"] == "left":
+            compact = basis.mT @ grad
+            return compact, add(grad, basis, compact, alpha=-1) if residual else grad
+        compact = grad @ basis
+        return compact, add(grad, compact, basis.mT, alpha=-1) if residual else grad
+
+    def back(self, target: Tensor, selection: Selection) -> Tensor:
+        """Project compact updates back; of a batch of matrices, too."""
+        basis = selection["basis"].to(target.dtype)
+        return basis @ target if selection["side"] == "left" else target @ basis.mT
+
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
-        basis = selection["basis"].to(grad.dtype)
-        if selection["side"] == "left":
-            compact = basis.T @ grad
-            rest = torch.addmm(grad, basis, compact, alpha=-1) if residual else grad
-        else:
-            compact = grad @ basis
-            rest = torch.addmm(grad, compact, basis.T, alpha=-1) if residual else grad
+        compact, rest = self.project(grad, selection, residual)
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
@@ -95,30 +107,37 @@ class SVD(_Projection):
 
     Args:
         side: of the matrix to project.
-        svd_method: `exact` is torch.linalg.svd, `randomized` torch.svd_lowrank (Halko et al., arXiv 0909.4061), faster
-            and approximate; both in float32, for any dtype of the gradient.
+        svd_method: "exact" is torch.linalg.svd. "subspace_iteration" is faster and approximate: rounds of
+            `Q ← qr(G(GᵀQ))` (Halko et al., arXiv 0909.4061), which begin with the basis before, or at random. Both are
+            in float32, for any dtype of the gradient.
+        rounds: of the iteration; two more if it begins at random.
     """
 
     kind: ClassVar[str] = "svd"
     needs_gradient: ClassVar[bool] = True
     svd_method: str = "exact"
+    rounds: int = 1
 
-    def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
+    @property
+    def starts_from(self) -> tuple[str, ...]:
+        """Return the name of the old basis, if the new one begins with it."""
+        return ("basis",) if self.svd_method == "subspace_iteration" else ()
+
+    def _basis(
+        self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
+    ) -> Tensor:
         assert grad is not None, "a subspace that needs gradients is asked where there is one"
-        if self.svd_method == "randomized":
-            left, right = self._randomized(grad.float(), rank, generator)
-        else:
-            left, _, right_transposed = torch.linalg.svd(grad.float(), full_matrices=False)
-            right = right_transposed.T
-        return (right if axis else left)[:, :rank]
-
-    def _randomized(self, grad: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        own = torch.cuda.default_generators[grad.device.index] if grad.is_cuda else torch.default_generator
-        with torch.random.fork_rng([grad.device] if grad.is_cuda else []):  # svd_lowrank draws from the global one
-            own.manual_seed(seed)
-            left, _, right = torch.svd_lowrank(grad, q=min(rank + 8, *grad.shape), niter=2)
-        return left, right
+        grad = grad.float().T if axis else grad.float()
+        if self.svd_method == "exact":
+            return torch.linalg.svd(grad, full_matrices=False).U[:, :rank]
+        known = 0 if old is None else min(old.shape[1], rank)
+        basis = torch.randn(grad.shape[0], rank, generator=generator).to(grad.device)
+        if known:
+            basis[:, :known] = old[:, :known]
+        for _ in range(self.rounds + (0 if known else 2)):
+            basis = torch.linalg.qr(grad @ (grad.T @ basis)).Q
+        energy = (grad.T @ basis).square().sum(0)
+        return basis[:, energy.argsort(descending=True)]  # the leading ones stay if ρ falls
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,8 @@ class Random(_Projection):
 
     kind: ClassVar[str] = "random"
 
-    def _basis(self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator) -> Tensor:
+    def _basis(
+        self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
+    ) -> Tensor:
         gaussian = torch.randn(param.shape[axis], rank, generator=generator)
         return torch.linalg.qr(gaussian.to(param.device)).Q
