@@ -64,10 +64,10 @@ def update(group: Group, states: States, kept: Kept) -> None:
             full += more_full
             free += more_free
     _apply_rules(group, full, free)
-    for alike in batches.values():
-        some = max(1, _IN_A_BATCH // alike[0][0].numel())
-        for start in range(0, len(alike), some):
-            _update_batch(*zip(*alike[start : start + some], strict=True), group)
+    for batch in batches.values():
+        some = max(1, _IN_A_BATCH // batch[0][0].numel())
+        for start in range(0, len(batch), some):
+            _update_batch(*zip(*batch[start : start + some], strict=True), group)
 
 
 def begin_moments(group: Group, states: States) -> None:

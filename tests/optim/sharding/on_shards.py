@@ -39,7 +39,11 @@ ARMS = {
     "slab, state in bfloat16": {"subspace": "slab", "state_dtype": "bfloat16"},
     "svd": {"subspace": RIGHT, "density": FEW, "state_free": "sgd"},
     "svd, kept": {"subspace": RIGHT, "density": FEW, "state_free": "none", "on_refresh": "keep"},
-    "svd, iterated": {"subspace": {**RIGHT, "svd_method": "subspace_iteration"}, "density": FEW, "state_free": "sgd"},
+    "svd, iterated": {
+        "subspace": {**RIGHT, "svd_method": "subspace_iteration", "rounds": 4},
+        "density": FEW,
+        "state_free": "sgd",
+    },
     "random": {"subspace": {"kind": "random", "side": "right"}},
 }
 REFUSED = {kind: kind for kind in ("rows", "randk", "randperm", "svd", "random")}

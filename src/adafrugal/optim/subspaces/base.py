@@ -113,8 +113,8 @@ class Subspace:
             grad: its gradient [n_out, n_in]; None if it has none at this step (never if `needs_gradient`).
             share: of this matrix.
             generator: the only source of randomness.
-            old: the previous selection; of its tensors only those in `starts_from`, unless on_refresh is `keep_overlap`;
-                empty at first.
+            old: the previous selection, empty at first; of its tensors only those in `starts_from`, or all with
+                `keep_overlap`.
             place: index of the matrix, from 0, among the group's matrices of its shape.
         """
         raise NotImplementedError
