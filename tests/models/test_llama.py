@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from runs import TINY
+from tiny import TINY
 from transformers import LlamaForCausalLM
 
 from adafrugal.models import llama

@@ -3,7 +3,7 @@
 import pytest
 import stand_in
 import torch
-from runs import TINY
+from tiny import TINY
 
 from adafrugal.models import llama
 from adafrugal.settings.schema import TrainerSettings

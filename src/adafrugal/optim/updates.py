@@ -158,23 +158,26 @@ def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int
 
 def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tuple[int, ...]) -> Sequence[int]:
     """Update the tensors at these places that a launch can take; return the other places."""
-    if not places or not group["fused"] or not tables.work_on(local(group["params"][places[0]]).device):
+    rules = group["state_full"], group["state_free"] if group["split"] else "none"
+    if not places or not group["fused"] or not set(rules) <= set(tables.RULES):
+        return places
+    if not tables.work_on(local(group["params"][places[0]]).device):
         return places
     launches = kept.get((group["first"], places))
     if launches is None or not all(table.is_current() for table in launches.tables):
         for other in [key for key in kept if key[0] == group["first"] and not set(key[1]).isdisjoint(places)]:
             del kept[other]  # a tensor's step count lies in one table
-        launches = kept[group["first"], places] = _launches(group, states, places)
+        launches = kept[group["first"], places] = _launches(group, states, places, rules)
     for table in launches.tables:
         table.launch(*_rates(group), _key(group))
     return launches.rest
 
 
-def _launches(group: Group, states: States, places: Sequence[int]) -> Launches:
-    rule, rule_free = group["state_full"], group["state_free"] if group["split"] else "none"
+def _launches(group: Group, states: States, places: Sequence[int], rules: tuple[str, str]) -> Launches:
     found = {place: _member(group, states, place) for place in places}
     members = [member for member in found.values() if member is not None]
-    made = [Table(some, rule, rule_free, group["stochastic_rounding"]) for some in alike(members, MOMENTS[rule])]
+    together = alike(members, MOMENTS[rules[0]])
+    made = [Table(some, *rules, group["stochastic_rounding"]) for some in together]
     return Launches(made, [place for place, member in found.items() if member is None])
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, rounding
+from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, choices, rounding, rules
 from adafrugal.optim.kernels import tables
 from adafrugal.optim.kernels.tables import Table
 from adafrugal.optim.rules import Rates
@@ -215,6 +215,17 @@ def test_a_step_is_one_launch_a_group_and_tables_are_kept(subspace, launches, mo
 
 
 init = Table.__init__
+
+
+def test_a_rule_that_the_kernel_lacks_is_applied_in_its_plain_form(launches, monkeypatch):
+    monkeypatch.setitem(rules.STATE_FREE, "cube", lambda param, grad, rates, scale=None: param.sub_(rates.lr * grad**3))
+    monkeypatch.setitem(choices.NAMES, "state_free", ("signsgd", "cube"))
+    param = torch.nn.Parameter(torch.zeros(4, 4))
+    optimizer = Frugal([{"params": [param], "split": True}], lr=1.0, density=0.0, state_free="cube")
+    param.grad = torch.full_like(param, 2.0)
+    optimizer.step()
+    assert torch.equal(param, torch.full_like(param, -8.0))
+    assert not launches
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import TINY
+from tiny import TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adafrugal.models import llama

@@ -20,6 +20,8 @@ from torch import Tensor
 from adafrugal.optim.rules import MOMENTS, Rates
 from adafrugal.optim.sharding.shards import local
 
+RULES = ("adamw", "lion", "sgdm", "signsgd", "sgd", "none")  # those that `one_pass` has
+
 
 class Part(NamedTuple):
     """Entries of a parameter that lie together and are updated alike."""
