@@ -23,7 +23,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture", "runs"]  # fixtures of several directories
+pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture", "tiny"]  # fixtures of several directories
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -126,5 +126,5 @@ def train(forks, cache_root, tmp_path):
         environment = {**os.environ, **(env or {})}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment)
 
-    run.root = tmp_path / "runs"
+    run.root = tmp_path / "tiny"
     return run
