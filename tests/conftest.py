@@ -126,5 +126,5 @@ def train(forks, cache_root, tmp_path):
         environment = {**os.environ, **(env or {})}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path, env=environment)
 
-    run.root = tmp_path / "tiny"
+    run.root = tmp_path / "runs"
     return run

@@ -24,9 +24,7 @@ def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
         ValueError: a gradient is sparse.
         FloatingPointError: a gradient is not finite, and `nonfinite` is "error".
     """
-    named = [pair for group in groups for pair in zip(parameter_names(group), group["params"], strict=True)]
-    named = [(name, param) for name, param in named if param.grad is not None]
-    params = [param for _, param in named]
+    params = [param for group in groups for param in group["params"] if param.grad is not None]
     refuse_sparse(params)
     if nonfinite is None:
         return True
@@ -36,8 +34,9 @@ def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
         return True
     if nonfinite == "skip":
         return False
+    names = {p: name for group in groups for name, p in zip(parameter_names(group), group["params"], strict=True)}
     finite = agreed([bool(local(param.grad).isfinite().all()) for param in params], params)
-    name = next((name for (name, _), is_so in zip(named, finite, strict=True) if not is_so), "on another process")
+    name = next((names[param] for param, is_so in zip(params, finite, strict=True) if not is_so), "on another process")
     raise FloatingPointError(
         f"the gradient of parameter {name} is not finite at step {groups[0]['steps'] + 1}; nothing was changed "
         "(nonfinite='skip' would go on without this step)"

@@ -168,8 +168,9 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
         for other in [key for key in kept if key[0] == group["first"] and not set(key[1]).isdisjoint(places)]:
             del kept[other]  # a tensor's step count lies in one table
         launches = kept[group["first"], places] = _launches(group, states, places, rules)
+    rates, key = _rates(group), _key(group)
     for table in launches.tables:
-        table.launch(*_rates(group), _key(group))
+        table.launch(*rates, key)
     return launches.rest
 
 
@@ -190,7 +191,7 @@ def _member(group: Group, states: States, place: int) -> Member | None:
         return None
     _begin(target, state, group, chosen)
     moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]]) if name in state]
-    if not all(moment.is_contiguous() for moment in moments):
+    if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
     first, first_moment = _first(param, state, group)
     has_state = not group["split"] or bool(state.get("entries"))
