@@ -11,6 +11,7 @@ that lowers memory, with the time of a step beside that of the same process with
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -130,6 +131,7 @@ class Real:
 
 def allocated_at_most(settings: Settings, steps: int = 2) -> int:
     """Bytes that the steps of a run had at most, by the CPU allocator's own events as torch's profiler gives them."""
+    gc.collect()  # what is freed later would be subtracted
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         real = Real(settings)
         for _ in range(steps):
