@@ -1,9 +1,9 @@
-"""The updates of one step, after subspaces are selected, in one of four ways for each tensor.
+"""The updates of one step, after subspaces are selected, in one of five ways for each tensor.
 
-`in one launch`: on a GPU, all tensors of a group whose selection is along an axis. Elsewhere `together`: tensors that
-rules update in place, all of a group in few calls. `alone`: matrices whose subspace works on copies, one after the
-other, so that only one matrix is copied at a time. `in fewer bits`: tensors stored in fewer bits than they are updated
-in, by copies in float32.
+`in one launch`: on a GPU, all tensors of a group whose selection is along an axis. `in batches`: on a GPU, matrices of
+one shape that are projected. Elsewhere `together`: tensors that rules update in place, all of a group in few calls.
+`alone`: matrices whose subspace works on copies, one after the other, so that only one matrix is copied at a time.
+`in fewer bits`: tensors stored in fewer bits than they are updated in, by copies in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, is_sharded, local
 from adafrugal.optim.subspaces import Selection
 
-_IN_A_BATCH = 2**23  # entries of matrices projected at once
+_IN_A_BATCH = 2**22  # entries of matrices projected at once
 _IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
 
 
@@ -35,7 +35,7 @@ class Launches(NamedTuple):
     rest: list[int]  # indices of the tensors that no table takes
 
 
-Kept: TypeAlias = dict[tuple[int, tuple[int, ...]], Launches]  # (index of the group's first tensor, indices in it) ->
+Kept: TypeAlias = dict[tuple[Any, ...], Launches]  # by rules, rounding, and the identities of the tensors
 
 
 def update(group: Group, states: States, kept: Kept) -> None:
@@ -54,7 +54,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
-        elif not together and state.get("entries") and target.is_cuda and group["subspace"].in_batches:
+        elif not together and state.get("entries") and group["fused"] and _in_batches(target, group):
             kind = target.device, target.dtype, target.shape, chosen["side"], chosen["basis"].shape
             batches.setdefault(kind, []).append((target, grad, state, chosen))
         elif not together and state.get("entries"):
@@ -65,9 +65,13 @@ def update(group: Group, states: States, kept: Kept) -> None:
             free += more_free
     _apply_rules(group, full, free)
     for batch in batches.values():
-        some = max(1, _IN_A_BATCH // batch[0][0].numel())
+        some = max(1, _IN_A_BATCH // max(1, batch[0][0].numel()))
         for start in range(0, len(batch), some):
             _update_batch(*zip(*batch[start : start + some], strict=True), group)
+
+
+def _in_batches(target: Tensor, group: Group) -> bool:
+    return target.is_cuda and group["subspace"].in_batches
 
 
 def begin_moments(group: Group, states: States) -> None:
@@ -124,7 +128,8 @@ def _apply_rules(group: Group, full: list[Full], free: list[Free] | tuple[Free, 
     rates, rates_free = _rates(group)
     lists.state_full(group["state_full"], full, rates, fused=group["fused"])
     if group["split"]:
-        lists.state_free(group["state_free"], free, rates_free, compiled=compiled.compiles(group))
+        to_compile = compiled.compiles(group)
+        lists.state_free(group["state_free"], free, rates_free, fused=group["fused"], compiled=to_compile)
 
 
 def _rates(group: Group) -> tuple[Rates, Rates]:
@@ -163,14 +168,16 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
         return places
     if not tables.work_on(local(group["params"][places[0]]).device):
         return places
-    launches = kept.get((group["first"], places))
-    if launches is None or not all(table.is_current() for table in launches.tables):
-        for other in [key for key in kept if key[0] == group["first"] and not set(key[1]).isdisjoint(places)]:
+    ids = tuple(id(group["params"][place]) for place in places)
+    key = (*rules, group["stochastic_rounding"], ids)
+    launches = kept.get(key)
+    if launches is None or not all(table.is_current(states) for table in launches.tables):
+        for other in [other for other in kept if not set(other[-1]).isdisjoint(ids)]:
             del kept[other]  # a tensor's step count lies in one table
-        launches = kept[group["first"], places] = _launches(group, states, places, rules)
-    rates, key = _rates(group), _key(group)
+        launches = kept[key] = _launches(group, states, places, rules)
+    (rates, free), noise = _rates(group), _key(group)
     for table in launches.tables:
-        table.launch(*rates, key)
+        table.launch(rates, free.lr, noise)
     return launches.rest
 
 

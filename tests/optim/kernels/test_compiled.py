@@ -89,7 +89,7 @@ def test_a_rule_without_fast_forms_is_applied_in_its_plain_form(compiled, monkey
     for target, update in zip(expected, updates, strict=True):
         rules.decay_(target, rates)
         cube_(target, update.grad, rates, update.scale)
-    lists.state_free("cube", updates, rates, compiled=compiled)
+    lists.state_free("cube", updates, rates, fused=True, compiled=compiled)
     assert same([update.target for update in updates], expected)
 
 
@@ -140,6 +140,11 @@ def test_moments_that_lie_otherwise_than_their_weights_are_updated_alike():
     torch.testing.assert_close(*ends)
 
 
+def test_empty_tensors_are_chunked_too():
+    empty, some = (Free(torch.zeros(n, 4), torch.zeros(n, 4)) for n in (0, 3))
+    assert lists._chunks([empty, some]) == [[empty, some]]
+
+
 @pytest.fixture
 def graphs_alone(monkeypatch):
     """torch.compile with its graphs and guards, but without generated code, which takes seconds."""
@@ -161,7 +166,7 @@ def test_it_compiles_at_most_three_times_however_the_density_moves(subspace, gra
 def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too(graphs_alone):
     def updated(sizes):
         updates = [Free(torch.zeros(n), torch.ones(n)) for n in sizes]
-        lists.state_free("signsgd", updates, Rates(lr=1.0), compiled=True)
+        lists.state_free("signsgd", updates, Rates(lr=1.0), fused=True, compiled=True)
         return all(torch.equal(target, -torch.ones_like(target)) for target, *_ in updates)
 
     assert updated([4096, 5000])
@@ -173,7 +178,7 @@ def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too(graphs_alo
 def test_tensors_that_share_storage_are_not_compiled_together(graphs_alone):
     whole = torch.zeros(2, 60, 40)
     updates = [Free(target, torch.ones(60, 40)) for target in whole]
-    lists.state_free("signsgd", updates, Rates(lr=1.0), compiled=True)
+    lists.state_free("signsgd", updates, Rates(lr=1.0), fused=True, compiled=True)
     assert torch.equal(whole, -torch.ones(2, 60, 40))
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import frugal, matrices, stepped
 
-from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, choices, rounding, rules
+from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, choices, rounding, rules, updates
 from adafrugal.optim.kernels import tables
 from adafrugal.optim.kernels.tables import Table
 from adafrugal.optim.rules import Rates
@@ -21,20 +22,20 @@ SHAPES = [(16, 24), (13, 29), (1, 70), (70, 1), (16, 16)]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def interpreted():
+@pytest.fixture(autouse=True)
+def interpreted(request, monkeypatch):
     """Where there is no GPU, run the kernel in Triton's interpreter, and let tables take tensors on the CPU."""
-    if torch.cuda.is_available():
-        yield
+    on_cpu = getattr(request.node, "callspec", None) is None or request.node.callspec.params.get("device") != "cuda"
+    if not on_cpu:
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from adafrugal.optim.kernels import one_pass
+    if torch.cuda.is_available():
+        pytest.skip("the kernel is compiled here; `-m gpu` runs it")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from adafrugal.optim.kernels import one_pass
 
-        patch.setattr(one_pass, "BLOCK", 256)
-        patch.setattr(one_pass, "RUN", 2)
-        patch.setattr(tables, "work_on", lambda device: True)
-        yield
+    monkeypatch.setattr(one_pass, "BLOCK", 256)
+    monkeypatch.setattr(one_pass, "RUN", 2)
+    monkeypatch.setattr(tables, "work_on", lambda device: device.type == "cpu")
 
 
 def trained(*, fused, device="cpu", dtype=torch.float32, shapes=SHAPES, steps=7, split=True, late=False, **options):
@@ -120,7 +121,7 @@ def test_noise_is_by_seed_step_tensor_and_entry(device, first):
         param = torch.nn.Parameter(start.to(device))
         param.grad = torch.ones_like(param)
         member = tables.Member(param, None, [tables.Part("free", 0, param.numel())], number, first)
-        tables.Table([member], "adamw", "none", stochastic=True).launch(*[Rates(0.0, decay=0.1)] * 2, key)
+        tables.Table([member], "adamw", "none", stochastic=True).launch(Rates(0.0, decay=0.1), 0.0, key)
         assert torch.equal(param.detach().cpu(), expected)
 
 
@@ -215,6 +216,101 @@ def test_a_step_is_one_launch_a_group_and_tables_are_kept(subspace, launches, mo
 
 
 init = Table.__init__
+
+
+def offload(optimizer, param):
+    for name in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[param][name] = optimizer.state[param][name].clone()
+
+
+def recount(optimizer, param):
+    optimizer.state[param]["step"] = torch.tensor(100.0)
+
+
+def forget(optimizer, param):
+    entries = optimizer.state[param]["entries"]
+    optimizer.state.clear()
+    optimizer.state[param]["entries"] = entries
+
+
+def forget_moments(optimizer, param):
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        del optimizer.state[param][name]
+
+
+def move(optimizer, param):
+    param.data = param.data.clone()
+
+
+def transpose(optimizer, param):
+    param.data = param.data.t().contiguous().t()
+
+
+def replace_rule(optimizer, param):
+    optimizer.param_groups[0]["state_full"] = "adamw"
+    optimizer.param_groups[0]["state_free"] = "sgd"
+
+
+def round_otherwise(optimizer, param):
+    optimizer.param_groups[0]["stochastic_rounding"] = True
+
+
+def copy_all(optimizer, param):
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [offload, recount, forget, forget_moments, move, transpose, replace_rule, round_otherwise, copy_all],
+    ids=lambda change: change.__name__,
+)
+def test_what_is_changed_between_two_steps_is_seen(change):
+    """As the plain form sees it, which reads everything anew at each step."""
+    ends = []
+    for fused in (False, True):
+        params = matrices([(16, 24), (8, 8)])
+        optimizer = frugal(params, density=1.0, fused=fused, compile=False, lr=0.1)
+        stepped(optimizer, range(3))
+        change(optimizer, params[0])
+        stepped(optimizer, range(3, 6))
+        state = optimizer.state[params[0]]
+        ends.append([*(param.detach() for param in params), state["exp_avg"], state["step"]])
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+def test_a_parameter_that_takes_the_place_of_another_is_updated():
+    params = matrices([(16, 24), (8, 8)])
+    optimizer = stepped(frugal(params, density=0.0, lr=1.0), [0])
+    new = torch.nn.Parameter(torch.zeros(16, 24))
+    optimizer.param_groups[0]["params"][0] = new
+    params[0].grad, new.grad = None, torch.ones(16, 24)
+    optimizer.step()
+    assert torch.equal(new, -torch.ones(16, 24))
+
+
+def test_moments_elsewhere_than_their_weights_are_left_to_torch(launches):
+    params = matrices([(16, 24)])
+    optimizer = stepped(frugal(params, density=1.0, fused=False, compile=False), [0])
+    optimizer.param_groups[0]["fused"] = True
+    optimizer.state[params[0]]["exp_avg"] = optimizer.state[params[0]]["exp_avg"].to("meta")
+    before = len(launches)
+    assert updates._member(optimizer.param_groups[0], optimizer.state, 0) is None
+    assert len(launches) == before
+
+
+def test_a_device_on_which_nothing_can_be_launched_is_said_once(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(tables, "Table", lambda *_, **__: 1 / 0)
+    tables.work_on.cache_clear()
+    zeros, device = torch.zeros, torch.device("cuda", 7)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+    with pytest.warns(UserWarning, match=r"Triton does not work here \(division by zero\); Frugal uses torch's own"):
+        assert not tables.work_on(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not tables.work_on(device)
+    tables.work_on.cache_clear()
 
 
 def test_a_rule_that_the_kernel_lacks_is_applied_in_its_plain_form(launches, monkeypatch):

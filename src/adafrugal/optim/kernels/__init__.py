@@ -1,4 +1,4 @@
-"""Fast forms of `rules`, and what decides between them.
+"""Fast forms of `rules`; `updates` decides which tensors take which.
 
 `one_pass` is the rules in Triton, for a GPU: the whole step of a group in one launch; `tables` finds its tensors.
 `lists` applies rules to lists of tensors: by torch's own kernels for many tensors, by `compiled` on a CPU, or one after

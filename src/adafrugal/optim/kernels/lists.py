@@ -67,15 +67,16 @@ def _alike(updates: Sequence[Update]) -> Iterator[list[Update]]:
     yield from found.values()
 
 
-def state_free(rule: str, updates: Sequence[Free], rates: Rates, *, compiled: bool) -> None:
+def state_free(rule: str, updates: Sequence[Free], rates: Rates, *, fused: bool, compiled: bool) -> None:
     """Apply a rule of `rules.STATE_FREE` once, decay included.
 
-    Compiled forms (if `compiled`) and forms for many tensors are used where the rule has one that suits the tensors.
+    Compiled forms (if `compiled`) and, on a GPU, forms for many tensors (if `fused`) are used where the rule has one
+    that suits the tensors.
     """
     left = _compiled.update(rule, updates, rates) if compiled else updates
     together, alone = [], []
     for update in left:
-        is_fast = rule in _TO_ADD and update.scale is None and _costs_a_launch(update.target)
+        is_fast = fused and rule in _TO_ADD and update.scale is None and _costs_a_launch(update.target)
         (together if is_fast else alone).append(update)
     for alike in _alike(together):
         for some in _chunks(alike):
@@ -92,10 +93,10 @@ def _costs_a_launch(tensor: Tensor) -> bool:
 def _chunks(updates: Sequence[Free]) -> list[list[Free]]:
     """Divide updates into lists of at most `_AT_ONCE` entries, or of one tensor."""
     chunks: list[list[Free]] = []
-    entries = _AT_ONCE
+    entries = 0
     for update in updates:
         entries += update.target.numel()
-        if entries > _AT_ONCE:
+        if not chunks or entries > _AT_ONCE:
             chunks.append([])
             entries = update.target.numel()
         chunks[-1].append(update)

@@ -5,7 +5,7 @@ that number, shapes and selections of the tensors do not matter. A tensor is upd
 or by the state-free rule; or it is a matrix with selected lines (rows or columns): an entry of a selected line has
 moments, stored compactly in ascending order of the lines, and every other entry has the state-free update.
 
-`TRITON_INTERPRET=1` runs all of it on a CPU.
+The tests run it on a CPU, in Triton's interpreter (`TRITON_INTERPRET=1`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-BLOCK = 1024  # entries of a tile; with more, an H100 moves fewer bytes a second
+BLOCK = 1024  # entries of a tile; with more, an H100 and an H200 move fewer bytes a second
 WARPS = 8
-RUN = 16  # tiles of one tensor that share an entry of `owners`
+RUN = 16  # tiles of one part that share an entry of `owners`
 
-# columns of the table, an int64 row for each tensor: pointers, then numbers
+# columns of the table, an int64 row for each part of a tensor (`tables.Part`): pointers, then numbers
 COLUMNS = (
     "weight", "exp_avg", "exp_avg_sq", "steps", "slots", "kind", "size", "length", "width", "first_tile", "number",
     "first_weight", "first_moment",
@@ -38,8 +38,8 @@ def step(
     """Update a tile: `W ← W·kept`, then by `rules.STATE_FULL[RULE]` with lr or `STATE_FREE[RULE_FREE]` with lr_free.
 
     Args:
-        owners: int32 [programs / RUN], the tensor of each run of programs.
-        table, grads: int64 [tensors, COLUMNS], and [tensors], pointers to the gradients.
+        owners: int32 [programs / RUN], the part of each run of programs.
+        table, grads: int64 [parts, COLUMNS], and [parts], pointers to the gradients.
         weight, grad, moment: any tensors of the dtypes of all.
         lr, lr_free, eps: rates; kept is 1 − decay.
         beta1, beta2, rest1, rest2, log1, log2: β, 1 − β and ln β.
@@ -48,12 +48,12 @@ def step(
         STOCHASTIC, ALIGNED: whether to round bfloat16 so; whether all pointers and sizes are multiples of 16.
     """
     program = tl.program_id(0)
-    tensor = tl.load(owners + program // RUN)
-    row = table + tensor.to(tl.int64) * _N_COLUMNS
+    part = tl.load(owners + program // RUN)
+    row = table + part.to(tl.int64) * _N_COLUMNS
     begin = (program - tl.load(row + _FIRST_TILE)) * BLOCK  # int64, as all that is loaded from the table
     left = tl.minimum(tl.load(row + _SIZE) - begin, BLOCK).to(tl.int32)
     w_at = tl.load(row + _WEIGHT).to(tl.pointer_type(weight.dtype.element_ty)) + begin
-    g_at = tl.load(grads + tensor).to(tl.pointer_type(grad.dtype.element_ty)) + begin
+    g_at = tl.load(grads + part).to(tl.pointer_type(grad.dtype.element_ty)) + begin
     m_at = tl.load(row + _EXP_AVG).to(tl.pointer_type(moment.dtype.element_ty))
     v_at = tl.load(row + _EXP_AVG_SQ).to(tl.pointer_type(moment.dtype.element_ty))
     t_at = tl.load(row + _STEPS).to(tl.pointer_type(tl.float32))
@@ -97,6 +97,8 @@ def _state_free(w, g, lr, RULE: tl.constexpr):
         w -= lr * _sign(g)
     elif RULE == "sgd":
         w -= lr * g
+    else:
+        tl.static_assert(RULE == "none")
     return w
 
 
@@ -120,6 +122,7 @@ def _state_full(
         w -= lr * _sign(m + rest1 * (g - m))
         m += rest2 * (g - m)
     else:
+        tl.static_assert(RULE == "sgdm")
         m = beta1 * m + g
         w -= lr * m
     _store(m_at, place, m, mask, key, number, 1, first, STOCHASTIC)

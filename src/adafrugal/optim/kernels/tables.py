@@ -10,12 +10,13 @@ import functools
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from adafrugal.optim.rules import MOMENTS, Rates
 from adafrugal.optim.sharding.shards import local
@@ -26,9 +27,9 @@ RULES = ("adamw", "lion", "sgdm", "signsgd", "sgd", "none")  # those that `one_p
 
 
 class Part(NamedTuple):
-    """Entries of a parameter that lie together and are updated alike."""
+    """Entries of a parameter that lie together, with a row of their own in the table."""
 
-    kind: Literal["free", "full", "rows", "columns"]  # by which rule; the last two: the state-full one on some lines
+    kind: Literal["free", "full", "rows", "columns"]  # the rule; of the last two: by the line, rows or columns
     begin: int  # entries of the parameter before these
     size: int
     first_moment: int = 0  # index of the first moment here within the whole moments
@@ -46,7 +47,7 @@ class Member(NamedTuple):
 
 
 class Table:
-    """Parameters of one device and one choice of dtypes, and their launch.
+    """Parameters of one device and one choice of dtypes, and their launch: one for all of them.
 
     Args:
         members: the parameters; each has a gradient.
@@ -60,7 +61,8 @@ class Table:
         self._step, self._rules, self._names = one_pass.step, (rule, rule_free), MOMENTS[rule]
         self._members = members  # whose slots the table points to
         self._params = [member.param for member in members]
-        self._states = [member.state for member in members if member.state is not None]
+        with_state = [member for member in members if member.state is not None]
+        self._with_state, self._states = [m.param for m in with_state], [m.state for m in with_state]
         self._are_whole = not any(hasattr(param, "to_local") for param in self._params)
         weights = self._here(self._params)
         grads = [grad.contiguous() for grad in self._here([param.grad for param in self._params])]
@@ -84,19 +86,31 @@ class Table:
                 owners += [len(rows) - 1] * -(-part.size // (one_pass.BLOCK * one_pass.RUN))
         self._programs = len(owners) * one_pass.RUN
         self._table, self._owners = self._sent(rows), self._sent(owners, torch.int32)
-        self._is_aligned = _are_aligned(n for row in rows for n in (*row[:3], row[_SIZE]))
+        at = [one_pass.COLUMNS.index(name) for name in ("weight", "exp_avg", "exp_avg_sq", "size")]
+        self._is_aligned = _are_aligned(row[i] for row in rows for i in at)
         self._sent_pointers: list[int] = []
         self._options = {
             "OWN_STEPS": self._own_steps, "STOCHASTIC": stochastic,
             "BLOCK": one_pass.BLOCK, "RUN": one_pass.RUN, "num_warps": one_pass.WARPS,
         }  # fmt: skip
 
-    def is_current(self) -> bool:
-        """Return whether weights and moments are where and what they were, and gradients have their dtypes."""
-        return self._standing() == self._built_of
+    def is_current(self, states: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Return whether weights and states are where and what they were, and gradients have their dtypes."""
+        if not all(map(operator.is_, map(states.get, self._with_state), self._states)):
+            return False
+        try:
+            return self._standing() == self._built_of
+        except KeyError:  # a moment is gone
+            return False
 
-    def launch(self, full: Rates, free: Rates, key: int) -> None:
-        """Update the parameters, and count their steps; `key` is that of the noise (`rounding.noise_key`)."""
+    def launch(self, rates: Rates, lr_free: float, key: int) -> None:
+        """Update the parameters, and count their steps.
+
+        Args:
+            rates: of the state-full rule; the decay is for all.
+            lr_free: of the state-free rule.
+            key: of the noise (`rounding.noise_key`).
+        """
         grads = [*map(_grad, self._params)]
         grads = [*map(_Base.contiguous, self._here(grads))]  # copies live until the launch
         pointers = [*map(_Base.data_ptr, grads)]
@@ -109,9 +123,9 @@ class Table:
                 torch._foreach_add_(self._steps, 1)
             if self._programs:
                 self._step[(self._programs,)](
-                    self._owners, self._table, self._grads, *self._like, full.lr, free.lr, 1 - full.decay,
-                    *full.betas, *(1 - beta for beta in full.betas),
-                    *(math.log(beta) if beta else -math.inf for beta in full.betas), full.eps, key,
+                    self._owners, self._table, self._grads, *self._like, rates.lr, lr_free, 1 - rates.decay,
+                    *rates.betas, *(1 - beta for beta in rates.betas),
+                    *(math.log(beta) if beta else -math.inf for beta in rates.betas), rates.eps, key,
                     *self._rules, **self._options,
                 )  # fmt: skip
 
@@ -121,18 +135,15 @@ class Table:
     def _standing(self) -> list[Any]:
         """Return pointers and properties of all tensors; of the gradients, whose pointers may change, the dtypes."""
         weights = self._here(self._params)
-        moments = (map(operator.itemgetter(name), self._states) for name in self._names)
+        kept = (map(operator.itemgetter(name), self._states) for name in (*self._names, "step"))
         return [
-            [*map(_Base.data_ptr, weights)], [*map(_Base.is_contiguous, weights)], [*map(_grad_dtype, self._params)],
-            *([*map(_Base.data_ptr, some)] for some in moments),
+            [*map(_Base.data_ptr, weights)], [*map(_Base.numel, weights)], [*map(_Base.is_contiguous, weights)],
+            [*map(_grad_dtype, self._params)], *([*map(_Base.data_ptr, some)] for some in kept),
         ]  # fmt: skip
 
     def _sent(self, values: Sequence[Any], dtype: torch.dtype = torch.int64) -> Tensor:
         made = torch.tensor(values, dtype=dtype)
         return (made.pin_memory() if self._device.type == "cuda" else made).to(self._device, non_blocking=True)
-
-
-_SIZE = 6  # column of the table
 
 
 def _row(member: Member, part: Part, weight: Tensor, names: Sequence[str], first_tile: int) -> list[int]:
@@ -177,25 +188,34 @@ def alike(members: Iterable[Member], names: Sequence[str]) -> list[list[Member]]
 
 def takes(weight: Tensor) -> bool:
     """Return whether a table can take a parameter's local part."""
+    is_plain = type(weight) in (Tensor, Parameter) and weight.layout == torch.strided and weight.is_contiguous()
     dtypes = torch.float32, torch.bfloat16, torch.float16
-    return weight.dtype in dtypes and weight.layout == torch.strided and weight.is_contiguous()
+    return is_plain and weight.dtype in dtypes and work_on(weight.device)
 
 
 @functools.cache
 def work_on(device: torch.device) -> bool:
-    """Return whether a launch works on this device, a GPU; try it, and warn if it does not."""
+    """Return whether a launch works on this device, a GPU: try it once, and warn if it does not."""
     if device.type != "cuda":
         return False
-    param = torch.nn.Parameter(torch.zeros(16, device=device))
-    param.grad = torch.ones_like(param)
     try:
-        member = Member(param, None, [Part("free", 0, 16)], number=0, first=0)
-        Table([member], "adamw", "signsgd", stochastic=False).launch(Rates(lr=0.0), Rates(lr=1.0), key=0)
-        works = bool((param == -1).all())
-        reason = f"it gives {param.tolist()}"
-    except Exception as error:  # of any class: Triton is missing, or does not support the card, or has no C compiler
-        works, reason = False, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if not works:
-        warnings.warn(f"Triton does not work here ({reason}); Frugal uses torch's own kernels, which take longer",
-                      stacklevel=2)  # fmt: skip
-    return works
+        reason = _tried(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any class: Triton is missing, or there is no C compiler
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    if reason:
+        what = f"Triton does not work here ({reason}); Frugal uses torch's own kernels, which take longer"
+        warnings.warn(what, stacklevel=2)
+    return not reason
+
+
+def _tried(device: torch.device) -> str:
+    """Return why a launch does not work, or nothing."""
+    if torch.version.cuda and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere"
+    param = Parameter(torch.zeros(16, device=device))
+    param.grad = torch.ones_like(param)
+    member = Member(param, None, [Part("free", 0, 16)], number=0, first=0)
+    Table([member], "adamw", "signsgd", stochastic=False).launch(Rates(lr=0.0), lr_free=1.0, key=0)
+    return "" if bool((param == -1).all()) else "a trial gives wrong numbers"
