@@ -108,7 +108,7 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
 
 
 def ended(error: BaseException, stop: Stop, is_alike: bool = False) -> End:
-    """Print why a job ended; nothing else prints it. If all ranks see the error (`is_alike`), only rank 0 prints it."""
+    """Print why a job ended; nothing else does. If all ranks see the error (`is_alike`), only rank 0 prints it."""
     end = classify(KeyboardInterrupt() if stop.was_lost else error)
     if end.text and (ranks.is_first() or not is_alike):
         tell(end.text)

@@ -1,4 +1,4 @@
-"""The one place that writes to stderr: without secrets, and without failing."""
+"""Lines for a person, on stderr: without secrets, and without failing."""
 
 from __future__ import annotations
 
