@@ -7,7 +7,7 @@ from torture import LONG
 
 from adafrugal.memory import __main__ as command
 from adafrugal.memory.estimate import estimate
-from adafrugal.optim import Constant, state_bytes
+from adafrugal.optim import Constant, state_bytes, updates
 from adafrugal.optim.choices import SUBSPACES
 from adafrugal.settings.compose import check
 
@@ -116,7 +116,10 @@ def test_recomputed_activations_are_not_kept(settings):
     ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS],
 ], ids=" ".join)  # fmt: skip
 def test_on_a_gpu_the_peak_is_near_too(words, composed):
-    """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
+    """Allocated, not reserved; a GPU's kernels are others than those that are traced.
+
+    One of them updates bfloat16 weights without the copies of a slice that the estimate counts.
+    """
     bf16 = ALL_CUTS[1]
     tiny = ["model=llama_tiny", "data.tokenizer.vocabulary_size=512", "trainer.sequence_length=8", bf16]
     chosen = check(*composed("trainer.sequence_length=256", bf16, *words))
@@ -127,7 +130,8 @@ def test_on_a_gpu_the_peak_is_near_too(words, composed):
     for _ in range(2):
         real.step()
     measured = torch.cuda.max_memory_allocated() - before
-    assert estimate(chosen).peak.total == pytest.approx(measured, rel=0.05)
+    copies = 32 * updates._IN_A_SLICE if chosen.model.dtype == "bfloat16" else 0  # weight, gradient, moments, noise
+    assert 0.95 * measured <= estimate(chosen).peak.total <= 1.05 * measured + copies
 
 
 def test_the_command_prints_a_column_for_each_optimizer_and_density(capsys):

@@ -1,5 +1,6 @@
 import torch
 
+from adafrugal.optim import rounding
 from adafrugal.optim.rounding import Rounding, noise, noise_key
 
 
@@ -56,3 +57,13 @@ def test_noise_is_uniform_and_independent_of_its_neighbours():
         assert 255 - 5 * 22.6 < chi_square < 255 + 5 * 22.6  # mean and deviation of 255 degrees of freedom
         pairs = (drawn[1:], drawn[:-1]), (drawn, next_tensor.double()), (drawn, next_step.double())
         assert all(abs(torch.corrcoef(torch.stack(pair))[0, 1]) < 5 / 2**9 for pair in pairs)
+
+
+def test_noise_is_the_hash_of_each_entry():
+    for first in (0, 2**31 - 2, 2**32 - 3, 2**40 + 2**32 - 1):
+        start = rounding._mixed(rounding._mixed(12345 + 7) + 2)
+        expected = [
+            rounding._mixed(rounding._mixed(start + (entry >> 32)) ^ (entry & 0xFFFFFFFF)) >> 16
+            for entry in range(first, first + 6)
+        ]
+        assert noise(12345, 7, 2, first, torch.zeros(2, 3)).flatten().tolist() == expected

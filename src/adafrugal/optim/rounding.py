@@ -25,22 +25,36 @@ def noise_key(seed: int, step: int) -> int:
 
 
 def noise(key: int, number: int, role: Role, first: int, like: Tensor) -> Tensor:
-    """Return 16 random bits for each entry of `like`, int64, its shape; the entries count from `first`.
+    """Return 16 random bits for each entry of `like`, int32, its shape; the entries count from `first`.
 
     `number` is the tensor's index among all parameters.
     """
-    start = torch.tensor(key + number & _MASK)
-    start = _mix(_mix(start) + role & _MASK)
-    entries = torch.arange(first, first + like.numel(), device=like.device)
-    high = _mix(start.to(like.device) + (entries >> 32) & _MASK)
-    return (_mix(high ^ (entries & _MASK)) >> 16).view(like.shape)
+    most = min(2**30, 2**32 - first % 2**32)  # entries with one upper half, and few enough for int32
+    if like.numel() > most:
+        flat = like.reshape(-1)
+        parts = noise(key, number, role, first, flat[:most]), noise(key, number, role, first + most, flat[most:])
+        return torch.cat(parts).view(like.shape)
+    high = _mixed(_mixed(_mixed(key + number) + role) + (first >> 32))
+    x = torch.arange(like.numel(), dtype=torch.int32, device=like.device).view(like.shape)
+    x.add_(_signed(first)).bitwise_xor_(_signed(high))
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # `_mixed` of each, in place: int32 overflows likewise
+        x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (32 - shift) - 1)).mul_(_signed(factor))
+    x.bitwise_xor_((x >> 16).bitwise_and_(2**16 - 1))
+    return x.bitwise_right_shift_(16).bitwise_and_(2**16 - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """Return a hash of 32-bit numbers (lowbias32, by C. Wellons): every bit depends on every bit of x."""
+def _mixed(x: int) -> int:
+    """Return a hash of a 32-bit number (lowbias32, by C. Wellons): every bit depends on every bit of x."""
+    x &= _MASK
     x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
     x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
     return x ^ (x >> 16)
+
+
+def _signed(x: int) -> int:
+    """Return the int32 of the same 32 bits."""
+    x &= _MASK
+    return x - 2**32 if x >= 2**31 else x
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,6 @@ class Rounding:
         # add 16 bits of noise to the 16 bits that bfloat16 drops: the probability that the sum carries into the bits
         # that stay is the fraction that the dropped bits are
         bits = result.float().contiguous().view(torch.int32)
-        drawn = noise(self.key, self.number, role, self.first[role > 0], result).to(torch.int32)
+        drawn = noise(self.key, self.number, role, self.first[role > 0], result)
         rounded = drawn.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
         target.copy_(torch.where(result.isfinite(), rounded, result))
