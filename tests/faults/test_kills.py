@@ -34,6 +34,8 @@ def survives(forks, cache_root, tmp_path, whole):
     def check(kill):
         words = [*ADAFRUGAL, f"run_root={tmp_path}", f"cache_root={cache_root}"]
         killed = forks(*words, kill=kill)
+        if killed.code == 0 and killed.files < kill.get("file", 0):  # runs differ by one or two
+            pytest.skip(FEWER)
         assert killed.code == -signal.SIGKILL, killed
         again = forks(*words)
         assert again.code == 0, again.err

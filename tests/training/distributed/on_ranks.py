@@ -53,14 +53,14 @@ def made(job):
         loop.task.__dict__.pop("loss", None)
         loop.scaler.__dict__.pop("step", None)
 
-    Loop._next_batch, Loop._train_step = next_batch, train_step
+    Loop._next_batch, Loop._train_step, add_estimate = next_batch, train_step, Run._add_estimate
     Run._add_estimate = lambda run, summary: None  # which takes longer than these runs
     try:
         record, outcome = run(check(found, choices), choices)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
-        Loop._next_batch, Loop._train_step = _next_batch, _train_step
+        Loop._next_batch, Loop._train_step, Run._add_estimate = _next_batch, _train_step, add_estimate
     return {"outcome": outcome, "directory": str(record.directory), **seen}
 
 
