@@ -90,6 +90,7 @@ def test_it_rounds_as_the_plain_form_does(device, dtype, state_dtype, stochastic
     if dtype == torch.float32 and state_dtype is None:
         return
     options = {"dtype": dtype, "state_dtype": state_dtype, "stochastic_rounding": stochastic, "subspace": "columns"}
+    options |= {"shapes": [(13, 29), (1, 70)], "steps": 4}
     with (
         pytest.warns(UserWarning, match="rounded to the nearest|cannot decrease") if lossy(**options) else nullcontext()
     ):
