@@ -7,7 +7,7 @@ from torture import LONG
 
 from adafrugal.memory import __main__ as command
 from adafrugal.memory.estimate import estimate
-from adafrugal.optim import Constant, state_bytes, updates
+from adafrugal.optim import Constant, state_bytes
 from adafrugal.optim.choices import SUBSPACES
 from adafrugal.settings.compose import check
 
@@ -93,11 +93,11 @@ def test_the_peak_is_what_two_steps_allocate(words, settings):
 @pytest.mark.parametrize("arm", ["frugal", "galore"])
 def test_updates_in_the_backward_pass_save_all_gradients_but_one(arm, settings):
     """Where the peak is in the optimizer; the backward pass has its own needs beside that gradient."""
-    words = [f"optimizer={arm}", "model.hidden_size=256", "model.intermediate_size=688", "model.num_hidden_layers=5"]
+    words = [f"optimizer={arm}", "model.hidden_size=256", "model.intermediate_size=688", "model.num_hidden_layers=8"]
     plain = estimate(settings(*words, *FEW)[0]).peak
     cut = estimate(settings(*words, *FEW, "trainer.update_in_backward=true")[0]).peak
     assert plain.phase == "optimizer"
-    assert 0.9 * plain.gradients < plain.total - cut.total <= plain.gradients
+    assert 0.92 * plain.gradients < plain.total - cut.total <= plain.gradients
     assert cut.gradients <= 4 * 256 * 688  # the largest matrix
 
 
@@ -116,10 +116,7 @@ def test_recomputed_activations_are_not_kept(settings):
     ["model=llama_60m", "optimizer=adafrugal", *ALL_CUTS],
 ], ids=" ".join)  # fmt: skip
 def test_on_a_gpu_the_peak_is_near_too(words, composed):
-    """Allocated, not reserved; a GPU's kernels are others than those that are traced.
-
-    One of them updates bfloat16 weights without the copies of a slice that the estimate counts.
-    """
+    """Allocated, not reserved; a GPU's kernels are others than those that are traced."""
     bf16 = ALL_CUTS[1]
     tiny = ["model=llama_tiny", "data.tokenizer.vocabulary_size=512", "trainer.sequence_length=8", bf16]
     chosen = check(*composed("trainer.sequence_length=256", bf16, *words))
@@ -130,8 +127,7 @@ def test_on_a_gpu_the_peak_is_near_too(words, composed):
     for _ in range(2):
         real.step()
     measured = torch.cuda.max_memory_allocated() - before
-    copies = 32 * updates._IN_A_SLICE if chosen.model.dtype == "bfloat16" else 0  # weight, gradient, moments, noise
-    assert 0.95 * measured <= estimate(chosen).peak.total <= 1.05 * measured + copies
+    assert estimate(chosen).peak.total == pytest.approx(measured, rel=0.05)
 
 
 def test_the_command_prints_a_column_for_each_optimizer_and_density(capsys):

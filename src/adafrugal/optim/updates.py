@@ -25,7 +25,8 @@ from adafrugal.optim.sharding.shards import here, is_sharded, local
 from adafrugal.optim.subspaces import Selection
 
 _IN_A_BATCH = 2**22  # entries of matrices projected at once
-_IN_A_SLICE = 2**22  # entries copied at once, to update them in more bits than they are stored in
+_IN_A_SLICE = 2**18  # entries copied at once, to update them in more bits than they are stored in
+_SLICES_OF_A_LAUNCH = 16  # on a GPU, where each operation costs a launch
 
 
 class Launches(NamedTuple):
@@ -270,9 +271,10 @@ def _update_in_fewer_bits(
 
 def _slices(tensor: Tensor) -> Iterator[Any]:
     """Yield indices that divide a tensor into parts of about `_IN_A_SLICE` entries, whose copies need less memory."""
-    if tensor.numel() <= _IN_A_SLICE:
+    most = _IN_A_SLICE * (_SLICES_OF_A_LAUNCH if tensor.is_cuda else 1)
+    if tensor.numel() <= most:
         yield ...
         return
-    rows = max(1, _IN_A_SLICE * len(tensor) // tensor.numel())
+    rows = max(1, most * len(tensor) // tensor.numel())
     for first in range(0, len(tensor), rows):
         yield slice(first, first + rows)

@@ -39,11 +39,7 @@ WAYS = {  # of FSDP, which change nothing else
     "two copies": ["trainer.replicas=2"],
 }
 if LONG:
-    few = [
-        "optimizer.density.start=0.13",
-        "optimizer.on_refresh=keep",  # the last of many directions are rounding's,
-        "optimizer.state_free=sgd",
-    ]  # as are the signs of what is left of a gradient
+    few = ["optimizer.density.start=0.13", "optimizer.on_refresh=keep"]  # the last of many directions are rounding's
     ARMS |= {"svd": [*MOVING, f"optimizer.subspace={RIGHT('svd')}", *few],
              "random": [*MOVING, f"optimizer.subspace={RIGHT('random')}"]}  # fmt: skip
     WAYS["compiled"] = ["trainer.compile=true"]

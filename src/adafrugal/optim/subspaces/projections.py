@@ -127,9 +127,10 @@ class SVD(_Projection):
         self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
     ) -> Tensor:
         assert grad is not None, "a subspace that needs gradients is asked where there is one"
-        grad = grad.float().T if axis else grad.float()
         if self.svd_method == "exact":
-            return torch.linalg.svd(grad, full_matrices=False).U[:, :rank]
+            left, _, right = torch.linalg.svd(grad.float(), full_matrices=False)
+            return (right.T if axis else left)[:, :rank]
+        grad = grad.float().T if axis else grad.float()
         known = 0 if old is None else min(old.shape[1], rank)
         basis = torch.randn(grad.shape[0], rank, generator=generator).to(grad.device)
         if known:
