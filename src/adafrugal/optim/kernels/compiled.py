@@ -115,8 +115,8 @@ def _compiled(rule: str, dtype: torch.dtype, device: torch.device, axis: int | N
     compiled = torch.compile(_TO_COMPILE[rule], dynamic=True)
     pairs, scale = _fillers(dtype, device), None
     if axis is not None:
-        pairs = [tuple(torch.zeros(48, 40, dtype=dtype, device=device) for _ in range(2))]
-        scale = torch.ones_like(pairs[0][0].narrow(axis, 0, 1))
+        target = torch.zeros(48, 40, dtype=dtype, device=device)
+        pairs, scale = [(target, target.clone())], torch.ones_like(target.narrow(axis, 0, 1))
     try:
         compiled([target for target, _ in pairs], [grad for _, grad in pairs], scale, *_scalars(Rates(lr=0.0)))
     except Exception as error:  # of any class: the trial changes only these tensors

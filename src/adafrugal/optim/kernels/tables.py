@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from adafrugal.optim.rules import MOMENTS, Rates
-from adafrugal.optim.sharding.shards import local
+from adafrugal.optim.sharding.shards import local, local_grad
 
 _Base = torch._C.TensorBase  # its methods, mapped, take half of the time that comprehensions take
 _grad, _grad_dtype = operator.attrgetter("grad"), operator.attrgetter("grad.dtype")
@@ -61,11 +61,11 @@ class Table:
         self._step, self._rules, self._names = one_pass.step, (rule, rule_free), MOMENTS[rule]
         self._members = members  # whose slots the table points to
         self._params = [member.param for member in members]
-        with_state = [member for member in members if member.state is not None]
-        self._with_state, self._states = [m.param for m in with_state], [m.state for m in with_state]
+        self._with_state = [member.param for member in members if member.state is not None]
+        self._states = [member.state for member in members if member.state is not None]
         self._are_whole = not any(hasattr(param, "to_local") for param in self._params)
         weights = self._here(self._params)
-        grads = [grad.contiguous() for grad in self._here([param.grad for param in self._params])]
+        grads = [local_grad(param).contiguous() for param in self._params]
         self._device = weights[0].device
         moment = self._states[0][self._names[0]] if self._states else weights[0]
         self._like = [tensor.new_empty(0) for tensor in (weights[0], grads[0], moment)]  # keeps no gradient alive
@@ -147,11 +147,11 @@ def _row(member: Member, part: Part, weight: Tensor, names: Sequence[str], first
     """Return the values of `one_pass.COLUMNS` for a part."""
     from adafrugal.optim.kernels import one_pass
 
-    has_state = part.kind != "free"
-    moments = [member.state[name] for name in names] if has_state else []
+    state = None if part.kind == "free" else member.state
+    moments = [state[name] for name in names] if state else []
     row = {
         "weight": weight.data_ptr() + part.begin * weight.element_size(),
-        "steps": member.state["step"].data_ptr() if has_state else 0,
+        "steps": state["step"].data_ptr() if state else 0,
         "kind": one_pass.KINDS.index(part.kind),
         "size": part.size, "first_tile": first_tile, "number": member.number,
         "first_weight": member.first + part.begin, "first_moment": part.first_moment,
@@ -185,14 +185,15 @@ def _on(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _sent(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+def _sent(values: Sequence[int | list[int]], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     made = torch.tensor(values, dtype=dtype)
     return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
 
 
 def refuse_to_record(why: str) -> None:
     """Raise a RuntimeError if a CUDA graph is being recorded on the current stream."""
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if in_use and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"a CUDA graph cannot record this step of Frugal: {why}")
 
 
@@ -204,7 +205,7 @@ def alike(members: Iterable[Member], names: Sequence[str]) -> list[list[Member]]
     found: dict[tuple[Any, ...], list[Member]] = {}
     for member in sorted(members, key=lambda member: member.state is None):
         weight = local(member.param)
-        kind = weight.device, weight.dtype, member.param.grad.dtype
+        kind: tuple[Any, ...] = weight.device, weight.dtype, local_grad(member.param).dtype
         if member.state is not None:
             kind += member.state[names[0]].dtype, member.state["step"].ndim > 0
         else:
