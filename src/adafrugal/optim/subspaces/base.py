@@ -87,9 +87,7 @@ class Subspace:
     grain: ClassVar[float] = 0.0  # the relative fall of ρ beyond which to `shrink` between refreshes
 
     def __post_init__(self) -> None:
-        for name, allowed in choices.SUBSPACES.get(self.kind, {}).items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}")
+        choices.refuse_settings("subspace", self.kind, vars(self))
 
     def shares(self, matrices: Sequence[Matrix], density: float, period: Period) -> list[float]:
         """Return the share to select of each matrix; within one period, no larger for a smaller density."""
