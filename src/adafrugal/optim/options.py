@@ -127,7 +127,7 @@ def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
     if param.ndim != 2 and not subspace.any_shape:
         raise ValueError(
             f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
-            "matrices: put it into a group without split=True"
+            "matrices: put it into a group without split=True, or choose blocks, which split any shape"
         )
 
 
