@@ -53,6 +53,8 @@ TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's we
 ON_SHARDS = "blocks, columns, slab, {kind: svd, side: right}, {kind: random, side: right}"
 
 
+# classes that `registry` has added to these tables, by option and kind; they check their own settings
+OWN: dict[str, dict[str, Callable[..., Any]]] = {"subspace": {}, "state_free": {}}
 _KINDS = {"subspace": SUBSPACES, "state_free": STATE_FREE}
 
 
@@ -96,7 +98,7 @@ def made(option: str, value: Any, classes: Mapping[str, type[Part]]) -> Part:
     """
     kind, own = described(value)
     if not isinstance(kind, str) or kind not in classes:
-        raise ValueError(f"{option} is {kind!r}; allowed: {', '.join(classes)}")
+        raise ValueError(f"{option} is {kind!r}; allowed: {', '.join(classes)}, or one of your own (see register)")
     known = [f.name for f in fields(classes[kind])]  # type: ignore[arg-type]
     for name in own:
         if name not in known:

@@ -116,6 +116,8 @@ class FrugalSettings(AdamWSettings):
             self.modules.need(False, "norms", f"others with {kind}, which splits only matrices; blocks split all")
         estimated = "null, since only what is trained from random weights is estimated"
         self.need(not fits or s.task.kind == "pretrain", "fit_gib", estimated)
+        has_start = {"start", "value"} & described(self.density).keys()
+        self.need(not fits or bool(has_start), "fit_gib", "null with a density of your own that has no start")
         self.need(not (fits and is_sharded), "fit_gib", "null with trainer.parallel=fsdp, which is not estimated")
 
     def _check_controls(self, steps: int) -> None:
@@ -131,12 +133,19 @@ class FrugalSettings(AdamWSettings):
             possible = all(is_number(size) and 0 <= size <= _LARGEST for size in sizes)
             self.need(possible, "rank", "a number of columns, 0 or more, or a control of such numbers")
             given = {"rank": density_of_rank(rank, _LARGEST), "interval": self.interval}
+        paces = {}
         for name, control in given.items():
             try:
-                (controls.interval if name == "interval" else controls.density)(with_run_length(control, steps))
+                made = (controls.interval if name == "interval" else controls.density)(with_run_length(control, steps))
+                if getattr(made, "every", None) is not None:
+                    paces[name] = f"every {made.every} steps, {getattr(made, 'source', 'validation')}"
             except ValueError as error:
                 hint = f"; to choose another kind write optimizer/{name}=…" if " has no " in str(error) else ""
                 raise SettingError(f"optimizer.{name}: {error}{hint}") from None
+
+        if len(set(paces.values())) > 1:
+            both = " and ".join(f"optimizer.{name} observes a loss {pace}" for name, pace in paces.items())
+            raise SettingError(f"{both}; allowed: one every and one source for both")
 
     def _checked(self, name: str, kinds: _Kinds) -> tuple[str, dict[str, Any]]:
         """Return the kind and the own settings of a part that is one of `kinds`."""
@@ -146,8 +155,13 @@ class FrugalSettings(AdamWSettings):
         for key, value in own.items():
             if key not in kinds[kind]:
                 raise SettingError(f"optimizer.{name}.{key}: no such setting; {nearest(key, kinds[kind])}")
-            if value not in kinds[kind][key]:
+            if value not in kinds[kind][key] and ... not in kinds[kind][key]:
                 raise SettingError(refusal(f"optimizer.{name}.{key}", value, map(str, kinds[kind][key])))
+        if kind in choices.OWN[name]:
+            try:
+                choices.OWN[name][kind](**own)
+            except (TypeError, ValueError) as error:
+                raise SettingError(f"optimizer.{name}: {error}") from error
         return kind, own
 
     def _check_rule(self, is_sharded: bool) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 from adafrugal.optim import choices
 from adafrugal.optim.subspaces.base import Matrix, Period, Regions, RowRange, Selection, Subspace
 from adafrugal.optim.subspaces.blocks import Blocks
+from adafrugal.optim.subspaces.checking import check_subspace
 from adafrugal.optim.subspaces.coordinates import Columns, RandK, RandPerm, Rows, Slab
 from adafrugal.optim.subspaces.projections import SVD, Random
 
 __all__ = [
     "SUBSPACES", "SVD", "Blocks", "Columns", "Matrix", "Period", "RandK", "RandPerm", "Random", "Regions", "RowRange",
-    "Rows", "Selection", "Slab", "Subspace", "subspace",
+    "Rows", "Selection", "Slab", "Subspace", "check_subspace", "subspace",
 ]  # fmt: skip
 
 SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns, Rows, Slab, RandK, RandPerm, SVD, Random)}
