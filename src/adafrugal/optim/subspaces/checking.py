@@ -98,7 +98,7 @@ class _Trial:
     def _selected(self, number: int, old: Selection) -> Selection:
         subspace, state = self.subspace, torch.random.get_rng_state()
         param, grad = self.param.clone(), self.grad.clone()
-        chosen = _call(subspace, "select", param, grad, self.share, self._generator(number), old, 0)
+        chosen: Selection = _call(subspace, "select", param, grad, self.share, self._generator(number), old, 0)
         if not torch.equal(state, torch.random.get_rng_state()):
             self._refuse("select draws from torch's global generator", "draws from `generator` alone")
         if not (torch.equal(param, self.param) and torch.equal(grad, self.grad)):
