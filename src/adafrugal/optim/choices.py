@@ -77,7 +77,7 @@ def allowed(name: str, value: Any) -> str | None:
     return None if value in NAMES[name] else ", ".join(choice or "null" for choice in NAMES[name])
 
 
-def allowed_stagger(steps: int, kind: str, interval: int) -> str | None:
+def allowed_stagger(steps: int, kind: str, interval: float) -> str | None:
     """Return the allowed values of `stagger`, by subspace and first interval, if `steps` is not one; else None."""
     if kind == "blocks":
         return None if steps == 1 else "1 with blocks, which choose among all matrices at once"

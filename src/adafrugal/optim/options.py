@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -62,6 +62,7 @@ class Group(SplitOptions, Clocks, total=False):
     fused: bool
     foreach: bool | None
     capturable: bool
+    nonfinite: str | None
     seed: int
     steps: int  # without skipped ones
     skipped_steps: int
@@ -74,8 +75,9 @@ def parameter_names(group: Group) -> list[str]:
 
 def check(group: Group) -> None:
     """Convert a new group's named parts to objects; raise a ValueError if options are out of range or do not fit."""
+    given: Mapping[str, object] = group
     for name in (*choices.RANGES, *choices.NAMES):
-        _refuse(name, group[name], choices.allowed(name, group[name]))
+        _refuse(name, given[name], choices.allowed(name, given[name]))
     group["fused"] = group["fused"] is not False
     if group["capturable"] and (group["stochastic_rounding"] or group["nonfinite"]):
         name, why = ("stochastic_rounding", "noise") if group["stochastic_rounding"] else ("nonfinite", "decision")
@@ -98,7 +100,7 @@ def settle(group: Group) -> None:
     subspace = group["subspace"] = as_subspace(group["subspace"])
     policies = choices.POLICIES.get(subspace.kind, choices.NAMES["on_refresh"])
     if group["on_refresh"] not in policies:
-        _refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(policies))
+        _refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(map(str, policies)))
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     rule = group["state_free"] = as_state_free(group["state_free"])
@@ -129,7 +131,7 @@ def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
             raise ValueError(f"{given}, which needs whole matrices; allowed: {choices.ON_SHARDS}")
         if not shards.is_split_by_rows(param):
             allowed = "along its first axis, over one dimension of the mesh"
-            raise ValueError(f"parameter {name} is sharded as {param.placements}; allowed: {allowed}")
+            raise ValueError(f"parameter {name} is sharded as {shards.layout(param)[1]}; allowed: {allowed}")
     if param.ndim != 2 and not subspace.any_shape:
         raise ValueError(
             f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "

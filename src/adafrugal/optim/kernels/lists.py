@@ -23,7 +23,8 @@ def state_full(rule: str, updates: Sequence[Full], rates: Rates, *, fused: bool)
 
     With `fused`, AdamW runs in torch's fused kernel where the tensors suit it.
     """
-    fast, plain = [], []
+    fast: list[Full] = []
+    plain: list[Full] = []
     for update in updates:
         (fast if fused and rule == "adamw" and _suits_fused(update, rates) else plain).append(update)
     for alike in _alike(fast):
@@ -75,7 +76,8 @@ def state_free(rule: StateFree, updates: Sequence[Free], rates: Rates, *, fused:
     that suits the tensors.
     """
     left = _compiled.update(rule.kind, updates, rates) if compiled else updates
-    together, alone = [], []
+    together: list[Free] = []
+    alone: list[Free] = []
     for update in left:
         is_fast = fused and rule.kind in _TO_ADD and update.scale is None and _costs_a_launch(update.target)
         (together if is_fast else alone).append(update)
@@ -117,4 +119,4 @@ def _foreach(rule: str, targets: list[Tensor], grads: list[Tensor], rates: Rates
     if rates.decay:
         torch._foreach_mul_(targets, 1 - rates.decay)
     if added := _TO_ADD[rule](grads):
-        torch._foreach_add_(targets, added, alpha=-rates.lr)
+        torch._foreach_add_(targets, list(added), alpha=-rates.lr)

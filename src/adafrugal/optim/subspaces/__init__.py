@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adafrugal.optim import choices
@@ -17,7 +17,15 @@ __all__ = [
     "Rows", "Selection", "Slab", "Subspace", "check_subspace", "subspace",
 ]  # fmt: skip
 
-SUBSPACES: dict[str, type[Subspace]] = {s.kind: s for s in (Blocks, Columns, Rows, Slab, RandK, RandPerm, SVD, Random)}
+
+def _derived(parent: Any) -> Iterator[type[Subspace]]:
+    for each in parent.__subclasses__():
+        yield each
+        yield from _derived(each)
+
+
+_CLASSES = {each.kind: each for each in _derived(Subspace) if "kind" in vars(each)}  # the others are parents of these
+SUBSPACES: dict[str, type[Subspace]] = {kind: _CLASSES[kind] for kind in choices.SUBSPACES}
 
 
 def subspace(value: str | Mapping[str, Any] | Subspace) -> Subspace:
