@@ -13,8 +13,10 @@ def llama():
 
 
 def rows(count, length=8):
+    """Rows of which a part counts, from one token to all."""
     drawn = torch.randint(32, (count, length), generator=torch.Generator().manual_seed(count))
-    return [{"input_ids": row, "labels": row} for row in drawn]
+    return [{"input_ids": row, "labels": row.clone().index_fill_(0, torch.arange(i % length), -100)}
+            for i, row in enumerate(drawn)]  # fmt: skip
 
 
 def adafrugal(**changed):

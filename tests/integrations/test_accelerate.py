@@ -78,6 +78,7 @@ def test_a_saved_state_continues_bit_for_bit(tmp_path):
     for each in (whole, other):
         train(*each, range(3, 9))
     a, b = (find_frugal(each[2]) for each in (whole, other))
+    assert other[2].param_groups is b.param_groups, "the groups that the schedule sets are those that are used"
     assert same(whole[1], other[1])
     assert (a.checksum(), a.interval, a.density) == (b.checksum(), b.interval, b.density)
     assert (a.interval, a.density) == (27, pytest.approx(0.1))

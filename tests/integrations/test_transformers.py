@@ -48,7 +48,7 @@ def in_ones_own_loop(steps, accumulation, rate):
     batches = (rows(64)[i : i + 2] for i in range(0, 64, 2))
     for step in range(1, steps + 1):
         window = [stack(next(batches)) for _ in range(accumulation)]
-        tokens = sum(batch["labels"][:, 1:].numel() for batch in window)
+        tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in window)
         for batch in window:
             model(**batch, num_items_in_batch=tokens).loss.backward()
         optimizer.step()
@@ -62,8 +62,8 @@ def in_ones_own_loop(steps, accumulation, rate):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_trainer_does_what_ones_own_loop_does(tmp_path, accumulation):
-    """Evaluations at 3 and 6 are the trainer's own; losses are observed at 2, 4, 6 optimizer steps, whatever it takes
-    to make one.
+    """Evaluations at 3 and 6 are the trainer's own; losses are observed at 2, 4, 6 optimizer steps, however many batches
+    a step takes. Its tokens, which differ from batch to batch, weigh alike.
     """
     ours = trainer(arguments(tmp_path, gradient_accumulation_steps=accumulation, per_device_eval_batch_size=4))
     ours.train()
@@ -74,9 +74,10 @@ def test_a_trainer_does_what_ones_own_loop_does(tmp_path, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_resumed_run_continues_bit_for_bit(tmp_path, accumulation):
+def test_a_resumed_run_continues_bit_for_bit(tmp_path, accumulation, recwarn):
     """The evaluation as the resumed run starts is not observed, nor are those at other steps."""
-    changed = {"max_steps": 8, "eval_steps": 1, "eval_on_start": True, "gradient_accumulation_steps": accumulation}
+    changed = {"max_steps": 8, "eval_steps": 1, "eval_on_start": True, "gradient_accumulation_steps": accumulation,
+               "lr_scheduler_type": "linear", "warmup_steps": 4}  # fmt: skip
     whole = trainer(arguments(tmp_path, save_strategy="steps", save_steps=3, **changed))
     whole.train()
     other = trainer(arguments(tmp_path / "other", restore_callback_states_from_checkpoint=True, **changed))
@@ -89,6 +90,14 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path, accumulation):
     lines = [[[line.get(k) for k in names] for line in each.state.log_history if "density" in line]
              for each in (whole, other)]  # fmt: skip
     assert lines[0] == lines[1] and len(lines[0]) == 8
+    assert not [str(warned.message) for warned in recwarn if "saved state" in str(warned.message)]
+
+
+def test_settings_that_a_resumed_run_would_lose_are_listed(tmp_path):
+    trainer(arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)).train()
+    other = trainer(arguments(tmp_path / "other", max_steps=2, weight_decay=0.3))
+    with pytest.warns(UserWarning, match=r"the saved state replaces settings .*weight_decay"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_the_log_and_trackers_have_density_interval_and_bytes(tmp_path):

@@ -39,7 +39,8 @@ def _inside(optimizer: Any) -> Iterator[Any]:
 
 def steps_made(optimizer: Frugal) -> int:
     """Return the number of optimizer steps made, without those left out; it is part of the optimizer's state."""
-    return optimizer.param_groups[0]["steps"]
+    steps: int = optimizer.param_groups[0]["steps"]
+    return steps
 
 
 def observes_every(optimizer: Frugal) -> int | None:
