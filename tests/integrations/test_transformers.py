@@ -62,8 +62,9 @@ def in_ones_own_loop(steps, accumulation, rate):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_trainer_does_what_ones_own_loop_does(tmp_path, accumulation):
-    """Evaluations at 3 and 6 are the trainer's own; losses are observed at 2, 4, 6 optimizer steps, however many batches
-    a step takes. Its tokens, which differ from batch to batch, weigh alike.
+    """Evaluations at 3 and 6 are the trainer's own. Losses are observed at 2, 4, 6 optimizer steps.
+
+    All tokens of a step weigh alike, however many a batch has.
     """
     ours = trainer(arguments(tmp_path, gradient_accumulation_steps=accumulation, per_device_eval_batch_size=4))
     ours.train()
@@ -134,6 +135,8 @@ def test_rates_are_those_of_the_arguments_unless_given(tmp_path):
     factory, options = frugal_cls_and_kwargs(args, eps=1e-7)
     assert [options[name] for name in names] == [0.5, (0.9, 0.95), 1e-7, 0.2]
     assert factory()(llama(), args, **options).defaults["lr"] == 0.5, "axolotl passes its arguments, too"
+    with pytest.raises(ValueError, match=r"transformers 5\.2 is needed"):
+        factory([{"params": []}], **options)  # as transformers 5.0 calls it
 
 
 def test_a_class_for_which_the_trainer_makes_the_groups_is_refused(tmp_path):

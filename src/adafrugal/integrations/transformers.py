@@ -29,13 +29,21 @@ def frugal_for(
 
 def frugal_cls_and_kwargs(
     args: TrainingArguments | None = None, **options: Any
-) -> tuple[Callable[[], Callable[..., Frugal]], dict[str, Any]]:
+) -> tuple[Callable[..., Callable[..., Frugal]], dict[str, Any]]:
     """Return what `Trainer(optimizer_cls_and_kwargs=…)` needs to call `frugal_for` itself, once it has the model.
 
     For trainers that make the model (`model_init`, a name given to TRL) or shard it. The arguments are those of
-    `frugal_for`.
+    `frugal_for`. It takes transformers 5.2 or newer: older ones give an optimizer groups, and no model.
     """
-    return (lambda: frugal_for), _rates(args) | options
+
+    def factory(*groups: Any, **_: Any) -> Callable[..., Frugal]:
+        if groups:
+            raise ValueError(
+                "transformers 5.2 is needed; with an older one use optimizers=(frugal_for(model, args), None)"
+            )
+        return frugal_for
+
+    return factory, _rates(args) | options
 
 
 def _rates(args: TrainingArguments | None) -> dict[str, Any]:
