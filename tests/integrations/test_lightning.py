@@ -30,14 +30,17 @@ class Module(lightning.LightningModule):
         return Frugal(split_parameters(self), **self.options)
 
 
-def fit(directory, *, module=None, checkpoint=None, logger=False, callbacks=(), batches=64, **changed):
+def fit(directory, *, module=None, checkpoint=None, logger=False, callbacks=(), callback=None, batches=64, **changed):
     module = module or Module()
     settings = {
         "max_steps": 6, "val_check_interval": 2, "log_every_n_steps": 2, "accelerator": "cpu",
         "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": bool(callbacks),
     }  # fmt: skip
     trainer = lightning.Trainer(
-        default_root_dir=directory, logger=logger, callbacks=[AdaFrugalCallback(), *callbacks], **settings | changed
+        default_root_dir=directory,
+        logger=logger,
+        callbacks=[callback or AdaFrugalCallback(), *callbacks],
+        **settings | changed,
     )
     trainer.fit(module, DataLoader(rows(64)[:batches], 2), DataLoader(rows(4), 4), ckpt_path=checkpoint)
     return module, trainer.optimizers[0]
@@ -76,13 +79,38 @@ def test_lightning_does_what_ones_own_loop_does(tmp_path, accumulation, interval
 
 
 def test_a_resumed_run_continues_bit_for_bit(tmp_path):
-    """Saved at step 3, the end of an epoch, between the observations at 2 and 4."""
-    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    whole, a = fit(tmp_path, callbacks=[save], val_check_interval=1, batches=6)
-    other, b = fit(tmp_path, checkpoint=tmp_path / "step=3.ckpt", val_check_interval=1, batches=6)
+    """Validations are made at steps 3, 6, 9 and 12. Those at 6 and 12 are observed, since the others come too early."""
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
+    interval = LossAware(1, 50, factor=3.0, threshold=1e9, every=4)
+    changed = {"batches": 2, "max_steps": 12, "val_check_interval": 1.0, "check_val_every_n_epoch": 3}
+    whole, a = fit(tmp_path, callbacks=[save], module=Module(interval=interval), **changed)
+    other, b = fit(tmp_path, checkpoint=tmp_path / "step=8.ckpt", module=Module(interval=interval), **changed)
     assert same(whole, other)
-    assert (a.interval, a.density, a.checksum()) == (b.interval, b.density, b.checksum())
-    assert a.interval == 9
+    assert a.checksum() == b.checksum()
+    assert a.state_dict()["param_groups"] == b.state_dict()["param_groups"]
+    assert a.interval == 3
+
+
+def test_neither_a_sanity_check_nor_a_validation_without_training_is_observed(tmp_path):
+    """Also where the optimizer has made steps before, in another run or with another callback."""
+
+    class Continued(Module):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            optimizer.load_state_dict(saved)
+            return optimizer
+
+    callback = AdaFrugalCallback()
+    _, first = fit(tmp_path, max_steps=2, callback=callback)
+    saved = first.state_dict()
+    assert first.param_groups[0]["interval"].last_loss is not None
+    _, second = fit(tmp_path, module=Continued(), max_steps=1, callback=callback)
+    assert second.param_groups[0]["steps"] == 3
+    assert second.interval == first.interval == 1
+    _, third = fit(tmp_path, max_steps=4, callback=callback)
+    assert third.interval == 3, "observed at 2 and 4, since another training began"
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback])
+    trainer.validate(Module(), DataLoader(rows(4), 4), verbose=False)
 
 
 def test_the_logger_has_density_interval_and_bytes(tmp_path):

@@ -26,12 +26,19 @@ class AdaFrugalCallback(Callback):
 
     def __init__(self, monitor: str = "val_loss") -> None:
         self.monitor = monitor
-        self._observed_at = 0  # optimizer steps
+        self._observed_at: int | None = None  # optimizer steps
         self._logged_at = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the training before; a checkpoint's state follows."""
+        self._observed_at, self._logged_at = None, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that there is a Frugal and that the losses it needs will come."""
-        every = observes_every(find_frugal(*trainer.optimizers))
+        optimizer = find_frugal(*trainer.optimizers)
+        if self._observed_at is None:
+            self._observed_at = steps_made(optimizer)
+        every = observes_every(optimizer)
         if every is None:
             return
         if not trainer.enable_validation:
@@ -46,7 +53,7 @@ class AdaFrugalCallback(Callback):
             return
         optimizer = find_frugal(*trainer.optimizers)
         every, steps = observes_every(optimizer), steps_made(optimizer)
-        if every is None or steps - self._observed_at < every:
+        if every is None or steps - (self._observed_at or 0) < every:
             return
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(trainer.callback_metrics) or "nothing"
