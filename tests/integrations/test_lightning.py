@@ -81,7 +81,7 @@ def test_lightning_does_what_ones_own_loop_does(tmp_path, accumulation, interval
 def test_a_resumed_run_continues_bit_for_bit(tmp_path):
     """Validations are made at steps 3, 6, 9 and 12. Those at 6 and 12 are observed, since the others come too early."""
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8, save_top_k=-1)
-    interval = LossAware(1, 50, factor=3.0, threshold=1e9, every=4)
+    interval = LossAware(1, 50, factor=3.0, threshold=1e9, every=6)
     changed = {"batches": 2, "max_steps": 12, "val_check_interval": 1.0, "check_val_every_n_epoch": 3}
     whole, a = fit(tmp_path, callbacks=[save], module=Module(interval=interval), **changed)
     other, b = fit(tmp_path, checkpoint=tmp_path / "step=8.ckpt", module=Module(interval=interval), **changed)
