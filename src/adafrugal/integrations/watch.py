@@ -50,7 +50,7 @@ def observes_every(optimizer: Frugal) -> int | None:
         ValueError: controls differ in `every`, or one reads the training loss.
     """
     controls = [g[name] for g in optimizer.param_groups if g["split"] for name in ("density", "interval")]
-    reading = [control for control in controls if hasattr(control, "every")]
+    reading = [control for control in controls if getattr(control, "every", None) is not None]
     if any(getattr(control, "source", "validation") != "validation" for control in reading):
         raise ValueError(
             "source is 'training'; a trainer's callback is given validation losses alone: set 'validation'"
