@@ -21,8 +21,10 @@ INSTALLED = {name for names in DISTRIBUTIONS.values() for name in names}
 LEFT_OUT = (".*", "runs", "cache", "results", "__pycache__", "*.egg-info", "build", "dist", "site")
 
 
-def run(*command, cwd, **how):
-    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=120, **how)
+def run(*command, cwd, **more):
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # pip would find the checkout
+    command, env = [*map(str, command)], kept | more
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env=env)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -149,7 +151,7 @@ def test_what_needs_more_says_how_to_get_it(room, fresh, tmp_path):
 def test_the_wheel_without_a_checkout_says_where_the_settings_are(made, tmp_path):
     with zipfile.ZipFile(made[2]) as wheel:
         wheel.extractall(tmp_path / "lib" / "python3" / "site-packages")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "lib" / "python3" / "site-packages")}
-    done, _, err = run(sys.executable, "-m", "adafrugal.memory", cwd=tmp_path, env=environment)
+    place = str(tmp_path / "lib" / "python3" / "site-packages")
+    done, _, err = run(sys.executable, "-m", "adafrugal.memory", cwd=tmp_path, PYTHONPATH=place)
     assert (done, len(err.splitlines())) == (2, 1)
     assert "has no conf/config.yaml; train.py and its settings are in the repository alone" in err
