@@ -33,7 +33,8 @@ def compiles(group: Group) -> bool:
 
 def _signsgd(targets: list[Tensor], grads: list[Tensor], scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
     for target, grad in zip(targets, grads, strict=True):
-        target.copy_(target * kept - grad.sign() * (lr if scale is None else scale * lr))
+        sign = torch.where(grad.isnan(), grad, grad.sign())
+        target.copy_(target * kept - sign * (lr if scale is None else scale * lr))
 
 
 def _sgd(targets: list[Tensor], grads: list[Tensor], scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
