@@ -10,7 +10,8 @@ import hashlib
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
+from adafrugal.optim.ambient import apart
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Clocks, Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
@@ -103,8 +105,7 @@ class Frugal(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
-        self._events: dict[tuple[int, Event], Refresh] | None = None  # of the step in progress, by group
-        self._launches: updates.Kept = {}
+        self._begin_afresh()
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
@@ -119,6 +120,13 @@ class Frugal(torch.optim.Optimizer):
             warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
         for lost in dict.fromkeys(what for group in self.param_groups for what in options.lost_in_rounding(group)):
             warnings.warn(lost, stacklevel=2)
+
+    def _begin_afresh(self) -> None:
+        """Set what is known of the step in progress, which no state holds."""
+        self._is_in_step = False  # its clocks have moved, and gradients are used or about to be
+        self._failure = ""  # of a step whose updates are made in part
+        self._events: dict[tuple[int, Event], Refresh] = {}  # of this step and of failed ones before it, by group
+        self._launches: updates.Kept = {}
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -159,69 +167,103 @@ class Frugal(torch.optim.Optimizer):
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @torch._disable_dynamo  # torch.compiler.disable imports the compiler at once
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every tensor that has a gradient; return the closure's loss, if one is given."""
+        """Update every tensor that has a gradient; return the closure's loss, if one is given.
+
+        A step that fails before its updates (in the closure, in a check, in a refresh) has not been made: the next one
+        makes it. Matrices that have selected already do not again; moments of one whose selection was interrupted
+        restart.
+
+        Raises:
+            RuntimeError: the step before failed amid its updates; load a saved state.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._events is None:  # else the step began in the backward pass
-            if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
-                for group in self.param_groups:
-                    group["skipped_steps"] += 1
-                return loss
-            self._begin_step()
-        try:
+        with self._whole_step():
+            if not self._is_in_step:  # else it began in the backward pass
+                if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
+                    for group in self.param_groups:
+                        group["skipped_steps"] += 1
+                    return loss
+                self._begin_step()
             for group in self.param_groups:
                 updates.update(group, self.state, self._launches)
-        finally:
-            events, self._events = self._events, None
+            self._is_in_step = False
+        self._report()
+        return loss
+
+    @contextmanager
+    def _whole_step(self) -> Iterator[None]:
+        """Remember a failure after which some tensors may be updated, and others not."""
+        if self._failure:
+            raise RuntimeError(f"{self._failure}: load a saved state of model and optimizer")
+        try:
+            with apart():
+                yield
+        except BaseException as error:
+            if self._is_in_step:
+                self._is_in_step = False
+                what = f"step {self.param_groups[0]['steps']} failed amid its updates ({type(error).__name__})"
+                self._failure = f"{what}, so that some tensors have moved and others have not"
+            raise
+
+    def _report(self) -> None:
+        events, self._events = self._events, {}
         after = self.state_bytes().total if events and self._refresh_hooks else 0
         for event in events.values():
             for hook in self._refresh_hooks.values():
                 hook(replace(event, bytes_after=after))
-        return loss
 
-    @torch.no_grad()
     def _update_one(self, param: Tensor) -> None:
         """Update the only tensor that has a gradient now; `step` ends the step. For `UpdateInBackward`.
 
         A subspace that needs gradients is selected here.
         """
         gradients.refuse_sparse([param])
-        if self._events is None:
-            self._begin_step()
-        groups = enumerate(self.param_groups)
-        index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
-        for event, places in refresh.arrived(group) if group["split"] else ():
-            self._move_subspace(index, event, places)
-        updates.update(group, self.state, self._launches)
+        with self._whole_step():
+            if not self._is_in_step:
+                self._begin_step()
+            groups = enumerate(self.param_groups)
+            index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
+            for event, places in refresh.arrived(group) if group["split"] else ():
+                self._move_subspace(index, event, places)
+            updates.update(group, self.state, self._launches)
 
-    @torch.no_grad()
+    @apart()
     def _rehearse(self) -> None:
         """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
         self._begin_step()
-        self._events = None
+        self._is_in_step, self._events = False, {}
         for group in self.param_groups:
             updates.begin_moments(group, self.state)
 
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
-        for group in self.param_groups:
-            group["steps"] += 1
-        self._events = {}
+        before, refreshed = [refresh.clocks(group) for group in self.param_groups], set()
         try:
+            for group in self.param_groups:
+                group["steps"] += 1
             self._split_groups()
             split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
             due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
             for index, event, places in due:
-                if event == "refresh" and self.param_groups[index]["on_refresh"] == "reset_all":
-                    for other in self.param_groups:
-                        refresh.forget_all(other, self.state)
+                if event == "refresh":
+                    refreshed.add(index)
+                    if self.param_groups[index]["on_refresh"] == "reset_all":
+                        for other in self.param_groups:
+                            refresh.forget_all(other, self.state)
                 self._move_subspace(index, event, places)
-        except ValueError:  # from a control or a subspace; the step has not begun
-            self._events = None
+            if due:  # so that a lack of memory shows before any tensor is updated
+                for group in self.param_groups:
+                    updates.begin_moments(group, self.state)
+            self._is_in_step = True
+        except BaseException:  # of any class: KeyboardInterrupt too
+            self._is_in_step = False
+            for index, group in enumerate(self.param_groups):
+                refresh.take_back(group, before[index], has_begun=index in refreshed)
             raise
 
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
@@ -230,15 +272,11 @@ class Frugal(torch.optim.Optimizer):
         self._launches.clear()
         if not self._events:
             self._bytes_before = self.state_bytes().total if self._refresh_hooks else 0
-        started = time.perf_counter()
-        (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
-        seconds = time.perf_counter() - started
-        if (index, "refresh") in self._events:  # late selections in the step of a refresh are part of it
-            event = "refresh"
         step, interval = self.param_groups[0]["steps"], group["interval"].at(group["steps"])
         new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
-        known = self._events.get((index, event), new)
-        self._events[index, event] = replace(known, seconds=known.seconds + seconds)
+        known, started = self._events.setdefault((index, event), new), time.perf_counter()
+        (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
+        self._events[index, event] = replace(known, seconds=known.seconds + time.perf_counter() - started)
 
     # -- reading and observing ------------------------------------------------------------------------------------
 
@@ -306,7 +344,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._events, self._launches = None, {}
+        self._begin_afresh()
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -338,7 +376,7 @@ class Frugal(torch.optim.Optimizer):
             ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
         """
         refuse_other(state_dict, self.param_groups)
-        self._launches.clear()
+        self._begin_afresh()
         before = self.param_groups
         final: dict[str, Any] = {}  # the state after all load hooks
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
