@@ -7,8 +7,6 @@ import torch
 from stepping import events_of, frugal, matrices, parameters, same, saved_and_loaded, stepped
 
 from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, refresh, updates
-from adafrugal.optim.controls import Control
-from adafrugal.optim.subspaces import SUBSPACES
 
 
 def fuse(function, at, error=KeyboardInterrupt):
@@ -60,13 +58,12 @@ def test_a_step_that_fails_before_its_updates_is_made_by_the_next(on_refresh, ow
     """At each call of each of these functions, as if it had not failed; also from a state that was saved in between."""
     how = {"density": LinearDecay(0.9, 0.3, steps=10), "interval": 3, "on_refresh": on_refresh, "lr": 0.01}
     kinds = {"reset": "slab", "keep": "slab"}.get(on_refresh, "columns")
-    groups = (
-        lambda seed: [  # noqa: E731
-            {"params": matrices(seed=seed)[:4], "split": True, "subspace": kinds},
-            {"params": matrices(seed=seed)[4:6], "split": True, "subspace": kinds, "stagger": 2},
-            {"params": matrices(seed=seed)[6:]},
-        ]
-    )
+
+    def groups(seed):
+        params = matrices(seed=seed)
+        whole, staggered = {"params": params[:4]}, {"params": params[4:6], "stagger": 2}
+        return [*({**group, "split": True, "subspace": kinds} for group in (whole, staggered)), {"params": params[6:]}]
+
     plain, failing = (Frugal(groups(0), **how) for _ in range(2))
     events, others = events_of(plain), events_of(failing)
     raised = 0
