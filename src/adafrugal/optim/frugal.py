@@ -10,8 +10,7 @@ import hashlib
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,9 @@ from torch.utils.hooks import RemovableHandle
 
 from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
-from adafrugal.optim.ambient import apart
+from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
+from adafrugal.optim.kernels import tables
 from adafrugal.optim.options import Clocks, Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
 from adafrugal.optim.sharding.shards import is_sharded
@@ -68,9 +68,13 @@ class Frugal(torch.optim.Optimizer):
         nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host
             wait for a GPU, and communicates at every step between processes that share parameters.
-        fused: on a GPU, update a group in one launch of a Triton kernel; on a CPU, use torch's fused AdamW kernel. With
-            `fused=False, compile=False` every update is plain torch, one tensor after the other, and agrees with
-            torch's plain AdamW bit for bit.
+        fused: on a GPU, update a group in one launch of a Triton kernel; on a CPU, use torch's fused AdamW kernel. None
+            is True. With `fused=False, compile=False` every update is plain torch, one tensor after the other, and
+            agrees with torch's plain AdamW bit for bit.
+        foreach: accepted as torch's optimizers do, without effect: `fused` decides.
+        capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`moves_next`,
+            `count_replay`). `lr` may be a tensor of one entry on the GPU, which each replay reads. For tensors and
+            subspaces that are updated in one launch, thus not svd, random, randk.
         compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries
             or more.
         seed: of the random choices; torch's global generator is never used.
@@ -100,33 +104,29 @@ class Frugal(torch.optim.Optimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         nonfinite: str | None = None,
-        fused: bool = True,
+        fused: bool | None = True,
+        foreach: bool | None = None,
+        capturable: bool = False,
         compile: bool | None = None,
         seed: int = 0,
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
-        self._begin_afresh()
+        self._attempt = Attempt()
+        self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "density": density, "interval": interval, "subspace": subspace, "state_full": state_full,
             "state_free": state_free, "split_lr_scale": split_lr_scale, "state_free_lr_scale": state_free_lr_scale,
             "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
-            "stochastic_rounding": stochastic_rounding, "fused": fused, "compile": compile, "seed": seed,
-            "nonfinite": nonfinite,
+            "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach, "capturable": capturable,
+            "compile": compile, "seed": seed, "nonfinite": nonfinite,
         }  # fmt: skip
         super().__init__(params, defaults)
         if not self._split_groups():
             warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
         for lost in dict.fromkeys(what for group in self.param_groups for what in options.lost_in_rounding(group)):
             warnings.warn(lost, stacklevel=2)
-
-    def _begin_afresh(self) -> None:
-        """Set what is known of the step in progress, which no state holds."""
-        self._is_in_step = False  # its clocks have moved, and gradients are used or about to be
-        self._failure = ""  # of a step whose updates are made in part
-        self._events: dict[tuple[int, Event], Refresh] = {}  # of this step and of failed ones before it, by group
-        self._launches: updates.Kept = {}
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -182,8 +182,8 @@ class Frugal(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with self._whole_step():
-            if not self._is_in_step:  # else it began in the backward pass
+        with self._attempt.whole(self.param_groups):
+            if not self._attempt.has_begun:  # else it began in the backward pass
                 if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
                     for group in self.param_groups:
                         group["skipped_steps"] += 1
@@ -191,31 +191,28 @@ class Frugal(torch.optim.Optimizer):
                 self._begin_step()
             for group in self.param_groups:
                 updates.update(group, self.state, self._launches)
-            self._is_in_step = False
-        self._report()
-        return loss
-
-    @contextmanager
-    def _whole_step(self) -> Iterator[None]:
-        """Remember a failure after which some tensors may be updated, and others not."""
-        if self._failure:
-            raise RuntimeError(f"{self._failure}: load a saved state of model and optimizer")
-        try:
-            with apart():
-                yield
-        except BaseException as error:
-            if self._is_in_step:
-                self._is_in_step = False
-                what = f"step {self.param_groups[0]['steps']} failed amid its updates ({type(error).__name__})"
-                self._failure = f"{what}, so that some tensors have moved and others have not"
-            raise
-
-    def _report(self) -> None:
-        events, self._events = self._events, {}
+            events = self._attempt.end()
         after = self.state_bytes().total if events and self._refresh_hooks else 0
-        for event in events.values():
+        for event in events:
             for hook in self._refresh_hooks.values():
                 hook(replace(event, bytes_after=after))
+        return loss
+
+    def moves_next(self) -> bool:
+        """Return whether the next step moves a subspace, so that it must not be a replay of an earlier step."""
+        return any(refresh.moves_next(group, self.state) for group in self._split_groups())
+
+    def count_replay(self) -> None:
+        """Advance the clocks by a step that the replay of a CUDA graph made (`capturable`).
+
+        Raises:
+            RuntimeError: the subspace should have moved at this step.
+        """
+        if self.moves_next():
+            raise RuntimeError("a CUDA graph was replayed at a step that moves a subspace; ask moves_next() before")
+        with self._attempt.whole(self.param_groups):
+            self._begin_step()
+            self._attempt.end()
 
     def _update_one(self, param: Tensor) -> None:
         """Update the only tensor that has a gradient now; `step` ends the step. For `UpdateInBackward`.
@@ -223,8 +220,8 @@ class Frugal(torch.optim.Optimizer):
         A subspace that needs gradients is selected here.
         """
         gradients.refuse_sparse([param])
-        with self._whole_step():
-            if not self._is_in_step:
+        with self._attempt.whole(self.param_groups):
+            if not self._attempt.has_begun:
                 self._begin_step()
             groups = enumerate(self.param_groups)
             index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
@@ -232,51 +229,48 @@ class Frugal(torch.optim.Optimizer):
                 self._move_subspace(index, event, places)
             updates.update(group, self.state, self._launches)
 
-    @apart()
     def _rehearse(self) -> None:
         """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
-        self._begin_step()
-        self._is_in_step, self._events = False, {}
-        for group in self.param_groups:
-            updates.begin_moments(group, self.state)
+        with self._attempt.whole(self.param_groups):
+            self._begin_step()
+            for group in self.param_groups:
+                updates.begin_moments(group, self.state)
+            self._attempt.end()
 
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
-        before, refreshed = [refresh.clocks(group) for group in self.param_groups], set()
-        try:
+        if not all(group["capturable"] for group in self.param_groups):
+            tables.refuse_to_record("capturable is False")
+        for group in self.param_groups:
+            group["steps"] += 1
+        self._split_groups()
+        split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
+        due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
+        if due:
+            tables.refuse_to_record("its subspace moves; ask moves_next() before")
+        for index, event, places in due:
+            if event == "refresh":
+                self._attempt.refreshed.add(index)
+                if self.param_groups[index]["on_refresh"] == "reset_all":
+                    for other in self.param_groups:
+                        refresh.forget_all(other, self.state)
+            self._move_subspace(index, event, places)
+        if due:  # so that a lack of memory shows before any tensor is updated
             for group in self.param_groups:
-                group["steps"] += 1
-            self._split_groups()
-            split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
-            due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
-            for index, event, places in due:
-                if event == "refresh":
-                    refreshed.add(index)
-                    if self.param_groups[index]["on_refresh"] == "reset_all":
-                        for other in self.param_groups:
-                            refresh.forget_all(other, self.state)
-                self._move_subspace(index, event, places)
-            if due:  # so that a lack of memory shows before any tensor is updated
-                for group in self.param_groups:
-                    updates.begin_moments(group, self.state)
-            self._is_in_step = True
-        except BaseException:  # of any class: KeyboardInterrupt too
-            self._is_in_step = False
-            for index, group in enumerate(self.param_groups):
-                refresh.take_back(group, before[index], has_begun=index in refreshed)
-            raise
+                updates.begin_moments(group, self.state)
+        self._attempt.has_begun = True
 
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
         """Refresh or shrink matrices of a group; record and time it."""
-        group = self.param_groups[index]
+        group, events = self.param_groups[index], self._attempt.events
         self._launches.clear()
-        if not self._events:
+        if not events:
             self._bytes_before = self.state_bytes().total if self._refresh_hooks else 0
         step, interval = self.param_groups[0]["steps"], group["interval"].at(group["steps"])
         new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
-        known, started = self._events.setdefault((index, event), new), time.perf_counter()
+        known, started = events.setdefault((index, event), new), time.perf_counter()
         (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
-        self._events[index, event] = replace(known, seconds=known.seconds + time.perf_counter() - started)
+        events[index, event] = replace(known, seconds=known.seconds + time.perf_counter() - started)
 
     # -- reading and observing ------------------------------------------------------------------------------------
 
@@ -344,7 +338,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._begin_afresh()
+        self._attempt, self._launches = Attempt(), {}
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -376,7 +370,7 @@ class Frugal(torch.optim.Optimizer):
             ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
         """
         refuse_other(state_dict, self.param_groups)
-        self._begin_afresh()
+        self._attempt, self._launches = Attempt(), {}
         before = self.param_groups
         final: dict[str, Any] = {}  # the state after all load hooks
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))

@@ -74,32 +74,28 @@ class _Projection(Subspace):
         """Number the directions in their order."""
         return torch.arange(selection["basis"].shape[1], device=selection["basis"].device)
 
-    def project(self, grad: Tensor, selection: Selection, residual: bool = True) -> tuple[Tensor, Tensor]:
-        """Return a gradient's compact part and its residual; of a batch of matrices, [b, …], with a batch of bases."""
-        basis, add = selection["basis"].to(grad.dtype), torch.addmm if grad.ndim == 2 else torch.baddbmm
-        if selection["side"] == "left":
-            compact = basis.mT @ grad
-            return compact, add(grad, basis, compact, alpha=-1) if residual else grad
-        compact = grad @ basis
-        return compact, add(grad, compact, basis.mT, alpha=-1) if residual else grad
+    def project(self, grad: Tensor, selection: Selection) -> Tensor:
+        """Return a gradient's compact part; of a batch of matrices, [b, …], with a batch of bases."""
+        basis = selection["basis"].to(grad.dtype)
+        return basis.mT @ grad if selection["side"] == "left" else grad @ basis
 
-    def back(self, target: Tensor, selection: Selection) -> Tensor:
-        """Project compact updates back; of a batch of matrices, too."""
-        basis = selection["basis"].to(target.dtype)
-        return basis @ target if selection["side"] == "left" else target @ basis.mT
+    def back(self, compact: Tensor, selection: Selection) -> Tensor:
+        """Project compact tensors back to the shape of the matrix; of a batch of matrices, too."""
+        return torch.matmul(*self._factors(compact, selection))
+
+    def _factors(self, compact: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        basis = selection["basis"].to(compact.dtype)
+        return (basis, compact) if selection["side"] == "left" else (compact, basis.mT)
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
-        compact, rest = self.project(grad, selection, residual)
+        compact = self.project(grad, selection)
+        rest = torch.addmm(grad, *self._factors(compact, selection), alpha=-1) if residual else grad
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
         """Project the update back and add it to the matrix."""
-        basis = selection["basis"].to(target.dtype)
-        if selection["side"] == "left":
-            param.addmm_(basis, target)
-        else:
-            param.addmm_(target, basis.T)
+        param.addmm_(*self._factors(target, selection))
 
 
 @dataclass(frozen=True)
