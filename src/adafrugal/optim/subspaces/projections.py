@@ -37,7 +37,8 @@ class _Projection(Subspace):
 
     def rank(self, shape: torch.Size, share: float) -> int:
         """Return the number of directions."""
-        return min(round(share * shape[self.axis(shape)]), *shape)
+        rank: int = min(round(share * shape[self.axis(shape)]), *shape)
+        return rank
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """Return the rank times the length of the other side."""
@@ -76,7 +77,7 @@ class _Projection(Subspace):
 
     def project(self, grad: Tensor, selection: Selection) -> Tensor:
         """Return a gradient's compact part; of a batch of matrices, [b, …], with a batch of bases."""
-        basis = selection["basis"].to(grad.dtype)
+        basis: Tensor = selection["basis"].to(grad.dtype)
         return basis.mT @ grad if selection["side"] == "left" else grad @ basis
 
     def back(self, compact: Tensor, selection: Selection) -> Tensor:
@@ -116,7 +117,7 @@ class SVD(_Projection):
     rounds: int = 1
 
     @property
-    def starts_from(self) -> tuple[str, ...]:
+    def starts_from(self) -> tuple[str, ...]:  # type: ignore[override]
         """Return the name of the old basis, if the new one begins with it."""
         return ("basis",) if self.svd_method == "subspace_iteration" else ()
 
@@ -126,11 +127,12 @@ class SVD(_Projection):
         assert grad is not None, "a subspace that needs gradients is asked where there is one"
         if self.svd_method == "exact":
             left, _, right = torch.linalg.svd(grad.float(), full_matrices=False)
-            return (right.T if axis else left)[:, :rank]
+            vectors: Tensor = right.T if axis else left
+            return vectors[:, :rank]
         grad = grad.float().T if axis else grad.float()
         known = 0 if old is None else min(old.shape[1], rank)
         basis = _gaussian(grad.shape[0], rank, generator).to(grad.device)
-        if known:
+        if old is not None:
             basis[:, :known] = old[:, :known]
         for _ in range(self.rounds + (0 if known else 2)):
             basis = torch.linalg.qr(grad @ (grad.T @ basis)).Q
@@ -151,8 +153,8 @@ class Random(_Projection):
     def _basis(
         self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
     ) -> Tensor:
-        gaussian = _gaussian(param.shape[axis], rank, generator)
-        return torch.linalg.qr(gaussian.to(param.device)).Q
+        basis: Tensor = torch.linalg.qr(_gaussian(param.shape[axis], rank, generator).to(param.device)).Q
+        return basis
 
 
 def _gaussian(rows: int, columns: int, generator: torch.Generator) -> Tensor:
