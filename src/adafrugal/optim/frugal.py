@@ -26,7 +26,8 @@ from adafrugal.optim.kernels import tables
 from adafrugal.optim.options import Clocks, Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
 from adafrugal.optim.sharding.shards import is_sharded
-from adafrugal.optim.state_dict import kept_here, refuse_other, restored_subspace, with_shared
+from adafrugal.optim.state_dict import kept_here, refuse_other, restored_rule, restored_subspace, with_shared
+from adafrugal.optim.state_free import StateFree
 from adafrugal.optim.subspaces import Subspace
 
 
@@ -52,7 +53,7 @@ class Frugal(torch.optim.Optimizer):
         subspace: a name ("blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random"), a mapping
             `{"kind": …}` or a `Subspace`.
         state_full: "adamw", "lion" or "sgdm"; for the subspace and for groups that are not split.
-        state_free: "signsgd", "sgd" or "none".
+        state_free: "signsgd", "sgd", "none", a mapping `{"kind": …}` or a `StateFree`.
         split_lr_scale: s, the split matrices' share of the learning rate.
         state_free_lr_scale: c, on top of s, for the entries without state.
         on_refresh: moments and step counts at a refresh. "reset": restart those of the split matrices; "reset_all":
@@ -95,7 +96,7 @@ class Frugal(torch.optim.Optimizer):
         interval: int | Mapping[str, Any] | Control = 200,
         subspace: str | Mapping[str, Any] | Subspace = "blocks",
         state_full: str = "adamw",
-        state_free: str = "signsgd",
+        state_free: str | Mapping[str, Any] | StateFree = "signsgd",
         split_lr_scale: float = 1.0,
         state_free_lr_scale: float = 1.0,
         on_refresh: str = "reset",
@@ -156,10 +157,11 @@ class Frugal(torch.optim.Optimizer):
         group |= {"steps": 0, "skipped_steps": 0}
 
     def _split_groups(self) -> list[Group]:
-        """Return the split groups; convert a density or interval reassigned since the last step."""
+        """Return the split groups; convert a density, interval or rule reassigned since the last step."""
         groups = [group for group in self.param_groups if group["split"]]
         for group in groups:
-            if not (isinstance(group["density"], Control) and isinstance(group["interval"], Control)):
+            parts = (group["density"], Control), (group["interval"], Control), (group["state_free"], StateFree)
+            if not all(isinstance(part, kind) for part, kind in parts):
                 options.settle(group)
             if not isinstance(group["subspace"], Subspace):
                 raise ValueError(f"the subspace cannot be changed to {group['subspace']!r}; make a new optimizer")
@@ -353,7 +355,7 @@ class Frugal(torch.optim.Optimizer):
         for group, plain in zip(self.param_groups, saved["param_groups"], strict=True):
             if group["split"]:
                 plain |= {name: group[name].state_dict() for name in ("density", "interval")}
-                plain["subspace"] = group["subspace"].settings()
+                plain |= {"subspace": group["subspace"].settings(), "state_free": group["state_free"].saved()}
             for param, number in zip(group["params"], plain["params"], strict=True):
                 if is_sharded(param) and number in saved["state"]:
                     saved["state"][number] = with_shared(saved["state"][number], param, group)
@@ -385,5 +387,6 @@ class Frugal(torch.optim.Optimizer):
                 for name in ("density", "interval"):
                     group[name] = controls.restored(group[name], old[name])
                 group["subspace"] = restored_subspace(group["subspace"], old["subspace"])
+                group["state_free"] = restored_rule(group["state_free"], old["state_free"])
             for param, number in zip(group["params"], given["params"], strict=True):
                 self.state[param] |= kept_here(final["state"].get(number, {}), param, group)

@@ -164,7 +164,7 @@ def take_back(group: Group, before: Clocks, has_begun: bool) -> None:
 
 
 def _trains_only_the_subspace(group: Group) -> bool:
-    return group["state_free"] == "none"
+    return group["state_free"].sees == "nothing"
 
 
 def _trained(group: Group, density: float) -> float:

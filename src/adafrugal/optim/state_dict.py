@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adafrugal.optim import choices
 from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.refresh import selection
 from adafrugal.optim.rules import MOMENTS
 from adafrugal.optim.sharding import shards
+from adafrugal.optim.state_free import StateFree, state_free
 from adafrugal.optim.subspaces import RowRange, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 from adafrugal.optim.updates import step_device
@@ -22,6 +24,12 @@ def restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
     if settings["kind"] != old.kind:
         return as_subspace(settings)
     return type(old)(**{key: value for key, value in settings.items() if key != "kind"})
+
+
+def restored_rule(saved: str | Mapping[str, Any], old: StateFree) -> StateFree:
+    """Return the state-free rule of a saved state: a registered one, or one of `old`'s class if the kinds agree."""
+    kind, settings = choices.described(saved)
+    return type(old)(**settings) if kind == old.kind else state_free(saved)
 
 
 def with_shared(state: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
