@@ -338,8 +338,12 @@ def test_a_group_that_cannot_be_is_not_half_added():
 def test_what_only_split_groups_have_is_refused_elsewhere_and_a_forgotten_split_is_noticed():
     with pytest.raises(ValueError, match="names density but does not say split=True"):
         Frugal([{"params": matrices(), "density": 0.1}])
-    with pytest.warns(UserWarning, match="no group says split=True"):
+    with pytest.raises(ValueError, match="no group says split=True, so nothing would be split, as when a trainer"):
         Frugal(matrices(), density=0.1)
+    with pytest.raises(ValueError, match="no group says split=True"):  # as transformers.Trainer makes groups
+        Frugal([{"params": matrices(), "weight_decay": 0.1}], density=0.1)
+    with pytest.warns(UserWarning, match="no group says split=True"):
+        Frugal([{"params": matrices(), "split": False}], density=0.1)
 
 
 @pytest.mark.parametrize("subspace", SUBSPACES)

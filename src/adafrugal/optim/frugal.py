@@ -40,7 +40,8 @@ class Frugal(torch.optim.Optimizer):
     first step, and again every T steps. A tensor without a gradient is skipped, decay included.
 
     A group with `split=True` is split (`split_parameters` makes such groups); with `density=0` it is permanently
-    state-free. Every argument below except `nonfinite` is a default that a group may override.
+    state-free. Every argument below except `nonfinite` is a default that a group may override. At least one group must
+    say whether it is split: a trainer that makes the groups itself would get AdamW without a word.
 
     Args:
         params: parameters, named parameters or groups, as for every torch optimizer.
@@ -81,7 +82,8 @@ class Frugal(torch.optim.Optimizer):
         seed: of the random choices; torch's global generator is never used.
 
     Raises:
-        ValueError: a rate, control or subspace is out of range, or options do not go together.
+        ValueError: a rate, control or subspace is out of range, options do not go together, or no group says whether it
+            is split.
     """
 
     def __init__(
@@ -124,6 +126,11 @@ class Frugal(torch.optim.Optimizer):
             "compile": compile, "seed": seed, "nonfinite": nonfinite,
         }  # fmt: skip
         super().__init__(params, defaults)
+        if not any(isinstance(group, dict) and "split" in group for group in params):
+            raise ValueError(
+                "no group says split=True, so nothing would be split, as when a trainer makes the groups itself: give "
+                "Frugal the groups of split_parameters(model) (docs/integrations.md), or say split=False in a group"
+            )
         if not self._split_groups():
             warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
         for lost in dict.fromkeys(what for group in self.param_groups for what in options.lost_in_rounding(group)):
