@@ -1,7 +1,9 @@
 """Bytes of state: of this optimizer, of torch's own, and in the papers' table."""
 
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import stepping
@@ -10,7 +12,7 @@ import yaml
 from conftest import REPOSITORY
 
 from adafrugal.models import llama
-from adafrugal.optim import split_parameters, state_bytes
+from adafrugal.optim import Columns, split_parameters, state_bytes
 from adafrugal.optim.accounting import adamw_state_bytes
 from adafrugal.optim.subspaces import subspace as as_subspace
 from adafrugal.settings.schema import LlamaSettings
@@ -20,6 +22,23 @@ stepped = partial(stepping.stepped, steps=[0])
 
 def matrices():
     return list(zip("ab", stepping.matrices([(4, 8), (2, 8)]), strict=True))
+
+
+@dataclass(frozen=True)
+class Scored(Columns):
+    """Columns that remember a score each."""
+
+    kind: ClassVar[str] = "own_scored"
+    remembers: ClassVar[tuple[str, ...]] = ("indices", "scores")
+
+    def select(self, param, grad, share, generator, old, place):
+        chosen = super().select(param, grad, share, generator, old, place)
+        return chosen | {"scores": torch.ones(len(chosen["indices"]))}
+
+
+def test_what_a_subspace_of_ones_own_remembers_is_no_moment():
+    counted = stepped(stepping.frugal(matrices(), density=0.5, subspace=Scored())).state_bytes()
+    assert counted["a"] == {"counters": 4, "moments": 2 * 4 * (4 * 4), "indices": (8 + 4) * 4}
 
 
 def test_frugal_by_parameter_and_role():

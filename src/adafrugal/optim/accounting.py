@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_ROLES = {"step": "counters", "indices": "indices", "basis": "basis"}  # by name in a state; all others are moments
+_ROLES = {"step": "counters", "basis": "basis"}  # by name in a state; of what a subspace remembers, others are indices
 
 
 class StateBytes(dict[str, dict[str, int]]):
@@ -42,11 +42,12 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     for group in optimizer.param_groups:
         names = group.get("param_names") or [str(place + i) for i in range(len(group["params"]))]
         place += len(group["params"])
+        remembered = getattr(group.get("subspace"), "remembers", ())
         for name, param in zip(names, group["params"], strict=True):
             roles: Counter[str] = Counter()
             for key, value in optimizer.state.get(param, {}).items():
                 if isinstance(value, Tensor):
-                    roles[_ROLES.get(key, "moments")] += _bytes(value)
+                    roles[_ROLES.get(key, "indices" if key in remembered else "moments")] += _bytes(value)
             if roles:
                 counted[name if name not in counted else f"{name} ({len(counted)})"] = dict(roles)
     return counted
