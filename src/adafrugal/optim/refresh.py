@@ -18,6 +18,7 @@ from torch import Tensor
 from adafrugal.optim import controls, rules
 from adafrugal.optim.options import Clocks, Group, parameter_names
 from adafrugal.optim.sharding import owners, shards
+from adafrugal.optim.state import complete, forget_moments, has_moments, moment_names, selection
 from adafrugal.optim.subspaces import Matrix, Period, Selection
 
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
@@ -50,11 +51,6 @@ class Refresh:
 
 
 # -- selections -------------------------------------------------------------------------------------------------------
-
-
-def selection(state: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """Return a matrix's selection from its state; empty for a tensor that is not split."""
-    return {name: state[name] for name in group["subspace"].remembers if name in state} if group["split"] else {}
 
 
 def selection_here(param: Tensor, state: Mapping[str, Any], group: Group) -> Selection:
@@ -140,7 +136,7 @@ def refresh(group: Group, places: list[int], states: States) -> None:
     shares, entries = _amounts(group)
     for place in places:
         state = states[params[place]]
-        if not entries[place]:
+        if not entries[place] or period.number == 1:  # before the first, a state holds what a checkpoint is read into
             state.clear()
         elif group["on_refresh"] in ("reset", "reset_all"):
             tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
@@ -156,15 +152,15 @@ def refresh(group: Group, places: list[int], states: States) -> None:
             )
             for i in some
         ]  # fmt: skip
-        for ask, new in zip(asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
+        for i, ask, new in zip(some, asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
             state = states[ask.param]
-            state |= {**new, "turn": period.number}
-            if "step" in state and group["on_refresh"] == "keep":
+            state |= {**new, "turn": period.number, "entries": entries[i]}
+            if has_moments(state) and group["on_refresh"] == "keep":
                 _keep(ask.param, state, group, ask.old)
-            elif "step" in state and group["on_refresh"] == "keep_overlap":
+            elif has_moments(state) and group["on_refresh"] == "keep_overlap":
                 _keep_overlap(ask.param, state, group, ask.old)
     for place in places:
-        states[params[place]]["entries"] = entries[place]
+        complete(states[params[place]], params[place], group)
     group["waiting"] = [place for place in group["waiting"] if place not in places]
     _warn_if_nothing_is_selected(group, states)
 
@@ -197,14 +193,14 @@ def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) ->
     if shards.is_sharded(param):  # move moments to the processes that hold their rows now
         before, now = (subspace.row_range(param.shape, chosen) for chosen in (old, selection(state, group)))
         if before.count < now.count:
-            return _forget(state, group)
+            return forget_moments(state, param, group)
         for name in names:
             state[name] = shards.moved(state[name], param, shards.parts(before, param), shards.parts(now, param))
     axis = subspace.axis(param.shape)
     count = len(subspace.positions(param.shape, selection_here(param, state, group)))
     for name in names:
         if state[name].shape[axis] < count:
-            return _forget(state, group)
+            return forget_moments(state, param, group)
         if state[name].shape[axis] > count:
             state[name] = state[name].narrow(axis, 0, count).clone()
     return None
@@ -219,7 +215,7 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
     if torch.equal(before, now):
         return
     if not torch.isin(now, before).any():
-        _forget(state, group)
+        forget_moments(state, param, group)
         return
     # kept units: source index among those selected here before, target index among those selected now
     before, now = (subspace.positions(param.shape, _seen_here(param, chosen, group)) for chosen in both)
@@ -253,24 +249,20 @@ def shrink(group: Group, places: list[int], states: States) -> None:
         else:
             state.clear()
         state["entries"] = entries[place]
+        complete(state, param, group)
 
 
 def forget_all(group: Group, states: States) -> None:
     """Reset moments and step counts of a group's tensors; keep selections."""
     for param in group["params"]:
         if param in states:
-            _forget(states[param], group)
-
-
-def _forget(state: dict[str, Any], group: Group) -> None:
-    for name in (*rules.MOMENTS[group["state_full"]], "step"):
-        state.pop(name, None)
+            forget_moments(states[param], param, group)
 
 
 def _compact_names(state: Mapping[str, Any], group: Group) -> list[str]:
     """Return the names of compact tensors: moments, and step counts if units have their own."""
-    moments = [name for name in rules.MOMENTS[group["state_full"]] if name in state]
-    return moments + (["step"] if "step" in state and state["step"].ndim else [])
+    moments = moment_names(state, group)
+    return [*moments, "step"] if moments and state["step"].ndim else list(moments)
 
 
 # -- the arguments of a selection -------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from torch import Tensor
 from adafrugal.optim.kernels import compiled, lists, tables
 from adafrugal.optim.kernels.tables import Member, Part, Table, alike
 from adafrugal.optim.options import Group
-from adafrugal.optim.refresh import States, selection, selection_here
+from adafrugal.optim.refresh import States, selection_here
 from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, is_sharded, local
+from adafrugal.optim.state import has_moments, moment_names, selection
 from adafrugal.optim.subspaces import Selection
 
 _IN_A_BATCH = 2**22  # entries of matrices projected at once
@@ -84,7 +85,7 @@ def begin_moments(group: Group, states: States) -> None:
 
 def _begin(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
     """Initialise a tensor's moments to zeros at its first gradient, if it keeps moments in this period."""
-    if "step" in state or (group["split"] and not state.get("entries")):
+    if has_moments(state) or (group["split"] and not state.get("entries")):
         return
     state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(target, group))
     dtype = getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(target)
@@ -107,7 +108,7 @@ def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
     """Return whether a tensor or its moments are stored in another dtype than they are updated in."""
     if param.dtype == torch.float32 and group["state_dtype"] is None:  # the usual case
         return False
-    stored = [param, *(state[name] for name in MOMENTS[group["state_full"]] if name in state)]
+    stored = [param, *(state[name] for name in moment_names(state, group))]
     return any(value.dtype != _working_dtype(param) for value in stored)
 
 
@@ -152,7 +153,7 @@ def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int
     if not is_sharded(param):
         return 0, 0
     before, length = here(param).first, math.prod(param.shape[1:])
-    chosen = selection(state, group) if group["split"] else {}
+    chosen = selection(state, group)
     if not chosen:
         return before * length, before * length
     compact, rows = group["subspace"].compact(param.shape, chosen), group["subspace"].row_range(param.shape, chosen)
@@ -198,7 +199,7 @@ def _member(group: Group, states: States, place: int) -> Member | None:
     if not tables.takes(target) or (chosen and not group["subspace"].along_axis):
         return None
     _begin(target, state, group, chosen)
-    moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]]) if name in state]
+    moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]])] if has_moments(state) else []
     if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
     first, first_moment = _first(param, state, group)
@@ -252,7 +253,7 @@ def _update_in_fewer_bits(
 ) -> None:
     """Update copies of a tensor and its moments in the working dtype; store the results."""
     dtype = _working_dtype(target)
-    moments = [name for name in MOMENTS[group["state_full"]] if name in state]
+    moments = moment_names(state, group)
     part = state
     for rows in [...] if chosen else _slices(target):  # without a selection, updates are elementwise
         part = state | {name: state[name][rows].to(dtype) for name in moments}
