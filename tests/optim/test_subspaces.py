@@ -165,10 +165,10 @@ def test_a_batch_is_projected_as_each_of_its_matrices(side):
     space = subspace({"kind": "random", "side": side})
     grads = torch.randn(3, 12, 20)
     chosen = [space.select(grad, grad, 0.25, Period(0, 1).generator(i), {}, i) for i, grad in enumerate(grads)]
-    batch = {"basis": torch.stack([each["basis"] for each in chosen]), "side": side}
+    batch = {"basis": torch.stack([each["basis"] for each in chosen])}
     compact, rest = space.project(grads, batch)
-    back = space.back(compact, batch)
+    back = space.back(compact, batch, grads[0].shape)
     for i, grad in enumerate(grads):
         alone = space.project(grad, chosen[i])
         torch.testing.assert_close((compact[i], rest[i]), alone)
-        torch.testing.assert_close(back[i], space.back(compact[i], chosen[i]))
+        torch.testing.assert_close(back[i], space.back(compact[i], chosen[i], grad.shape))

@@ -282,13 +282,15 @@ def _kept_here(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[st
 
 def replaced(loaded: list[Group], groups: list[Group], settings: Sequence[str]) -> list[str]:
     """Return, in words, each of these settings that differs between groups to load and those given."""
-    pairs = (
-        (key, *(_described(group, key) for group in pair))
-        for pair in zip(loaded, groups, strict=True)
-        for key in settings
-        if all(key in group for group in pair)
-    )
-    return list(dict.fromkeys(f"{key} {saved} (given: {given})" for key, saved, given in pairs if saved != given))
+    found: dict[str, None] = {}
+    for pair in zip(loaded, groups, strict=True):
+        for key in (key for key in settings if all(key in group for group in pair)):
+            saved, given = (_described(group, key) for group in pair)
+            values = {key: (saved, given)}
+            if isinstance(saved, dict) and saved["kind"] == given["kind"]:
+                values = {f"{key}.{name}": (value, given[name]) for name, value in saved.items()}
+            found |= {f"{name} {a} (given: {b})": None for name, (a, b) in values.items() if a != b}
+    return list(found)
 
 
 def _described(group: Group, key: str) -> Any:

@@ -57,7 +57,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
         elif not together and state.get("entries") and group["fused"] and _in_batches(target, group):
-            kind = target.device, target.dtype, target.shape, chosen["side"], chosen["basis"].shape
+            kind = target.device, target.dtype, target.shape, chosen["basis"].shape
             batches.setdefault(kind, []).append((target, grad, state, chosen))
         elif not together and state.get("entries"):
             _update_alone(target, grad, state, group, chosen)
@@ -241,11 +241,11 @@ def _update_batch(
 ) -> None:  # fmt: skip
     """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
     subspace, residual = group["subspace"], group["state_free"] != "none"
-    selection = {"basis": torch.stack([each["basis"] for each in chosen]), "side": chosen[0]["side"]}
+    selection = {"basis": torch.stack([each["basis"] for each in chosen])}
     compact, rest = subspace.project(torch.stack(list(grads)), selection, residual)
     moved = torch.zeros_like(compact)
     _apply_rules(group, list(map(Full, moved, compact, states)), list(map(Free, targets, rest)))
-    torch._foreach_add_(list(targets), list(subspace.back(moved, selection)))
+    torch._foreach_add_(list(targets), list(subspace.back(moved, selection, targets[0].shape)))
 
 
 def _update_in_fewer_bits(

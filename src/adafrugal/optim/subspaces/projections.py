@@ -21,10 +21,11 @@ class _Projection(Subspace):
     The rank r is `round(ρ·d)`, at most the smaller side. By default d is the smaller side, the right one if both are
     equal.
 
-    The selection is `basis` [d, r], float32, and `side`, which the shape of a square matrix would not tell.
+    The selection is `basis` [d, r], float32. The side follows from the shape of the matrix, so it is in no state; the
+    shape of a compact tensor would not tell it.
     """
 
-    remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
+    remembers: ClassVar[tuple[str, ...]] = ("basis",)
     chosen_by_one: ClassVar[bool] = True
     in_batches: ClassVar[bool] = True
     side: str = "smaller"
@@ -51,13 +52,12 @@ class _Projection(Subspace):
         rank = self.rank(param.shape, share)
         basis = self._basis(param, grad, axis, rank, generator, old.get("basis"))
         basis = basis.clone(memory_format=torch.contiguous_format)  # a view would keep all of U in memory
-        return {"basis": basis, "side": "right" if axis else "left"}
+        return {"basis": basis}
 
     def blank(self, param: Tensor, share: float) -> Selection:
         """Return an uninitialised basis of the size for this share."""
-        axis = self.axis(param.shape)
-        basis = torch.empty(param.shape[axis], self.rank(param.shape, share), device=param.device)
-        return {"basis": basis, "side": "right" if axis else "left"}
+        length = param.shape[self.axis(param.shape)]
+        return {"basis": torch.empty(length, self.rank(param.shape, share), device=param.device)}
 
     def _basis(
         self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
@@ -67,7 +67,7 @@ class _Projection(Subspace):
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """Return the leading directions."""
-        return {"basis": old["basis"][:, : self.rank(shape, share)].clone(), "side": old["side"]}
+        return {"basis": old["basis"][:, : self.rank(shape, share)].clone()}
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """Number the directions in their order."""
@@ -76,16 +76,16 @@ class _Projection(Subspace):
     def project(self, grad: Tensor, selection: Selection, residual: bool = True) -> tuple[Tensor, Tensor]:
         """Return a gradient's compact part and its residual; of a batch of matrices, [b, …], with a batch of bases."""
         basis, add = selection["basis"].to(grad.dtype), torch.addmm if grad.ndim == 2 else torch.baddbmm
-        if selection["side"] == "left":
+        if not self.axis(grad.shape[-2:]):
             compact = basis.mT @ grad
             return compact, add(grad, basis, compact, alpha=-1) if residual else grad
         compact = grad @ basis
         return compact, add(grad, compact, basis.mT, alpha=-1) if residual else grad
 
-    def back(self, target: Tensor, selection: Selection) -> Tensor:
-        """Project compact updates back; of a batch of matrices, too."""
+    def back(self, target: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
+        """Project compact updates back to a matrix of this shape; of a batch of matrices, too."""
         basis = selection["basis"].to(target.dtype)
-        return basis @ target if selection["side"] == "left" else target @ basis.mT
+        return target @ basis.mT if self.axis(shape) else basis @ target
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
@@ -95,10 +95,10 @@ class _Projection(Subspace):
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
         """Project the update back and add it to the matrix."""
         basis = selection["basis"].to(target.dtype)
-        if selection["side"] == "left":
-            param.addmm_(basis, target)
-        else:
+        if self.axis(param.shape):
             param.addmm_(target, basis.T)
+        else:
+            param.addmm_(basis, target)
 
 
 @dataclass(frozen=True)
