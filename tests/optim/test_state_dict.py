@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafrugal.optim import Frugal, LinearDecay, LossAware, Several, split_parameters
@@ -321,6 +321,27 @@ def test_reading_a_state_changes_nothing(subspace, flat):
 
 
 @pytest.mark.parametrize("subspace", TRAVELLING)
+def test_an_unstepped_state_is_loaded_as_one(subspace):
+    """As accelerate's `prepare` does."""
+    one, other = Model(), Model()
+    ours, theirs = one.optimizer(subspace), other.optimizer(subspace)
+    ours.load_state_dict(saved_and_loaded(ours))
+    assert ours.state_bytes().total == 0
+    one.go(ours, range(6))
+    other.go(theirs, range(6))
+    assert same(one.parameters(), other.parameters())
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+def test_weight_decay_of_10_shows(density):
+    """Also with gradients of 0, of which every rule makes no update."""
+    optimizer = frugal(matrices(), lr=0.01, weight_decay=10.0, density=density, subspace="columns")
+    for _ in range(2):
+        initialised_at(optimizer, 0.01)
+    torch.testing.assert_close([p.detach() for p in parameters(optimizer)], [0.81 * p.detach() for p in matrices()])
+
+
+@pytest.mark.parametrize("subspace", TRAVELLING)
 def test_a_dummy_step_leaves_no_trace(subspace):
     one, other = Model(), Model()
     ours, theirs = (model.optimizer(subspace, weight_decay=10.0) for model in (one, other))
@@ -410,10 +431,13 @@ def test_a_checkpoint_of_torch_goes_on_bit_for_bit_after_density_fell(tmp_path, 
     ours, new, old = (model.optimizer(subspace) for model in (saved, fresh, trained))
     trained.go(old, range(40, 47))
     saved.go(ours, range(7))
+    for group in ours.param_groups:
+        group["lr"] = 0.003
     written(tmp_path, saved, ours, flatten_optimizer_state_dict=flat)
     saved.go(ours, range(7, 14))
     for model, optimizer in ((fresh, new), (trained, old)):
         read(tmp_path, model, optimizer, flatten_optimizer_state_dict=flat)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.003] * len(optimizer.param_groups)
         model.go(optimizer, range(7, 14))
         assert same(saved.parameters(), model.parameters())
         assert optimizer.state_bytes() == ours.state_bytes()
@@ -430,6 +454,9 @@ def test_so_does_one_of_sharded_parameters(tmp_path, mesh, subspace, flat):
 
     (saved, ours), (fresh, new) = made(), made()
     saved.go(ours, range(7))
+    moments = [state["exp_avg"] for state in ours.state_dict()["state"].values() if state["exp_avg"].numel()]
+    assert moments
+    assert all(isinstance(moment, DTensor) for moment in moments)
     written(tmp_path, saved, ours, flatten_optimizer_state_dict=flat)
     read(tmp_path, fresh, new, flatten_optimizer_state_dict=flat)
     assert all(type(v) in (torch.Tensor, int) for state in new.state.values() for v in state.values())
@@ -459,23 +486,16 @@ def test_a_state_in_memory_is_put_back_by_torchs_functions(subspace, flat):
 
 @TORCHS
 def test_a_whole_state_is_loaded_by_torchs_functions(mesh):
-    """As `full_state_dict` gathers and divides it; a frozen and a never used parameter have none."""
-
-    def made():
-        model = Model()
-        model.head.weight.requires_grad_(False)
-        return model, model.optimizer("columns")
-
+    """As `full_state_dict` gathers it, and divides it over processes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    (one, ours), (other, theirs) = made(), made()
+    one, other = Model(), Model()
     for part in (*other.layers, other.head):
         fully_shard(part, mesh=mesh)
-    theirs = other.optimizer("columns")
-    one.layers[0][0].weight.requires_grad_(True)
+    ours, theirs = one.optimizer("columns"), other.optimizer("columns")
     one.go(ours, range(5))
     state = get_optimizer_state_dict(one, ours, options=options)
     set_optimizer_state_dict(other, theirs, state, options=options)
-    other.load_state_dict({k: distribute_tensor(v, mesh) for k, v in one.state_dict().items()}, assign=False)
+    other.load_state_dict({k: distribute_tensor(v, mesh, [Shard(0)]) for k, v in one.state_dict().items()})
     for model, optimizer in ((one, ours), (other, theirs)):
         model.go(optimizer, range(5, 10))
     assert all(torch.equal(a, b.full_tensor()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -495,6 +515,33 @@ def test_a_state_that_does_not_suit_shards_is_refused_at_loading(mesh):
         with pytest.raises(ValueError, match=f"is sharded over processes and the subspace is .'kind': '{subspace}'"):
             optimizer.load_state_dict(model.go(whole, range(3)).state_dict())
         assert unchanged(optimizer, before)
+
+
+@TORCHS
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_density_of_0_and_parameters_without_state_travel(tmp_path, flat):
+    """One group keeps nothing; a parameter is frozen after its optimizer was made, and one is never used."""
+
+    def made():
+        model = Model()
+        optimizer = model.optimizer("columns", density=0.0)
+        model.head.weight.requires_grad_(False)
+        return model, optimizer
+
+    def go(model, optimizer, steps):
+        for step in steps:
+            used = [p for p in model.parameters() if p.requires_grad and p is not model.head.bias]
+            stepped(optimizer, [step], used)
+
+    (saved, ours), (fresh, new) = made(), made()
+    go(saved, ours, range(3))
+    ours.zero_grad()
+    written(tmp_path, saved, ours, flatten_optimizer_state_dict=flat)
+    read(tmp_path, fresh, new, flatten_optimizer_state_dict=flat)
+    for model, optimizer in ((saved, ours), (fresh, new)):
+        go(model, optimizer, range(3, 8))
+    assert same(saved.parameters(), fresh.parameters())
+    assert new.param_groups[0]["steps"] == 8
 
 
 @TORCHS
