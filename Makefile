@@ -6,7 +6,7 @@ RUNS ?= experiments/results
 OUT ?= $(if $(filter experiments/results,$(RUNS)),experiments/results,tables)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test torture tables gpu extras lint clean
+.PHONY: help train test torture tables gpu extras docs lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,8 +40,13 @@ gpu: OUT = gpu-results
 gpu:  ## measure a machine with a GPU in about seven minutes, with PYTHON as given (ARGS='--device cpu' to try it)
 	PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) experiments/benchmarks/gpu.py --out $(OUT) $(ARGS)
 
-lint: $(READY)  ## run ruff
-	$(VENV)/bin/ruff check .
+docs: $(READY)  ## the pages of docs/ and of the docstrings as HTML, in site/ (mkdocs); checks links
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(VENV)/bin/mkdocs build --strict --quiet
 
-clean:  ## remove the environment and the cached text; runs/ stays
-	rm -rf $(VENV) cache
+lint: $(READY)  ## run ruff, and mypy on the library
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:  ## remove the environment, the cached text and the pages of make docs; runs/ stays
+	rm -rf $(VENV) cache site

@@ -42,7 +42,8 @@ try:
         from adafrugal.settings.explain import explain
         from adafrugal.system.errors import INTERRUPTED, SettingError
 except ModuleNotFoundError as missing:
-    _tell(f"error: {missing}; run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}\n")
+    install = f"run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}"
+    _tell(f"error: No module named {missing.name!r}; {install}\n")
     sys.exit(2)
 except (Exception, KeyboardInterrupt) as error:
     if not (isinstance(error, KeyboardInterrupt) or stop.requested):  # the first may come before there is a Stop

@@ -7,18 +7,20 @@ import re
 import shlex
 import subprocess
 import tomllib
+from pydoc import locate
 
 import pytest
 import torture
 from conftest import REPOSITORY, script
 from packaging.requirements import Requirement
 
+from adafrugal import optim
 from adafrugal.optim.choices import NAMES, SUBSPACES
 from adafrugal.reports import records, summary, table
 from adafrugal.settings import compose
 from adafrugal.settings.identity import differing, identify, still_part
 
-FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+FILES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES = {str(file.relative_to(REPOSITORY)): file.read_text() for file in FILES}
 README = PAGES["README.md"]
 RESULTS = REPOSITORY / "experiments" / "results"
@@ -79,7 +81,10 @@ def test_every_link_and_path_exists(page):
     text = re.sub(r"https?://\S+", "", PAGES[page])
     for path in re.findall(r"(?<![\w=])(?:src|conf|docs|experiments|sweeps|tests)/[\w./-]*\w", text):
         assert (REPOSITORY / path).exists(), path
-    assert page in ("README.md", "docs/README.md") or f"]({page.removeprefix('docs/')})" in PAGES["docs/README.md"]
+    assert (
+        page in ("README.md", "CONTRIBUTING.md", "docs/README.md")
+        or f"]({page.removeprefix('docs/')})" in PAGES["docs/README.md"]
+    )
     assert len(README.splitlines()) <= 150
 
 
@@ -153,10 +158,22 @@ def test_committed_records_name_no_place_of_the_machine_they_were_made_on():
         assert not any(word in data for word in (b"run_root", b"/tmp", b"/home")), file
 
 
+def test_the_site_has_every_page_and_every_public_name():
+    """What `make docs` builds; it checks the links itself."""
+    listed = re.findall(r"^ +- (\S+\.md)$", (REPOSITORY / "mkdocs.yml").read_text(), re.MULTILINE)
+    files = (str(file.relative_to(REPOSITORY / "docs")) for file in (REPOSITORY / "docs").rglob("*.md"))
+    assert sorted(listed) == sorted(files)
+    api = "".join(file.read_text() for file in (REPOSITORY / "docs/api").glob("*.md"))
+    shown = re.findall(r"^::: (adafrugal\.optim\.\S+)$", api, re.MULTILINE)
+    assert {name.rpartition(".")[2] for name in shown} == set(optim.__all__)
+    assert all(locate(name) is getattr(optim, name.rpartition(".")[2]) for name in shown)
+
+
 def test_requirements_are_pinned_within_the_bounds_and_each_says_what_it_is_for():
     lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
     assert lines[-1].startswith("-e .")
     lines += (REPOSITORY / "requirements-extras.txt").read_text().splitlines()
+    lines += (REPOSITORY / "requirements-docs.txt").read_text().splitlines()
     assert all(re.fullmatch(r"([a-z0-9-]+==[0-9.]+|-e \.) +# .+", line) for line in lines)
     pinned = dict(line.split()[0].split("==") for line in lines if "==" in line)
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -175,6 +192,10 @@ def test_requirements_are_pinned_within_the_bounds_and_each_says_what_it_is_for(
         "filelock",
         "hypothesis",
         "ruff",
+        "mypy",
+        "mkdocs",
+        "mkdocs-material",
+        "mkdocstrings-python",
     }
     assert needed == set(pinned) - beside
 

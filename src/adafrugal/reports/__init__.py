@@ -8,3 +8,5 @@ layouts    the tables of a page; claims, pictures: its other parts
 pages      writes them, and gpu's page of the measurements of `make gpu`
 grid, statistics    a table in three formats; means and paired differences
 """
+
+import adafrugal.settings  # noqa: F401  first, since it says what to install if packages are missing

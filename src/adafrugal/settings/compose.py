@@ -56,7 +56,10 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
     from omegaconf import open_dict
 
     if not (REPOSITORY / "conf" / "config.yaml").exists():
-        raise SettingError(f"{REPOSITORY} has no conf/config.yaml; `pip install -e .` in a clone of the repository")
+        raise SettingError(
+            f"{REPOSITORY} has no conf/config.yaml; train.py and its settings are in the repository alone: "
+            "`pip install -e .` in a clone of the repository"
+        )
     register()
     try:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
