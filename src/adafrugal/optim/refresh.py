@@ -92,7 +92,7 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
     if not 0 <= density <= 1:
         raise ValueError(f"the density is {density} at step {group['steps']}; it is a share of the entries, 0 to 1")
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
-        active = [bool(states[param].get("entries")) for param in group["params"]]
+        active = [bool(states.get(param, {}).get("entries")) for param in group["params"]]
         group["handed_out"] += group["subspace"].handed_out(_matrices(group), active)
         group["refreshes"] += 1
         group |= {"density_read": density, "since_refresh": 1, "waiting": list(range(len(group["params"])))}
