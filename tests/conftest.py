@@ -23,7 +23,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-pytest_plugins = ["corpora", "labelled_sets", "forks", "hub", "torture", "tiny"]  # fixtures of several directories
+pytest_plugins = [
+    "corpora",
+    "labelled_sets",
+    "forks",
+    "hub",
+    "torture",
+    "tiny",
+    "interpreted",
+]  # fixtures of several directories
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -30,7 +30,7 @@ class Several(torch.optim.Optimizer):
     def _join(self) -> None:
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    @property
+    @property  # type: ignore[override]
     def state(self) -> dict[torch.Tensor, Any]:
         """The states of all parts, read-only."""
         return {param: state for part in self.parts for param, state in part.state.items()}
@@ -39,7 +39,7 @@ class Several(torch.optim.Optimizer):
     def state(self, value: Any) -> None:
         """Ignore the empty state that torch's constructor sets."""
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step each part; return the closure's loss, if one is given."""
         loss = None
         if closure is not None:

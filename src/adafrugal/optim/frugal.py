@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.controls import Control
+from adafrugal.optim.kernels import tables
 from adafrugal.optim.options import Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
 from adafrugal.optim.state import complete_all
@@ -66,9 +67,13 @@ class Frugal(SavedOptimizer):
         nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host
             wait for a GPU, and communicates at every step between processes that share parameters.
-        fused: on a GPU, update a group in one launch of a Triton kernel; on a CPU, use torch's fused AdamW kernel. With
-            `fused=False, compile=False` every update is plain torch, one tensor after the other, and agrees with
-            torch's plain AdamW bit for bit.
+        fused: on a GPU, update a group in one launch of a Triton kernel; on a CPU, use torch's fused AdamW kernel. None
+            is True. With `fused=False, compile=False` every update is plain torch, one tensor after the other, and
+            agrees with torch's plain AdamW bit for bit.
+        foreach: accepted as torch's optimizers do, without effect: `fused` decides.
+        capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`moves_next`,
+            `count_replay`). `lr` may be a tensor of one entry on the GPU, which each replay reads. For tensors and
+            subspaces that are updated in one launch, thus not svd, random, randk.
         compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries
             or more.
         seed: of the random choices; torch's global generator is never used.
@@ -98,7 +103,9 @@ class Frugal(SavedOptimizer):
         state_dtype: str | None = None,
         stochastic_rounding: bool = False,
         nonfinite: str | None = None,
-        fused: bool = True,
+        fused: bool | None = True,
+        foreach: bool | None = None,
+        capturable: bool = False,
         compile: bool | None = None,
         seed: int = 0,
     ) -> None:
@@ -111,8 +118,8 @@ class Frugal(SavedOptimizer):
             "density": density, "interval": interval, "subspace": subspace, "state_full": state_full,
             "state_free": state_free, "split_lr_scale": split_lr_scale, "state_free_lr_scale": state_free_lr_scale,
             "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
-            "stochastic_rounding": stochastic_rounding, "fused": fused, "compile": compile, "seed": seed,
-            "nonfinite": nonfinite,
+            "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach, "capturable": capturable,
+            "compile": compile, "seed": seed, "nonfinite": nonfinite,
         }  # fmt: skip
         super().__init__(params, defaults)
         if not self._split_groups():
@@ -184,6 +191,21 @@ class Frugal(SavedOptimizer):
                 hook(replace(event, bytes_after=after))
         return loss
 
+    def moves_next(self) -> bool:
+        """Return whether the next step moves a subspace, so that it must not be a replay of an earlier step."""
+        return any(refresh.moves_next(group, self.state) for group in self._split_groups())
+
+    def count_replay(self) -> None:
+        """Advance the clocks by a step that the replay of a CUDA graph made (`capturable`).
+
+        Raises:
+            RuntimeError: the subspace should have moved at this step.
+        """
+        if self.moves_next():
+            raise RuntimeError("a CUDA graph was replayed at a step that moves a subspace; ask moves_next() before")
+        self._begin_step()
+        self._events = None
+
     @torch.no_grad()
     def _update_one(self, param: Tensor) -> None:
         """Update the only tensor that has a gradient now; `step` ends the step. For `UpdateInBackward`.
@@ -215,6 +237,8 @@ class Frugal(SavedOptimizer):
 
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
+        if not all(group["capturable"] for group in self.param_groups):
+            tables.refuse_to_record("capturable is False")
         if len(self.state) < sum(len(group["params"]) for group in self.param_groups):
             complete_all(self.state, self.param_groups)
         for group in self.param_groups:
@@ -235,6 +259,7 @@ class Frugal(SavedOptimizer):
 
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
         """Refresh or shrink matrices of a group; record and time it."""
+        tables.refuse_to_record("its subspace moves; ask moves_next() before")
         group = self.param_groups[index]
         self._launches.clear()
         if not self._events:

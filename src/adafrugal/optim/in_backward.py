@@ -48,7 +48,7 @@ class UpdateInBackward:
         self._updates = False
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         update = weakref.WeakMethod(self._update)  # the garbage collector cannot see references in a tensor's hook
-        hook = lambda param: update()(param)  # noqa: E731
+        hook = lambda param: update()(param)  # type: ignore[misc]  # noqa: E731
         self._handles = [param.register_post_accumulate_grad_hook(hook) for param in params]
         self._handles.append(optimizer.register_step_post_hook(self._stepped))  # a reference that keeps this alive
 

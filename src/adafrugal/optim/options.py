@@ -58,6 +58,8 @@ class Group(SplitOptions, Clocks, total=False):
     state_dtype: str | None
     stochastic_rounding: bool
     fused: bool
+    foreach: bool | None
+    capturable: bool
     seed: int
     steps: int  # without skipped ones
     skipped_steps: int
@@ -79,6 +81,10 @@ def check(group: Group) -> None:
     """Convert a new group's controls and subspace; raise a ValueError if its options are out of range or do not fit."""
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, group[name], choices.allowed(name, group[name]))
+    group["fused"] = group["fused"] is not False
+    if group["capturable"] and (group["stochastic_rounding"] or group["nonfinite"]):
+        name, why = ("stochastic_rounding", "noise") if group["stochastic_rounding"] else ("nonfinite", "decision")
+        raise ValueError(f"capturable with {name}: a CUDA graph would repeat the {why} of one step; set one of the two")
     if group["split"]:
         settle(group)
         stagger, first = group["stagger"], group["interval"].at(1)

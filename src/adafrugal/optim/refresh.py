@@ -105,6 +105,12 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
     return ([("shrink", places)] if places else []) + arrived(group)
 
 
+def moves_next(group: Group, states: States) -> bool:
+    """Return whether a step would select, shrink, or wait for gradients to select by."""
+    trial = group | {"steps": group["steps"] + 1}  # `advance` assigns values, and changes none in place
+    return bool(advance(trial, states) or trial["waiting"])
+
+
 def arrived(group: Group) -> list[tuple[Event, list[int]]]:
     """Return the event of waiting matrices that can select now; it may occur within a step."""
     return [("continued", places)] if (places := _choosing(group)) else []

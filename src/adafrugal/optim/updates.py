@@ -9,7 +9,7 @@ one shape that are projected. Elsewhere `together`: tensors that rules update in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ from adafrugal.optim.sharding.shards import here, is_sharded, local
 from adafrugal.optim.state import has_moments, moment_names, selection
 from adafrugal.optim.subspaces import Selection
 
-_IN_A_BATCH = 2**22  # entries of matrices projected at once
+_IN_A_BATCH = 2**23  # entries of matrices projected at once
 _IN_A_SLICE = 2**18  # entries copied at once, to update them in more bits than they are stored in
 _SLICES_OF_A_LAUNCH = 16  # on a GPU, where each operation costs a launch
 
@@ -37,6 +37,7 @@ class Launches(NamedTuple):
     rest: list[int]  # indices of the tensors that no table takes
 
 
+Apply: TypeAlias = Callable[[Sequence[Full], Sequence[Free]], None]
 Kept: TypeAlias = dict[tuple[Any, ...], Launches]  # by rules, rounding, and the identities of the tensors
 
 
@@ -47,7 +48,12 @@ def update(group: Group, states: States, kept: Kept) -> None:
     free: list[Free] = []
     together = not group["split"] or group["subspace"].in_place
     batches: dict[Any, list[tuple[Tensor, Tensor, dict[str, Any], Selection]]] = {}
-    for place in _update_in_one_launch(group, states, kept, places):
+    rest = _update_in_one_launch(group, states, kept, places)
+    if not rest:
+        return
+    tables.refuse_to_record("some tensors of a group are not updated in one launch")
+    apply = _rules_of(group)
+    for place in rest:
         param = group["params"][place]
         state, target, grad = states[param], local(param), local(param.grad)
         chosen = selection_here(param, state, group)
@@ -55,17 +61,17 @@ def update(group: Group, states: States, kept: Kept) -> None:
         if _in_fewer_bits(target, state, group):
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
-            _update_in_fewer_bits(target, grad, state, group, chosen, rounding)
-        elif not together and state.get("entries") and group["fused"] and _in_batches(target, group):
+            _update_in_fewer_bits(target, grad, state, group, chosen, rounding, apply)
+        elif not together and state.get("entries") and _in_batches(target, group):
             kind = target.device, target.dtype, target.shape, chosen["basis"].shape
             batches.setdefault(kind, []).append((target, grad, state, chosen))
         elif not together and state.get("entries"):
-            _update_alone(target, grad, state, group, chosen)
+            _update_alone(target, grad, state, group, chosen, apply)
         else:
             more_full, more_free = _regions(target, grad, state, group, chosen)
             full += more_full
             free += more_free
-    _apply_rules(group, full, free)
+    apply(full, free)
     for batch in batches.values():
         some = max(1, _IN_A_BATCH // max(1, batch[0][0].numel()))
         for start in range(0, len(batch), some):
@@ -73,7 +79,8 @@ def update(group: Group, states: States, kept: Kept) -> None:
 
 
 def _in_batches(target: Tensor, group: Group) -> bool:
-    return target.is_cuda and group["subspace"].in_batches
+    suits = group["fused"] and group["subspace"].in_batches and group["state_free"] in tables.RULES
+    return suits and target.dtype == torch.float32 and tables.takes(target)
 
 
 def begin_moments(group: Group, states: States) -> None:
@@ -124,19 +131,25 @@ def _regions(
     return [Full(*regions.full, state)], regions.free
 
 
-def _apply_rules(group: Group, full: list[Full], free: list[Free] | tuple[Free, ...]) -> None:
-    if not full and not free:
-        return
+def _rules_of(group: Group) -> Apply:
+    """Return a function that applies a group's rules at this step's rates."""
     rates, rates_free = _rates(group)
-    lists.state_full(group["state_full"], full, rates, fused=group["fused"])
-    if group["split"]:
-        to_compile = compiled.compiles(group)
-        lists.state_free(group["state_free"], free, rates_free, fused=group["fused"], compiled=to_compile)
+    to_compile = group["split"] and compiled.compiles(group)
+
+    def apply(full: Sequence[Full], free: Sequence[Free]) -> None:
+        if full:
+            lists.state_full(group["state_full"], full, rates, fused=group["fused"])
+        if free:
+            lists.state_free(group["state_free"], free, rates_free, fused=group["fused"], compiled=to_compile)
+
+    return apply
 
 
-def _rates(group: Group) -> tuple[Rates, Rates]:
-    """Return the rates of the state-full and of the state-free rule."""
-    lr, scale, free_scale = float(group["lr"]), 1.0, 1.0
+def _rates(group: Group, *, on_device: bool = False) -> tuple[Rates, Rates]:
+    """Return the rates of the state-full and of the state-free rule; with `on_device` an lr on a GPU stays there."""
+    lr, scale, free_scale = group["lr"], 1.0, 1.0
+    if not (on_device and isinstance(lr, Tensor) and lr.is_cuda):
+        lr = float(lr)
     if group["split"]:
         scale, free_scale = group["split_lr_scale"], group["state_free_lr_scale"]
     decay = lr * group["weight_decay"]
@@ -174,10 +187,11 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
     key = (*rules, group["stochastic_rounding"], ids)
     launches = kept.get(key)
     if launches is None or not all(table.is_current(states) for table in launches.tables):
+        tables.refuse_to_record("make one before with the same tensors, which finds their places")
         for other in [other for other in kept if not set(other[-1]).isdisjoint(ids)]:
             del kept[other]  # a tensor's step count lies in one table
         launches = kept[key] = _launches(group, states, places, rules)
-    (rates, free), noise = _rates(group), _key(group)
+    (rates, free), noise = _rates(group, on_device=True), _key(group)
     for table in launches.tables:
         table.launch(rates, free.lr, noise)
     return launches.rest
@@ -228,9 +242,11 @@ def _parts(target: Tensor, state: dict[str, Any], group: Group, chosen: Selectio
 # -- one after the other ----------------------------------------------------------------------------------------------
 
 
-def _update_alone(target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
+def _update_alone(
+    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, apply: Apply
+) -> None:
     full, free = _regions(target, grad, state, group, chosen)
-    _apply_rules(group, full, free)
+    apply(full, free)
     if full and group["split"]:
         group["subspace"].close(target, full[0].target, chosen)
 
@@ -240,17 +256,20 @@ def _update_batch(
     group: Group,
 ) -> None:  # fmt: skip
     """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
-    subspace, residual = group["subspace"], group["state_free"] != "none"
+    subspace, (rates, rates_free) = group["subspace"], _rates(group)
     selection = {"basis": torch.stack([each["basis"] for each in chosen])}
-    compact, rest = subspace.project(torch.stack(list(grads)), selection, residual)
+    grad = torch.stack(list(grads))
+    compact = subspace.project(grad, selection)
     moved = torch.zeros_like(compact)
-    _apply_rules(group, list(map(Full, moved, compact, states)), list(map(Free, targets, rest)))
-    torch._foreach_add_(list(targets), list(subspace.back(moved, selection, targets[0].shape)))
+    lists.state_full(group["state_full"], list(map(Full, moved, compact, states)), rates, fused=True)
+    explained, moved = (subspace.back(some, selection, grad.shape[1:]) for some in (compact, moved))
+    tables.close_batch(targets, grad, explained, moved, group["state_free"], rates_free)
 
 
 def _update_in_fewer_bits(
-    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding
-) -> None:
+    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding,
+    apply: Apply,
+) -> None:  # fmt: skip
     """Update copies of a tensor and its moments in the working dtype; store the results."""
     dtype = _working_dtype(target)
     moments = moment_names(state, group)
@@ -260,7 +279,7 @@ def _update_in_fewer_bits(
         if moments:
             part["step"] = state["step"].clone()
         wide = target[rows].to(dtype, copy=True)
-        _update_alone(wide, grad[rows].to(dtype), part, group, chosen)
+        _update_alone(wide, grad[rows].to(dtype), part, group, chosen, apply)
         part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
         part_rounding.store(target[rows], wide, 0)
         for role, name in enumerate(moments, 1):

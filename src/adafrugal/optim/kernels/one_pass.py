@@ -33,7 +33,7 @@ _FREE, _FULL, _ROWS, _ = (tl.constexpr(i) for i in range(len(KINDS)))
 def step(
     owners, table, grads, weight, grad, moment, lr, lr_free, kept, beta1, beta2, rest1, rest2, log1, log2, eps, key,
     RULE: tl.constexpr, RULE_FREE: tl.constexpr, OWN_STEPS: tl.constexpr, STOCHASTIC: tl.constexpr,
-    ALIGNED: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr,
+    ON_DEVICE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
     """Update a tile: `W ← W·kept`, then by `rules.STATE_FULL[RULE]` with lr or `STATE_FREE[RULE_FREE]` with lr_free.
 
@@ -41,8 +41,8 @@ def step(
         owners: int32 [programs / RUN], the part of each run of programs.
         table, grads: int64 [parts, COLUMNS], and [parts], pointers to the gradients.
         weight, grad, moment: any tensors of the dtypes of all.
-        lr, lr_free, eps: rates; kept is 1 − decay.
-        beta1, beta2, rest1, rest2, log1, log2: β, 1 − β and ln β.
+        lr, lr_free, kept: the rates, and 1 − decay; numbers, or if ON_DEVICE float32 [1], which each replay reads.
+        beta1, beta2, rest1, rest2, log1, log2, eps: β, 1 − β, ln β, and ε.
         key: of the noise at this step (`rounding.noise_key`).
         OWN_STEPS: whether each selected line has a step count of its own.
         STOCHASTIC, ALIGNED: whether to round bfloat16 so; whether all pointers and sizes are multiples of 16.
@@ -64,6 +64,8 @@ def step(
     kind, number, first_moment = tl.load(row + _KIND), tl.load(row + _NUMBER), tl.load(row + _FIRST_MOMENT)
     at = tl.arange(0, BLOCK)
     inside = at < left
+    if ON_DEVICE:
+        lr, lr_free, kept = tl.load(lr), tl.load(lr_free), tl.load(kept)
     w = tl.load(w_at + at, mask=inside, other=0.0).to(tl.float32) * kept
     g = tl.load(g_at + at, mask=inside, other=0.0).to(tl.float32)
     if kind == _FREE:
@@ -88,6 +90,27 @@ def step(
         )  # fmt: skip
         w = tl.where(selected, full, _state_free(w, g, lr_free, RULE_FREE))
     _store(w_at, at, w, inside, key, number, 0, tl.load(row + _FIRST_WEIGHT) + begin, STOCHASTIC)
+
+
+@triton.jit
+def close(weights, grads, explained, moved, tiles, size, lr, kept, RULE: tl.constexpr, BLOCK: tl.constexpr):
+    """Update a tile of a matrix whose gradient is projected: `W ← W·kept`, then `STATE_FREE[RULE]` on `G − PR`, `+ PN`.
+
+    Args:
+        weights: int64 [b], pointers to matrices W of float32.
+        grads, explained, moved: float32 [b, size]: the gradients G, the part PR of them in the subspace, the updates PN
+            by the state-full rule. Of rule "none" only the last is read.
+        tiles, size: tiles and entries of a matrix.
+    """
+    matrix, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    at = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, here = at < size, matrix.to(tl.int64) * size + at
+    w_at = tl.load(weights + matrix).to(tl.pointer_type(tl.float32)) + at
+    w = tl.load(w_at, mask=inside, other=0.0) * kept
+    if RULE != "none":
+        rest = tl.load(grads + here, mask=inside, other=0.0) - tl.load(explained + here, mask=inside, other=0.0)
+        w = _state_free(w, rest, lr, RULE)
+    tl.store(w_at, w + tl.load(moved + here, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit

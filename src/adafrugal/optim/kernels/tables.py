@@ -11,7 +11,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -85,7 +85,7 @@ class Table:
                 rows.append(_row(member, part, weight, self._names, len(owners) * one_pass.RUN))
                 owners += [len(rows) - 1] * -(-part.size // (one_pass.BLOCK * one_pass.RUN))
         self._programs = len(owners) * one_pass.RUN
-        self._table, self._owners = self._sent(rows), self._sent(owners, torch.int32)
+        self._table, self._owners = _sent(rows, self._device), _sent(owners, self._device, torch.int32)
         at = [one_pass.COLUMNS.index(name) for name in ("weight", "exp_avg", "exp_avg_sq", "size")]
         self._is_aligned = _are_aligned(row[i] for row in rows for i in at)
         self._sent_pointers: list[int] = []
@@ -107,7 +107,7 @@ class Table:
         """Update the parameters, and count their steps.
 
         Args:
-            rates: of the state-full rule; the decay is for all.
+            rates: of the state-full rule; the decay is for all. Tensors of one entry are read on the device.
             lr_free: of the state-free rule.
             key: of the noise (`rounding.noise_key`).
         """
@@ -116,9 +116,10 @@ class Table:
         pointers = [*map(_Base.data_ptr, grads)]
         pointers = [pointers[index] + shift for index, shift in self._shifts]
         if pointers != self._sent_pointers:
-            self._sent_pointers, self._grads = pointers, self._sent(pointers)
+            refuse_to_record("its gradients have moved since the last one; let zero_grad(set_to_none=False) keep them")
+            self._sent_pointers, self._grads = pointers, _sent(pointers, self._device)
             self._options["ALIGNED"] = self._is_aligned and _are_aligned(pointers)
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+        with _on(self._device):
             if self._steps:
                 torch._foreach_add_(self._steps, 1)
             if self._programs:
@@ -126,7 +127,7 @@ class Table:
                     self._owners, self._table, self._grads, *self._like, rates.lr, lr_free, 1 - rates.decay,
                     *rates.betas, *(1 - beta for beta in rates.betas),
                     *(math.log(beta) if beta else -math.inf for beta in rates.betas), rates.eps, key,
-                    *self._rules, **self._options,
+                    *self._rules, ON_DEVICE=isinstance(rates.lr, Tensor), **self._options,
                 )  # fmt: skip
 
     def _here(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -140,10 +141,6 @@ class Table:
             [*map(_Base.data_ptr, weights)], [*map(_Base.numel, weights)], [*map(_Base.is_contiguous, weights)],
             [*map(_grad_dtype, self._params)], *([*map(_Base.data_ptr, some)] for some in kept),
         ]  # fmt: skip
-
-    def _sent(self, values: Sequence[Any], dtype: torch.dtype = torch.int64) -> Tensor:
-        made = torch.tensor(values, dtype=dtype)
-        return (made.pin_memory() if self._device.type == "cuda" else made).to(self._device, non_blocking=True)
 
 
 def _row(member: Member, part: Part, weight: Tensor, names: Sequence[str], first_tile: int) -> list[int]:
@@ -167,6 +164,36 @@ def _row(member: Member, part: Part, weight: Tensor, names: Sequence[str], first
 
 def _are_aligned(numbers: Iterable[int]) -> bool:
     return functools.reduce(operator.or_, numbers, 0) % 16 == 0
+
+
+def close_batch(
+    weights: Sequence[Tensor], grads: Tensor, explained: Tensor, moved: Tensor, rule_free: str, rates: Rates
+) -> None:
+    """Update matrices of one shape in one launch of `one_pass.close`; all others are batches [b, n_out, n_in]."""
+    from adafrugal.optim.kernels import one_pass
+
+    device, size = grads.device, weights[0].numel()
+    pointers, tiles = _sent([weight.data_ptr() for weight in weights], device), -(-size // one_pass.BLOCK)
+    with _on(device):
+        one_pass.close[(tiles * len(weights),)](
+            pointers, grads, explained, moved, tiles, size, rates.lr, 1 - rates.decay,
+            rule_free, BLOCK=one_pass.BLOCK, num_warps=one_pass.WARPS,
+        )  # fmt: skip
+
+
+def _on(device: torch.device) -> AbstractContextManager[None]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _sent(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    made = torch.tensor(values, dtype=dtype)
+    return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
+
+
+def refuse_to_record(why: str) -> None:
+    """Raise a RuntimeError if a CUDA graph is being recorded on the current stream."""
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"a CUDA graph cannot record this step of Frugal: {why}")
 
 
 # -- what can share a table, and where --------------------------------------------------------------------------------

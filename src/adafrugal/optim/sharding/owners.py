@@ -50,7 +50,7 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
     owners = [(first + i) % size for i in range(len(asks))]
     grads: list[Tensor | None] = [None] * len(asks)
     if subspace.needs_gradient:  # at most one is whole on this process
-        grads = [_gathered(ask.param.grad, owner) for ask, owner in zip(asks, owners, strict=True)]
+        grads = [_gathered(ask.param, owner) for ask, owner in zip(asks, owners, strict=True)]
     chosen = [subspace.blank(ask.param, ask.share) for ask in asks]
     if rank in owners:
         mine = owners.index(rank)
@@ -63,14 +63,16 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
     return chosen
 
 
-def _gathered(tensor: Tensor, owner: int) -> Tensor | None:
-    """Gather a sharded matrix on its owner; return None on the other processes."""
-    group, rank, size = shards.processes(tensor)
-    most = shards.row_ranges(tensor.shape[0], size)[0].count
-    own = shards.local(tensor)
-    padded = own.new_zeros(most, tensor.shape[1])  # gather needs equal shapes
+def _gathered(param: Tensor, owner: int) -> Tensor | None:
+    """Gather the gradient of a sharded matrix on its owner; return None on the other processes."""
+    group, rank, size = shards.processes(param)
+    most = shards.row_ranges(param.shape[0], size)[0].count
+    own = shards.local_grad(param)
+    padded = own.new_zeros(most, param.shape[1])  # gather needs equal shapes
     padded[: len(own)] = own
-    result = own.new_empty(size * most, tensor.shape[1]) if rank == owner else None
-    pieces = list(result.chunk(size)) if rank == owner else None
-    torch.distributed.gather(padded, pieces, group=group, group_dst=owner)
-    return result[: tensor.shape[0]] if rank == owner else None
+    if rank != owner:
+        torch.distributed.gather(padded, group=group, group_dst=owner)
+        return None
+    result = own.new_empty(size * most, param.shape[1])
+    torch.distributed.gather(padded, list(result.chunk(size)), group=group, group_dst=owner)
+    return result[: param.shape[0]]

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from adafrugal.optim.subspaces.base import RowRange
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -42,6 +46,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def local_grad(param: Tensor) -> Tensor:
+    """Return this process's part of the gradient of a parameter that has one."""
+    assert param.grad is not None
+    return local(param.grad)
+
+
+def layout(tensor: Tensor) -> tuple[DeviceMesh, tuple[Placement, ...]]:
+    """Return the processes of a DTensor, as a mesh, and how it lies along each dimension of the mesh."""
+    return tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+
+
 # -- the processes that share a tensor --------------------------------------------------------------------------------
 
 
@@ -55,8 +70,8 @@ class Processes(NamedTuple):
 
 def processes(tensor: Tensor) -> Processes:
     """Return the processes that share a sharded tensor."""
-    mesh = tensor.device_mesh
-    dimension = next(i for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
+    mesh, placements = layout(tensor)
+    dimension = next(i for i, placement in enumerate(placements) if not placement.is_replicate())
     return Processes(mesh.get_group(dimension), mesh.get_local_rank(dimension), mesh.size(dimension))
 
 
@@ -135,7 +150,7 @@ def as_sharded(value: Tensor, like: Tensor) -> Tensor:
 
     if value.shape != like.shape:
         raise ValueError(f"a tensor of shape {list(value.shape)} cannot lie as a parameter of {list(like.shape)} does")
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(value.to(like.device), *layout(like), src_data_rank=None)
 
 
 def shared(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
@@ -151,7 +166,7 @@ def shared(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
         value = moved(value, like, parts(rows, like), row_ranges(rows.count, processes(like).size))
         shape = torch.Size([rows.count, *value.shape[1:]])
     strides = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(value, like.device_mesh, like.placements, run_check=False, shape=shape, stride=strides)
+    return DTensor.from_local(value, *layout(like), run_check=False, shape=shape, stride=strides)
 
 
 def own_part(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
@@ -159,7 +174,7 @@ def own_part(value: Tensor, like: Tensor, rows: RowRange) -> Tensor:
 
     The rows of such a DTensor move as in `shared`; a DTensor divided in another way is made whole first.
     """
-    lies_alike = is_sharded(value) and (value.device_mesh, value.placements) == (like.device_mesh, like.placements)
+    lies_alike = is_sharded(value) and layout(value) == layout(like)
     if not is_split_by_rows(like):
         return local(value if lies_alike else as_sharded(whole(value), like))
     mine = parts(rows, like)

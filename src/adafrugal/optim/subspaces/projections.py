@@ -73,32 +73,28 @@ class _Projection(Subspace):
         """Number the directions in their order."""
         return torch.arange(selection["basis"].shape[1], device=selection["basis"].device)
 
-    def project(self, grad: Tensor, selection: Selection, residual: bool = True) -> tuple[Tensor, Tensor]:
-        """Return a gradient's compact part and its residual; of a batch of matrices, [b, …], with a batch of bases."""
-        basis, add = selection["basis"].to(grad.dtype), torch.addmm if grad.ndim == 2 else torch.baddbmm
-        if not self.axis(grad.shape[-2:]):
-            compact = basis.mT @ grad
-            return compact, add(grad, basis, compact, alpha=-1) if residual else grad
-        compact = grad @ basis
-        return compact, add(grad, compact, basis.mT, alpha=-1) if residual else grad
+    def project(self, grad: Tensor, selection: Selection) -> Tensor:
+        """Return a gradient's compact part; of a batch of matrices, [b, …], with a batch of bases."""
+        basis = selection["basis"].to(grad.dtype)
+        return grad @ basis if self.axis(grad.shape[-2:]) else basis.mT @ grad
 
-    def back(self, target: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
-        """Project compact updates back to a matrix of this shape; of a batch of matrices, too."""
-        basis = selection["basis"].to(target.dtype)
-        return target @ basis.mT if self.axis(shape) else basis @ target
+    def back(self, compact: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
+        """Project compact tensors back to a matrix of this shape; of a batch of matrices, too."""
+        return torch.matmul(*self._factors(compact, selection, shape))
+
+    def _factors(self, compact: Tensor, selection: Selection, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        basis = selection["basis"].to(compact.dtype)
+        return (compact, basis.mT) if self.axis(shape) else (basis, compact)
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
-        compact, rest = self.project(grad, selection, residual)
+        compact = self.project(grad, selection)
+        rest = torch.addmm(grad, *self._factors(compact, selection, grad.shape), alpha=-1) if residual else grad
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
         """Project the update back and add it to the matrix."""
-        basis = selection["basis"].to(target.dtype)
-        if self.axis(param.shape):
-            param.addmm_(target, basis.T)
-        else:
-            param.addmm_(basis, target)
+        param.addmm_(*self._factors(target, selection, param.shape))
 
 
 @dataclass(frozen=True)
