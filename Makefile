@@ -42,7 +42,7 @@ gpu:  ## measure a machine with a GPU in about seven minutes, with PYTHON as giv
 
 docs: $(READY)  ## the pages of docs/ and of the docstrings as HTML, in site/ (mkdocs); checks links
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: $(READY)  ## run ruff, and mypy on the library
 	$(VENV)/bin/ruff check .

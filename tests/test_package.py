@@ -88,11 +88,12 @@ def test_the_wheel_holds_the_package_alone(made):
 
 
 def test_what_the_package_imports_comes_with_it_or_its_extras():
+    """Except triton, of torch's builds for GPUs, and the trainers of `integrations`, whose users have them."""
     extras = [Requirement(line).name for lines in PROJECT["optional-dependencies"].values() for line in lines]
     brought = {d.name for name in ["torch", *extras] if name in INSTALLED for d in needed(name)} | {*extras}
     for file in (REPOSITORY / "src/adafrugal").rglob("*.py"):
         for name in re.findall(r"^ *(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
-            if name not in sys.stdlib_module_names | {"adafrugal", "triton"}:  # torch's builds for GPUs bring triton
+            if file.parent.name != "integrations" and name not in sys.stdlib_module_names | {"adafrugal", "triton"}:
                 assert {*DISTRIBUTIONS.get(name, [name])} & brought, f"{file}: {name}"
 
 

@@ -85,7 +85,7 @@ def default_rules(
         split: patterns for `Rule.path` of the Linear weights in the blocks to split; None: all.
         unsplit: treatment of the other Linear weights in the blocks, if `split` is given.
     """
-    linear = {"types": (nn.Linear,), "in_blocks": True, "tensors": "matrices"}
+    linear: dict[str, Any] = {"types": (nn.Linear,), "in_blocks": True, "tensors": "matrices"}
     rules = [Rule(pattern.replace("*.", ""), "split", path=pattern, **linear) for pattern in split or ()]
     name, treatment = ("Linear in blocks", "split") if split is None else ("other Linear in blocks", unsplit)
     rules.append(Rule(name, treatment, **linear, optional=True))
@@ -129,9 +129,9 @@ class ParameterGroups(list[dict[str, Any]]):
 
     def __str__(self) -> str:
         rows = [(*row, 0 if row[1] in ("frozen", "state-free") else 8 * row[3]) for row in self.counts()]
-        rows.append(("all", "", *(sum(row[place] for row in rows) for place in (2, 3, 4))))
-        table = [("group", "kind", "tensors", "parameters", "as AdamW, bytes")]
-        table += [(rule, kind, *(f"{number:,}" for number in numbers)) for rule, kind, *numbers in rows]
+        rows.append(("all", "", sum(row[2] for row in rows), sum(row[3] for row in rows), sum(row[4] for row in rows)))
+        table = [["group", "kind", "tensors", "parameters", "as AdamW, bytes"]]
+        table += [[rule, kind, *(f"{number:,}" for number in numbers)] for rule, kind, *numbers in rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         cells = (zip(row, "<<>>>", widths, strict=True) for row in table)
         return "\n".join("  ".join(f"{cell:{align}{width}}" for cell, align, width in row) for row in cells)
@@ -209,7 +209,7 @@ def _collect(rules: list[Rule], tensors: list[tuple[str, nn.Parameter, int, int 
     for key in sorted(members, key=lambda key: (min(number for _, _, number, _ in members[key]), not key[1])):
         names, params, numbers, layers = zip(*members[key], strict=True)
         rule = rules[numbers[0]]
-        group = {"rule": ", ".join(dict.fromkeys(rules[number].name for number in numbers))}
+        group: dict[str, Any] = {"rule": ", ".join(dict.fromkeys(rules[number].name for number in numbers))}
         group |= {"split": rule.treatment in ("split", "state_free"), "params": list(zip(names, params, strict=True))}
         if rule.treatment == "state_free":
             group["density"] = 0.0

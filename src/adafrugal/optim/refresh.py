@@ -34,7 +34,8 @@ class Refresh:
             late gradients); "shrink" if ρ fell between refreshes and part of the subspace was released.
         step: the optimizer step at which it happened; the first is 1.
         group: the index of the parameter group.
-        density, interval: ρ and T as read at this step.
+        density: ρ as read at this step.
+        interval: T as read at this step.
         seconds: host time of the selection, without pending work of a GPU.
         bytes_before: all of the optimizer's state before the step.
         bytes_after: the same after the step.

@@ -174,10 +174,12 @@ def fitted(given: Mapping[str, Any], groups: list[Group]) -> tuple[list[Group], 
         # torch.distributed.checkpoint gives names, in the order of our group
         by_name = all(isinstance(key, str) for key in theirs["params"])
         keys |= zip((group if by_name else ordered)["params"], theirs["params"], strict=True)
-    state = {key: value for key, value in given["state"].items() if key not in set(keys.values())}
+    known = {*keys.values(), *map(str, keys.values())}
+    state = {key: value for key, value in given["state"].items() if key not in known}
     for group in merged:
         for place, (name, param) in enumerate(zip(parameter_names(group), group["params"], strict=True)):
-            found = given["state"].get(keys[param], {})
+            key = keys[param]
+            found = given["state"].get(key, {}) | given["state"].get(str(key), {})  # dcp.load takes 0 for "0"
             _refuse_state(found, name, param, group, place)
             state[param] = complete(_kept_here(found, param, group), param, group)
     return merged, state

@@ -28,7 +28,7 @@ class RowRange(NamedTuple):
     """Contiguous rows of a matrix."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # it hides tuple's method
 
     def common(self, other: RowRange) -> RowRange:
         """Return the rows in both ranges."""
@@ -134,7 +134,8 @@ class Subspace:
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """Return the selected units of a matrix of this shape: integers [n], sorted, one a unit of a compact tensor."""
-        return selection["indices"]
+        indices: Tensor = selection["indices"]
+        return indices
 
     def narrow(self, moment: Tensor, shape: torch.Size, old: Selection, new: Selection) -> Tensor:
         """Cut a compact tensor to the part `new` of its selection `old`; return a copy."""

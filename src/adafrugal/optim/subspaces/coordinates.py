@@ -66,7 +66,8 @@ class _Lines(Subspace):
 
     def _spread(self, selection: Selection, axis: int, like: Tensor) -> Tensor:
         """Expand the indices to a compact tensor's shape, as a view; gather is far faster than index_select."""
-        indices, length = selection["indices"], like.shape[1 - axis]
+        indices: Tensor = selection["indices"]
+        length = like.shape[1 - axis]
         return indices.expand(length, -1) if axis else indices.unsqueeze(1).expand(-1, length)
 
 
@@ -132,7 +133,7 @@ class RandK(Subspace):
 
     def compact(self, shape: torch.Size, selection: Selection) -> torch.Size:
         """Return [n], the shape of the indices."""
-        return selection["indices"].shape
+        return torch.Size([len(selection["indices"])])
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return copies of the selected entries, and the whole matrix, since `close` overwrites those entries."""
@@ -202,11 +203,11 @@ class Slab(Subspace):
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return the slab, and the rows above and below it."""
         start, rows = selection["start"], selection["rows"]
-        parts = start, rows, param.shape[0] - start - rows
-        above, slab, below = zip(param.split(parts), grad.split(parts), strict=True)
+        parts = [start, rows, param.shape[0] - start - rows]
+        above, slab, below = zip(torch.split(param, parts), torch.split(grad, parts), strict=True)
         return Regions(full=slab, free=tuple(Free(*part) for part in (above, below) if len(part[0])))
 
 
 def _van_der_corput(number: int) -> float:
     """Return the binary digits of a number mirrored behind the point: 0, 1/2, 1/4, 3/4, …; any first n lie evenly."""
-    return int(f"{number:b}"[::-1], 2) / 2 ** number.bit_length()
+    return int(f"{number:b}"[::-1], 2) / 2.0 ** number.bit_length()

@@ -38,7 +38,8 @@ class _Projection(Subspace):
 
     def rank(self, shape: torch.Size, share: float) -> int:
         """Return the number of directions."""
-        return min(round(share * shape[self.axis(shape)]), *shape)
+        rank: int = min(round(share * shape[self.axis(shape)]), *shape)
+        return rank
 
     def entries(self, shape: torch.Size, share: float) -> int:
         """Return the rank times the length of the other side."""
@@ -75,7 +76,7 @@ class _Projection(Subspace):
 
     def project(self, grad: Tensor, selection: Selection) -> Tensor:
         """Return a gradient's compact part; of a batch of matrices, [b, …], with a batch of bases."""
-        basis = selection["basis"].to(grad.dtype)
+        basis: Tensor = selection["basis"].to(grad.dtype)
         return grad @ basis if self.axis(grad.shape[-2:]) else basis.mT @ grad
 
     def back(self, compact: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
@@ -115,7 +116,7 @@ class SVD(_Projection):
     rounds: int = 1
 
     @property
-    def starts_from(self) -> tuple[str, ...]:
+    def starts_from(self) -> tuple[str, ...]:  # type: ignore[override]
         """Return the name of the old basis, if the new one begins with it."""
         return ("basis",) if self.svd_method == "subspace_iteration" else ()
 
@@ -125,11 +126,12 @@ class SVD(_Projection):
         assert grad is not None, "a subspace that needs gradients is asked where there is one"
         if self.svd_method == "exact":
             left, _, right = torch.linalg.svd(grad.float(), full_matrices=False)
-            return (right.T if axis else left)[:, :rank]
+            vectors: Tensor = right.T if axis else left
+            return vectors[:, :rank]
         grad = grad.float().T if axis else grad.float()
         known = 0 if old is None else min(old.shape[1], rank)
         basis = torch.randn(grad.shape[0], rank, generator=generator).to(grad.device)
-        if known:
+        if old is not None:
             basis[:, :known] = old[:, :known]
         for _ in range(self.rounds + (0 if known else 2)):
             basis = torch.linalg.qr(grad @ (grad.T @ basis)).Q
@@ -151,4 +153,5 @@ class Random(_Projection):
         self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
     ) -> Tensor:
         gaussian = torch.randn(param.shape[axis], rank, generator=generator)
-        return torch.linalg.qr(gaussian.to(param.device)).Q
+        basis: Tensor = torch.linalg.qr(gaussian.to(param.device)).Q
+        return basis
