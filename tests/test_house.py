@@ -15,6 +15,7 @@ MODULES = {
 }
 SETTINGS = {"settings", "system"}
 ALLOWED = {  # room -> the rooms that it may import
+    "": {"settings", "training", "tracking"},  # `adafrugal.train`, when it is called
     "system": set(),
     "optim": set(),
     "settings": {"system", "optim.choices", "optim.controls"},

@@ -3,11 +3,16 @@
 import functools
 import json
 import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from own_parts import Trend
+from stepping import frugal, matrices, saved_and_loaded, stepped
 
 from adafrugal.optim import controls
-from adafrugal.optim.controls import Constant, LinearDecay, LossAware
+from adafrugal.optim.controls import Constant, Control, LinearDecay, LossAware
 
 
 def test_linear_decay_is_the_formula_with_k_1_at_the_first_step():
@@ -60,6 +65,76 @@ def test_a_state_is_plain_and_comes_back_with_what_was_observed(control):
     state = json.loads(json.dumps(control.state_dict()))
     assert controls.restored(state, Constant(1)) == control
     assert (state.get("value"), state.get("last_loss")) in ((0.25, None), (None, None), (38, 4.0))
+
+
+# -- controls of one's own --------------------------------------------------------------------------------------------
+
+
+class Forgetful(Control):
+    """No dataclass, so that its state would be lost."""
+
+    kind = "forgetful"
+
+    def __init__(self):
+        self.value = 0.5
+
+    def at(self, step):
+        return self.value
+
+
+class Late(Constant):
+    """Keeps something that is no field, from its first loss on."""
+
+    def observe(self, loss):
+        self.seen = loss
+
+
+@dataclass
+class Tensors(Control):
+    kind: ClassVar[str] = "tensors"
+    losses: Any = field(init=False, default_factory=lambda: torch.zeros(3))
+
+    def at(self, step):
+        return 0.5
+
+
+def test_a_control_of_ones_own_goes_on_with_what_it_observed():
+    optimizer = stepped(frugal(matrices(), density=Trend(), subspace="columns", interval=2), range(3))
+    for loss in (5.0, 4.0, 3.0):
+        optimizer.observe(loss)
+    saved = saved_and_loaded(optimizer)
+    other = frugal(matrices(), density=Trend(), subspace="columns", interval=2)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["density"] == optimizer.param_groups[0]["density"]
+    saved["param_groups"][0]["density"]["losses"].append(0.0)
+    for each in (optimizer, other):
+        each.observe(2.0)
+        assert each.param_groups[0]["density"].state_dict()["losses"] == [3.0, 2.0]
+    assert stepped(other, range(3, 6)).density == stepped(optimizer, range(3, 6)).density == 0.5 * 0.8 * 0.8
+
+
+@pytest.mark.parametrize("build", [controls.density, controls.interval])
+@pytest.mark.parametrize(
+    ("control", "says"),
+    [
+        (
+            Forgetful(),
+            "Forgetful keeps 'value', which is no field of a dataclass and would not be saved: write @dataclass",
+        ),
+        (Tensors(), "Tensors.losses is a Tensor, which cannot be saved; allowed: numbers, strings"),
+    ],
+)
+def test_a_control_that_would_not_be_saved_is_refused(control, says, build):
+    with pytest.raises(ValueError, match=says):
+        build(control)
+
+
+def test_a_control_that_loses_something_later_is_not_saved_silently():
+    optimizer = frugal(matrices(), density=Late(0.5))
+    optimizer.state_dict()
+    optimizer.observe(1.0)
+    with pytest.raises(ValueError, match="Late keeps 'seen', which is no field"):
+        optimizer.state_dict()
 
 
 def test_a_state_from_before_a_setting_existed_is_read():

@@ -236,3 +236,74 @@ def test_what_is_not_named_may_be_split_state_full_or_frozen_too(treatment):
     groups = split_parameters(encoder("Bert"), default_rules(split=["*.query"], unsplit=treatment))
     found = kinds(groups) | {name: "frozen" for name, _ in groups.frozen}
     assert {kind for name, kind in found.items() if name.endswith("self.key.weight")} == {treatment.replace("_", "-")}
+
+
+# -- modules that are no Linear ---------------------------------------------------------------------------------------
+
+
+class Expert(nn.Module):
+    """A module of one's own with matrices in it."""
+
+    def __init__(self, requires_grad=True):
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.randn(4, 4), requires_grad) for _ in range(2))
+
+
+def blocks(*modules):
+    return nn.ModuleDict({"layers": nn.ModuleList(modules)})
+
+
+def test_gpt2s_matrices_are_split_as_linear_weights_are():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=12, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    groups = split_parameters(model)
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert names(groups, "Linear in blocks") == [f"transformer.h.{i}.{part}.weight" for i in range(2) for part in parts]
+    optimizer = Frugal(groups, subspace="rows", density=0.5)
+    model(torch.zeros(1, 4, dtype=torch.int64), labels=torch.zeros(1, 4, dtype=torch.int64)).loss.backward()
+    optimizer.step()
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    assert optimizer.state[weight]["exp_avg"].shape == (4, 32), "half of its 8 inputs"
+
+
+def test_a_class_of_the_same_name_is_another_class():
+    class Conv1D(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4, 3))
+
+    groups = split_parameters(blocks(Conv1D(), nn.Linear(4, 4)))
+    assert names(groups, "Linear in blocks") == ["layers.1.weight"]
+
+
+def test_convolutions_are_split_if_a_rule_says_so_in_blocks():
+    model = blocks(*(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(4, 4)) for _ in range(3)))
+    assert kinds(split_parameters(model))["layers.0.0.weight"] == "state-full"
+    rules = [Rule("convolutions", "split", (nn.Conv2d,), tensors="matrices"), *default_rules()]
+    optimizer = Frugal(split_parameters(model, rules), density=0.5)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert [optimizer.state[block[0].weight]["entries"] for block in model["layers"]] == [0, 0, 144]
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 3, 3\); columns splits only matrices: .* choose blocks"):
+        Frugal(split_parameters(model, rules), subspace="columns")
+
+
+EXPERTS = [Expert(), nn.Conv2d(4, 4, 3), nn.LayerNorm(4)]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (blocks(*EXPERTS), r"Its blocks hold matrices in Expert \(2\), Conv2d \(1\)\."),
+        (
+            nn.Sequential(nn.Linear(4, 4), Expert()),
+            r"no matrices in blocks, and others in Expert \(2\), Linear \(1\)\.",
+        ),
+        (blocks(Expert(requires_grad=False), nn.LayerNorm(4)), r"It has no trainable matrix\."),
+    ],
+)
+def test_where_nothing_is_split_the_classes_are_listed_that_hold_matrices(model, says):
+    with pytest.raises(ValueError, match=f"nothing to split in .*{says}.*Give rules of your own"):
+        split_parameters(model)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from own_parts import RULES
 from torch import nn
 
-from adafrugal.optim import Frugal, LinearDecay
+from adafrugal.optim import Frugal, LinearDecay, choices
 from adafrugal.optim.choices import POLICIES
+from adafrugal.optim.state_free import state_free
 
 # -- the formulas, one number at a time ---------------------------------------------------------------------------
 
@@ -54,7 +56,35 @@ def sgdm(memory, g, lr, betas, eps):
 
 
 STATE_FULL = {"adamw": adamw, "lion": lion, "sgdm": sgdm}
-STATE_FREE = {"signsgd": sign, "sgd": lambda g: g, "none": lambda g: 0.0}
+
+
+def of_each_entry(rule):
+    return lambda grad: [[rule(g) for g in row] for row in grad]
+
+
+def mean_square(numbers):
+    return sum(g * g for g in numbers) / len(numbers)
+
+
+def transposed(matrix):
+    return [list(line) for line in zip(*matrix, strict=True)]
+
+
+def row_norm(grad):
+    return [[g / (math.sqrt(mean_square(row)) + 1e-8) for g in row] for row in grad]
+
+
+def matrix_norm(grad):
+    root = math.sqrt(mean_square([g for row in grad for g in row]))
+    return [[g / (root + 1e-8) for g in row] for row in grad]
+
+
+# kind -> the direction of a gradient, both lists of rows
+STATE_FREE = {"signsgd": of_each_entry(sign), "sgd": of_each_entry(lambda g: g), "none": of_each_entry(lambda g: 0.0)}
+OWN = {
+    "own_cube": of_each_entry(lambda g: g**3), "own_rownorm": row_norm, "own_norm": matrix_norm,
+    "own_colnorm": lambda grad: transposed(row_norm(transposed(grad))),
+}  # fmt: skip
 
 
 class Reference:
@@ -87,28 +117,36 @@ class Reference:
         if basis is not None:
             self._step_projected(grad, lr * s, lr * s * c, basis.double(), side)
             return
-        for i, row in enumerate(torch.atleast_2d(grad).tolist()):
+        grad = torch.atleast_2d(grad).tolist()
+        free = self._free(grad) if self.split else grad
+        for i, row in enumerate(grad):
             for j, g in enumerate(row):
                 known = (i, j) in self.memory
-                self.weights[i][j] -= self._full((i, j), g, lr * s) if known else lr * s * c * self._free(g)
+                self.weights[i][j] -= self._full((i, j), g, lr * s) if known else lr * s * c * free[i][j]
 
     def _step_projected(self, grad, full_lr, free_lr, basis, side):
+        onto = basis @ basis.T
+        within = (lambda matrix: onto @ matrix) if side == "left" else (lambda matrix: matrix @ onto)
         compact = basis.T @ grad if side == "left" else grad @ basis
-        residual = grad - (basis @ compact if side == "left" else compact @ basis.T)
+        if self.settings["state_free"].by_entry:
+            free = self._free((grad - within(grad)).tolist())
+        else:
+            found = torch.tensor(self._free(grad.tolist()), dtype=torch.float64)
+            free = (found - within(found)).tolist()
         change = torch.zeros_like(compact)
         for i, j in self.memory:
             change[i, j] = self._full((i, j), compact[i, j].item(), full_lr)
         back = (basis @ change if side == "left" else change @ basis.T).tolist()
-        for i, row in enumerate(residual.tolist()):
+        for i, row in enumerate(free):
             for j, g in enumerate(row):
-                self.weights[i][j] -= back[i][j] + free_lr * self._free(g)
+                self.weights[i][j] -= back[i][j] + free_lr * g
 
     def _full(self, entry, g, lr):
         rule = STATE_FULL[self.settings["state_full"]]
         return rule(self.memory[entry], g, lr, self.settings["betas"], self.settings["eps"])
 
-    def _free(self, g):
-        return STATE_FREE[self.settings["state_free"]](g)
+    def _free(self, grad):
+        return (STATE_FREE | OWN)[self.settings["state_free"].kind](grad)
 
 
 # -- what is selected, and how much of it there has to be ---------------------------------------------------------
@@ -201,6 +239,7 @@ class Comparison:
 
     def __init__(self, density=0.3, fused=False, **settings):
         settings = SETTINGS | settings
+        settings["state_free"] = state_free(settings["state_free"])
         subspace = settings["subspace"]
         self.described = dict(subspace) if isinstance(subspace, dict) else {"kind": subspace}
         self.kind, self.settings, self.fall = self.described["kind"], settings, density
@@ -302,11 +341,18 @@ def free_rule(kind):
     return "sgd" if kind in PROJECTIONS else "signsgd"
 
 
-@pytest.mark.parametrize("state_free", STATE_FREE)
+@pytest.mark.parametrize("rule", choices.STATE_FREE)
 @pytest.mark.parametrize("state_full", STATE_FULL)
 @pytest.mark.parametrize(("kind", "on_refresh"), KINDS_AND_POLICIES)
-def test_every_combination(kind, on_refresh, state_full, state_free):
-    Comparison(subspace=kind, on_refresh=on_refresh, state_full=state_full, state_free=state_free).run()
+def test_every_combination(kind, on_refresh, state_full, rule):
+    Comparison(subspace=kind, on_refresh=on_refresh, state_full=state_full, state_free=rule).run()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rule_of_ones_own_is_given_all_that_it_sees(kind, rule, fused):
+    Comparison(subspace=kind, state_free=rule, fused=fused).run()
 
 
 @pytest.mark.parametrize(("shrink", "fused"), [("immediately", False), ("at_refresh", False), ("immediately", True)])

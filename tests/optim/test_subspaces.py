@@ -36,7 +36,6 @@ def test_the_first_name_of_each_choice_is_the_default():
         for kind, settings in choices.SUBSPACES.items()
     }
     assert tuple(rules.STATE_FULL) == tuple(rules.MOMENTS) == choices.NAMES["state_full"]
-    assert tuple(rules.STATE_FREE) == choices.NAMES["state_free"]
     defaults = {name: p.default for name, p in inspect.signature(Frugal).parameters.items()}
     assert {name: defaults[name] for name in choices.NAMES} == {name: n[0] for name, n in choices.NAMES.items()}
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from adafrugal.optim.groups import *  # noqa: F403
     from adafrugal.optim.in_backward import *  # noqa: F403
     from adafrugal.optim.refresh import *  # noqa: F403
+    from adafrugal.optim.registry import *  # noqa: F403
+    from adafrugal.optim.state_free import *  # noqa: F403
     from adafrugal.optim.subspaces import *  # noqa: F403
 
 _NAMES = {
@@ -25,7 +27,9 @@ _NAMES = {
     "groups": "ParameterGroups Rule default_rules split_parameters",
     "in_backward": "UpdateInBackward",
     "refresh": "Refresh",
-    "subspaces": "Blocks Columns RandK RandPerm Random Rows SVD Slab Subspace",
+    "registry": "register",
+    "state_free": "StateFree",
+    "subspaces": "Blocks Columns RandK RandPerm Random Regions Rows SVD Slab Subspace check_subspace",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)

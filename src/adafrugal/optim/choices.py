@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
+
+Part = TypeVar("Part")
 
 # kind of subspace -> setting -> allowed values, the default first
 SUBSPACES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -28,10 +31,14 @@ SUBSPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "random": {"side": ("smaller", "left", "right")},
 }
+# kind of state-free rule -> setting -> allowed values, the default first
+STATE_FREE: dict[str, dict[str, tuple[Any, ...]]] = {"signsgd": {}, "sgd": {}, "none": {}}
+# how much of a matrix a state-free rule must be given at once, from least to most
+SEES = ("nothing", "entries", "rows", "columns", "matrix")
+SEEN_BY: dict[str, str] = {"signsgd": "entries", "sgd": "entries", "none": "nothing"}
 # option -> allowed names, the default first; None is null in the settings
 NAMES: dict[str, tuple[str | None, ...]] = {
     "state_full": ("adamw", "lion", "sgdm"),
-    "state_free": ("signsgd", "sgd", "none"),
     "on_refresh": ("reset", "reset_all", "keep", "keep_overlap"),
     "shrink": ("immediately", "at_refresh"),
     "state_dtype": (None, "float32", "bfloat16"),
@@ -44,6 +51,11 @@ POLICIES: dict[str, tuple[str, ...]] = {
 }
 TREATMENTS = ("state_full", "split", "state_free", "frozen")  # of a module's weights, from most state to least
 ON_SHARDS = "blocks, columns, slab, {kind: svd, side: right}, {kind: random, side: right}"
+
+
+# classes that `registry` has added to these tables, by option and kind; they check their own settings
+OWN: dict[str, dict[str, Callable[..., Any]]] = {"subspace": {}, "state_free": {}}
+_KINDS = {"subspace": SUBSPACES, "state_free": STATE_FREE}
 
 
 # option -> its range in words, and a check whether a value is in it
@@ -70,6 +82,45 @@ def allowed_stagger(steps: int, kind: str, interval: int) -> str | None:
     if kind == "blocks":
         return None if steps == 1 else "1 with blocks, which choose among all matrices at once"
     return None if 1 <= steps <= interval else f"1 to the interval ({interval})"
+
+
+def described(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the kind and the settings of a part that is given as a name, or as a mapping `{"kind": …, …}`."""
+    own = dict(value) if isinstance(value, Mapping) else {"kind": value}
+    return own.pop("kind", None), own
+
+
+def made(option: str, value: Any, classes: Mapping[str, type[Part]]) -> Part:
+    """Return the part that a name or a mapping describes, one of `classes` by kind.
+
+    Raises:
+        ValueError: an unknown kind or setting.
+    """
+    kind, own = described(value)
+    if not isinstance(kind, str) or kind not in classes:
+        raise ValueError(f"{option} is {kind!r}; allowed: {', '.join(classes)}, or one of your own (see register)")
+    known = [f.name for f in fields(classes[kind])]  # type: ignore[arg-type]
+    for name in own:
+        if name not in known:
+            raise ValueError(f"{option} {kind!r} has no {name!r}; it has {', '.join(known) or 'no settings'}")
+    return classes[kind](**own)
+
+
+def refuse_settings(option: str, kind: str, given: Mapping[str, Any]) -> None:
+    """Raise a ValueError about the first setting of a subspace or a state-free rule that has no allowed value."""
+    for name, allowed in _KINDS[option].get(kind, {}).items():
+        if given[name] not in allowed and ... not in allowed:
+            raise ValueError(f"{name} is {given[name]!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+def goes_by_entry(sees: str) -> bool:
+    """Return whether a state-free rule can be given any part of a tensor of any shape."""
+    return sees in SEES[:2]
+
+
+def goes_by_rows(sees: str) -> bool:
+    """Return whether a state-free rule can be given some rows of a matrix, as a process has them."""
+    return sees in SEES[:3]
 
 
 def works_on_shards(kind: str, settings: Mapping[str, Any]) -> bool:

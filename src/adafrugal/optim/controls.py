@@ -18,7 +18,12 @@ SOURCES = ("validation", "training")
 
 @dataclass
 class Control:
-    """A number that may change during training."""
+    """A number that may change during training.
+
+    Derive a dataclass from it for a control of your own. Its fields are what is saved: settings, and state in fields
+    with `init=False`. A control that looks at losses has fields `every`, the steps between two of them, and perhaps
+    `source`, "validation" or "training": train.py passes such a loss so often; in your own loop you call `observe`.
+    """
 
     kind: ClassVar[str]
 
@@ -30,8 +35,16 @@ class Control:
         """Take a validation loss (nats per token); most controls ignore it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return settings and state as plain numbers and strings."""
-        return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
+        """Return settings and state as plain values: the dataclass's fields.
+
+        Raises:
+            ValueError: the control keeps something that is no field, or no plain value, and would be lost.
+        """
+        names, own = [f.name for f in fields(self)], type(self).__name__
+        if lost := [name for name in vars(self) if name not in names]:
+            how = "write @dataclass above the class, and a field for it (for state: field(init=False, default=…))"
+            raise ValueError(f"{own} keeps {lost[0]!r}, which is no field of a dataclass and would not be saved: {how}")
+        return {"kind": self.kind} | {name: _plain(f"{own}.{name}", getattr(self, name)) for name in names}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Control:
@@ -209,6 +222,7 @@ def _control(value: Any, kinds: Mapping[str, type[Control]], check: Callable[[st
     if isinstance(value, Control):
         if value.kind in DENSITIES | INTERVALS and value.kind not in kinds:
             raise ValueError(f"kind is {value.kind!r}; allowed here: {', '.join(kinds)}, or a control of your own")
+        value.state_dict()  # refuses what could not be saved
         control = copy.deepcopy(value)
     elif isinstance(value, Mapping):
         kind = value.get("kind")
@@ -220,6 +234,21 @@ def _control(value: Any, kinds: Mapping[str, type[Control]], check: Callable[[st
     if isinstance(control, Constant):
         check("value", control.value)
     return control
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a copy of a value that every process can read from a saved state."""
+    if isinstance(value, dict):
+        return {key: _plain(f"{name}[{key!r}]", part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(name, part) for part in value)
+    for kind in (bool, int, float, str):  # numpy's float64 is a float
+        if isinstance(value, kind):
+            return kind(value)
+    if value is not None:
+        allowed = "numbers, strings, None, and lists, tuples or dicts of them"
+        raise ValueError(f"{name} is a {type(value).__name__}, which cannot be saved; allowed: {allowed}")
+    return None
 
 
 def _number(name: str, value: Any) -> float:

@@ -26,6 +26,7 @@ from adafrugal.optim.options import Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
 from adafrugal.optim.state import complete_all
 from adafrugal.optim.state_dict import SavedOptimizer
+from adafrugal.optim.state_free import StateFree
 from adafrugal.optim.subspaces import Subspace
 
 
@@ -51,7 +52,7 @@ class Frugal(SavedOptimizer):
         subspace: a name ("blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random"), a mapping
             `{"kind": …}` or a `Subspace`.
         state_full: "adamw", "lion" or "sgdm"; for the subspace and for groups that are not split.
-        state_free: "signsgd", "sgd" or "none".
+        state_free: "signsgd", "sgd", "none", a mapping `{"kind": …}` or a `StateFree`.
         split_lr_scale: s, the split matrices' share of the learning rate.
         state_free_lr_scale: c, on top of s, for the entries without state.
         on_refresh: moments and step counts at a refresh. "reset": restart those of the split matrices; "reset_all":
@@ -94,7 +95,7 @@ class Frugal(SavedOptimizer):
         interval: int | Mapping[str, Any] | Control = 200,
         subspace: str | Mapping[str, Any] | Subspace = "blocks",
         state_full: str = "adamw",
-        state_free: str = "signsgd",
+        state_free: str | Mapping[str, Any] | StateFree = "signsgd",
         split_lr_scale: float = 1.0,
         state_free_lr_scale: float = 1.0,
         on_refresh: str = "reset",
@@ -153,10 +154,11 @@ class Frugal(SavedOptimizer):
         options.begin_clocks(group)
 
     def _split_groups(self) -> list[Group]:
-        """Return the split groups; convert a density or interval reassigned since the last step."""
+        """Return the split groups; convert a density, interval or rule reassigned since the last step."""
         groups = [group for group in self.param_groups if group["split"]]
         for group in groups:
-            if not (isinstance(group["density"], Control) and isinstance(group["interval"], Control)):
+            parts = (group["density"], Control), (group["interval"], Control), (group["state_free"], StateFree)
+            if not all(isinstance(part, kind) for part, kind in parts):
                 options.settle(group)
             if not isinstance(group["subspace"], Subspace):
                 raise ValueError(f"the subspace cannot be changed to {group['subspace']!r}; make a new optimizer")

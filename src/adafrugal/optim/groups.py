@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -19,8 +20,9 @@ class Rule:
     Args:
         name: in the table of groups.
         treatment: "split", "state_full", "state_free" (permanently) or "frozen" (`requires_grad` is set to False).
-        types: of the module that owns the tensor: classes, or patterns for names of classes (`"*Norm"` also finds
-            transformers' `LlamaRMSNorm`, which is no subclass of torch's).
+        types: of the module that owns the tensor: classes, or patterns for names of classes, without or with their
+            module (`"*Norm"` also finds transformers' `LlamaRMSNorm`, which is no subclass of torch's;
+            `"transformers.pytorch_utils.Conv1D"` finds no other Conv1D).
         path: pattern for the module's path, matched part by part between dots: `*` is one part or, at the beginning,
             any number; within a part, `*` and `?` are as in file names; `|` separates alternatives: `*.query|*.q`.
         in_blocks: whether the module is in a transformer block, a member of a `nn.ModuleList`.
@@ -47,13 +49,20 @@ class Rule:
 
     def holds(self, param: Tensor, module: nn.Module, path: str, layer: int | None) -> bool:
         """Return whether a tensor of the module at `path` meets all conditions; outside blocks `layer` is None."""
-        name = type(module).__name__
         return (
-            any(isinstance(module, kind) if isinstance(kind, type) else fnmatchcase(name, kind) for kind in self.types)
+            any(_is_of(module, kind) for kind in self.types)
             and self.in_blocks in (None, layer is not None)
             and self.tensors in ("all", "matrices" if param.ndim > 1 else "vectors")
             and any(_matches(path, pattern) for pattern in self.path.split("|"))
         )
+
+
+def _is_of(module: nn.Module, kind: type[nn.Module] | str) -> bool:
+    """Return whether a module is of a class, or its class's name matches a pattern, without or with the module's."""
+    if isinstance(kind, type):
+        return isinstance(module, kind)
+    name = type(module).__qualname__
+    return any(fnmatchcase(called, kind) for called in (name, f"{type(module).__module__}.{name}"))
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -75,6 +84,10 @@ def default_rules(
 ) -> list[Rule]:
     """Return FRUGAL's rules: split Linear weights in the transformer blocks, keep state for all others.
 
+    transformers' Conv1D (GPT-2's Linear) counts as Linear. Its weights are [n_in, n_out], so `subspace="columns"`
+    selects its outputs, and "rows" its inputs. Convolutions keep state; `Rule("convolutions", "split", (nn.Conv2d,))`
+    before the others splits them, with the subspace "blocks", which takes tensors of any shape.
+
     The first three arguments test FRUGAL's claim that the head needs state, and embeddings and norms hardly do. Its
     fine-tuning of encoders has `embeddings="frozen", split=["*.query", "*.value"]`.
 
@@ -85,7 +98,8 @@ def default_rules(
         split: patterns for `Rule.path` of the Linear weights in the blocks to split; None: all.
         unsplit: treatment of the other Linear weights in the blocks, if `split` is given.
     """
-    linear: dict[str, Any] = {"types": (nn.Linear,), "in_blocks": True, "tensors": "matrices"}
+    kinds = (nn.Linear, "transformers.pytorch_utils.Conv1D")
+    linear: dict[str, Any] = {"types": kinds, "in_blocks": True, "tensors": "matrices"}
     rules = [Rule(pattern.replace("*.", ""), "split", path=pattern, **linear) for pattern in split or ()]
     name, treatment = ("Linear in blocks", "split") if split is None else ("other Linear in blocks", unsplit)
     rules.append(Rule(name, treatment, **linear, optional=True))
@@ -108,6 +122,8 @@ class ParameterGroups(list[dict[str, Any]]):
 
     Each group holds `params` as (name, parameter) pairs, `split`, the `rule` that made it, the `layers` of split
     parameters if known, and `weight_decay` 0 if it is not decayed. Rates and controls can be added to a group.
+    torch's optimizers take pairs, too; for others, such as torchao's, keep the parameters alone:
+    `[{**group, "params": [param for _, param in group["params"]]} for group in groups]`.
     `Frugal` copies the groups; torch's optimizers write into them. `frozen` lists the name and number of entries of
     each parameter that the rules froze; these are in no group.
     """
@@ -163,13 +179,24 @@ def split_parameters(model: nn.Module, rules: Sequence[Rule] | None = None) -> P
     if not any(group["split"] for group in groups):
         raise ValueError(
             f"nothing to split in {type(model).__name__}: no trainable tensor falls under a rule that says so, such as "
-            "nn.Linear in a member of an nn.ModuleList. Give rules of your own, or make the groups yourself: "
-            "[{'params': matrices, 'split': True}, {'params': the_others}]"
+            f"nn.Linear in a member of an nn.ModuleList. {_unsplit(model)}. Give rules of your own, such as "
+            "Rule('mine', 'split', ('ClassName',), tensors='matrices') before default_rules(), or make the groups "
+            "yourself: [{'params': matrices, 'split': True}, {'params': the_others}]"
         )
     frozen = [(name, param) for name, param, number, _ in ordered if rules[number].treatment == "frozen"]
     for _, param in frozen:
         param.requires_grad_(False)
     return ParameterGroups(groups, [(name, param.numel()) for name, param in frozen])
+
+
+def _unsplit(model: nn.Module) -> str:
+    """Return a sentence about the classes of the modules in a model's blocks that hold trainable matrices."""
+    uses = [(use[1], use[3]) for use in _uses(model) if use[0].ndim > 1 and use[0].requires_grad]
+    inside = Counter(type(module).__name__ for module, layer in uses if layer is not None)
+    found = inside or Counter(type(module).__name__ for module, _ in uses)
+    where = "Its blocks hold matrices" if inside else "It has no matrices in blocks, and others"
+    listed = ", ".join(f"{name} ({count})" for name, count in found.most_common())
+    return f"{where} in {listed}" if found else "It has no trainable matrix"
 
 
 def _assign(model: nn.Module, rules: list[Rule]) -> tuple[dict[Tensor, tuple[int, int | None]], set[int]]:

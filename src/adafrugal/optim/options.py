@@ -11,6 +11,8 @@ from torch import Tensor
 from adafrugal.optim import choices, controls
 from adafrugal.optim.controls import Control
 from adafrugal.optim.sharding import shards
+from adafrugal.optim.state_free import StateFree
+from adafrugal.optim.state_free import state_free as as_state_free
 from adafrugal.optim.subspaces import Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 
@@ -24,7 +26,7 @@ class SplitOptions(TypedDict, total=False):
     shrink: str
     stagger: int  # steps
     split_lr_scale: float
-    state_free: str
+    state_free: StateFree
     state_free_lr_scale: float
     on_refresh: str
     compile: bool | None
@@ -78,7 +80,7 @@ def parameter_names(group: Group) -> list[str]:
 
 
 def check(group: Group) -> None:
-    """Convert a new group's controls and subspace; raise a ValueError if its options are out of range or do not fit."""
+    """Convert a new group's named parts to objects; raise a ValueError if options are out of range or do not fit."""
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, group[name], choices.allowed(name, group[name]))
     group["fused"] = group["fused"] is not False
@@ -97,7 +99,7 @@ def _refuse(name: str, value: Any, allowed: str | None) -> None:
 
 
 def settle(group: Group) -> None:
-    """Convert controls and subspace to the group's own objects; check that its options go together."""
+    """Convert controls, subspace and state-free rule to objects; check that the group's options go together."""
     group["density"] = controls.density(group["density"])
     group["interval"] = controls.interval(group["interval"])
     subspace = group["subspace"] = as_subspace(group["subspace"])
@@ -106,9 +108,25 @@ def settle(group: Group) -> None:
         _refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(policies))
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
-    if group["density"] != controls.Constant(0):  # else nothing is ever selected
-        for name, param in zip(parameter_names(group), group["params"], strict=True):
+    rule = group["state_free"] = as_state_free(group["state_free"])
+    for name, param in zip(parameter_names(group), group["params"], strict=True):
+        _check_rule(name, param, rule)
+        if group["density"] != controls.Constant(0):  # else nothing is ever selected
             _check_parameter(name, param, subspace)
+
+
+def _check_rule(name: str, param: Tensor, rule: StateFree) -> None:
+    seen = {"matrix": "a whole matrix"}.get(rule.sees, f"whole {rule.sees}")
+    if not rule.by_entry and param.ndim != 2:
+        raise ValueError(
+            f"parameter {name} has shape {tuple(param.shape)}, and the state-free rule {rule.kind} sees {seen}; "
+            "allowed: matrices, or a rule that sees entries, such as signsgd"
+        )
+    if not choices.goes_by_rows(rule.sees) and shards.is_sharded(param):
+        raise ValueError(
+            f"parameter {name} is sharded over processes, and the state-free rule {rule.kind} sees {seen}; allowed: "
+            "rules that see entries or rows, such as signsgd"
+        )
 
 
 def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
@@ -122,7 +140,7 @@ def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
     if param.ndim != 2 and not subspace.any_shape:
         raise ValueError(
             f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
-            "matrices: put it into a group without split=True"
+            "matrices: put it into a group without split=True, or choose blocks, which split any shape"
         )
 
 

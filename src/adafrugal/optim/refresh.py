@@ -189,7 +189,7 @@ def _warn_if_nothing_is_selected(group: Group, states: States) -> None:
     if not any(states[param].get("entries") for param in group["params"]):
         what = f"a density of {group['density_read']} selects nothing of {len(group['params'])} parameters"
         what += f" ({group['subspace'].kind}): raise it, or choose another subspace"
-        if group["state_free"] == "none":
+        if group["state_free"].sees == "nothing":
             raise ValueError(f"{what}; with state_free='none' nothing of them would be trained")
         warnings.warn(what, stacklevel=2)
 

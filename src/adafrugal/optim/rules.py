@@ -1,7 +1,8 @@
-"""The update mathematics: one function a rule, in place on the given tensors, with no state between calls.
+"""The update mathematics of entries with state: one function a rule, in place, with no state between calls.
 
 All tensors of one call have the same shape, any shape. Decay is a separate rule, because it applies to the whole
-tensor before the update, whichever rule updates an entry. `kernels` has fast forms of some rules.
+tensor before the update, whichever rule updates an entry. `kernels` has fast forms of some rules; `state_free` has the
+rules of entries without state.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Free(NamedTuple):
     """One update by a state-free rule."""
 
     target: Tensor
-    grad: Tensor  # shape of target
+    grad: Tensor  # shape of target; of a rule that sees more than entries, its direction
     scale: Tensor | None = None  # factor of lr, broadcasts to target: 0 where the state-full rule updates
 
 
@@ -52,7 +53,7 @@ def decay_(param: Tensor, rates: Rates) -> None:
         param.mul_(1 - rates.decay)
 
 
-# -- state-full: W, g and moments of one shape; all but g are changed in place ----------------------------------------
+# W, g and moments have one shape; all but g are changed in place
 
 
 def adamw_(
@@ -94,24 +95,5 @@ def sgdm_(param: Tensor, grad: Tensor, momentum_buffer: Tensor, *, step: float |
     param.add_(momentum_buffer, alpha=-rates.lr)
 
 
-# -- state-free: W (changed in place), g of the same shape, and a scale (see `Free`) ----------------------------------
-
-
-def signsgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """Apply signSGD (Bernstein et al., arXiv 1802.04434): `W ← W − lr·scale·sign(g)`."""
-    sign = grad.sign()
-    param.add_(sign if scale is None else sign.mul_(scale), alpha=-rates.lr)
-
-
-def sgd_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """Apply gradient descent: `W ← W − lr·scale·g`."""
-    param.add_(grad if scale is None else grad * scale, alpha=-rates.lr)
-
-
-def none_(param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
-    """Make no update; decay still applies."""
-
-
 STATE_FULL: dict[str, Callable[..., None]] = {"adamw": adamw_, "lion": lion_, "sgdm": sgdm_}
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "sgdm": ("momentum_buffer",)}
-STATE_FREE: dict[str, Callable[..., None]] = {"signsgd": signsgd_, "sgd": sgd_, "none": none_}

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafrugal.optim import controls, options
+from adafrugal.optim import choices, controls, options
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.rules import MOMENTS
 from adafrugal.optim.sharding import shards
 from adafrugal.optim.state import complete, has_moments, selection
+from adafrugal.optim.state_free import StateFree, state_free
 from adafrugal.optim.subspaces import RowRange, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 from adafrugal.optim.updates import step_device
@@ -117,7 +118,7 @@ def plain(saved: Mapping[str, Any], groups: list[Group]) -> dict[str, Any]:
     for group, packed in zip(groups, saved["param_groups"], strict=True):
         if group["split"]:
             packed = packed | {name: group[name].state_dict() for name in ("density", "interval")}
-            packed["subspace"] = group["subspace"].settings()
+            packed |= {"subspace": group["subspace"].settings(), "state_free": group["state_free"].saved()}
         param_groups.append(packed)
         for param, number in zip(group["params"], packed["params"], strict=True):
             found = state[number] if number in state else complete({}, param, group)
@@ -229,6 +230,8 @@ def _merged(theirs: Mapping[str, Any], ours: Group) -> Group:
             group[name] = controls.restored(theirs[name], ours[name])
         if "subspace" in theirs:
             group["subspace"] = _restored_subspace(theirs["subspace"], ours["subspace"])
+        if "state_free" in theirs:
+            group["state_free"] = _restored_rule(theirs["state_free"], ours["state_free"])
         options.settle(group)
     return group
 
@@ -238,6 +241,12 @@ def _restored_subspace(settings: Mapping[str, Any], old: Subspace) -> Subspace:
     if settings["kind"] != old.kind:
         return as_subspace(settings)
     return type(old)(**{key: value for key, value in settings.items() if key != "kind"})
+
+
+def _restored_rule(saved: str | Mapping[str, Any], old: StateFree) -> StateFree:
+    """Return the state-free rule of a saved state: a registered one, or one of `old`'s class if the kinds agree."""
+    kind, settings = choices.described(saved)
+    return type(old)(**settings) if kind == old.kind else state_free(saved)
 
 
 def _refuse_state(saved: Mapping[str, Any], name: str, param: Tensor, group: Group, place: int) -> None:
@@ -300,7 +309,7 @@ def _described(group: Group, key: str) -> Any:
     value = group[key]
     if isinstance(value, Control):
         return {"kind": value.kind} | {f.name: getattr(value, f.name) for f in fields(value) if f.init}
-    if isinstance(value, Subspace):
+    if isinstance(value, Subspace | StateFree):
         return value.settings()
     if key == "lr":
         return float(group.get("initial_lr", value))

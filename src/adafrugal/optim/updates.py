@@ -2,19 +2,21 @@
 
 `in one launch`: on a GPU, all tensors of a group whose selection is along an axis. `in batches`: on a GPU, matrices of
 one shape that are projected. Elsewhere `together`: tensors that rules update in place, all of a group in few calls.
-`alone`: matrices whose subspace works on copies, one after the other, so that only one matrix is copied at a time.
+`alone`: matrices whose subspace works on copies, or whose state-free rule sees more than entries, one after the other,
+so that only one matrix is copied at a time.
 `in fewer bits`: tensors stored in fewer bits than they are updated in, by copies in float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from adafrugal.optim import choices
 from adafrugal.optim.kernels import compiled, lists, tables
 from adafrugal.optim.kernels.tables import Member, Part, Table, alike
 from adafrugal.optim.options import Group
@@ -23,6 +25,7 @@ from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, is_sharded, local
 from adafrugal.optim.state import has_moments, moment_names, selection
+from adafrugal.optim.state_free import SGD
 from adafrugal.optim.subspaces import Selection
 
 _IN_A_BATCH = 2**23  # entries of matrices projected at once
@@ -65,7 +68,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
         elif not together and state.get("entries") and _in_batches(target, group):
             kind = target.device, target.dtype, target.shape, chosen["basis"].shape
             batches.setdefault(kind, []).append((target, grad, state, chosen))
-        elif not together and state.get("entries"):
+        elif _takes_direction(state, group, chosen) or (not together and state.get("entries")):
             _update_alone(target, grad, state, group, chosen, apply)
         else:
             more_full, more_free = _regions(target, grad, state, group, chosen)
@@ -79,7 +82,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
 
 
 def _in_batches(target: Tensor, group: Group) -> bool:
-    suits = group["fused"] and group["subspace"].in_batches and group["state_free"] in tables.RULES
+    suits = group["fused"] and group["subspace"].in_batches and group["state_free"].kind in tables.RULES_FREE
     return suits and target.dtype == torch.float32 and tables.takes(target)
 
 
@@ -125,22 +128,32 @@ def _regions(
     """Return a tensor's updates by the state-full rule and by the state-free rule."""
     if not group["split"]:
         return [Full(target, grad, state)], ()
+    rule, subspace, directed = group["state_free"], group["subspace"], _takes_direction(state, group, chosen)
     if not state.get("entries"):
-        return [], (Free(target, grad),)
-    regions = group["subspace"].regions(target, grad, chosen, group["state_free"] != "none")
-    return [Full(*regions.full, state)], regions.free
+        return [], (Free(target, rule(grad) if directed else grad),)
+    regions = subspace.regions(target, grad, chosen, residual=not directed and rule.sees != "nothing")
+    free = subspace.regions(target, rule(grad), chosen).free if directed else regions.free
+    return [Full(*regions.full, state)], free
+
+
+def _takes_direction(state: Mapping[str, Any], group: Group, chosen: Selection) -> bool:
+    """Return whether a rule that sees more than entries updates a tensor, or a part of it: by its whole gradient."""
+    if not group["split"] or group["state_free"].by_entry:
+        return False
+    return bool(chosen) or not state.get("entries")
 
 
 def _rules_of(group: Group) -> Apply:
     """Return a function that applies a group's rules at this step's rates."""
     rates, rates_free = _rates(group)
     to_compile = group["split"] and compiled.compiles(group)
+    rule = group["state_free"] if group["split"] and group["state_free"].by_entry else SGD()  # which adds a direction
 
     def apply(full: Sequence[Full], free: Sequence[Free]) -> None:
         if full:
             lists.state_full(group["state_full"], full, rates, fused=group["fused"])
         if free:
-            lists.state_free(group["state_free"], free, rates_free, fused=group["fused"], compiled=to_compile)
+            lists.state_free(rule, free, rates_free, fused=group["fused"], compiled=to_compile)
 
     return apply
 
@@ -178,8 +191,8 @@ def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int
 
 def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tuple[int, ...]) -> Sequence[int]:
     """Update the tensors at these places that a launch can take; return the other places."""
-    rules = group["state_full"], group["state_free"] if group["split"] else "none"
-    if not places or not group["fused"] or not set(rules) <= set(tables.RULES):
+    rules = group["state_full"], group["state_free"].kind if group["split"] else "none"
+    if not places or not group["fused"] or rules[0] not in tables.RULES:
         return places
     if not tables.work_on(local(group["params"][places[0]]).device):
         return places
@@ -201,7 +214,8 @@ def _launches(group: Group, states: States, places: Sequence[int], rules: tuple[
     found = {place: _member(group, states, place) for place in places}
     members = [member for member in found.values() if member is not None]
     together = alike(members, MOMENTS[rules[0]])
-    made = [Table(some, *rules, group["stochastic_rounding"]) for some in together]
+    rule_free = rules[1] if rules[1] in tables.RULES_FREE else "none"  # no member needs another
+    made = [Table(some, rules[0], rule_free, group["stochastic_rounding"]) for some in together]
     return Launches(made, [place for place, member in found.items() if member is None])
 
 
@@ -212,14 +226,17 @@ def _member(group: Group, states: States, place: int) -> Member | None:
     chosen = selection_here(param, state, group)
     if not tables.takes(target) or (chosen and not group["subspace"].along_axis):
         return None
+    has_state = not group["split"] or bool(state.get("entries"))
+    is_full = has_state and not chosen
+    if not is_full and group["state_free"].kind not in tables.RULES_FREE:
+        return None
     _begin(target, state, group, chosen)
     moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]])] if has_moments(state) else []
     if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
     first, first_moment = _first(param, state, group)
-    has_state = not group["split"] or bool(state.get("entries"))
     parts = [Part("full" if has_state else "free", 0, target.numel(), first_moment)]
-    if has_state and chosen:
+    if chosen:
         parts = _parts(target, state, group, chosen, first_moment)
     return Member(param, state if has_state else None, parts, group["first"] + place, first)
 
@@ -263,7 +280,7 @@ def _update_batch(
     moved = torch.zeros_like(compact)
     lists.state_full(group["state_full"], list(map(Full, moved, compact, states)), rates, fused=True)
     explained, moved = (subspace.back(some, selection, grad.shape[1:]) for some in (compact, moved))
-    tables.close_batch(targets, grad, explained, moved, group["state_free"], rates_free)
+    tables.close_batch(targets, grad, explained, moved, group["state_free"].kind, rates_free)
 
 
 def _update_in_fewer_bits(
@@ -274,7 +291,8 @@ def _update_in_fewer_bits(
     dtype = _working_dtype(target)
     moments = moment_names(state, group)
     part = state
-    for rows in [...] if chosen else _slices(target):  # without a selection, updates are elementwise
+    is_whole = chosen or (_takes_direction(state, group, chosen) and not choices.goes_by_rows(group["state_free"].sees))
+    for rows in [...] if is_whole else _slices(target):
         part = state | {name: state[name][rows].to(dtype) for name in moments}
         if moments:
             part["step"] = state["step"].clone()

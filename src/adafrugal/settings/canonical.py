@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any
 
-from adafrugal.optim.controls import INTERVALS, Control
+from adafrugal.optim.controls import DENSITIES, INTERVALS, Control
 
 if TYPE_CHECKING:
     from adafrugal.settings.schema import Settings
@@ -18,9 +18,8 @@ OF_SIZE = ("value", "start", "end")  # keys of a control that are densities, or 
 def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings:
     """Return a copy of the settings, with nulls that depend on the data and the model filled in.
 
-    `trainer.steps` becomes the steps of `trainer.epochs`, `eval.every` an epoch, a loss-aware interval's `every` an
-    epoch or a twentieth of the run, whichever is shorter, and `optimizer.density` the share that `optimizer.rank`
-    selects.
+    `trainer.steps` becomes the steps of `trainer.epochs`, `eval.every` an epoch, a control's `every` an epoch or a
+    twentieth of the run, whichever is shorter, and `optimizer.density` the share that `optimizer.rank` selects.
 
     Args:
         settings: checked.
@@ -36,9 +35,10 @@ def settled(settings: Settings, epoch: int | None, hidden_size: int) -> Settings
         trainer.steps, trainer.epochs = trainer.steps or max(1, round((trainer.epochs or 0) * epoch)), None
         found.eval.every = found.eval.every or epoch
     if optimizer.kind == "frugal":
-        interval = described(optimizer.interval)
-        if epoch is not None and interval["kind"] == "loss_aware" and interval.get("every") is None:
-            optimizer.interval = interval | {"every": min(epoch, max(1, trainer.steps // 20))}
+        for name in ("density", "rank", "interval") if epoch is not None else ():
+            control = described(getattr(optimizer, name))
+            if "every" in fields_of(control) and control.get("every") is None:
+                setattr(optimizer, name, control | {"every": min(epoch, max(1, trainer.steps // 20))})
         if optimizer.rank is not None:
             density = density_of_rank(optimizer.rank, hidden_size)
             is_within = all(density.get(key, 0) <= 1 for key in OF_SIZE)
@@ -62,6 +62,13 @@ def described(control: Any) -> dict[str, Any]:
     return dict(control) if isinstance(control, dict) else {"kind": "constant", "value": control}
 
 
+def fields_of(control: Mapping[str, Any]) -> Mapping[str, Field[Any]]:
+    """Return the fields of the class that a mapping describes; none if there is no such class."""
+    kind = control.get("kind")
+    found = (DENSITIES | INTERVALS).get(kind) if isinstance(kind, str) else None
+    return {f.name: f for f in fields(found) if f.init} if found else {}
+
+
 def density_of_rank(rank: Any, hidden_size: int) -> dict[str, Any]:
     """Convert a control of ranks, in columns of `hidden_size`, to a control of densities."""
     return {key: v / hidden_size if key in OF_SIZE else v for key, v in described(rank).items()}
@@ -73,11 +80,12 @@ def with_run_length(control: Any, steps: int) -> dict[str, Any]:
     A decay whose `steps` are a fraction below 1 lasts that share of the run.
     """
     filled = described(control)
-    if filled.get("kind") in ("linear", "cosine"):
+    own = fields_of(filled)
+    if "steps" in own:
         given = filled.get("steps")
         is_share = isinstance(given, float) and 0 < given < 1
         filled["steps"] = steps if given is None else max(1, round(given * steps)) if is_share else given
-    if filled.get("kind") == "loss_aware" and filled.get("every") is None:
+    if "every" in own and filled.get("every") is None:
         filled["every"] = max(1, steps // 20)
     return filled
 
@@ -91,5 +99,5 @@ def spelled(given: Any, kinds: Mapping[str, type[Control]], s: Settings) -> dict
         if key != "kind" and not in_epochs and control.get(key) == filled:
             control[key] = None
     is_count = kinds is INTERVALS and kind == "constant"
-    real = {f.name for f in fields(kinds[kind]) if f.type == "float" and not is_count}
+    real = {f.name for f in fields(kinds[kind]) if f.type in ("float", float) and not is_count}
     return {key: float(value) if key in real else value for key, value in control.items()}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafrugal.optim import choices, controls
-from adafrugal.optim.choices import NAMES, ON_SHARDS, POLICIES, RANGES, SUBSPACES, TREATMENTS, works_on_shards
+from adafrugal.optim.choices import NAMES, ON_SHARDS, POLICIES, RANGES, STATE_FREE, SUBSPACES, TREATMENTS
 from adafrugal.settings.canonical import OF_SIZE, density_of_rank, described, run_steps, spelled, with_run_length
 from adafrugal.settings.explain import nearest
 from adafrugal.settings.ranges import Part, above, at_least, is_number, one_of, ranged, refusal, within
@@ -15,6 +16,7 @@ from adafrugal.system.errors import SettingError
 if TYPE_CHECKING:
     from adafrugal.settings.schema import Settings
 
+_Kinds = Mapping[str, Mapping[str, tuple[Any, ...]]]  # of `choices`
 _LARGEST = 1 << 20  # rank: above any model's hidden size
 
 
@@ -74,7 +76,7 @@ class FrugalSettings(AdamWSettings):
     interval: Any = 200
     subspace: Any = "blocks"
     state_full: str = one_of(*NAMES["state_full"])
-    state_free: str = one_of(*NAMES["state_free"])
+    state_free: Any = "signsgd"
     state_free_lr_scale: float = _as_in_optim("state_free_lr_scale", 1.0)
     on_refresh: str = one_of(*NAMES["on_refresh"])
     shrink: str = one_of(*NAMES["shrink"])
@@ -100,9 +102,11 @@ class FrugalSettings(AdamWSettings):
         """Require valid controls and subspaces that go with the other settings."""
         steps, is_sharded, fits = run_steps(s), s.trainer.parallel == "fsdp", self.fit_gib is not None
         self._check_controls(steps)
-        kind, own = self._checked_subspace()
+        kind, own = self._checked("subspace", SUBSPACES)
+        self.need(self.on_refresh in POLICIES[kind], "on_refresh", f"{', '.join(POLICIES[kind])} with {kind}")
+        self._check_rule(is_sharded)
         on_shards = f"{ON_SHARDS} with trainer.parallel=fsdp, which divides matrices by rows; ddp takes all"
-        self.need(not is_sharded or works_on_shards(kind, own), "subspace", on_shards)
+        self.need(not is_sharded or choices.works_on_shards(kind, own), "subspace", on_shards)
         longest = int(controls.interval(with_run_length(self.interval, steps)).at(1))
         words = choices.allowed_stagger(self.stagger, kind, longest)
         self.need(words is None, "stagger", words or "")
@@ -112,6 +116,8 @@ class FrugalSettings(AdamWSettings):
             self.modules.need(False, "norms", f"others with {kind}, which splits only matrices; blocks split all")
         estimated = "null, since only what is trained from random weights is estimated"
         self.need(not fits or s.task.kind == "pretrain", "fit_gib", estimated)
+        has_start = {"start", "value"} & described(self.density).keys()
+        self.need(not fits or bool(has_start), "fit_gib", "null with a density of your own that has no start")
         self.need(not (fits and is_sharded), "fit_gib", "null with trainer.parallel=fsdp, which is not estimated")
 
     def _check_controls(self, steps: int) -> None:
@@ -127,26 +133,44 @@ class FrugalSettings(AdamWSettings):
             possible = all(is_number(size) and 0 <= size <= _LARGEST for size in sizes)
             self.need(possible, "rank", "a number of columns, 0 or more, or a control of such numbers")
             given = {"rank": density_of_rank(rank, _LARGEST), "interval": self.interval}
+        paces = {}
         for name, control in given.items():
             try:
-                (controls.interval if name == "interval" else controls.density)(with_run_length(control, steps))
+                made = (controls.interval if name == "interval" else controls.density)(with_run_length(control, steps))
+                if getattr(made, "every", None) is not None:
+                    paces[name] = f"every {made.every} steps, {getattr(made, 'source', 'validation')}"
             except ValueError as error:
                 hint = f"; to choose another kind write optimizer/{name}=…" if " has no " in str(error) else ""
                 raise SettingError(f"optimizer.{name}: {error}{hint}") from None
 
-    def _checked_subspace(self) -> tuple[str, dict[str, str]]:
-        """Return the subspace's kind and its own settings."""
-        own = dict(self.subspace) if isinstance(self.subspace, dict) else {"kind": self.subspace}
-        kind = own.pop("kind", None)
-        if kind not in tuple(SUBSPACES):
-            raise SettingError(refusal("optimizer.subspace", kind, SUBSPACES))
+        if len(set(paces.values())) > 1:
+            both = " and ".join(f"optimizer.{name} observes a loss {pace}" for name, pace in paces.items())
+            raise SettingError(f"{both}; allowed: one every and one source for both")
+
+    def _checked(self, name: str, kinds: _Kinds) -> tuple[str, dict[str, Any]]:
+        """Return the kind and the own settings of a part that is one of `kinds`."""
+        kind, own = choices.described(getattr(self, name))
+        if kind not in tuple(kinds):
+            raise SettingError(refusal(f"optimizer.{name}", kind, kinds))
         for key, value in own.items():
-            if key not in SUBSPACES[kind]:
-                raise SettingError(f"optimizer.subspace.{key}: no such setting; {nearest(key, SUBSPACES[kind])}")
-            if value not in SUBSPACES[kind][key]:
-                raise SettingError(refusal(f"optimizer.subspace.{key}", value, map(str, SUBSPACES[kind][key])))
-        self.need(self.on_refresh in POLICIES[kind], "on_refresh", f"{', '.join(POLICIES[kind])} with {kind}")
+            if key not in kinds[kind]:
+                raise SettingError(f"optimizer.{name}.{key}: no such setting; {nearest(key, kinds[kind])}")
+            if value not in kinds[kind][key] and ... not in kinds[kind][key]:
+                raise SettingError(refusal(f"optimizer.{name}.{key}", value, map(str, kinds[kind][key])))
+        if kind in choices.OWN[name]:
+            try:
+                choices.OWN[name][kind](**own)
+            except (TypeError, ValueError) as error:
+                raise SettingError(f"optimizer.{name}: {error}") from error
         return kind, own
+
+    def _check_rule(self, is_sharded: bool) -> None:
+        kind, _ = self._checked("state_free", STATE_FREE)
+        sees, norms = choices.SEEN_BY[kind], self.modules.norms
+        by_rows = "a rule that sees entries or rows with trainer.parallel=fsdp, which divides matrices by rows"
+        self.need(not is_sharded or choices.goes_by_rows(sees), "state_free", by_rows)
+        of_vectors = f"state_full or frozen with optimizer.state_free={kind}, which updates only matrices"
+        self.modules.need(choices.goes_by_entry(sees) or norms in ("state_full", "frozen"), "norms", of_vectors)
 
     def _check_blocks(self, own: dict[str, str], s: Settings) -> None:
         self.need(self.rank is None, "rank", "null with blocks, which are whole matrices; columns take ranks")
@@ -162,15 +186,20 @@ class FrugalSettings(AdamWSettings):
             self.need(selected > 0, "density", some)
 
     def canonical(self, s: Settings) -> None:
-        """Write controls in canonical form, and a subspace with its defaults as its name."""
+        """Write controls in canonical form, and a subspace or a rule with its defaults as its name."""
         self.state_dtype = None if self.state_dtype == "float32" else self.state_dtype
         chosen = "density" if self.rank is None else "rank"
         setattr(self, chosen, spelled(getattr(self, chosen), controls.DENSITIES, s))
         self.interval = spelled(self.interval, controls.INTERVALS, s)
-        if isinstance(self.subspace, dict):
-            kind = self.subspace["kind"]
-            different = {k: v for k, v in self.subspace.items() if k != "kind" and v != SUBSPACES[kind][k][0]}
-            self.subspace = {"kind": kind} | different if different else kind
+        self.subspace = _briefly(self.subspace, SUBSPACES)
+        self.state_free = _briefly(self.state_free, STATE_FREE)
+
+
+def _briefly(part: Any, kinds: _Kinds) -> Any:
+    """Return a part as its name, or as a mapping of its kind and the settings that are not defaults."""
+    kind, own = choices.described(part)
+    different = {key: value for key, value in own.items() if value != kinds[kind][key][0]}
+    return {"kind": kind} | different if different else kind
 
 
 @dataclass

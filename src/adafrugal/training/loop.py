@@ -254,7 +254,7 @@ class Loop:
         return True
 
     def _observe(self, evaluated: dict[str, float]) -> None:
-        """Give the interval's control the loss that it observes."""
+        """Give the controls the loss that they observe."""
         if self._observed == "training":
             self._fold()
             loss = self.progress.observed()
@@ -365,8 +365,9 @@ class Loop:
 
 
 def _observation(optimizer: torch.optim.Optimizer) -> tuple[int | None, str | None]:
-    """The number of steps between two losses that the interval's control observes, and the losses' source."""
-    for group in optimizer.param_groups if isinstance(optimizer, Frugal) else ():
-        if group["split"] and hasattr(group["interval"], "every"):
-            return group["interval"].every, getattr(group["interval"], "source", "validation")
+    """The number of steps between two losses that the controls observe, and the losses' source; both agree."""
+    split = [group for group in optimizer.param_groups if group["split"]] if isinstance(optimizer, Frugal) else []
+    for control in (group[name] for group in split for name in ("density", "interval")):
+        if getattr(control, "every", None) is not None:
+            return control.every, getattr(control, "source", "validation")
     return None, None

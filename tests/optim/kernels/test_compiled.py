@@ -6,12 +6,14 @@ from functools import partial
 
 import pytest
 import torch
+from own_parts import Cube
 from stepping import frugal, matrices, parameters, same, stepped
 from torch._dynamo.utils import counters
 
 from adafrugal.optim import LinearDecay, rules
 from adafrugal.optim.kernels import compiled, lists
 from adafrugal.optim.rules import Free, Rates
+from adafrugal.optim.state_free import SignSGD
 
 SHAPES = [(48, 40), (40, 48), (64, 64), (33, 65), (64, 64), (1, 1100), (100, 100), (5, 7), (48, 40), (96, 40), (50, 80)]
 
@@ -78,18 +80,14 @@ def test_what_a_gpu_launches_together_is_what_a_cpu_does_one_by_one(subspace, st
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_rule_without_fast_forms_is_applied_in_its_plain_form(compiled, monkeypatch):
-    def cube_(param, grad, rates, scale=None):
-        param.sub_(grad**3 * (1 if scale is None else scale) * rates.lr)
-
-    monkeypatch.setitem(rules.STATE_FREE, "cube", cube_)
     monkeypatch.setattr(lists, "_costs_a_launch", lambda tensor: True)
     scales = [None, torch.tensor([[0.0, 1.0] * 20])]
     updates = [Free(torch.randn(48, 40), torch.randn(48, 40), scale) for scale in scales]
     expected, rates = [update.target.clone() for update in updates], Rates(lr=0.01, decay=0.1)
     for target, update in zip(expected, updates, strict=True):
         rules.decay_(target, rates)
-        cube_(target, update.grad, rates, update.scale)
-    lists.state_free("cube", updates, rates, fused=True, compiled=compiled)
+        target.add_(update.grad**3 * (1 if update.scale is None else update.scale), alpha=-rates.lr)
+    lists.state_free(Cube(), updates, rates, fused=True, compiled=compiled)
     assert same([update.target for update in updates], expected)
 
 
@@ -166,7 +164,7 @@ def test_it_compiles_at_most_three_times_however_the_density_moves(subspace, gra
 def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too(graphs_alone):
     def updated(sizes):
         updates = [Free(torch.zeros(n), torch.ones(n)) for n in sizes]
-        lists.state_free("signsgd", updates, Rates(lr=1.0), fused=True, compiled=True)
+        lists.state_free(SignSGD(), updates, Rates(lr=1.0), fused=True, compiled=True)
         return all(torch.equal(target, -torch.ones_like(target)) for target, *_ in updates)
 
     assert updated([4096, 5000])
@@ -178,7 +176,7 @@ def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too(graphs_alo
 def test_tensors_that_share_storage_are_not_compiled_together(graphs_alone):
     whole = torch.zeros(2, 60, 40)
     updates = [Free(target, torch.ones(60, 40)) for target in whole]
-    lists.state_free("signsgd", updates, Rates(lr=1.0), fused=True, compiled=True)
+    lists.state_free(SignSGD(), updates, Rates(lr=1.0), fused=True, compiled=True)
     assert torch.equal(whole, -torch.ones(2, 60, 40))
 
 

@@ -6,9 +6,10 @@ import weakref
 
 import pytest
 import torch
+from own_parts import RULES
 from stepping import events_of, frugal, matrices, same, stepped
 
-from adafrugal.optim import Frugal, LinearDecay, choices, rules, updates
+from adafrugal.optim import Frugal, LinearDecay, updates
 from adafrugal.optim.kernels import tables
 from adafrugal.optim.kernels.tables import Table
 
@@ -293,15 +294,21 @@ def test_a_device_on_which_nothing_can_be_launched_is_said_once(monkeypatch):
     tables.work_on.cache_clear()
 
 
-def test_a_rule_that_the_kernel_lacks_is_applied_in_its_plain_form(launches, monkeypatch):
-    monkeypatch.setitem(rules.STATE_FREE, "cube", lambda param, grad, rates, scale=None: param.sub_(rates.lr * grad**3))
-    monkeypatch.setitem(choices.NAMES, "state_free", ("signsgd", "cube"))
-    param = torch.nn.Parameter(torch.zeros(4, 4))
-    optimizer = Frugal([{"params": [param], "split": True}], lr=1.0, density=0.0, state_free="cube")
-    param.grad = torch.full_like(param, 2.0)
-    optimizer.step()
-    assert torch.equal(param, torch.full_like(param, -8.0))
-    assert not launches
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
+def test_a_rule_that_the_kernel_lacks_leaves_it_the_tensors_selected_whole(subspace, rule, monkeypatch):
+    tables_of, ends = [], []
+    monkeypatch.setattr(Table, "__init__", lambda *given: (tables_of.append(given[1]), init(*given))[1])
+    for fused in (False, True):
+        params, other = matrices([(16, 24), (8, 8), (8, 8), (16, 24)]), matrices([(8, 8)], seed=1)
+        groups = [{"params": params, "split": True}, {"params": other}]
+        optimizer = Frugal(groups, subspace=subspace, state_free=rule, density=0.5, fused=fused, compile=False, lr=0.1)
+        stepped(optimizer, range(3))
+        ends.append([param.detach() for param in params + other])
+    torch.testing.assert_close(*ends)
+    in_tables = {id(member.param) for members in tables_of for member in members}
+    whole = {id(param) for param in params[2:]} if subspace == "blocks" else set()
+    assert in_tables == whole | {id(other[0])}
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from own_parts import RULES, RowNorm
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,6 +35,7 @@ ARMS = {
     "columns": {"subspace": "columns"},
     "columns, overlap kept": {"subspace": "columns", "on_refresh": "keep_overlap"},
     "lion and sgd": {"subspace": "columns", "state_full": "lion", "state_free": "sgd"},
+    "row norm": {"subspace": "columns", "state_free": RowNorm()},
     "signsgd": {"density": 0},
     "slab": {"subspace": "slab"},
     "slab, kept": {"subspace": "slab", "on_refresh": "keep"},
@@ -261,6 +263,13 @@ def refused_subspaces(mesh):
     return {name: said_of(partial(Frugal, [group], subspace=kind)) for name, kind in REFUSED.items()}
 
 
+def refused_rules(mesh):
+    model = Model()
+    fully_shard(model, mesh=mesh)
+    group = {"params": [model.head.weight], "split": True}
+    return {rule.kind: said_of(partial(Frugal, [group], state_free=rule)) for rule in RULES}
+
+
 def refused_state(mesh):
     """What is said of a state that has this process's part of a moment for the whole."""
     training = Training("slab", mesh).go(range(2))
@@ -317,6 +326,7 @@ def run(rank):
     found["skipped"] = {nonfinite: skipped(mesh, nonfinite) for nonfinite in ("skip", "error")}
     found["kept"], found["owned"] = kept(mesh), owned(mesh)
     found["refused"], found["refused state"] = refused_subspaces(mesh), refused_state(mesh)
+    found["refused rules"] = refused_rules(mesh)
     found["as shards lie"] = as_shards_lie(mesh)
     found["rounded"] = {arm: rounded(mesh, arm) for arm in ("blocks", "columns", "slab")}
     (PLACE / f"{rank}.json").write_text(json.dumps(found))

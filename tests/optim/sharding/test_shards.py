@@ -15,7 +15,7 @@ from adafrugal.optim.sharding import shards
 
 SILENT = (
     "blocks", "blocks, by elements", "columns", "columns, overlap kept", "lion and sgd, in the backward pass",
-    "signsgd", "slab", "slab, overlap kept", "slab, state in bfloat16",
+    "row norm", "signsgd", "slab", "slab, overlap kept", "slab, state in bfloat16",
 )  # fmt: skip
 BY_GRADIENT = (
     "svd", "svd, kept", "svd, in the backward pass", "svd, on a mesh of two dimensions",
@@ -33,7 +33,8 @@ def ranks(once):
 def found_on(device, directory):
     place = Path(tempfile.mkdtemp(dir=directory))
     command = [sys.executable, str(Path(__file__).with_name("on_shards.py")), device, str(place)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
@@ -163,6 +164,14 @@ def test_subspaces_that_need_whole_matrices_are_refused(ranks, kind):
     for said in (rank["refused"][kind] for rank in ranks):
         assert f"is sharded over processes and the subspace is {{'kind': '{kind.split(',')[0]}'" in said
         assert f"which needs whole matrices; allowed: {choices.ON_SHARDS}" in said
+
+
+def test_rules_that_see_more_than_rows_are_refused(ranks):
+    line = "parameter number 0 is sharded over processes, and the state-free rule {} sees {}; allowed: rules that see"
+    for said in (rank["refused rules"] for rank in ranks):
+        assert said["own_norm"].startswith(line.format("own_norm", "a whole matrix"))
+        assert said["own_colnorm"].startswith(line.format("own_colnorm", "whole columns"))
+        assert said["own_rownorm"] is said["own_cube"] is None
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from torch import Tensor
 from adafrugal.optim import rules
 from adafrugal.optim.kernels import compiled as _compiled
 from adafrugal.optim.rules import Free, Full, Rates
+from adafrugal.optim.state_free import StateFree
 
 _AT_ONCE = 2**24  # entries of tensors updated in one launch, which copies their gradients
 
@@ -67,23 +68,23 @@ def _alike(updates: Sequence[Update]) -> Iterator[list[Update]]:
     yield from found.values()
 
 
-def state_free(rule: str, updates: Sequence[Free], rates: Rates, *, fused: bool, compiled: bool) -> None:
-    """Apply a rule of `rules.STATE_FREE` once, decay included.
+def state_free(rule: StateFree, updates: Sequence[Free], rates: Rates, *, fused: bool, compiled: bool) -> None:
+    """Apply a state-free rule once, decay included; gradients are all that the rule sees at once.
 
     Compiled forms (if `compiled`) and, on a GPU, forms for many tensors (if `fused`) are used where the rule has one
     that suits the tensors.
     """
-    left = _compiled.update(rule, updates, rates) if compiled else updates
+    left = _compiled.update(rule.kind, updates, rates) if compiled else updates
     together, alone = [], []
     for update in left:
-        is_fast = fused and rule in _TO_ADD and update.scale is None and _costs_a_launch(update.target)
+        is_fast = fused and rule.kind in _TO_ADD and update.scale is None and _costs_a_launch(update.target)
         (together if is_fast else alone).append(update)
     for alike in _alike(together):
         for some in _chunks(alike):
-            _foreach(rule, [update.target for update in some], [update.grad for update in some], rates)
+            _foreach(rule.kind, [update.target for update in some], [update.grad for update in some], rates)
     for target, grad, scale in alone:
         rules.decay_(target, rates)
-        rules.STATE_FREE[rule](target, grad, rates, scale)
+        rule.update_(target, grad, rates, scale)
 
 
 def _costs_a_launch(tensor: Tensor) -> bool:

@@ -35,7 +35,7 @@ def step(
     RULE: tl.constexpr, RULE_FREE: tl.constexpr, OWN_STEPS: tl.constexpr, STOCHASTIC: tl.constexpr,
     ON_DEVICE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """Update a tile: `W ← W·kept`, then by `rules.STATE_FULL[RULE]` with lr or `STATE_FREE[RULE_FREE]` with lr_free.
+    """Update a tile: `W ← W·kept`, then by rule `RULE` with lr or `RULE_FREE` with lr_free.
 
     Args:
         owners: int32 [programs / RUN], the part of each run of programs.
@@ -115,7 +115,7 @@ def close(weights, grads, explained, moved, tiles, size, lr, kept, RULE: tl.cons
 
 @triton.jit
 def _state_free(w, g, lr, RULE: tl.constexpr):
-    """Return new weights: `rules.signsgd_`, `sgd_`, `none_`."""
+    """Return new weights, by the rules of `state_free`."""
     if RULE == "signsgd":
         w -= lr * _sign(g)
     elif RULE == "sgd":

@@ -23,7 +23,7 @@ from adafrugal.optim.sharding.shards import local
 
 _Base = torch._C.TensorBase  # its methods, mapped, take half of the time that comprehensions take
 _grad, _grad_dtype = operator.attrgetter("grad"), operator.attrgetter("grad.dtype")
-RULES = ("adamw", "lion", "sgdm", "signsgd", "sgd", "none")  # those that `one_pass` has
+RULES, RULES_FREE = ("adamw", "lion", "sgdm"), ("signsgd", "sgd", "none")  # those that `one_pass` has
 
 
 class Part(NamedTuple):
@@ -51,7 +51,7 @@ class Table:
 
     Args:
         members: the parameters; each has a gradient.
-        rule, rule_free: of `rules.STATE_FULL` and `rules.STATE_FREE`.
+        rule, rule_free: of `RULES` and `RULES_FREE`.
         stochastic: whether to round bfloat16 stochastically.
     """
 

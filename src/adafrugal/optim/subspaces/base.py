@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -63,8 +64,8 @@ class Regions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subspace:
-    """Selects the entries of split matrices that keep state.
+class Subspace(ABC):
+    """Selects the entries of split matrices that keep state. `check_subspace` tries one of your own.
 
     At a refresh the optimizer calls `shares`, `entries` and `select`; when ρ has fallen since, `shrink` and `narrow`;
     when moments begin or are loaded, `compact`; at every step `regions`, then the rules, then `close`. A selection maps
@@ -88,9 +89,7 @@ class Subspace:
     grain: ClassVar[float] = 0.0  # the relative fall of ρ beyond which to `shrink` between refreshes
 
     def __post_init__(self) -> None:
-        for name, allowed in choices.SUBSPACES.get(self.kind, {}).items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}")
+        choices.refuse_settings("subspace", self.kind, vars(self))
 
     def shares(self, matrices: Sequence[Matrix], density: float, period: Period) -> list[float]:
         """Return the share to select of each matrix; within one period, no larger for a smaller density."""
@@ -100,10 +99,11 @@ class Subspace:
         """Return the number of active blocks, by which the next period's `start` advances."""
         return 0
 
+    @abstractmethod
     def entries(self, shape: torch.Size, share: float) -> int:
         """Return the exact number of entries of a matrix of this shape that keep state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def select(
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
@@ -118,15 +118,15 @@ class Subspace:
                 `keep_overlap`.
             place: index of the matrix, from 0, among the group's matrices of its shape.
         """
-        raise NotImplementedError
 
     def blank(self, param: Tensor, share: float) -> Selection:
         """Return a selection with uninitialised tensors, to receive another process's selection (`chosen_by_one`)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no blank, which chosen_by_one needs")
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """Return the part of `old` that a smaller share keeps; `generator` is seeded as it was to select `old`."""
-        raise NotImplementedError
+        what = f"{type(self).__name__} defines no shrink, by which a falling density gives up a part of a selection"
+        raise NotImplementedError(f"{what}; without it set shrink='at_refresh'")
 
     def axis(self, shape: torch.Size) -> int:
         """Return the axis of compact tensors along which whole units (columns, rows, directions) are selected."""
@@ -155,11 +155,15 @@ class Subspace:
         """Return the selection within these rows of the matrix, for the process that holds them."""
         return selection
 
+    @abstractmethod
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
-        """Return the updates of a matrix [n_out, n_in]; without `residual` the state-free rule ignores its gradient."""
-        raise NotImplementedError
+        """Return the updates of a matrix [n_out, n_in]; without `residual` the state-free rule ignores its gradient.
 
-    def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
+        `grad` may be a direction that the state-free rule made of the whole gradient (`StateFree`): then only `free` is
+        used. It must be linear in `grad`.
+        """
+
+    def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:  # noqa: B027
         """Write the state-full target back into the matrix, after both rules; do nothing if it is a view."""
 
     def settings(self) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""State-free rules: the update of entries that keep no state, by the present gradient alone; and the table of names.
+
+A rule is an object with settings only. `kernels` has fast forms of `signsgd`, `sgd` and `none`, by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from adafrugal.optim import choices
+from adafrugal.optim.rules import Rates
+
+Sees: TypeAlias = Literal["nothing", "entries", "rows", "columns", "matrix"]
+
+
+@dataclass(frozen=True)
+class StateFree(ABC):
+    """A rule that updates a matrix W by a direction D of its gradient G: `W ← W − lr·D(G)`.
+
+    `sees` says how much of a matrix [n_out, n_in] the rule must be given at once, that is, on how much of the gradient
+    an entry of D depends: its own `entries`; their whole `rows`, or whole `columns`; or the whole `matrix`. If a part
+    of a matrix keeps state, a rule that sees entries is given the gradient of the rest (its residual, with svd and
+    random). A rule that sees more is given the whole gradient, and the part of D within the subspace is dropped: lines
+    or entries that keep state, or D's projection. So D does not change with the selection.
+
+    Scale D to a root mean square of about 1, as that of signs is, and lr keeps its meaning.
+    """
+
+    kind: ClassVar[str]
+    sees: ClassVar[Sees] = "matrix"
+
+    def __post_init__(self) -> None:
+        if self.sees not in choices.SEES:
+            raise ValueError(f"sees is {self.sees!r}; allowed: {', '.join(choices.SEES)}")
+        choices.refuse_settings("state_free", self.kind, vars(self))
+
+    @property
+    def by_entry(self) -> bool:
+        """Whether any part of a tensor of any shape can be given alone."""
+        return choices.goes_by_entry(self.sees)
+
+    @abstractmethod
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return D of a gradient, of its shape and dtype, without changing the gradient.
+
+        Args:
+            grad: all that the rule `sees`: [n_out, n_in]; some of the rows [n, n_in], if it sees rows, or some of the
+                columns [n_out, n], if it sees columns; any shape, if it sees entries.
+        """
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        """Return `direction(grad)`.
+
+        Raises:
+            ValueError: it has another shape than the gradient.
+        """
+        if not grad.numel():  # a process without a row of a sharded matrix
+            return grad
+        found = self.direction(grad)
+        if found.shape != grad.shape:
+            what = f"the direction of state-free rule {self.kind} has shape {list(found.shape)}"
+            raise ValueError(f"{what} for a gradient of shape {list(grad.shape)}; the two must be equal")
+        return found
+
+    def update_(self, param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
+        """Apply `W ← W − lr·scale·D(g)`; `scale` broadcasts to W."""
+        direction = self(grad)
+        param.add_(direction if scale is None else direction * scale, alpha=-rates.lr)
+
+    def settings(self) -> dict[str, Any]:
+        """Return kind and settings as plain values, as `state_free` reads them."""
+        return {"kind": self.kind} | asdict(self)
+
+    def saved(self) -> str | dict[str, Any]:
+        """Return the kind alone if there are no settings, as older saved states have it."""
+        settings = self.settings()
+        return settings if len(settings) > 1 else self.kind
+
+
+@dataclass(frozen=True)
+class SignSGD(StateFree):
+    """signSGD (Bernstein et al., arXiv 1802.04434): `D = sign(G)`."""
+
+    kind: ClassVar[str] = "signsgd"
+    sees: ClassVar[Sees] = "entries"
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the signs, 0 for 0."""
+        return grad.sign()
+
+
+@dataclass(frozen=True)
+class SGD(StateFree):
+    """Gradient descent: `D = G`."""
+
+    kind: ClassVar[str] = "sgd"
+    sees: ClassVar[Sees] = "entries"
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the gradient."""
+        return grad
+
+
+@dataclass(frozen=True)
+class NoUpdate(StateFree):
+    """No update; decay still applies."""
+
+    kind: ClassVar[str] = "none"
+    sees: ClassVar[Sees] = "nothing"
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return zeros."""
+        return torch.zeros_like(grad)
+
+    def update_(self, param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
+        """Do nothing."""
+
+
+STATE_FREE: dict[str, type[StateFree]] = {rule.kind: rule for rule in (SignSGD, SGD, NoUpdate)}
+
+
+def state_free(value: str | Mapping[str, Any] | StateFree) -> StateFree:
+    """Return the rule that `value` describes: a name with its defaults, a mapping `{"kind": …, …}`, or an object.
+
+    Raises:
+        ValueError: an unknown kind or setting, or a class with the kind of another.
+    """
+    if not isinstance(value, StateFree):
+        return choices.made("state_free", value, STATE_FREE)
+    if STATE_FREE.get(value.kind, type(value)) is not type(value):
+        what = f"{type(value).__name__} has the kind {value.kind!r} of {STATE_FREE[value.kind].__name__}"
+        raise ValueError(f"{what}, whose fast forms would be used: give it a kind of its own")
+    return value

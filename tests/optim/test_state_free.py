@@ -1,0 +1,159 @@
+"""State-free rules as objects: names, mappings, what each is given, what is saved and what is refused."""
+
+import inspect
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from own_parts import RULES, ColumnNorm, Cube, MatrixNorm, RowNorm
+from stepping import frugal, matrices, parameters, same, saved_and_loaded, stepped
+
+from adafrugal.optim import Frugal, StateFree, choices
+from adafrugal.optim.state_free import STATE_FREE, NoUpdate, SignSGD, state_free
+
+SEEN = [RowNorm(), ColumnNorm(), MatrixNorm()]  # each more than an entry
+ids = {"ids": lambda rule: getattr(rule, "kind", None)}
+
+
+@pytest.mark.parametrize("value", ["signsgd", {"kind": "signsgd"}, SignSGD()])
+def test_a_rule_is_a_name_a_mapping_or_an_object(value):
+    assert state_free(value) == SignSGD()
+    assert state_free(state_free(value).settings()) == state_free(value)
+
+
+def test_names_settings_and_what_is_seen_are_those_of_the_classes():
+    assert inspect.signature(Frugal).parameters["state_free"].default == next(iter(choices.STATE_FREE))
+    assert {kind: rule.sees for kind, rule in STATE_FREE.items()} == choices.SEEN_BY
+    assert {kind: rule().settings() for kind, rule in STATE_FREE.items()} == {
+        kind: {"kind": kind} | {name: values[0] for name, values in settings.items()}
+        for kind, settings in choices.STATE_FREE.items()
+    }
+
+
+@pytest.mark.parametrize("rule", [*(rule() for rule in STATE_FREE.values()), *RULES], **ids)
+def test_what_a_rule_sees_is_what_its_direction_depends_on(rule):
+    """A row, a column or an entry alone has the direction that it has within a matrix; the gradient stays as it was."""
+    grad = torch.randn(6, 5, dtype=torch.float64)
+    before, found = grad.clone(), rule(grad)
+    some, every = slice(1, 3), slice(None)
+    part = {"nothing": (some, some), "entries": (some, some), "rows": (some, every), "columns": (every, some)}
+    part = part.get(rule.sees, (every, every))
+    torch.testing.assert_close(rule(grad[part]), found[part])
+    assert torch.equal(grad, before)
+    assert found.shape == grad.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rule", SEEN, **ids)
+def test_a_matrix_of_which_slices_are_copied_is_seen_as_a_whole(rule, dtype, monkeypatch):
+    """The first step of bfloat16 weights larger than a slice, or of bfloat16 moments, is that of float32."""
+    monkeypatch.setattr("adafrugal.optim.updates._IN_A_SLICE", 40)
+    (plain,), (narrow,) = matrices([(12, 9)], torch.bfloat16), matrices([(12, 9)], torch.bfloat16)
+    plain.data, narrow.data = plain.data.float(), narrow.data.to(dtype)
+    how = {"density": 0.0, "state_free": rule, "lr": 0.1}
+    for param, more in ((plain, {}), (narrow, {"state_dtype": "bfloat16", "stochastic_rounding": True})):
+        param.grad = matrices([(12, 9)], torch.bfloat16, seed=1)[0].data.to(param.dtype)
+        frugal([param], **how, **more).step()
+    torch.testing.assert_close(narrow.float(), plain, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("rule", RULES, **ids)
+def test_large_groups_are_updated_as_small_ones_are(rule):
+    """By the compiled forms where there is one."""
+    ends = [
+        parameters(stepped(frugal(matrices(), state_free=rule, subspace=kind, compile=to_compile), range(4)))
+        for kind in ("blocks", "columns", "slab")
+        for to_compile in (False, True)
+    ]
+    for plain, compiled in zip(ends[::2], ends[1::2], strict=True):
+        torch.testing.assert_close(compiled, plain)
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "slab"])
+def test_one_direction_is_made_at_a_time(subspace, monkeypatch):
+    """Not one for each matrix of a group, which would need the memory of all gradients once more."""
+    alive, most = [], []
+
+    def direction(self, grad):
+        found = grad.clone()
+        alive.append(torch.utils.weak.WeakTensorKeyDictionary({found: None}))
+        most.append(sum(map(len, alive)))
+        return found
+
+    monkeypatch.setattr(MatrixNorm, "direction", direction)
+    stepped(frugal(matrices(), state_free=MatrixNorm(), subspace=subspace, density=0.4), range(2))
+    assert len(most) > 8
+    assert max(most) == 1
+
+
+@pytest.mark.parametrize("rule", [SignSGD(), MatrixNorm(eps=1e-3)], **ids)
+def test_a_saved_rule_is_loaded_with_its_settings(rule):
+    optimizer = stepped(frugal(matrices(), state_free=rule, interval=3), range(5))
+    saved = saved_and_loaded(optimizer)
+    assert saved["param_groups"][0]["state_free"] in ("signsgd", {"kind": "own_norm", "eps": 1e-3})
+    other = frugal(matrices(seed=1), state_free=type(rule)(), interval=3)
+    with torch.no_grad():
+        for ours, theirs in zip(parameters(other), parameters(optimizer), strict=True):
+            ours.copy_(theirs)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["state_free"] == rule
+    assert same(parameters(stepped(other, range(5, 9))), parameters(stepped(optimizer, range(5, 9))))
+
+
+def test_a_rule_may_be_replaced_between_two_steps():
+    optimizer = stepped(frugal(matrices(), density=0.0), range(2))
+    optimizer.param_groups[0]["state_free"] = "none"
+    before = [param.detach().clone() for param in parameters(optimizer)]
+    assert same(parameters(stepped(optimizer, range(2, 3))), before)
+    assert optimizer.param_groups[0]["state_free"] == NoUpdate()
+
+
+@dataclass(frozen=True)
+class OtherSigns(StateFree):
+    kind: ClassVar[str] = "signsgd"
+
+    def direction(self, grad):
+        return -grad.sign()
+
+
+class Flat(Cube):
+    kind: ClassVar[str] = "flat"
+
+    def direction(self, grad):
+        return grad.flatten()
+
+
+class Guess(Cube):
+    sees: ClassVar[str] = "everything"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("sign", "state_free is 'sign'; allowed: signsgd, sgd, none"),
+        (None, "state_free is None; allowed: signsgd, sgd, none"),
+        ({"kind": "sgd", "power": 2}, "state_free 'sgd' has no 'power'; it has no settings"),
+        (OtherSigns(), "OtherSigns has the kind 'signsgd' of SignSGD.* give it a kind of its own"),
+    ],
+)
+def test_an_impossible_rule_is_refused_when_the_optimizer_is_made(value, says):
+    with pytest.raises(ValueError, match=says):
+        frugal(matrices(), state_free=value)
+
+
+def test_a_class_that_is_no_rule_is_refused_when_it_is_used():
+    with pytest.raises(ValueError, match="sees is 'everything'; allowed: nothing, entries, rows, columns, matrix"):
+        Guess()
+    with pytest.raises(TypeError, match="direction"):
+        StateFree()
+    with pytest.raises(ValueError, match=r"direction of state-free rule flat has shape \[60\] for .* \[6, 10\]"):
+        stepped(frugal(matrices(), state_free=Flat(), density=0.0), [0])
+
+
+@pytest.mark.parametrize("rule", SEEN, **ids)
+def test_vectors_are_refused_by_rules_that_see_lines(rule):
+    norm = ("norm.weight", torch.nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=rf"parameter norm.weight has shape \(3,\), .*{rule.kind} sees .*whole"):
+        frugal([norm], state_free=rule, density=0.0)
+    stepped(frugal([norm], state_free="signsgd", density=0.0), [0])
