@@ -177,7 +177,9 @@ def fitted(given: Mapping[str, Any], groups: list[Group]) -> tuple[list[Group], 
         keys |= zip((group if by_name else ordered)["params"], theirs["params"], strict=True)
     known = {*keys.values(), *map(str, keys.values())}
     state = {key: value for key, value in given["state"].items() if key not in known}
-    for group in merged:
+    for theirs, group in zip(saved, merged, strict=True):
+        if theirs.get("steps") == 0:  # no state, so that accelerate can still exchange the parameters
+            continue
         for place, (name, param) in enumerate(zip(parameter_names(group), group["params"], strict=True)):
             key = keys[param]
             found = given["state"].get(key, {}) | given["state"].get(str(key), {})  # dcp.load takes 0 for "0"
