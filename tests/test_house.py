@@ -21,6 +21,7 @@ ALLOWED = {  # room -> the rooms that it may import
     "settings": {"system", "optim.choices", "optim.controls"},
     "tracking": SETTINGS,
     "data": SETTINGS,
+    "integrations": {"optim"},
     "models": {*SETTINGS, "optim"},
     "memory": {*SETTINGS, "optim", "models"},
     "reports": {*SETTINGS, "tracking"},

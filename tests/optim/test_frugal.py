@@ -6,6 +6,7 @@ import pytest
 import torch
 from stepping import events_of, frugal, matrices, parameters, same, saved_and_loaded, stepped
 from torch import nn
+from torch._dynamo.utils import counters
 
 from adafrugal.optim import Frugal, LinearDecay, LossAware
 from adafrugal.optim.choices import POLICIES
@@ -225,6 +226,20 @@ def test_it_works_with_closures_schedulers_and_copies():
     assert events == [("refresh", 21)]
 
 
+def test_torch_compile_leaves_a_step_as_it_is():
+    plain, compiled = (frugal(matrices(), subspace="columns", interval=2) for _ in range(2))
+    counters.clear()
+    step = torch.compile(compiled.step)
+    for number in range(3):
+        stepped(plain, [number])
+        for one, other in zip(parameters(plain), parameters(compiled), strict=True):
+            other.grad = one.grad
+        step()
+    assert same(parameters(plain), parameters(compiled))
+    assert compiled.param_groups[0]["steps"] == 3
+    assert not counters["stats"].get("unique_graphs")
+
+
 SCHEDULERS = {
     "LambdaLR": {"lr_lambda": lambda step: 0.5**step},
     "MultiplicativeLR": {"lr_lambda": lambda step: 0.5},
@@ -323,8 +338,12 @@ def test_a_group_that_cannot_be_is_not_half_added():
 def test_what_only_split_groups_have_is_refused_elsewhere_and_a_forgotten_split_is_noticed():
     with pytest.raises(ValueError, match="names density but does not say split=True"):
         Frugal([{"params": matrices(), "density": 0.1}])
-    with pytest.warns(UserWarning, match="no group says split=True"):
+    with pytest.raises(ValueError, match="no group says split=True, so nothing would be split, as when a trainer"):
         Frugal(matrices(), density=0.1)
+    with pytest.raises(ValueError, match="no group says split=True"):  # as transformers.Trainer makes groups
+        Frugal([{"params": matrices(), "weight_decay": 0.1}], density=0.1)
+    with pytest.warns(UserWarning, match="no group says split=True"):
+        Frugal([{"params": matrices(), "split": False}], density=0.1)
 
 
 @pytest.mark.parametrize("subspace", SUBSPACES)

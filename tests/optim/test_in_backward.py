@@ -127,7 +127,9 @@ def test_what_looks_at_all_gradients_is_refused():
         UpdateInBackward(Frugal(Model().groups(), nonfinite="skip"))
 
 
-@pytest.mark.parametrize("make", [lambda params: torch.optim.AdamW(params), lambda params: Frugal([*params])])
+@pytest.mark.parametrize(
+    "make", [lambda params: torch.optim.AdamW(params), lambda params: Frugal([{"params": params, "split": False}])]
+)
 @pytest.mark.filterwarnings("ignore:no group says split")
 def test_a_gradient_of_another_tensor_is_refused_and_not_used_twice(make):
     first, second, later = (nn.Parameter(torch.ones(3)) for _ in range(3))

@@ -6,6 +6,7 @@ The functions below the class do not change the optimizer, so that a state is re
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -29,8 +30,6 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module") 
 
 class SavedOptimizer(torch.optim.Optimizer):
     """Saving and loading of `Frugal`."""
-
-    _launches: dict[Any, Any]
 
     def _split_groups(self) -> list[Group]:
         raise NotImplementedError
@@ -100,10 +99,8 @@ class SavedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the checkpoint has no state of these parameters; nothing has been changed.
         """
-        state = announced(saved, self.param_groups)
-        self.state.clear()
-        self.state.update(state)
-        self._launches.clear()
+        state = defaultdict(dict, announced(saved, self.param_groups))
+        self.__setstate__({"state": state, "param_groups": self.param_groups})
         for group in self.param_groups:
             options.begin_clocks(group)
 

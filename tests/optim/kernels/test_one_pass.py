@@ -154,7 +154,7 @@ def test_bias_correction_keeps_its_digits(t, betas):
     ends = []
     for fused in (False, True):
         param = torch.nn.Parameter(torch.zeros(16))
-        optimizer = Frugal([{"params": [param]}], lr=1.0, betas=betas, eps=0.0, fused=fused)
+        optimizer = Frugal([{"params": [param], "split": False}], lr=1.0, betas=betas, eps=0.0, fused=fused)
         param.grad = torch.linspace(0.1, 3, 16)
         optimizer.step()
         optimizer.state[param]["step"].fill_(t - 1.0)
