@@ -49,7 +49,8 @@ def observes_every(optimizer: Frugal) -> int | None:
     Raises:
         ValueError: controls differ in `every`, or one reads the training loss.
     """
-    controls = [g[name] for g in optimizer.param_groups if g["split"] for name in ("density", "interval")]
+    split = [group for group in optimizer.param_groups if group["split"]]
+    controls: list[Any] = [control for group in split for control in (group["density"], group["interval"])]
     reading = [control for control in controls if getattr(control, "every", None) is not None]
     if any(getattr(control, "source", "validation") != "validation" for control in reading):
         raise ValueError(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from adafrugal.optim import refresh
 from adafrugal.optim.ambient import apart
 from adafrugal.optim.kernels import tables
-from adafrugal.optim.options import Clocks, Group
+from adafrugal.optim.options import Group
 from adafrugal.optim.refresh import Event, Refresh
 
 
@@ -23,7 +23,7 @@ class Attempt:
         self.has_begun = False  # clocks and subspaces have moved; tensors are updated, or about to be
         self.refreshed: set[int] = set()  # indices of groups whose refresh has begun
         self.events: dict[tuple[int, Event], Refresh] = {}  # also of failed attempts before it
-        self._before: list[Clocks] = []
+        self._before: list[Group] = []  # their clocks
         self._failure = ""
 
     @contextmanager

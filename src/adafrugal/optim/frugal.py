@@ -12,7 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -155,10 +155,9 @@ class Frugal(SavedOptimizer):
         except Exception:
             del self.param_groups[-1]
             raise
-        if not group["split"]:
-            for key in SplitOptions.__annotations__:
-                del group[key]
-        del group["nonfinite"]
+        given = cast(dict[str, Any], group)
+        for key in ["nonfinite"] if group["split"] else ["nonfinite", *SplitOptions.__annotations__]:
+            del given[key]
         options.begin_clocks(group)
 
     def _split_groups(self) -> list[Group]:
@@ -174,8 +173,8 @@ class Frugal(SavedOptimizer):
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    @torch._disable_dynamo  # torch.compiler.disable imports the compiler at once
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable imports the compiler at once
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every tensor that has a gradient; return the closure's loss, if one is given.
 
         A step that fails before its updates (in the closure, in a check, in a refresh) has not been made: the next one
@@ -284,7 +283,7 @@ class Frugal(SavedOptimizer):
         self._launches.clear()
         if not events:
             self._bytes_before = self.state_bytes().total if self._refresh_hooks else 0
-        step, interval = self.param_groups[0]["steps"], group["interval"].at(group["steps"])
+        step, interval = self.param_groups[0]["steps"], int(group["interval"].at(group["steps"]))
         new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
         known, started = events.setdefault((index, event), new), time.perf_counter()
         (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
@@ -311,7 +310,7 @@ class Frugal(SavedOptimizer):
     def interval(self) -> int:
         """Current T, from the same group; 0 if no group is split."""
         group = self._first_split_group()
-        return group["interval"].at(group["steps"]) if group else 0
+        return int(group["interval"].at(group["steps"])) if group else 0
 
     @property
     def skipped_steps(self) -> int:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim.options import Group, parameter_names
-from adafrugal.optim.sharding.shards import agreed, local
+from adafrugal.optim.sharding.shards import agreed, local_grad
 
 
 def refuse_sparse(params: Iterable[Tensor]) -> None:
     """Raise a ValueError if one of these parameters has a sparse gradient."""
-    if any(param.grad.layout != torch.strided for param in params):
+    if any(param.grad is not None and param.grad.layout != torch.strided for param in params):
         raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
 
 
@@ -27,7 +27,7 @@ def are_of_no_step(groups: Sequence[Group]) -> bool:
         return False
     params = [param for group in groups for param in group["params"] if param.grad is not None]
     refuse_sparse(params)
-    are_zero = not any(bool(local(param.grad).any()) for param in params)
+    are_zero = not any(bool(local_grad(param).any()) for param in params)
     return bool(params) and all(agreed([are_zero] * len(params), params))
 
 
@@ -42,15 +42,15 @@ def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
     refuse_sparse(params)
     if nonfinite is None:
         return True
-    grads = [grad for param in params if (grad := local(param.grad)).numel()]
+    grads = [grad for param in params if (grad := local_grad(param)).numel()]
     finite = not grads or bool(torch.nn.utils.get_total_norm(grads, float("inf")).isfinite())
     if all(agreed([finite] * len(params), params)):
         return True
     if nonfinite == "skip":
         return False
     names = {p: name for group in groups for name, p in zip(parameter_names(group), group["params"], strict=True)}
-    finite = agreed([bool(local(param.grad).isfinite().all()) for param in params], params)
-    name = next((names[param] for param, is_so in zip(params, finite, strict=True) if not is_so), "on another process")
+    each = agreed([bool(local_grad(param).isfinite().all()) for param in params], params)
+    name = next((names[param] for param, is_so in zip(params, each, strict=True) if not is_so), "on another process")
     raise FloatingPointError(
         f"the gradient of parameter {name} is not finite at step {groups[0]['steps'] + 1}; nothing was changed "
         "(nonfinite='skip' would go on without this step)"

@@ -71,7 +71,7 @@ class Group(SplitOptions, Clocks, total=False):
 def begin_clocks(group: Group) -> None:
     """Set all counts of a group as they are before the first step."""
     if group["split"]:
-        group |= Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
+        group |= Group(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
     group |= {"steps": 0, "skipped_steps": 0}
 
 

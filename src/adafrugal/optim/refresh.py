@@ -8,10 +8,10 @@ missing or not finite waits, and keeps its old subspace.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +67,8 @@ def _seen_here(param: Tensor, chosen: Selection, group: Group) -> Selection:
 def outline(group: Group, states: States) -> Iterator[Any]:
     """Yield the values that must agree on all processes: ρ, T, the clocks, and each matrix's selection."""
     yield group["density_read"], group["interval"].at(group["steps"])
-    yield [group[name] for name in ("steps", "skipped_steps", *Clocks.__annotations__) if name != "density_read"]
+    counts: Mapping[str, Any] = group
+    yield [counts[name] for name in ("steps", "skipped_steps", *Clocks.__annotations__) if name != "density_read"]
     for param in group["params"]:
         state = states.get(param, {})
         yield state.get("entries", 0), state.get("turn", 0)
@@ -106,7 +107,8 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
         if any(entries) or not _trains_only_the_subspace(group):
             group["density_read"] = density
             places = [i for i, param in enumerate(group["params"]) if entries[i] < states[param].get("entries", 0)]
-    return ([("shrink", places)] if places else []) + arrived(group)
+    shrunk: list[tuple[Event, list[int]]] = [("shrink", places)] if places else []
+    return shrunk + arrived(group)
 
 
 def moves_next(group: Group, states: States) -> bool:
@@ -129,7 +131,7 @@ def _choosing(group: Group) -> list[int]:
     if not group["subspace"].needs_gradient:
         return places
     places = [i for i in places if params[i].grad is not None]
-    finite = [bool(torch.isfinite(shards.local(params[i].grad)).all()) for i in places]
+    finite = [bool(torch.isfinite(shards.local_grad(params[i])).all()) for i in places]
     finite = shards.agreed(finite, [params[i] for i in places])
     if not all(finite) and not group["bases_kept"]:
         what = "a gradient is not finite: its matrix keeps its basis, and tries again at the next step"
@@ -138,12 +140,13 @@ def _choosing(group: Group) -> list[int]:
     return [i for i, is_finite in zip(places, finite, strict=True) if is_finite]
 
 
-def clocks(group: Group) -> Clocks:
+def clocks(group: Group) -> Group:
     """Return a group's counts, for `take_back`."""
-    return {name: group[name] for name in ("steps", *Clocks.__annotations__) if name in group}
+    counts: Mapping[str, Any] = group
+    return cast(Group, {name: counts[name] for name in ("steps", *Clocks.__annotations__) if name in group})
 
 
-def take_back(group: Group, before: Clocks, has_begun: bool) -> None:
+def take_back(group: Group, before: Group, has_begun: bool) -> None:
     """Set the clocks back, after a step that failed before its updates; matrices that have selected do not again.
 
     If a refresh has begun, it goes on at the next step, with the matrices that still wait.
@@ -354,7 +357,7 @@ def _period(group: Group, number: int) -> Period:
 
 def _matrices(group: Group) -> list[Matrix]:
     shapes = [param.shape for param in group["params"]]
-    layers = group.get("layers") or [None] * len(shapes)
+    layers: Sequence[int | None] = group.get("layers") or [None] * len(shapes)
     return [Matrix(*each) for each in zip(parameter_names(group), shapes, layers, strict=True)]
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 _MASK = 2**32 - 1
-Role = Literal[0, 1, 2]  # weights, first and second moment
+Role: TypeAlias = int  # 0: weights; 1 and 2: first and second moment
 
 
 def noise_key(seed: int, step: int) -> int:

@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module") 
 
 class SavedOptimizer(torch.optim.Optimizer):
     """Saving and loading of `Frugal`."""
+
+    param_groups: list[Group]  # type: ignore[assignment]
 
     def _split_groups(self) -> list[Group]:
         raise NotImplementedError
@@ -209,9 +211,10 @@ def _in_saved_order(theirs: Mapping[str, Any], ours: Group) -> Group:
             "out param_names to match by place"
         )
     order = [found.index(name) for name in wanted]
-    return ours | {
+    ordered = {
         key: [ours[key][i] for i in order] for key in ("params", "param_names", "shapes", "layers") if key in ours
     }
+    return cast(Group, {**ours, **ordered})
 
 
 def bare(names: Sequence[str]) -> list[str]:
@@ -223,10 +226,12 @@ def bare(names: Sequence[str]) -> list[str]:
 def _merged(theirs: Mapping[str, Any], ours: Group) -> Group:
     """Return the saved group over ours, with our parameters and their names, and controls and subspace as objects."""
     kept = {key: ours[key] for key in ("params", "param_names", "shapes", "layers") if key in ours}
-    group = ours | theirs | kept
+    group = cast(Group, {**ours, **theirs, **kept})
     if group["split"]:
-        for name in {"density", "interval"} & theirs.keys():
-            group[name] = controls.restored(theirs[name], ours[name])
+        if "density" in theirs:
+            group["density"] = controls.restored(theirs["density"], ours["density"])
+        if "interval" in theirs:
+            group["interval"] = controls.restored(theirs["interval"], ours["interval"])
         if "subspace" in theirs:
             group["subspace"] = _restored_subspace(theirs["subspace"], ours["subspace"])
         if "state_free" in theirs:
@@ -303,7 +308,7 @@ def replaced(loaded: list[Group], groups: list[Group], settings: Sequence[str]) 
     return list(found)
 
 
-def _described(group: Group, key: str) -> Any:
+def _described(group: Mapping[str, Any], key: str) -> Any:
     """Return a setting in plain values, without what schedulers and observed losses make of it."""
     value = group[key]
     if isinstance(value, Control):
@@ -357,6 +362,7 @@ def _zeros(key: str, entry: Any, param: Tensor, group: Group) -> Any:
     if shards.is_sharded(param) and made.shape != (0,) and _lies_by_rows(key, made, param, group):
         from torch.distributed.tensor import zeros
 
-        return zeros(*size, dtype=made.dtype, device_mesh=param.device_mesh, placements=param.placements)
+        mesh, placements = shards.layout(param)
+        return zeros(*size, dtype=made.dtype, device_mesh=mesh, placements=placements)
     is_counter = key == "step" and not made.ndim
     return torch.zeros_like(made, device=step_device(param, group) if is_counter else param.device)

@@ -23,7 +23,7 @@ from adafrugal.optim.options import Group
 from adafrugal.optim.refresh import States, selection_here
 from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
-from adafrugal.optim.sharding.shards import here, is_sharded, local
+from adafrugal.optim.sharding.shards import here, is_sharded, local, local_grad
 from adafrugal.optim.state import has_moments, moment_names, selection
 from adafrugal.optim.state_free import SGD
 from adafrugal.optim.subspaces import Selection
@@ -58,7 +58,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
     apply = _rules_of(group)
     for place in rest:
         param = group["params"][place]
-        state, target, grad = states[param], local(param), local(param.grad)
+        state, target, grad = states[param], local(param), local_grad(param)
         chosen = selection_here(param, state, group)
         _begin(target, state, group, chosen)
         if _in_fewer_bits(target, state, group):
@@ -78,7 +78,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
     for batch in batches.values():
         some = max(1, _IN_A_BATCH // max(1, batch[0][0].numel()))
         for start in range(0, len(batch), some):
-            _update_batch(*zip(*batch[start : start + some], strict=True), group)
+            _update_batch(batch[start : start + some], group)
 
 
 def _in_batches(target: Tensor, group: Group) -> bool:
@@ -166,7 +166,8 @@ def _rates(group: Group, *, on_device: bool = False) -> tuple[Rates, Rates]:
     if group["split"]:
         scale, free_scale = group["split_lr_scale"], group["state_free_lr_scale"]
     decay = lr * group["weight_decay"]
-    rates = Rates(lr * scale, decay, tuple(group["betas"]), group["eps"])
+    beta1, beta2 = group["betas"]
+    rates = Rates(lr * scale, decay, (beta1, beta2), group["eps"])
     return rates, Rates(lr * scale * free_scale, decay)
 
 
@@ -247,13 +248,17 @@ def _parts(target: Tensor, state: dict[str, Any], group: Group, chosen: Selectio
     if subspace.in_place and not state["step"].ndim:  # else each line has a step count of its own
         (full, _), free = subspace.regions(target, target, chosen)
         return [
-            Part("full", full.storage_offset() - target.storage_offset(), full.numel(), first_moment),
-            *(Part("free", t.storage_offset() - target.storage_offset(), t.numel()) for t, *_ in free),
+            Part("full", _offset(full, target), full.numel(), first_moment),
+            *(Part("free", _offset(t, target), t.numel()) for t, *_ in free),
         ]
     axis, selected = subspace.axis(target.shape), subspace.positions(target.shape, chosen).to(target.device)
     slots = torch.full((target.shape[axis],), -1, dtype=torch.int32, device=target.device)
     slots.scatter_(0, selected, torch.arange(len(selected), dtype=torch.int32, device=target.device))
     return [Part("columns" if axis else "rows", 0, target.numel(), first_moment, slots)]
+
+
+def _offset(view: Tensor, of: Tensor) -> int:
+    return int(view.storage_offset() - of.storage_offset())
 
 
 # -- one after the other ----------------------------------------------------------------------------------------------
@@ -268,11 +273,12 @@ def _update_alone(
         group["subspace"].close(target, full[0].target, chosen)
 
 
-def _update_batch(
-    targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[dict[str, Any]], chosen: Sequence[Selection],
-    group: Group,
-) -> None:  # fmt: skip
-    """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
+def _update_batch(batch: Sequence[tuple[Tensor, Tensor, dict[str, Any], Selection]], group: Group) -> None:
+    """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches.
+
+    Each is given with its gradient, its state and its selection.
+    """
+    targets, grads, states, chosen = zip(*batch, strict=True)
     subspace, (rates, rates_free) = group["subspace"], _rates(group)
     selection = {"basis": torch.stack([each["basis"] for each in chosen])}
     grad = torch.stack(list(grads))
