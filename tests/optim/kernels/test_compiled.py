@@ -10,7 +10,7 @@ from own_parts import Cube
 from stepping import frugal, matrices, parameters, same, stepped
 from torch._dynamo.utils import counters
 
-from adafrugal.optim import LinearDecay, rules
+from adafrugal.optim import LinearDecay, choices, rules
 from adafrugal.optim.kernels import compiled, lists
 from adafrugal.optim.rules import Free, Rates
 from adafrugal.optim.state_free import SignSGD
@@ -65,7 +65,7 @@ def test_large_groups_are_compiled_and_small_ones_are_not(entries, given, expect
     assert compiled.compiles(group) is expected
 
 
-@pytest.mark.parametrize("state_free", ["signsgd", "sgd", "none"])
+@pytest.mark.parametrize("state_free", choices.STATE_FREE)
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
 def test_what_a_gpu_launches_together_is_what_a_cpu_does_one_by_one(subspace, state_free, monkeypatch):
     settings = {"subspace": subspace, "state_free": state_free, "compile": False}
