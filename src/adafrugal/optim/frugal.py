@@ -358,6 +358,7 @@ class Frugal(torch.optim.Optimizer):
         Moments of a sharded parameter are DTensors of the whole, divided evenly by rows over the processes that share
         it. A slab's rows move for this, one matrix at a time: every process must call this, and `load_state_dict`.
         """
+        self._attempt.warn_of_failure()
         self._split_groups()
         saved = super().state_dict()
         for group, plain in zip(self.param_groups, saved["param_groups"], strict=True):
