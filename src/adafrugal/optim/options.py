@@ -103,6 +103,13 @@ def refuse_foreign(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {given[name]!r}, which Frugal does not have; leave it out")
 
 
+def begin_clocks(group: Group, steps: int = 0) -> None:
+    """Set all counts of a group as they are before its first step, of which so many others are behind it."""
+    if group["split"]:
+        group |= Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
+    group |= {"steps": steps, "skipped_steps": 0}
+
+
 def parameter_names(group: Group) -> list[str]:
     """Return the names of a group's parameters, for messages."""
     return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
