@@ -37,10 +37,18 @@ def test_interval_climbs_the_papers_ladder_with_half_to_even_rounding():
         (4.0, 4.0, {"gate": 4.1}, True),
         (4.0, 4.0, {"gate": 4.0}, False),
         (9.0, 3.0, {"gate": 4.0}, False),  # and it never falls
+        (-2.0, -1.0, {}, False),  # a log-likelihood of densities may be positive
+        (-2.0, -2.001, {}, True),
+        (0.0, 0.1, {}, False),
     ],
 )
 def test_the_change_is_relative_to_the_loss_before_and_both_bounds_are_strict(before, now, settings, grows):
     assert observed(LossAware(**settings), before, now).at(1) == (150 if grows else 100)
+
+
+def test_a_small_interval_grows_too():
+    ladder = [observed(LossAware(2, 6, factor=1.2), *[5.0] * (1 + count)).at(1) for count in range(7)]
+    assert ladder == [2, 3, 4, 5, 6, 6, 6]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from stepping import events_of, frugal, matrices, parameters, same, saved_and_loaded, stepped
 from torch import nn
+from torch._dynamo.utils import counters
 
 from adafrugal.optim import Frugal, LinearDecay, LossAware
 from adafrugal.optim.choices import POLICIES
@@ -223,6 +224,20 @@ def test_it_works_with_closures_schedulers_and_copies():
     pair = [parameters(stepped(each, range(20))) for each in (twin, optimizer)]
     assert same(*pair)
     assert events == [("refresh", 21)]
+
+
+def test_torch_compile_leaves_a_step_as_it_is():
+    plain, compiled = (frugal(matrices(), subspace="columns", interval=2) for _ in range(2))
+    counters.clear()
+    step = torch.compile(compiled.step)
+    for number in range(3):
+        stepped(plain, [number])
+        for one, other in zip(parameters(plain), parameters(compiled), strict=True):
+            other.grad = one.grad
+        step()
+    assert same(parameters(plain), parameters(compiled))
+    assert compiled.param_groups[0]["steps"] == 3
+    assert not counters["stats"].get("unique_graphs")
 
 
 SCHEDULERS = {

@@ -196,6 +196,34 @@ def test_a_density_that_selects_nothing_is_said_and_where_nothing_would_be_train
         stepped(frugal(matrices(4), density=0.1, state_free="none"), range(1))
 
 
+@pytest.mark.parametrize("end", [0.01, 0.0])
+@pytest.mark.parametrize("shrink", ["immediately", "at_refresh"])
+@pytest.mark.parametrize("subspace", [*SUBSPACES, {"kind": "blocks", "match": "elements"}], ids=str)
+def test_where_nothing_else_is_trained_a_falling_density_is_held_at_one_unit(subspace, shrink, end):
+    how = {"density": LinearDecay(0.3, end, steps=18), "subspace": subspace, "state_free": "none", "shrink": shrink}
+    optimizer = frugal(matrices(7, (8, 6)), **how)
+    with pytest.warns(UserWarning, match=r"selects nothing of 7 parameters .* it is held where it selects one unit"):
+        for step in range(30):
+            before = [param.detach().clone() for param in parameters(optimizer)]
+            stepped(optimizer, [step])
+            moved = [not torch.equal(*pair) for pair in zip(before, parameters(optimizer), strict=True)]
+            assert any(moved) if isinstance(subspace, dict) or subspace == "blocks" else all(moved)
+    assert sum(moved) == (7 if isinstance(subspace, str) and subspace != "blocks" else 1)
+
+
+def test_a_density_that_jumps_to_0_is_held_at_one_unit_too():
+    optimizer = stepped(frugal(matrices(7), state_free="none"), range(2))
+    optimizer.param_groups[0]["density"] = 0.0
+    with pytest.warns(UserWarning, match="it is held"):
+        stepped(optimizer, range(2, 20))
+    assert optimizer.selected_entries() == 12 * 8
+
+
+def test_a_group_of_which_nothing_would_be_trained_is_refused():
+    with pytest.raises(ValueError, match=r"density is 0 and state_free is 'none'.*leave its parameters out"):
+        frugal(matrices(), density=0.0, state_free="none")
+
+
 def test_a_scalar_can_be_a_block_whatever_becomes_of_its_moments():
     optimizer = frugal([nn.Parameter(torch.ones(()))], density=1.0, on_refresh="keep_overlap", interval=2)
     (state,) = stepped(optimizer, range(5)).state.values()

@@ -1,6 +1,11 @@
+import math
+
+import pytest
 import torch
+from stepping import frugal
 
 from adafrugal.optim import rules
+from adafrugal.optim.kernels import lists
 from adafrugal.optim.rules import Rates
 
 
@@ -26,3 +31,22 @@ def test_sgdm_equals_torch_bit_for_bit():
         with torch.no_grad():
             rules.sgdm_(ours, theirs.grad, buffer, step=step, rates=Rates(lr=0.1, betas=(0.8, 0.0)))
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("density", "rule"), [*((1.0, rule) for rule in rules.STATE_FULL), (0, "signsgd"), (0, "sgd")])
+def test_a_gradient_that_is_no_number_makes_the_weight_one_too(rule, density, fused):
+    param = torch.nn.Parameter(torch.zeros(3, 40))
+    rule = {"state_full" if density else "state_free": rule}
+    optimizer = frugal([param], density=density, fused=fused, compile=False, **rule)
+    param.grad = torch.ones_like(param)
+    param.grad[1, 30] = math.nan
+    optimizer.step()
+    assert param.isnan().nonzero().tolist() == [[1, 30]]
+
+
+def test_signs_of_many_tensors_are_those_of_each():
+    values = [torch.tensor([math.nan, -math.inf, -2.0, -0.0, 0.0, 1e-45, 3.0] * n) for n in (1, 30)]
+    for value, of_many in zip(values, lists._signs(values), strict=True):
+        torch.testing.assert_close(of_many, rules.sign(value), rtol=0, atol=0, equal_nan=True)
+        assert of_many.tolist()[1:7] == [-1, -1, 0, 0, 1, 1]

@@ -128,8 +128,9 @@ class CosineDecay(LinearDecay):
 class LossAware(Control):
     """AdaFRUGAL's interval: it grows by `factor` whenever the validation loss has settled.
 
-    With L the observed loss and L' the one before: `r = |L − L'| / (L' + 1e-9)`; if `r < threshold` and
-    `L < gate` then `T ← min(max, round(factor·T))`, rounding halves to even. The first observation only sets L'.
+    With L the observed loss and L' the one before: `r = |L − L'| / (|L'| + 1e-9)`; if `r < threshold` and
+    `L < gate` then `T ← min(max, round(factor·T))`, rounding halves to even, but by 1 at least. (The paper writes L'
+    for |L'|, and has no least growth, without which 2 never grows by 1.2.) The first observation only sets L'.
     A training loss is noisy: average it over the steps since the last observation, or set `smoothing`.
 
     Args:
@@ -181,9 +182,9 @@ class LossAware(Control):
             return
         if self.last_loss is not None:
             loss = self.smoothing * self.last_loss + (1 - self.smoothing) * loss
-            change = abs(loss - self.last_loss) / (self.last_loss + 1e-9)
+            change = abs(loss - self.last_loss) / (abs(self.last_loss) + 1e-9)
             if change < self.threshold and loss < self.gate:
-                self.value = min(self.max, round(self.factor * self.value))
+                self.value = min(self.max, max(self.value + 1, round(self.factor * self.value)))
         self.last_loss = float(loss)
 
 

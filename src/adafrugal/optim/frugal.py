@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adafrugal.optim import controls, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
+from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import tables
 from adafrugal.optim.options import Clocks, Group, SplitOptions
@@ -113,7 +114,7 @@ class Frugal(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
-        self._events: dict[tuple[int, Event], Refresh] | None = None  # of the step in progress, by group
+        self._attempt = Attempt()
         self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         defaults = {
@@ -175,26 +176,33 @@ class Frugal(torch.optim.Optimizer):
 
     # -- the step -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @torch._disable_dynamo  # torch.compiler.disable imports the compiler at once
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every tensor that has a gradient; return the closure's loss, if one is given."""
+        """Update every tensor that has a gradient; return the closure's loss, if one is given.
+
+        A step that fails before its updates (in the closure, in a check, in a refresh) has not been made: the next one
+        makes it. Matrices that have selected already do not again; moments of one whose selection was interrupted
+        restart.
+
+        Raises:
+            RuntimeError: the step before failed amid its updates; load a saved state.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._events is None:  # else the step began in the backward pass
-            if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
-                for group in self.param_groups:
-                    group["skipped_steps"] += 1
-                return loss
-            self._begin_step()
-        try:
+        with self._attempt.whole(self.param_groups):
+            if not self._attempt.has_begun:  # else it began in the backward pass
+                if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
+                    for group in self.param_groups:
+                        group["skipped_steps"] += 1
+                    return loss
+                self._begin_step()
             for group in self.param_groups:
                 updates.update(group, self.state, self._launches)
-        finally:
-            events, self._events = self._events, None
+            events = self._attempt.end()
         after = self.state_bytes().total if events and self._refresh_hooks else 0
-        for event in events.values():
+        for event in events:
             for hook in self._refresh_hooks.values():
                 hook(replace(event, bytes_after=after))
         return loss
@@ -211,31 +219,32 @@ class Frugal(torch.optim.Optimizer):
         """
         if self.moves_next():
             raise RuntimeError("a CUDA graph was replayed at a step that moves a subspace; ask moves_next() before")
-        self._begin_step()
-        self._events = None
+        with self._attempt.whole(self.param_groups):
+            self._begin_step()
+            self._attempt.end()
 
-    @torch.no_grad()
     def _update_one(self, param: Tensor) -> None:
         """Update the only tensor that has a gradient now; `step` ends the step. For `UpdateInBackward`.
 
         A subspace that needs gradients is selected here.
         """
         gradients.refuse_sparse([param])
-        if self._events is None:
-            self._begin_step()
-        groups = enumerate(self.param_groups)
-        index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
-        for event, places in refresh.arrived(group) if group["split"] else ():
-            self._move_subspace(index, event, places)
-        updates.update(group, self.state, self._launches)
+        with self._attempt.whole(self.param_groups):
+            if not self._attempt.has_begun:
+                self._begin_step()
+            groups = enumerate(self.param_groups)
+            index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
+            for event, places in refresh.arrived(group) if group["split"] else ():
+                self._move_subspace(index, event, places)
+            updates.update(group, self.state, self._launches)
 
-    @torch.no_grad()
     def _rehearse(self) -> None:
         """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
-        self._begin_step()
-        self._events = None
-        for group in self.param_groups:
-            updates.begin_moments(group, self.state)
+        with self._attempt.whole(self.param_groups):
+            self._begin_step()
+            for group in self.param_groups:
+                updates.begin_moments(group, self.state)
+            self._attempt.end()
 
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
@@ -243,36 +252,34 @@ class Frugal(torch.optim.Optimizer):
             tables.refuse_to_record("capturable is False")
         for group in self.param_groups:
             group["steps"] += 1
-        self._events = {}
-        try:
-            self._split_groups()
-            split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
-            due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
-            for index, event, places in due:
-                if event == "refresh" and self.param_groups[index]["on_refresh"] == "reset_all":
+        self._split_groups()
+        split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
+        due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
+        if due:
+            tables.refuse_to_record("its subspace moves; ask moves_next() before")
+        for index, event, places in due:
+            if event == "refresh":
+                self._attempt.refreshed.add(index)
+                if self.param_groups[index]["on_refresh"] == "reset_all":
                     for other in self.param_groups:
                         refresh.forget_all(other, self.state)
-                self._move_subspace(index, event, places)
-        except ValueError:  # from a control or a subspace; the step has not begun
-            self._events = None
-            raise
+            self._move_subspace(index, event, places)
+        if due:  # so that a lack of memory shows before any tensor is updated
+            for group in self.param_groups:
+                updates.begin_moments(group, self.state)
+        self._attempt.has_begun = True
 
     def _move_subspace(self, index: int, event: Event, places: list[int]) -> None:
         """Refresh or shrink matrices of a group; record and time it."""
-        tables.refuse_to_record("its subspace moves; ask moves_next() before")
-        group = self.param_groups[index]
+        group, events = self.param_groups[index], self._attempt.events
         self._launches.clear()
-        if not self._events:
+        if not events:
             self._bytes_before = self.state_bytes().total if self._refresh_hooks else 0
-        started = time.perf_counter()
-        (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
-        seconds = time.perf_counter() - started
-        if (index, "refresh") in self._events:  # late selections in the step of a refresh are part of it
-            event = "refresh"
         step, interval = self.param_groups[0]["steps"], group["interval"].at(group["steps"])
         new = Refresh(event, step, index, group["density_read"], interval, 0.0, self._bytes_before, 0)
-        known = self._events.get((index, event), new)
-        self._events[index, event] = replace(known, seconds=known.seconds + seconds)
+        known, started = events.setdefault((index, event), new), time.perf_counter()
+        (refresh.shrink if event == "shrink" else refresh.refresh)(group, places, self.state)
+        events[index, event] = replace(known, seconds=known.seconds + time.perf_counter() - started)
 
     # -- reading and observing ------------------------------------------------------------------------------------
 
@@ -340,7 +347,7 @@ class Frugal(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._events, self._launches = None, {}
+        self._attempt, self._launches = Attempt(), {}
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -372,7 +379,7 @@ class Frugal(torch.optim.Optimizer):
             ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
         """
         refuse_other(state_dict, self.param_groups)
-        self._launches.clear()
+        self._attempt, self._launches = Attempt(), {}
         before = self.param_groups
         final: dict[str, Any] = {}  # the state after all load hooks
         handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))

@@ -82,6 +82,9 @@ def check(group: Group) -> None:
         raise ValueError(f"capturable with {name}: a CUDA graph would repeat the {why} of one step; set one of the two")
     if group["split"]:
         settle(group)
+        if group["density"] == controls.Constant(0) and group["state_free"].sees == "nothing":
+            what = "density is 0 and state_free is 'none', so that nothing of a group would be trained"
+            raise ValueError(f"{what}: leave its parameters out, or set another value of either")
         stagger, first = group["stagger"], group["interval"].at(1)
         _refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, first))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -100,13 +101,15 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
         active = [bool(states[param].get("entries")) for param in group["params"]]
         group["handed_out"] += group["subspace"].handed_out(_matrices(group), active)
         group["refreshes"] += 1
-        group |= {"density_read": density, "since_refresh": 1, "waiting": list(range(len(group["params"])))}
+        group |= {"density_read": _trained(group, density), "since_refresh": 1}
+        group["waiting"] = list(range(len(group["params"])))
         return [("refresh", _choosing(group))]
     places: list[int] = []
     if group["shrink"] == "immediately" and density < group["density_read"] * (1 - group["subspace"].grain):
-        group["density_read"] = density
-        _, entries = _amounts(group)
-        places = [i for i, param in enumerate(group["params"]) if entries[i] < states[param].get("entries", 0)]
+        _, entries = _amounts(group, density)
+        if any(entries) or not _trains_only_the_subspace(group):
+            group["density_read"] = density
+            places = [i for i, param in enumerate(group["params"]) if entries[i] < states[param].get("entries", 0)]
     return ([("shrink", places)] if places else []) + arrived(group)
 
 
@@ -118,7 +121,8 @@ def moves_next(group: Group, states: States) -> bool:
 
 def arrived(group: Group) -> list[tuple[Event, list[int]]]:
     """Return the event of waiting matrices that can select now; it may occur within a step."""
-    return [("continued", places)] if (places := _choosing(group)) else []
+    event: Event = "refresh" if group["since_refresh"] == 1 else "continued"
+    return [(event, places)] if (places := _choosing(group)) else []
 
 
 def _choosing(group: Group) -> list[int]:
@@ -138,17 +142,91 @@ def _choosing(group: Group) -> list[int]:
     return [i for i, is_finite in zip(places, finite, strict=True) if is_finite]
 
 
+def clocks(group: Group) -> Clocks:
+    """Return a group's counts, for `take_back`."""
+    return {name: group[name] for name in ("steps", *Clocks.__annotations__) if name in group}
+
+
+def take_back(group: Group, before: Clocks, has_begun: bool) -> None:
+    """Set the clocks back, after a step that failed before its updates; matrices that have selected do not again.
+
+    If a refresh has begun, it goes on at the next step, with the matrices that still wait.
+    """
+    if has_begun:
+        group |= {"steps": before["steps"], "since_refresh": 0}
+        return
+    if "waiting" in before:
+        before["waiting"] = [place for place in before["waiting"] if place in group["waiting"]]
+    group |= before
+
+
+# -- whether anything is trained --------------------------------------------------------------------------------------
+
+
+def _trains_only_the_subspace(group: Group) -> bool:
+    return group["state_free"].sees == "nothing"
+
+
+def _trained(group: Group, density: float) -> float:
+    """Return the density for a refresh: `density`, or one that selects one unit where nothing would be trained.
+
+    Raises:
+        ValueError: that is so at the first refresh.
+    """
+    _, entries = _amounts(group, density)
+    if any(entries):
+        return density
+    nothing = f"selects nothing of {len(entries)} parameters ({group['subspace'].kind})"
+    if group["refreshes"] == 1:
+        what = f"a density of {density} {nothing}: raise it, or choose another subspace"
+        if _trains_only_the_subspace(group):
+            raise ValueError(f"{what}; with state_free='none' nothing of them would be trained")
+        if density:
+            warnings.warn(what, stacklevel=2)
+    elif _trains_only_the_subspace(group):
+        what = f"the density has fallen so far that it {nothing}"
+        warnings.warn(f"{what}: with state_free='none' it is held where it selects one unit", stacklevel=2)
+        return _least(group, density)
+    return density
+
+
+def _least(group: Group, density: float) -> float:
+    """Return about the least density that selects an entry, by bisection above one that selects none."""
+    low, high = density, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if any(_amounts(group, middle)[1]) else (middle, high)
+    return high
+
+
 # -- new selections and their moments ---------------------------------------------------------------------------------
 
 
 def refresh(group: Group, places: list[int], states: States) -> None:
-    """Select new subspaces of some matrices; free their old state before allocating new state."""
+    """Select new subspaces of some matrices; free their old state before allocating new state.
+
+    If it fails, matrices without a new selection go on waiting, and are state-free if the old one is gone.
+    """
+    params, number = group["params"], group["refreshes"]
+    try:
+        _refresh(group, places, states)
+    finally:
+        for place in places:
+            state = states[params[place]]
+            if state.get("turn") != number and not all(name in state for name in group["subspace"].remembers):
+                state.clear()
+                state["entries"] = 0
+        group["waiting"] = [place for place in group["waiting"] if states[params[place]].get("turn") != number]
+
+
+def _refresh(group: Group, places: list[int], states: States) -> None:
     params, subspace, period = group["params"], group["subspace"], _period(group, group["refreshes"])
-    shares, entries = _amounts(group)
+    shares, entries = _amounts(group, group["density_read"])
     for place in places:
         state = states[params[place]]
         if not entries[place]:
             state.clear()
+            state |= {"entries": 0, "turn": period.number}
         elif group["on_refresh"] in ("reset", "reset_all"):
             tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
             for name in tensors - set(subspace.starts_from):
@@ -163,39 +241,33 @@ def refresh(group: Group, places: list[int], states: States) -> None:
             )
             for i in some
         ]  # fmt: skip
-        for ask, new in zip(asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
+        for i, ask, new in zip(some, asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
             state = states[ask.param]
-            state |= {**new, "turn": period.number}
-            if "step" in state and group["on_refresh"] == "keep":
-                _keep(ask.param, state, group, ask.old)
-            elif "step" in state and group["on_refresh"] == "keep_overlap":
-                _keep_overlap(ask.param, state, group, ask.old)
-    for place in places:
-        states[params[place]]["entries"] = entries[place]
-    group["waiting"] = [place for place in group["waiting"] if place not in places]
-    _warn_if_nothing_is_selected(group, states)
+            with _or_forgotten(state, group):
+                state |= {**new, "turn": period.number, "entries": entries[i]}
+                if "step" in state and group["on_refresh"] == "keep":
+                    _keep(ask.param, state, group, ask.old)
+                elif "step" in state and group["on_refresh"] == "keep_overlap":
+                    _keep_overlap(ask.param, state, group, ask.old)
 
 
 def _let_go(state: dict[str, Any], group: Group) -> Selection:
-    """Remove a selection from a state and return it, without its tensors unless these are needed."""
-    old = selection(state, group)
-    for name in old:
-        del state[name]
-    if group["on_refresh"] == "keep_overlap":
-        return old
+    """Return a selection; remove its tensors, and them from the state, unless the new one or the moments need them."""
     needed = group["subspace"].starts_from
-    return {name: value for name, value in old.items() if name in needed or not isinstance(value, Tensor)}
+    for name, value in selection(state, group).items():
+        if isinstance(value, Tensor) and name not in needed and group["on_refresh"] != "keep_overlap":
+            del state[name]
+    return selection(state, group)
 
 
-def _warn_if_nothing_is_selected(group: Group, states: States) -> None:
-    if group["refreshes"] > 1 or group["waiting"] or not group["density_read"]:
-        return
-    if not any(states[param].get("entries") for param in group["params"]):
-        what = f"a density of {group['density_read']} selects nothing of {len(group['params'])} parameters"
-        what += f" ({group['subspace'].kind}): raise it, or choose another subspace"
-        if group["state_free"].sees == "nothing":
-            raise ValueError(f"{what}; with state_free='none' nothing of them would be trained")
-        warnings.warn(what, stacklevel=2)
+@contextmanager
+def _or_forgotten(state: dict[str, Any], group: Group) -> Iterator[None]:
+    """Forget a matrix's moments if it fails when some belong to the new selection, and others to the old one."""
+    try:
+        yield
+    except BaseException:
+        _forget(state, group)
+        raise
 
 
 def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) -> None:
@@ -245,21 +317,22 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
 
 def shrink(group: Group, places: list[int], states: States) -> None:
     """Release entries beyond a lower density; the remaining entries keep their moments."""
-    subspace, (shares, entries) = group["subspace"], _amounts(group)
+    subspace, (shares, entries) = group["subspace"], _amounts(group, group["density_read"])
     for place in places:
         param = group["params"][place]
         state = states[param]
-        if entries[place]:
-            old = selection(state, group)
-            generator = _period(group, state["turn"]).generator(place)
-            new = subspace.shrink(param.shape, shares[place], generator, old)
-            before, now = (_seen_here(param, chosen, group) for chosen in (old, new))
+        if not entries[place]:
+            state.clear()
+            state["entries"] = 0
+            continue
+        old = selection(state, group)
+        generator = _period(group, state["turn"]).generator(place)
+        new = subspace.shrink(param.shape, shares[place], generator, old)
+        before, now = (_seen_here(param, chosen, group) for chosen in (old, new))
+        with _or_forgotten(state, group):
+            state |= {**new, "entries": entries[place]}
             for name in _compact_names(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
-            state |= new
-        else:
-            state.clear()
-        state["entries"] = entries[place]
 
 
 def forget_all(group: Group, states: States) -> None:
@@ -293,9 +366,9 @@ def _matrices(group: Group) -> list[Matrix]:
     return [Matrix(*each) for each in zip(parameter_names(group), shapes, layers, strict=True)]
 
 
-def _amounts(group: Group) -> tuple[list[float], list[int]]:
-    """Return the share and the number of entries that the subspace selects of each matrix at the ρ last read."""
+def _amounts(group: Group, density: float) -> tuple[list[float], list[int]]:
+    """Return the share and the number of entries that the subspace selects of each matrix in this period."""
     subspace, period = group["subspace"], _period(group, group["refreshes"])
-    shares = subspace.shares(_matrices(group), group["density_read"], period)
+    shares = subspace.shares(_matrices(group), density, period)
     pairs = zip(group["params"], shares, strict=True)
     return shares, [subspace.entries(param.shape, share) if share else 0 for param, share in pairs]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -53,6 +54,12 @@ def decay_(param: Tensor, rates: Rates) -> None:
         param.mul_(1 - rates.decay)
 
 
+def sign(values: Tensor) -> Tensor:
+    """Return −1, 0, 1, or NaN for NaN: `torch.sign` makes it 0, and a gradient that is not finite would never show."""
+    signs = values.sign()
+    return torch.clamp(values, min=signs, max=signs, out=signs)
+
+
 # W, g and moments have one shape; all but g are changed in place
 
 
@@ -85,7 +92,7 @@ def lion_(param: Tensor, grad: Tensor, exp_avg: Tensor, *, step: float | Tensor,
     Its authors use betas (0.9, 0.99). There is no bias correction, so `step` is unused.
     """
     beta1, beta2 = rates.betas
-    param.add_(exp_avg.lerp(grad, 1 - beta1).sign_(), alpha=-rates.lr)
+    param.add_(sign(exp_avg.lerp(grad, 1 - beta1)), alpha=-rates.lr)
     exp_avg.lerp_(grad, 1 - beta2)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim import choices
-from adafrugal.optim.rules import Rates
+from adafrugal.optim.rules import Rates, sign
 
 Sees: TypeAlias = Literal["nothing", "entries", "rows", "columns", "matrix"]
 
@@ -91,8 +91,8 @@ class SignSGD(StateFree):
     sees: ClassVar[Sees] = "entries"
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Return the signs, 0 for 0."""
-        return grad.sign()
+        """Return the signs, 0 for 0 and NaN for NaN."""
+        return sign(grad)
 
 
 @dataclass(frozen=True)

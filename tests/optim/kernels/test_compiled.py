@@ -173,6 +173,13 @@ def test_after_a_reset_of_torchs_compiler_other_sizes_are_updated_too(graphs_alo
     assert updated([6400, 4096, 1500, 9000])
 
 
+def test_the_sign_of_no_number_is_none(graphs_alone):
+    (grad, target), signs = torch.ones(2, 4096), torch.ones(4096)
+    grad[:3] = signs[:3] = torch.tensor([float("nan"), -2.0, 0.0])
+    lists.state_free(SignSGD(), [Free(target.zero_(), grad)], Rates(lr=1.0), fused=True, compiled=True)
+    torch.testing.assert_close(target, -signs.sign().where(~signs.isnan(), signs), equal_nan=True)
+
+
 def test_tensors_that_share_storage_are_not_compiled_together(graphs_alone):
     whole = torch.zeros(2, 60, 40)
     updates = [Free(target, torch.ones(60, 40)) for target in whole]

@@ -120,8 +120,10 @@ def test_a_step_that_cannot_be_recorded_says_why(subspace, options, change, why,
     if change:
         change(params[0])
     recording()
+    clocks = dict(optimizer.param_groups[0])
     with pytest.raises(RuntimeError, match=f"a CUDA graph cannot record this step of Frugal: {why}"):
         optimizer.step()
+    assert optimizer.param_groups[0] == clocks, "it has not been made"
 
 
 def test_a_step_whose_tensors_keep_their_places_is_recorded(launches, recording):
@@ -285,7 +287,7 @@ def test_a_device_on_which_nothing_can_be_launched_is_said_once(monkeypatch):
     monkeypatch.setattr(tables, "Table", lambda *_, **__: 1 / 0)
     tables.work_on.cache_clear()
     zeros, device = torch.zeros, torch.device("cuda", 7)
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, **named: zeros(*size, **named))
     with pytest.warns(UserWarning, match=r"Triton does not work here \(division by zero\); Frugal uses torch's own"):
         assert not tables.work_on(device)
     with warnings.catch_warnings():

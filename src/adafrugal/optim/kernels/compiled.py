@@ -33,7 +33,8 @@ def compiles(group: Group) -> bool:
 
 def _signsgd(targets: list[Tensor], grads: list[Tensor], scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
     for target, grad in zip(targets, grads, strict=True):
-        target.copy_(target * kept - grad.sign() * (lr if scale is None else scale * lr))
+        sign = torch.where(grad.isnan(), grad, grad.sign())
+        target.copy_(target * kept - sign * (lr if scale is None else scale * lr))
 
 
 def _sgd(targets: list[Tensor], grads: list[Tensor], scale: Tensor | None, lr: Tensor, kept: Tensor) -> None:
@@ -92,7 +93,8 @@ def _call(rule: str, some: list[Free], axis: int | None, rates: Rates) -> list[F
 @functools.lru_cache(maxsize=4)  # one step needs the same rates many times
 def _scalars(rates: Rates) -> tuple[Tensor, Tensor]:
     """Return lr and 1 − decay as tensors []: as numbers, each new value would recompile."""
-    return torch.tensor(rates.lr, dtype=torch.float64), torch.tensor(1 - rates.decay, dtype=torch.float64)
+    lr, kept = (torch.tensor(number, dtype=torch.float64, device="cpu") for number in (rates.lr, 1 - rates.decay))
+    return lr, kept
 
 
 @functools.cache

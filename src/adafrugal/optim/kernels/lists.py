@@ -104,9 +104,17 @@ def _chunks(updates: Sequence[Free]) -> list[list[Free]]:
     return chunks
 
 
+def _signs(grads: list[Tensor]) -> Sequence[Tensor]:
+    """Return `rules.sign` of each."""
+    signs = torch._foreach_sign(grads)
+    bounded = torch._foreach_maximum(grads, signs)
+    torch._foreach_minimum_(bounded, signs)
+    return bounded
+
+
 # rule -> function from the gradients of many tensors to the tensors to add, times −lr
 _TO_ADD: dict[str, Callable[[list[Tensor]], Sequence[Tensor]]] = {
-    "signsgd": torch._foreach_sign,
+    "signsgd": _signs,
     "sgd": lambda grads: grads,
     "none": lambda grads: (),
 }

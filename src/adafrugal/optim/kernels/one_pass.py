@@ -162,7 +162,7 @@ def _bias(t, log):
 
 @triton.jit
 def _sign(x):
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))  # NaN for NaN
 
 
 @triton.jit

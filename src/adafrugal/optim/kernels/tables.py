@@ -186,13 +186,18 @@ def _on(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _sent(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    made = torch.tensor(values, dtype=dtype)
+    made = torch.tensor(values, dtype=dtype, device="cpu")
     return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
 
 
+def is_recording() -> bool:
+    """Return whether a CUDA graph is being recorded on the current stream."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def refuse_to_record(why: str) -> None:
-    """Raise a RuntimeError if a CUDA graph is being recorded on the current stream."""
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    """Raise a RuntimeError if a CUDA graph is being recorded."""
+    if is_recording():
         raise RuntimeError(f"a CUDA graph cannot record this step of Frugal: {why}")
 
 
@@ -241,7 +246,7 @@ def _tried(device: torch.device) -> str:
     """Return why a launch does not work, or nothing."""
     if torch.version.cuda and torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than Ampere"
-    param = Parameter(torch.zeros(16, device=device))
+    param = Parameter(torch.zeros(16, dtype=torch.float32, device=device))
     param.grad = torch.ones_like(param)
     member = Member(param, None, [Part("free", 0, 16)], number=0, first=0)
     Table([member], "adamw", "signsgd", stochastic=False).launch(Rates(lr=0.0), lr_free=1.0, key=0)

@@ -53,7 +53,7 @@ class Period:
         """Return a CPU generator for this period: the group's, or that of the matrix at index `place`."""
         where = f"group {self.first}" if place is None else f"matrix {self.first + place}"
         digest = hashlib.blake2b(f"{self.seed}/{self.number}/{where}".encode(), digest_size=7).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
 
 
 class Regions(NamedTuple):

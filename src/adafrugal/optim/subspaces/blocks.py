@@ -68,7 +68,7 @@ class Blocks(Subspace):
     def _walk(self, n: int, period: Period) -> list[int]:
         """Return all blocks in this period's order."""
         if self.order == "random":
-            return torch.randperm(n, generator=period.generator()).tolist()
+            return torch.randperm(n, generator=period.generator(), device="cpu").tolist()
         cycle = {
             "ascending": range(n),
             "descending": range(n - 1, -1, -1),

@@ -47,7 +47,7 @@ class _Lines(Subspace):
         return {"indices": self._drawn(shape, share, generator).to(old["indices"].device)}
 
     def _drawn(self, shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(shape[self.axis(shape)], generator=generator)
+        order = torch.randperm(shape[self.axis(shape)], generator=generator, device="cpu")
         return order[: self.lines(shape, share)].sort().values
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
@@ -121,14 +121,15 @@ class RandK(Subspace):
         self, param: Tensor, grad: Tensor | None, share: float, generator: torch.Generator, old: Selection, place: int
     ) -> Selection:
         """Draw a random order of the entries; return the first of them, sorted."""
-        first = torch.randperm(param.numel(), generator=generator)[: self.entries(param.shape, share)]
+        first = torch.randperm(param.numel(), generator=generator, device="cpu")[: self.entries(param.shape, share)]
         narrow = torch.int32 if param.numel() <= torch.iinfo(torch.int32).max else torch.int64
         return {"indices": first.sort().values.to(param.device, narrow)}
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """Return a random part of the old entries."""
         before = old["indices"]
-        stays = torch.randperm(len(before), generator=generator)[: self.entries(shape, share)].sort().values
+        order = torch.randperm(len(before), generator=generator, device="cpu")
+        stays = order[: self.entries(shape, share)].sort().values
         return {"indices": before[stays.to(before.device)]}
 
     def compact(self, shape: torch.Size, selection: Selection) -> torch.Size:
@@ -184,7 +185,7 @@ class Slab(Subspace):
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """Return the indices of the rows."""
-        return torch.arange(selection["start"], selection["start"] + selection["rows"])
+        return torch.arange(selection["start"], selection["start"] + selection["rows"], device="cpu")
 
     def narrow(self, moment: Tensor, shape: torch.Size, old: Selection, new: Selection) -> Tensor:
         """Return a copy of the first rows."""

@@ -57,7 +57,8 @@ class _Projection(Subspace):
     def blank(self, param: Tensor, share: float) -> Selection:
         """Return an uninitialised basis of the size for this share."""
         axis = self.axis(param.shape)
-        basis = torch.empty(param.shape[axis], self.rank(param.shape, share), device=param.device)
+        size = param.shape[axis], self.rank(param.shape, share)
+        basis = torch.empty(size, dtype=torch.float32, device=param.device)
         return {"basis": basis, "side": "right" if axis else "left"}
 
     def _basis(
@@ -130,7 +131,7 @@ class SVD(_Projection):
             return vectors[:, :rank]
         grad = grad.float().T if axis else grad.float()
         known = 0 if old is None else min(old.shape[1], rank)
-        basis = torch.randn(grad.shape[0], rank, generator=generator).to(grad.device)
+        basis = _gaussian(grad.shape[0], rank, generator).to(grad.device)
         if old is not None:
             basis[:, :known] = old[:, :known]
         for _ in range(self.rounds + (0 if known else 2)):
@@ -152,6 +153,9 @@ class Random(_Projection):
     def _basis(
         self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
     ) -> Tensor:
-        gaussian = torch.randn(param.shape[axis], rank, generator=generator)
-        basis: Tensor = torch.linalg.qr(gaussian.to(param.device)).Q
+        basis: Tensor = torch.linalg.qr(_gaussian(param.shape[axis], rank, generator).to(param.device)).Q
         return basis
+
+
+def _gaussian(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
