@@ -88,7 +88,9 @@ def test_every_link_and_path_exists(page):
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page, head", [("house", "| to find |"), ("optimizer", "| in the formula |")])
+@pytest.mark.parametrize(
+    "page, head", [("house", "| to find |"), ("optimizer", "| in the formula |"), ("reports", "| report |")]
+)
 def test_names_are_in_the_file_beside_them(page, head):
     cells = [row[1] for row in rows(PAGES[f"docs/{page}.md"], head)]
     pairs = [pair for cell in cells for pair in re.findall(r"\]\(([^)]+)\)((?:(?:: |, )`[^`]+`)*)", cell)]

@@ -118,6 +118,10 @@ class Keeps(Edges):
         return {"chosen": [0, 1]}
 
 
+class Counts(Slab):
+    numbers = ()
+
+
 class Unfinished(Edges):
     shrink = Subspace.shrink
 
@@ -136,6 +140,7 @@ class Unfinished(Edges):
         (Spoils(), "Spoils: select changes the matrix or its gradient"),
         (Never(), "Never: entries is 0 for a whole matrix"),
         (Keeps(), "Keeps: chosen in the selection is a list"),
+        (Counts(), r"Counts: start in the selection is a int and numbers is \(\)"),
         (Unfinished(), "Unfinished.shrink raises NotImplementedError: Unfinished defines no shrink"),
     ],
     ids=lambda value: type(value).__name__,

@@ -352,7 +352,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(subspace):
     optimizer = stepped(frugal(params, subspace=subspace, density=0.5), range(3))
     part = copy.deepcopy(optimizer.state_dict())
     optimizer.load_state_dict(part)
-    moments = next(entry for entry in part["state"].values() if "exp_avg" in entry)
+    moments = next(entry for entry in part["state"].values() if entry["entries"])
     moments["exp_avg"] = moments["exp_avg"][..., :-1]
     wider = [nn.Parameter(torch.ones(p.shape[0], 2 * p.shape[1])) for p in params]
     halves = Frugal([{"params": half, "split": True} for half in (params[:4], params[4:])])

@@ -152,7 +152,12 @@ class Reference:
 # -- what is selected, and how much of it there has to be ---------------------------------------------------------
 
 
-def units_in(state, kind, shape):
+def side_of(shape, side):
+    """The side of a matrix that is projected."""
+    return side if side != "smaller" else "right" if shape[1] <= shape[0] else "left"
+
+
+def units_in(state, kind, shape, side):
     """The units that the optimizer's state names, in order."""
     (n_out, n_in), rows, columns = shape, range(shape[0]), range(shape[1])
     if not state.get("entries"):
@@ -165,7 +170,7 @@ def units_in(state, kind, shape):
         return [[(i, j) for j in columns] for i in range(state["start"], state["start"] + state["rows"])]
     lines = range(state["basis"].shape[1]) if "basis" in state else state["indices"].tolist()
     upright = {"columns": True, "rows": False, "randperm": n_in <= n_out}
-    if upright[kind] if kind in upright else state["side"] == "right":
+    if upright[kind] if kind in upright else side_of(shape, side) == "right":
         return [[(i, k) for i in rows] for k in lines]
     return [[(k, j) for j in columns] for k in lines]
 
@@ -238,6 +243,7 @@ class Comparison:
         subspace = settings["subspace"]
         self.described = dict(subspace) if isinstance(subspace, dict) else {"kind": subspace}
         self.kind, self.settings, self.fall = self.described["kind"], settings, density
+        self.side = self.described.get("side", "smaller")
         self.params = [nn.Parameter(p) for p in tensors(seed=1)]
         self.references = [Reference(p, settings, split=i < len(SHAPES)) for i, p in enumerate(self.params)]
         layers = [number for number, places in enumerate(LAYERS) for _ in places]
@@ -268,7 +274,8 @@ class Comparison:
     def compare(self, param, grad, lr, reference, where):
         state = self.optimizer.state[param]
         if grad is not None:
-            reference.step(grad, lr, state.get("basis"), state.get("side"))
+            basis = state.get("basis") if state.get("entries") else None
+            reference.step(grad, lr, basis, side_of((*param.shape, 1), self.side))
         wanted = torch.tensor(reference.weights, dtype=torch.float64)
         off = (wanted - torch.atleast_2d(param.detach())).abs().max().item()
         assert off < (1e-9 if self.kind in PROJECTIONS else 1e-12), f"off by {off}: {where}"
@@ -282,7 +289,8 @@ class Comparison:
     def select(self, step, grads):
         """Let the reference follow the optimizer's selection, after checking that it is one that ought to be."""
         states = [self.optimizer.state[p] for p in self.params[: len(SHAPES)]]
-        units = [units_in(state, self.kind, shape) for state, shape in zip(states, SHAPES, strict=True)]
+        pairs = zip(states, SHAPES, strict=True)
+        units = [units_in(state, self.kind, shape, self.side) for state, shape in pairs]
         refreshes = (step - 1) % T == 0
         if refreshes:
             had = [bool(reference.units) for reference in self.references[: len(SHAPES)]]
@@ -302,19 +310,19 @@ class Comparison:
         if self.kind == "blocks":
             check_blocks([bool(u) for u in units], self.turn_density, self.start, **self.described)
             return
-        side = self.described.get("side", "smaller")
         for state, now, shape, grad in zip(states, units, SHAPES, grads, strict=False):
-            least = how_many(self.kind, shape, self.turn_density, side)
+            least = how_many(self.kind, shape, self.turn_density, self.side)
             lazy = self.kind == "randk" and not refreshes  # it gives entries up when 1/64 of them have to go
-            most = how_many(self.kind, shape, self.turn_density * 64 / 63, side) if lazy else least
+            most = how_many(self.kind, shape, self.turn_density * 64 / 63, self.side) if lazy else least
             assert least <= len(now) <= most
             assert all(a < b for a, b in itertools.pairwise(now)), "not sorted"
             assert state["entries"] == sum(map(len, now))
-            if "basis" not in state:
+            if "basis" not in state or not state["entries"]:
                 continue
             if refreshes:
-                assert side in ("smaller", state["side"])
-                check_basis(state["basis"], self.kind, state["side"], grad)
+                side = side_of(shape, self.side)
+                assert len(state["basis"]) == shape[side == "right"]
+                check_basis(state["basis"], self.kind, side, grad)
             else:
                 assert torch.equal(state["basis"], self.bases[shape][:, : len(now)])
             self.bases[shape] = state["basis"].clone()

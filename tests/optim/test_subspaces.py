@@ -164,9 +164,9 @@ def test_a_batch_is_projected_as_each_of_its_matrices(side):
     space = subspace({"kind": "random", "side": side})
     grads = torch.randn(3, 12, 20)
     chosen = [space.select(grad, grad, 0.25, Period(0, 1).generator(i), {}, i) for i, grad in enumerate(grads)]
-    batch = {"basis": torch.stack([each["basis"] for each in chosen]), "side": side}
+    batch = {"basis": torch.stack([each["basis"] for each in chosen])}
     compact = space.project(grads, batch)
-    back = space.back(compact, batch)
+    back = space.back(compact, batch, grads[0].shape)
     for i, grad in enumerate(grads):
         alone, (free,) = space.regions(torch.zeros_like(grad), grad, chosen[i])
         torch.testing.assert_close(compact[i], alone[1])

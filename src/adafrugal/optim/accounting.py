@@ -45,7 +45,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
         for name, param in zip(names, group["params"], strict=True):
             roles: Counter[str] = Counter()
             for key, value in optimizer.state.get(param, {}).items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and value.numel():
                     roles[_ROLES.get(key, "moments")] += _bytes(value)
             if roles:
                 counted[name if name not in counted else f"{name} ({len(counted)})"] = dict(roles)

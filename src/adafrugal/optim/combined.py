@@ -54,7 +54,7 @@ class Several(torch.optim.Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a saved state; if it has other parts or groups, raise a ValueError and change nothing."""
+        """Load a saved state; if a part refuses its own, raise that error and change nothing."""
         given = state_dict.get("parts", [])
         if len(given) != len(self.parts):
             raise ValueError(f"the saved state is of {len(given)} optimizers, not of {len(self.parts)}")
@@ -62,8 +62,14 @@ class Several(torch.optim.Optimizer):
             ours, theirs = ([len(g["params"]) for g in groups] for groups in (part.param_groups, state["param_groups"]))
             if ours != theirs:
                 raise ValueError(f"the saved state has groups of {theirs} tensors, ours have {ours}")
-        for part, state in zip(self.parts, given, strict=True):
-            part.load_state_dict(state)
+        before = [{"state": part.state, "param_groups": part.param_groups} for part in self.parts]
+        try:
+            for part, state in zip(self.parts, given, strict=True):
+                part.load_state_dict(state)  # makes new dicts and lists, and leaves the old ones as they are
+        except BaseException:
+            for part, old in zip(self.parts, before, strict=True):
+                part.__setstate__(old)
+            raise
         self._join()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,15 +23,15 @@ from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import tables
-from adafrugal.optim.options import Clocks, Group, SplitOptions
+from adafrugal.optim.options import Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
-from adafrugal.optim.sharding.shards import is_sharded
-from adafrugal.optim.state_dict import kept_here, refuse_other, restored_rule, restored_subspace, with_shared
+from adafrugal.optim.state import complete_all
+from adafrugal.optim.state_dict import SavedOptimizer
 from adafrugal.optim.state_free import StateFree
 from adafrugal.optim.subspaces import Subspace
 
 
-class Frugal(torch.optim.Optimizer):
+class Frugal(SavedOptimizer):
     """AdamW for a share ρ of the entries of split matrices, signSGD for the rest, AdamW for all other tensors.
 
     Constant ρ and T give FRUGAL (arXiv 2411.07837), controls of both AdaFRUGAL (arXiv 2601.11568), other subspaces and
@@ -155,13 +155,11 @@ class Frugal(torch.optim.Optimizer):
         except Exception:
             del self.param_groups[-1]
             raise
-        if group["split"]:
-            group |= Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
-        else:
+        if not group["split"]:
             for key in SplitOptions.__annotations__:
                 del group[key]
         del group["nonfinite"]
-        group |= {"steps": 0, "skipped_steps": 0}
+        options.begin_clocks(group)
 
     def _split_groups(self) -> list[Group]:
         """Return the split groups; convert a density, interval or rule reassigned since the last step."""
@@ -193,6 +191,9 @@ class Frugal(torch.optim.Optimizer):
                 loss = closure()
         with self._attempt.whole(self.param_groups):
             if not self._attempt.has_begun:  # else it began in the backward pass
+                if gradients.are_of_no_step(self.param_groups):
+                    self._begin_state()
+                    return loss
                 if not gradients.are_sound(self.param_groups, self.defaults["nonfinite"]):
                     for group in self.param_groups:
                         group["skipped_steps"] += 1
@@ -246,10 +247,18 @@ class Frugal(torch.optim.Optimizer):
                 updates.begin_moments(group, self.state)
             self._attempt.end()
 
+    def _begin_state(self) -> None:
+        """Give each state its keys, and tensors that are not split their moments, as the first step would."""
+        complete_all(self.state, self.param_groups)
+        for group in self.param_groups:
+            updates.begin_moments(group, self.state)
+
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
         if not all(group["capturable"] for group in self.param_groups):
             tables.refuse_to_record("capturable is False")
+        if len(self.state) < sum(len(group["params"]) for group in self.param_groups):
+            complete_all(self.state, self.param_groups)
         for group in self.param_groups:
             group["steps"] += 1
         self._split_groups()
@@ -319,7 +328,7 @@ class Frugal(torch.optim.Optimizer):
         Matrices without a gradient since the last refresh count, although they hold no moments yet. Matrices that
         wait for a gradient to select by (svd) count as before.
         """
-        return sum(self.state[p].get("entries", 0) for group in self._split_groups() for p in group["params"])
+        return sum(self.state.get(p, {}).get("entries", 0) for group in self._split_groups() for p in group["params"])
 
     def state_bytes(self) -> StateBytes:
         """Count the bytes of state tensors by parameter and role."""
@@ -348,52 +357,3 @@ class Frugal(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
         self._attempt, self._launches = Attempt(), {}
-
-    # -- saving ---------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return torch's state_dict, with controls and subspaces as plain values, so that `weights_only=True` loads it.
-
-        Moments of a sharded parameter are DTensors of the whole, divided evenly by rows over the processes that share
-        it. A slab's rows move for this, one matrix at a time: every process must call this, and `load_state_dict`.
-        """
-        self._split_groups()
-        saved = super().state_dict()
-        for group, plain in zip(self.param_groups, saved["param_groups"], strict=True):
-            if group["split"]:
-                plain |= {name: group[name].state_dict() for name in ("density", "interval")}
-                plain |= {"subspace": group["subspace"].settings(), "state_free": group["state_free"].saved()}
-            for param, number in zip(group["params"], plain["params"], strict=True):
-                if is_sharded(param) and number in saved["state"]:
-                    saved["state"][number] = with_shared(saved["state"][number], param, group)
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore groups, controls, clocks, subspaces and moments from a saved state.
-
-        Values and dtypes are restored as saved. (torch's own loading casts every state tensor to its parameter's
-        dtype, which turns indices into floats and float32 moments into bfloat16.) Moments are whole: plain tensors, as
-        one process saves them, or DTensors, as several do; this process takes its part.
-
-        Raises:
-            ValueError: the state is of another optimizer or of other shapes; nothing has been changed.
-        """
-        refuse_other(state_dict, self.param_groups)
-        self._attempt, self._launches = Attempt(), {}
-        before = self.param_groups
-        final: dict[str, Any] = {}  # the state after all load hooks
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: final.update(given))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        for group, old, given in zip(self.param_groups, before, final["param_groups"], strict=True):
-            for key in old.keys() - group.keys():  # settings added since the state was saved
-                group[key] = old[key]
-            if group["split"]:
-                for name in ("density", "interval"):
-                    group[name] = controls.restored(group[name], old[name])
-                group["subspace"] = restored_subspace(group["subspace"], old["subspace"])
-                group["state_free"] = restored_rule(group["state_free"], old["state_free"])
-            for param, number in zip(group["params"], given["params"], strict=True):
-                self.state[param] |= kept_here(final["state"].get(number, {}), param, group)

@@ -17,6 +17,20 @@ def refuse_sparse(params: Iterable[Tensor]) -> None:
         raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
 
 
+def are_of_no_step(groups: Sequence[Group]) -> bool:
+    """Return whether a step is none of training, but torch.distributed.checkpoint's to initialise the state.
+
+    It is made before the first, with learning rates of 0 and gradients of zeros on all processes. Only then are
+    gradients looked at, which makes the host wait for a GPU.
+    """
+    if any(group["steps"] or group["skipped_steps"] or group["lr"] for group in groups):
+        return False
+    params = [param for group in groups for param in group["params"] if param.grad is not None]
+    refuse_sparse(params)
+    are_zero = not any(bool(local(param.grad).any()) for param in params)
+    return bool(params) and all(agreed([are_zero] * len(params), params))
+
+
 def are_sound(groups: Sequence[Group], nonfinite: str | None) -> bool:
     """Return whether the present gradients allow a step; False means skip it.
 

@@ -67,6 +67,13 @@ class Group(SplitOptions, Clocks, total=False):
     skipped_steps: int
 
 
+def begin_clocks(group: Group) -> None:
+    """Set all counts of a group as they are before the first step."""
+    if group["split"]:
+        group |= Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
+    group |= {"steps": 0, "skipped_steps": 0}
+
+
 def parameter_names(group: Group) -> list[str]:
     """Return the names of a group's parameters, for messages."""
     return group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]

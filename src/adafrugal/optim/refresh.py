@@ -19,6 +19,7 @@ from torch import Tensor
 from adafrugal.optim import controls, rules
 from adafrugal.optim.options import Clocks, Group, parameter_names
 from adafrugal.optim.sharding import owners, shards
+from adafrugal.optim.state import complete, forget_moments, has_moments, moment_names, selection
 from adafrugal.optim.subspaces import Matrix, Period, Selection
 
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
@@ -52,11 +53,6 @@ class Refresh:
 
 
 # -- selections -------------------------------------------------------------------------------------------------------
-
-
-def selection(state: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """Return a matrix's selection from its state; empty for a tensor that is not split."""
-    return {name: state[name] for name in group["subspace"].remembers if name in state} if group["split"] else {}
 
 
 def selection_here(param: Tensor, state: Mapping[str, Any], group: Group) -> Selection:
@@ -98,7 +94,7 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
     if not 0 <= density <= 1:
         raise ValueError(f"the density is {density} at step {group['steps']}; it is a share of the entries, 0 to 1")
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):
-        active = [bool(states[param].get("entries")) for param in group["params"]]
+        active = [bool(states.get(param, {}).get("entries")) for param in group["params"]]
         group["handed_out"] += group["subspace"].handed_out(_matrices(group), active)
         group["refreshes"] += 1
         group |= {"density_read": _trained(group, density), "since_refresh": 1}
@@ -215,7 +211,7 @@ def refresh(group: Group, places: list[int], states: States) -> None:
             state = states[params[place]]
             if state.get("turn") != number and not all(name in state for name in group["subspace"].remembers):
                 state.clear()
-                state["entries"] = 0
+            complete(state, params[place], group)
         group["waiting"] = [place for place in group["waiting"] if states[params[place]].get("turn") != number]
 
 
@@ -224,8 +220,9 @@ def _refresh(group: Group, places: list[int], states: States) -> None:
     shares, entries = _amounts(group, group["density_read"])
     for place in places:
         state = states[params[place]]
-        if not entries[place]:
+        if not entries[place] or period.number == 1:  # before the first, a state holds what a checkpoint is read into
             state.clear()
+        if not entries[place]:
             state |= {"entries": 0, "turn": period.number}
         elif group["on_refresh"] in ("reset", "reset_all"):
             tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
@@ -243,11 +240,11 @@ def _refresh(group: Group, places: list[int], states: States) -> None:
         ]  # fmt: skip
         for i, ask, new in zip(some, asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
             state = states[ask.param]
-            with _or_forgotten(state, group):
+            with _or_forgotten(ask.param, state, group):
                 state |= {**new, "turn": period.number, "entries": entries[i]}
-                if "step" in state and group["on_refresh"] == "keep":
+                if has_moments(state) and group["on_refresh"] == "keep":
                     _keep(ask.param, state, group, ask.old)
-                elif "step" in state and group["on_refresh"] == "keep_overlap":
+                elif has_moments(state) and group["on_refresh"] == "keep_overlap":
                     _keep_overlap(ask.param, state, group, ask.old)
 
 
@@ -261,12 +258,12 @@ def _let_go(state: dict[str, Any], group: Group) -> Selection:
 
 
 @contextmanager
-def _or_forgotten(state: dict[str, Any], group: Group) -> Iterator[None]:
+def _or_forgotten(param: Tensor, state: dict[str, Any], group: Group) -> Iterator[None]:
     """Forget a matrix's moments if it fails when some belong to the new selection, and others to the old one."""
     try:
         yield
     except BaseException:
-        _forget(state, group)
+        forget_moments(state, param, group)
         raise
 
 
@@ -276,14 +273,14 @@ def _keep(param: Tensor, state: dict[str, Any], group: Group, old: Selection) ->
     if shards.is_sharded(param):  # move moments to the processes that hold their rows now
         before, now = (subspace.row_range(param.shape, chosen) for chosen in (old, selection(state, group)))
         if before.count < now.count:
-            return _forget(state, group)
+            return forget_moments(state, param, group)
         for name in names:
             state[name] = shards.moved(state[name], param, shards.parts(before, param), shards.parts(now, param))
     axis = subspace.axis(param.shape)
     count = len(subspace.positions(param.shape, selection_here(param, state, group)))
     for name in names:
         if state[name].shape[axis] < count:
-            return _forget(state, group)
+            return forget_moments(state, param, group)
         if state[name].shape[axis] > count:
             state[name] = state[name].narrow(axis, 0, count).clone()
     return None
@@ -298,7 +295,7 @@ def _keep_overlap(param: Tensor, state: dict[str, Any], group: Group, old: Selec
     if torch.equal(before, now):
         return
     if not torch.isin(now, before).any():
-        _forget(state, group)
+        forget_moments(state, param, group)
         return
     # kept units: source index among those selected here before, target index among those selected now
     before, now = (subspace.positions(param.shape, _seen_here(param, chosen, group)) for chosen in both)
@@ -323,13 +320,13 @@ def shrink(group: Group, places: list[int], states: States) -> None:
         state = states[param]
         if not entries[place]:
             state.clear()
-            state["entries"] = 0
+            complete(state, param, group)
             continue
         old = selection(state, group)
         generator = _period(group, state["turn"]).generator(place)
         new = subspace.shrink(param.shape, shares[place], generator, old)
         before, now = (_seen_here(param, chosen, group) for chosen in (old, new))
-        with _or_forgotten(state, group):
+        with _or_forgotten(param, state, group):
             state |= {**new, "entries": entries[place]}
             for name in _compact_names(state, group):
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
@@ -339,18 +336,13 @@ def forget_all(group: Group, states: States) -> None:
     """Reset moments and step counts of a group's tensors; keep selections."""
     for param in group["params"]:
         if param in states:
-            _forget(states[param], group)
-
-
-def _forget(state: dict[str, Any], group: Group) -> None:
-    for name in (*rules.MOMENTS[group["state_full"]], "step"):
-        state.pop(name, None)
+            forget_moments(states[param], param, group)
 
 
 def _compact_names(state: Mapping[str, Any], group: Group) -> list[str]:
     """Return the names of compact tensors: moments, and step counts if units have their own."""
-    moments = [name for name in rules.MOMENTS[group["state_full"]] if name in state]
-    return moments + (["step"] if "step" in state and state["step"].ndim else [])
+    moments = moment_names(state, group)
+    return [*moments, "step"] if moments and state["step"].ndim else list(moments)
 
 
 # -- the arguments of a selection -------------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from adafrugal.optim import choices
 from adafrugal.optim.kernels import compiled, lists, tables
 from adafrugal.optim.kernels.tables import Member, Part, Table, alike
 from adafrugal.optim.options import Group
-from adafrugal.optim.refresh import States, selection, selection_here
+from adafrugal.optim.refresh import States, selection_here
 from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding.shards import here, is_sharded, local
+from adafrugal.optim.state import has_moments, moment_names, selection
 from adafrugal.optim.state_free import SGD
 from adafrugal.optim.subspaces import Selection
 
@@ -65,7 +66,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding, apply)
         elif not together and state.get("entries") and _in_batches(target, group):
-            kind = target.device, target.dtype, target.shape, chosen["side"], chosen["basis"].shape
+            kind = target.device, target.dtype, target.shape, chosen["basis"].shape
             batches.setdefault(kind, []).append((target, grad, state, chosen))
         elif _takes_direction(state, group, chosen) or (not together and state.get("entries")):
             _update_alone(target, grad, state, group, chosen, apply)
@@ -94,7 +95,7 @@ def begin_moments(group: Group, states: States) -> None:
 
 def _begin(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
     """Initialise a tensor's moments to zeros at its first gradient, if it keeps moments in this period."""
-    if "step" in state or (group["split"] and not state.get("entries")):
+    if has_moments(state) or (group["split"] and not state.get("entries")):
         return
     state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(target, group))
     dtype = getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(target)
@@ -117,7 +118,7 @@ def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
     """Return whether a tensor or its moments are stored in another dtype than they are updated in."""
     if param.dtype == torch.float32 and group["state_dtype"] is None:  # the usual case
         return False
-    stored = [param, *(state[name] for name in MOMENTS[group["state_full"]] if name in state)]
+    stored = [param, *(state[name] for name in moment_names(state, group))]
     return any(value.dtype != _working_dtype(param) for value in stored)
 
 
@@ -178,7 +179,7 @@ def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int
     if not is_sharded(param):
         return 0, 0
     before, length = here(param).first, math.prod(param.shape[1:])
-    chosen = selection(state, group) if group["split"] else {}
+    chosen = selection(state, group)
     if not chosen:
         return before * length, before * length
     compact, rows = group["subspace"].compact(param.shape, chosen), group["subspace"].row_range(param.shape, chosen)
@@ -230,7 +231,7 @@ def _member(group: Group, states: States, place: int) -> Member | None:
     if not is_full and group["state_free"].kind not in tables.RULES_FREE:
         return None
     _begin(target, state, group, chosen)
-    moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]]) if name in state]
+    moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]])] if has_moments(state) else []
     if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
     first, first_moment = _first(param, state, group)
@@ -273,12 +274,12 @@ def _update_batch(
 ) -> None:  # fmt: skip
     """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
     subspace, (rates, rates_free) = group["subspace"], _rates(group)
-    selection = {"basis": torch.stack([each["basis"] for each in chosen]), "side": chosen[0]["side"]}
+    selection = {"basis": torch.stack([each["basis"] for each in chosen])}
     grad = torch.stack(list(grads))
     compact = subspace.project(grad, selection)
     moved = torch.zeros_like(compact)
     lists.state_full(group["state_full"], list(map(Full, moved, compact, states)), rates, fused=True)
-    explained, moved = (subspace.back(some, selection) for some in (compact, moved))
+    explained, moved = (subspace.back(some, selection, grad.shape[1:]) for some in (compact, moved))
     tables.close_batch(targets, grad, explained, moved, group["state_free"].kind, rates_free)
 
 
@@ -288,7 +289,7 @@ def _update_in_fewer_bits(
 ) -> None:  # fmt: skip
     """Update copies of a tensor and its moments in the working dtype; store the results."""
     dtype = _working_dtype(target)
-    moments = [name for name in MOMENTS[group["state_full"]] if name in state]
+    moments = moment_names(state, group)
     part = state
     is_whole = chosen or (_takes_direction(state, group, chosen) and not choices.goes_by_rows(group["state_free"].sees))
     for rows in [...] if is_whole else _slices(target):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adafrugal.optim import controls
 from adafrugal.settings import REPOSITORY, explain
 from adafrugal.settings.ranges import check_ranges, parts
 from adafrugal.settings.schema import SCHEMAS, Settings, is_plain_name
@@ -61,6 +62,7 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
             "`pip install -e .` in a clone of the repository"
         )
     register()
+    _offer_controls()
     try:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             GlobalHydra.instance().config_loader().repository = _files()
@@ -71,6 +73,18 @@ def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str], Dict
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a number for a group
         raise SettingError(explain.explain(error)) from error
     return found, dict(hydra.runtime.choices), hydra
+
+
+def _offer_controls() -> None:
+    """Give each registered control of the user's own a name in its group, beside the files of conf/optimizer."""
+    from hydra.core.config_store import ConfigStore
+
+    for group, kinds in (("density", controls.DENSITIES), ("interval", controls.INTERVALS)):
+        for kind, control in kinds.items():
+            if not (REPOSITORY / "conf" / "optimizer" / group / f"{kind}.yaml").exists():
+                given = {f.name: "???" if f.default is MISSING else f.default for f in fields(control) if f.init}
+                ConfigStore.instance().store(group=f"optimizer/{group}", name=kind, node={"kind": kind} | given)
+                _files.cache_clear()  # the class may have been defined anew
 
 
 @functools.cache

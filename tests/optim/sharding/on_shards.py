@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from own_parts import RULES, RowNorm
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -177,6 +179,26 @@ def resumed(arm, mesh):
     return {name: apart(each, alone if name == "from one" else one) for name, each in found.items()}
 
 
+def checkpointed(arm, mesh):
+    """How far a run is, from one that goes on, that read its state as torch.distributed.checkpoint wrote it."""
+    one, other = Training(arm, mesh), Training(arm, mesh)
+    place = PLACE / arm
+    get_optimizer_state_dict(one.model, one.optimizer)  # before the first step, which changes nothing
+    one.go(range(6))
+    dcp.save({"optimizer": get_optimizer_state_dict(one.model, one.optimizer)}, checkpoint_id=place)
+    reader = dcp.FileSystemReader(place)
+    other.optimizer.prepare_for_load(reader.read_metadata().state_dict_metadata)
+    state = {"optimizer": get_optimizer_state_dict(other.model, other.optimizer)}
+    dcp.load(state, storage_reader=reader)
+    set_optimizer_state_dict(other.model, other.optimizer, state["optimizer"])
+    with torch.no_grad():
+        for param, given in zip(other.model.parameters(), one.model.parameters(), strict=True):
+            param.copy_(given)
+    for each in (one, other):
+        each.go(range(6, 12))
+    return {"apart": apart(one, other), "from one": apart(one, Training(arm, mesh).go(range(12)))}
+
+
 def put_nan(training):
     """A gradient that is not finite in the last process's rows alone."""
     if dist.get_rank() == SIZE - 1:
@@ -300,6 +322,7 @@ def run(rank):
     found["svd, on a mesh of two dimensions"] = compared("svd", twofold)
     found["svd, gradients that come late"] = compared("svd, iterated", mesh, late=True)
     found["resumed"] = {arm: resumed(arm, mesh) for arm in RESUMED}
+    found["checkpointed"] = {arm: checkpointed(arm, mesh) for arm in RESUMED}
     found["skipped"] = {nonfinite: skipped(mesh, nonfinite) for nonfinite in ("skip", "error")}
     found["kept"], found["owned"] = kept(mesh), owned(mesh)
     found["refused"], found["refused state"] = refused_subspaces(mesh), refused_state(mesh)

@@ -141,6 +141,11 @@ def test_training_goes_on_from_it_on_as_many_processes_and_on_others(ranks, arm)
         assert max(apart["on one"], apart["from one"]) < 1e-5
 
 
+@pytest.mark.parametrize("arm", ["blocks", "columns, overlap kept", "slab", "slab, overlap kept", "svd, kept"])
+def test_torchs_checkpoint_brings_it_to_a_fresh_optimizer_and_reading_it_changes_nothing(ranks, arm):
+    assert all(rank["checkpointed"][arm] == {"apart": 0.0, "from one": 0.0} for rank in ranks)
+
+
 def test_a_part_of_a_moment_is_not_taken_for_the_whole(ranks):
     for rank, rows in zip(ranks, (6, 5), strict=True):
         line = f"the saved exp_avg of parameter blocks.0.0.weight has shape [{rows}, 13]; its whole has [11, 13]"

@@ -69,15 +69,16 @@ class Subspace(ABC):
 
     At a refresh the optimizer calls `shares`, `entries` and `select`; when ρ has fallen since, `shrink` and `narrow`;
     when moments begin or are loaded, `compact`; at every step `regions`, then the rules, then `close`. A selection maps
-    the names in `remembers` to tensors, numbers or strings; it is empty if a matrix is selected whole. Compact tensors
-    hold the selected entries: the targets and gradients that `regions` gives the state-full rule, and the moments.
+    each name in `remembers` to a tensor, or to a number if `numbers` has it too. Compact tensors hold the selected
+    entries: the targets and gradients that `regions` gives the state-full rule, and the moments.
 
     If processes share a matrix by rows, each holds the compact tensors of its rows, and `regions` and `close` get the
     selection within these rows (`within`).
     """
 
     kind: ClassVar[str]
-    remembers: ClassVar[tuple[str, ...]] = ()  # the names in a selection
+    remembers: ClassVar[tuple[str, ...]] = ()  # the names in a selection; none if matrices are selected whole
+    numbers: ClassVar[tuple[str, ...]] = ()  # those of them that are numbers; all others are tensors
     starts_from: ClassVar[tuple[str, ...]] = ()  # the tensors of the old selection that `select` reads
     needs_gradient: ClassVar[bool] = False  # whether `select` reads the gradient's values
     chosen_by_one: ClassVar[bool] = False  # whether one process selects for all that share a matrix

@@ -106,8 +106,10 @@ class _Trial:
         if set(chosen) != set(subspace.remembers):
             what = f"select returns {sorted(chosen)} and remembers is {subspace.remembers}"
             self._refuse(what, "the same names in both")
-        if wrong := [key for key, value in chosen.items() if not isinstance(value, Tensor | int | float | str)]:
-            self._refuse(f"{wrong[0]} in the selection is a {type(chosen[wrong[0]]).__name__}", "a tensor or a number")
+        for key, value in chosen.items():
+            if not isinstance(value, int | float if key in subspace.numbers else Tensor):
+                what = f"{key} in the selection is a {type(value).__name__} and numbers is {subspace.numbers}"
+                self._refuse(what, "a tensor, or a number that numbers names")
         return chosen
 
     def _generator(self, number: int) -> torch.Generator:

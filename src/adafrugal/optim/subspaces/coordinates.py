@@ -160,6 +160,7 @@ class Slab(Subspace):
 
     kind: ClassVar[str] = "slab"
     remembers: ClassVar[tuple[str, ...]] = ("start", "rows")
+    numbers: ClassVar[tuple[str, ...]] = ("start", "rows")
     along_axis: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
 

@@ -21,10 +21,11 @@ class _Projection(Subspace):
     The rank r is `round(ρ·d)`, at most the smaller side. By default d is the smaller side, the right one if both are
     equal.
 
-    The selection is `basis` [d, r], float32, and `side`, which the shape of a square matrix would not tell.
+    The selection is `basis` [d, r], float32. The side follows from the shape of the matrix, so it is in no state; the
+    shape of a compact tensor would not tell it.
     """
 
-    remembers: ClassVar[tuple[str, ...]] = ("basis", "side")
+    remembers: ClassVar[tuple[str, ...]] = ("basis",)
     chosen_by_one: ClassVar[bool] = True
     in_batches: ClassVar[bool] = True
     side: str = "smaller"
@@ -52,14 +53,12 @@ class _Projection(Subspace):
         rank = self.rank(param.shape, share)
         basis = self._basis(param, grad, axis, rank, generator, old.get("basis"))
         basis = basis.clone(memory_format=torch.contiguous_format)  # a view would keep all of U in memory
-        return {"basis": basis, "side": "right" if axis else "left"}
+        return {"basis": basis}
 
     def blank(self, param: Tensor, share: float) -> Selection:
         """Return an uninitialised basis of the size for this share."""
-        axis = self.axis(param.shape)
-        size = param.shape[axis], self.rank(param.shape, share)
-        basis = torch.empty(size, dtype=torch.float32, device=param.device)
-        return {"basis": basis, "side": "right" if axis else "left"}
+        size = param.shape[self.axis(param.shape)], self.rank(param.shape, share)
+        return {"basis": torch.empty(size, dtype=torch.float32, device=param.device)}
 
     def _basis(
         self, param: Tensor, grad: Tensor | None, axis: int, rank: int, generator: torch.Generator, old: Tensor | None
@@ -69,7 +68,7 @@ class _Projection(Subspace):
 
     def shrink(self, shape: torch.Size, share: float, generator: torch.Generator, old: Selection) -> Selection:
         """Return the leading directions."""
-        return {"basis": old["basis"][:, : self.rank(shape, share)].clone(), "side": old["side"]}
+        return {"basis": old["basis"][:, : self.rank(shape, share)].clone()}
 
     def positions(self, shape: torch.Size, selection: Selection) -> Tensor:
         """Number the directions in their order."""
@@ -78,25 +77,25 @@ class _Projection(Subspace):
     def project(self, grad: Tensor, selection: Selection) -> Tensor:
         """Return a gradient's compact part; of a batch of matrices, [b, …], with a batch of bases."""
         basis: Tensor = selection["basis"].to(grad.dtype)
-        return basis.mT @ grad if selection["side"] == "left" else grad @ basis
+        return grad @ basis if self.axis(grad.shape[-2:]) else basis.mT @ grad
 
-    def back(self, compact: Tensor, selection: Selection) -> Tensor:
-        """Project compact tensors back to the shape of the matrix; of a batch of matrices, too."""
-        return torch.matmul(*self._factors(compact, selection))
+    def back(self, compact: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
+        """Project compact tensors back to a matrix of this shape; of a batch of matrices, too."""
+        return torch.matmul(*self._factors(compact, selection, shape))
 
-    def _factors(self, compact: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    def _factors(self, compact: Tensor, selection: Selection, shape: torch.Size) -> tuple[Tensor, Tensor]:
         basis = selection["basis"].to(compact.dtype)
-        return (basis, compact) if selection["side"] == "left" else (compact, basis.mT)
+        return (compact, basis.mT) if self.axis(shape) else (basis, compact)
 
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
         compact = self.project(grad, selection)
-        rest = torch.addmm(grad, *self._factors(compact, selection), alpha=-1) if residual else grad
+        rest = torch.addmm(grad, *self._factors(compact, selection, grad.shape), alpha=-1) if residual else grad
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
         """Project the update back and add it to the matrix."""
-        param.addmm_(*self._factors(target, selection))
+        param.addmm_(*self._factors(target, selection, param.shape))
 
 
 @dataclass(frozen=True)
