@@ -75,6 +75,20 @@ def test_matrices_of_a_shape_are_updated_in_one_batch(monkeypatch):
     assert batches == [3, 1, 3, 1]
 
 
+def test_a_batch_ends_in_one_launch(kernel, monkeypatch):
+    from adafrugal.optim.kernels import one_pass
+
+    made = []
+
+    class Stub:
+        def __getitem__(self, grid):
+            return lambda weights, rest, moved, tiles, size, *_, **__: made.append((*grid, len(weights), tiles, size))
+
+    monkeypatch.setattr(one_pass, "close", Stub())
+    stepped(frugal(matrices([(16, 24), (24, 32)] * 2), subspace="svd", compile=False), [0])
+    assert made == [(2 * 2, 2, 2, 16 * 24), (2 * 3, 2, 3, 24 * 32)]
+
+
 # -- CUDA graphs ------------------------------------------------------------------------------------------------------
 
 
