@@ -197,7 +197,7 @@ def test_on_a_gpu_fast_forms_agree_with_plain_ones_on_a_cpu(subspace):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", [{}, {"lr": 0.0}, {"state_full": "lion"}, {"state_full": "sgdm"}], ids=str)
-@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns"])
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
 def test_a_step_on_a_gpu_waits_for_nothing(subspace, settings):
     more = {"subspace": subspace, "density": 0.5, **settings}
     optimizer = stepped(frugal(matrices(SHAPES, device="cuda"), **more), [0])
