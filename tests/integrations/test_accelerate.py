@@ -120,3 +120,10 @@ def test_parameters_that_fsdp_exchanges_are_trained(group, subspace):
             optimizer.zero_grad()
         found.append([p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()])
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+def test_a_subspace_that_needs_whole_matrices_is_refused_once_they_are_exchanged(group):
+    model = llama()
+    optimizer = Frugal(split_parameters(model), **adafrugal(subspace="randk"))
+    with pytest.raises(ValueError, match=r"is sharded over processes and the subspace is .*randk"):
+        sharded(optimizer, model)

@@ -10,6 +10,7 @@ pytest.importorskip("lightning", reason="lightning is an extra: make extras")
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from adafrugal.integrations.lightning import AdaFrugalCallback
@@ -121,6 +122,15 @@ def test_the_logger_has_density_interval_and_bytes(tmp_path):
     assert float(lines[-1]["state_bytes"]) == optimizer.state_bytes().total
     assert float(lines[-1]["density"]) == pytest.approx(optimizer.density)
     assert [float(line["interval"]) for line in lines] == [1, 1, 3], "the loss of a step is observed after its line"
+
+
+def test_all_processes_observe_the_same_loss(tmp_path, monkeypatch):
+    def mean(strategy, tensor, group=None, reduce_op="mean"):
+        return tensor * 0 + 7 if reduce_op == "mean" else tensor
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", mean)
+    _, optimizer = fit(tmp_path, max_steps=2)
+    assert optimizer.param_groups[0]["interval"].last_loss == 7
 
 
 def test_what_cannot_be_observed_is_said(tmp_path):

@@ -197,3 +197,21 @@ def test_patterns_split_the_matrices_of_blocks_and_only_due_losses_are_observed(
     assert len(others["params"]) == len([*model.parameters()]) - 8
     assert metrics.logged == (2, 5.0)
     assert optimizer.interval == 1, "one loss was observed, which is only remembered"
+
+
+def test_a_checkpoint_continues_bit_for_bit_after_the_density_fell(titan, tmp_path):
+    """Looking at a fresh optimizer's state for the first checkpoint changes nothing, either."""
+    whole = made(titan)
+    whole[1].state_dict()
+    train(*whole, range(1, 6))
+    dcp.save({"optimizer": whole[1], "model": whole[0].state_dict()}, checkpoint_id=tmp_path)
+    other = made(titan)
+    states = {"optimizer": other[1], "model": other[0].state_dict()}
+    titan["Checkpoints"]().dcp_load(states, checkpoint_id=tmp_path, from_hf=False, from_quantized=False)
+    other[0].load_state_dict(states["model"])
+    ((a,), (b,)) = whole[1], other[1]
+    assert b.density == a.density < 0.75
+    for each in (whole, other):
+        train(*each, range(6, 10))
+    assert all(torch.equal(x, y) for x, y in zip(whole[0].parameters(), other[0].parameters(), strict=True))
+    assert (a.checksum(), a.interval) == (b.checksum(), b.interval) and a.interval > 1

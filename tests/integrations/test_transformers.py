@@ -94,6 +94,13 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path, accumulation, recwarn):
     assert not [str(warned.message) for warned in recwarn if "saved state" in str(warned.message)]
 
 
+def test_settings_that_a_resumed_run_would_lose_are_listed(tmp_path):
+    trainer(arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)).train()
+    other = trainer(arguments(tmp_path / "other", max_steps=2, weight_decay=0.3))
+    with pytest.warns(UserWarning, match=r"the saved state replaces settings .*weight_decay"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_the_log_and_trackers_have_density_interval_and_bytes(tmp_path):
     logged = []
 

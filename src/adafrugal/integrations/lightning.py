@@ -14,8 +14,9 @@ class AdaFrugalCallback(Callback):
     """Let a loss-aware control observe validation losses, and log ρ, T and the bytes of optimizer state.
 
     Lightning decides when it validates, and counts batches for it; a validation is observed if at least the control's
-    `every` optimizer steps were made since the last one observed. The sanity check is none. The step of the last
-    observation is saved in Lightning's checkpoints; ρ and T are in the optimizer's state.
+    `every` optimizer steps were made since the last one observed. The sanity check is not. What is observed is the mean
+    over processes. The step of the last observation is saved in Lightning's checkpoints; ρ and T are in the optimizer's
+    state.
 
     Args:
         monitor: name under which the LightningModule logs the validation loss.
@@ -59,7 +60,8 @@ class AdaFrugalCallback(Callback):
             logged = ", ".join(trainer.callback_metrics) or "nothing"
             raise ValueError(f"no {self.monitor} was logged; there is {logged}: AdaFrugalCallback(monitor=…)")
         self._observed_at = steps
-        optimizer.observe(float(trainer.callback_metrics[self.monitor]))
+        loss = trainer.strategy.reduce(trainer.callback_metrics[self.monitor], reduce_op="mean")
+        optimizer.observe(float(loss))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log ρ, T and the bytes of state every `log_every_n_steps` optimizer steps."""

@@ -74,9 +74,11 @@ class Frugal(SavedOptimizer):
             is True. With `fused=False, compile=False` every update is plain torch, one tensor after the other, and
             agrees with torch's plain AdamW bit for bit.
         foreach: accepted as torch's optimizers do, without effect: `fused` decides.
-        capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`moves_next`,
+        capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`can_replay`,
             `count_replay`). `lr` may be a tensor of one entry on the GPU, which each replay reads. For tensors and
             subspaces that are updated in one launch, thus not svd, random, randk.
+        maximize: ascend: the updates with −G in place of G; moments are those of G.
+        differentiable: accepted if False: steps are made outside autograd.
         compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries
             or more.
         seed: of the random choices; torch's global generator is never used.
@@ -110,6 +112,8 @@ class Frugal(SavedOptimizer):
         fused: bool | None = True,
         foreach: bool | None = None,
         capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
         compile: bool | None = None,
         seed: int = 0,
     ) -> None:
@@ -117,13 +121,14 @@ class Frugal(SavedOptimizer):
         self._attempt = Attempt()
         self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
+        options.refuse_foreign({"differentiable": differentiable})
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "density": density, "interval": interval, "subspace": subspace, "state_full": state_full,
             "state_free": state_free, "split_lr_scale": split_lr_scale, "state_free_lr_scale": state_free_lr_scale,
             "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach, "capturable": capturable,
-            "compile": compile, "seed": seed, "nonfinite": nonfinite,
+            "compile": compile, "seed": seed, "nonfinite": nonfinite, "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults)
         if not any(isinstance(group, dict) and "split" in group for group in params):
@@ -139,14 +144,11 @@ class Frugal(SavedOptimizer):
     # -- groups ---------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in `torch.optim.Optimizer`; a split group is refreshed at the next step."""
-        param_group = dict(param_group)  # torch writes the defaults into it
-        named = [key for key in SplitOptions.__annotations__ if key in param_group]
-        if "nonfinite" in param_group:
-            raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
-        if named and not param_group.get("split", self.defaults["split"]):
-            raise ValueError(f"a group names {named[0]} but does not say split=True; only split groups have one")
-        super().add_param_group(param_group)
+        """Add a group, as in `torch.optim.Optimizer`; a split group is refreshed at the next step.
+
+        Its controls count its own steps, unless it says how many are behind it, such as `"steps": 1000`.
+        """
+        super().add_param_group(options.prepared(param_group, self.defaults))
         group = self.param_groups[-1]
         group["shapes"] = [list(p.shape) for p in group["params"]]
         group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
@@ -158,7 +160,7 @@ class Frugal(SavedOptimizer):
         given = cast(dict[str, Any], group)
         for key in ["nonfinite"] if group["split"] else ["nonfinite", *SplitOptions.__annotations__]:
             del given[key]
-        options.begin_clocks(group)
+        options.begin_clocks(group, group["steps"])
 
     def _split_groups(self) -> list[Group]:
         """Return the split groups; convert a density, interval or rule reassigned since the last step."""
@@ -177,9 +179,7 @@ class Frugal(SavedOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update every tensor that has a gradient; return the closure's loss, if one is given.
 
-        A step that fails before its updates (in the closure, in a check, in a refresh) has not been made: the next one
-        makes it. Matrices that have selected already do not again; moments of one whose selection was interrupted
-        restart.
+        A step that fails before its updates, such as in a refresh, has not been made: the next one makes it.
 
         Raises:
             RuntimeError: the step before failed amid its updates; load a saved state.
@@ -207,18 +207,21 @@ class Frugal(SavedOptimizer):
                 hook(replace(event, bytes_after=after))
         return loss
 
-    def moves_next(self) -> bool:
-        """Return whether the next step moves a subspace, so that it must not be a replay of an earlier step."""
-        return any(refresh.moves_next(group, self.state) for group in self._split_groups())
+    def can_replay(self) -> bool:
+        """Return whether the next step may be recorded in a CUDA graph, or be a replay of the step before.
+
+        It may if that was updated in launches, and nothing is to be selected, released or loaded since.
+        """
+        return bool(self._launches) and not any(refresh.moves_next(g, self.state) for g in self._split_groups())
 
     def count_replay(self) -> None:
         """Advance the clocks by a step that the replay of a CUDA graph made (`capturable`).
 
         Raises:
-            RuntimeError: the subspace should have moved at this step.
+            RuntimeError: the step should not have been a replay.
         """
-        if self.moves_next():
-            raise RuntimeError("a CUDA graph was replayed at a step that moves a subspace; ask moves_next() before")
+        if not self.can_replay():
+            raise RuntimeError("a CUDA graph was replayed at a step that differs; ask can_replay() before")
         with self._attempt.whole(self.param_groups):
             self._begin_step()
             self._attempt.end()
@@ -254,8 +257,8 @@ class Frugal(SavedOptimizer):
 
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
-        if not all(group["capturable"] for group in self.param_groups):
-            tables.refuse_to_record("capturable is False")
+        for group in self.param_groups if tables.is_recording() else ():
+            updates.check_recording(group)
         if len(self.state) < sum(len(group["params"]) for group in self.param_groups):
             complete_all(self.state, self.param_groups)
         for group in self.param_groups:
@@ -264,7 +267,7 @@ class Frugal(SavedOptimizer):
         split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
         due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
         if due:
-            tables.refuse_to_record("its subspace moves; ask moves_next() before")
+            tables.refuse_to_record("its subspace moves; ask can_replay() before")
         for index, event, places in due:
             if event == "refresh":
                 self._attempt.refreshed.add(index)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from adafrugal.optim.sharding.shards import here, is_sharded, local, local_grad
 from adafrugal.optim.state import has_moments, moment_names, selection
 from adafrugal.optim.state_free import SGD
 from adafrugal.optim.subspaces import Selection
+from adafrugal.optim.subspaces.projections import Projection
 
 _IN_A_BATCH = 2**23  # entries of matrices projected at once
 _IN_A_SLICE = 2**18  # entries copied at once, to update them in more bits than they are stored in
@@ -61,7 +62,10 @@ def update(group: Group, states: States, kept: Kept) -> None:
         state, target, grad = states[param], local(param), local_grad(param)
         chosen = selection_here(param, state, group)
         _begin(target, state, group, chosen)
-        if _in_fewer_bits(target, state, group):
+        in_fewer_bits = _in_fewer_bits(target, state, group)
+        if not in_fewer_bits:
+            grad = grad.to(target.dtype)  # autograd may keep it in another (`grad_dtype`)
+        if in_fewer_bits:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding, apply)
@@ -166,6 +170,8 @@ def _rates(group: Group, *, on_device: bool = False) -> tuple[Rates, Rates]:
     if group["split"]:
         scale, free_scale = group["split_lr_scale"], group["state_free_lr_scale"]
     decay = lr * group["weight_decay"]
+    if group["maximize"]:  # every rule is W ← W − lr·u(G), and u(−G) is −u(G)
+        lr = -lr
     beta1, beta2 = group["betas"]
     rates = Rates(lr * scale, decay, (beta1, beta2), group["eps"])
     return rates, Rates(lr * scale * free_scale, decay)
@@ -201,7 +207,7 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
     key = (*rules, group["stochastic_rounding"], ids)
     launches = kept.get(key)
     if launches is None or not all(table.is_current(states) for table in launches.tables):
-        tables.refuse_to_record("make one before with the same tensors, which finds their places")
+        tables.refuse_to_record(tables.UNTRIED)
         for other in [other for other in kept if not set(other[-1]).isdisjoint(ids)]:
             del kept[other]  # a tensor's step count lies in one table
         launches = kept[key] = _launches(group, states, places, rules)
@@ -209,6 +215,16 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
     for table in launches.tables:
         table.launch(rates, free.lr, noise)
     return launches.rest
+
+
+def check_recording(group: Group) -> None:
+    """Raise a RuntimeError if a CUDA graph is being recorded that would repeat what changes from step to step."""
+    if not group["capturable"]:
+        tables.refuse_to_record("capturable is False")
+    if group["stochastic_rounding"]:
+        tables.refuse_to_record("stochastic_rounding would repeat its noise")
+    if isinstance(group["lr"], Tensor) and not group["lr"].is_cuda:
+        tables.refuse_to_record("lr is a tensor on the CPU, which no replay reads; move it to the GPU")
 
 
 def _launches(group: Group, states: States, places: Sequence[int], rules: tuple[str, str]) -> Launches:
@@ -279,14 +295,16 @@ def _update_batch(batch: Sequence[tuple[Tensor, Tensor, dict[str, Any], Selectio
     Each is given with its gradient, its state and its selection.
     """
     targets, grads, states, chosen = zip(*batch, strict=True)
-    subspace, (rates, rates_free) = group["subspace"], _rates(group)
-    selection = {"basis": torch.stack([each["basis"] for each in chosen])}
-    grad = torch.stack(list(grads))
-    compact = subspace.project(grad, selection)
+    subspace, (rates, rates_free) = cast(Projection, group["subspace"]), _rates(group)
+    bases = {"basis": torch.stack([each["basis"] for each in chosen])}
+    rest = torch.stack(list(grads))
+    compact = subspace.project(rest, bases)
+    if group["state_free"].sees != "nothing":
+        subspace.rest(rest, compact, bases, out=rest)
     moved = torch.zeros_like(compact)
     lists.state_full(group["state_full"], list(map(Full, moved, compact, states)), rates, fused=True)
-    explained, moved = (subspace.back(some, selection, grad.shape[1:]) for some in (compact, moved))
-    tables.close_batch(targets, grad, explained, moved, group["state_free"].kind, rates_free)
+    moved = subspace.back(moved, bases, targets[0].shape)
+    tables.close_batch(targets, rest, moved, group["state_free"].kind, rates_free)
 
 
 def _update_in_fewer_bits(

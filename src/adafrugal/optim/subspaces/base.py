@@ -166,14 +166,6 @@ class Subspace(ABC):
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:  # noqa: B027
         """Write the state-full target back into the matrix, after both rules; do nothing if it is a view."""
 
-    def project(self, grad: Tensor, selection: Selection) -> Tensor:
-        """Return the compact part of gradients [b, n_out, n_in], with a batch of selections; only if `in_batches`."""
-        raise NotImplementedError
-
-    def back(self, compact: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
-        """Return compact tensors of a batch in the shape of its matrices; only if `in_batches`."""
-        raise NotImplementedError
-
     def settings(self) -> dict[str, Any]:
         """Return kind and settings as plain values, as `subspace` reads them."""
         return {"kind": self.kind} | asdict(self)

@@ -13,7 +13,7 @@ from adafrugal.optim.subspaces.base import Regions, Selection, Subspace
 
 
 @dataclass(frozen=True)
-class _Projection(Subspace):
+class Projection(Subspace):
     """A basis P [d, r] with orthonormal columns, on one side of each matrix [n_out, n_in].
 
     On the left, d = n_out, compact tensors are `R = PᵀG` [r, n_in], an update U of them moves the matrix by `PU`, and
@@ -79,6 +79,11 @@ class _Projection(Subspace):
         basis: Tensor = selection["basis"].to(grad.dtype)
         return grad @ basis if self.axis(grad.shape[-2:]) else basis.mT @ grad
 
+    def rest(self, grad: Tensor, compact: Tensor, selection: Selection, out: Tensor | None = None) -> Tensor:
+        """Return a gradient without its compact part, in `out` if given; of a batch of matrices, too."""
+        subtract = torch.addmm if grad.ndim == 2 else torch.baddbmm
+        return subtract(grad, *self._factors(compact, selection, grad.shape[-2:]), alpha=-1, out=out)
+
     def back(self, compact: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
         """Project compact tensors back to a matrix of this shape; of a batch of matrices, too."""
         return torch.matmul(*self._factors(compact, selection, shape))
@@ -90,7 +95,7 @@ class _Projection(Subspace):
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
         compact = self.project(grad, selection)
-        rest = torch.addmm(grad, *self._factors(compact, selection, grad.shape), alpha=-1) if residual else grad
+        rest = self.rest(grad, compact, selection) if residual else grad
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
@@ -99,7 +104,7 @@ class _Projection(Subspace):
 
 
 @dataclass(frozen=True)
-class SVD(_Projection):
+class SVD(Projection):
     """The leading singular vectors of the gradient at the refresh (GaLore, arXiv 2403.03507; FRUGAL).
 
     Args:
@@ -140,7 +145,7 @@ class SVD(_Projection):
 
 
 @dataclass(frozen=True)
-class Random(_Projection):
+class Random(Projection):
     """A random basis with orthonormal columns, drawn at each refresh (FRUGAL, arXiv 2411.07837).
 
     Args:
