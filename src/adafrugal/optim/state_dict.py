@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim import choices, controls, options
+from adafrugal.optim.ambient import apart
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Group, parameter_names
@@ -79,7 +80,8 @@ class SavedOptimizer(torch.optim.Optimizer):
 
         handle = self.register_load_state_dict_pre_hook(fit)
         try:
-            super().load_state_dict(state_dict)
+            with apart():  # a tensor made in inference mode could not change later
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
         if differences:
