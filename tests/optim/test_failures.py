@@ -114,6 +114,8 @@ def test_a_step_that_fails_amid_its_updates_is_the_last_until_a_state_is_loaded(
     with pytest.raises(RuntimeError, match=r"step 3 failed amid its updates \(KeyboardInterrupt\).*load a saved state"):
         stepped(optimizer, [2])
     assert same(parameters(optimizer), weights)
+    with pytest.warns(UserWarning, match="step 3 failed amid its updates.*a state saved now is half of this step's"):
+        optimizer.state_dict()
     optimizer.load_state_dict(saved)
     stepped(optimizer, [2])
     assert optimizer.param_groups[0]["steps"] == 3

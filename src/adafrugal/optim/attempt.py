@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -49,6 +50,11 @@ class Attempt:
                     refresh.take_back(group, before, has_begun=index in self.refreshed)
             self.has_begun = False
             raise
+
+    def warn_of_failure(self) -> None:
+        """Warn that a state that is read now is of no step."""
+        if self._failure:
+            warnings.warn(f"{self._failure}: a state saved now is half of this step's", stacklevel=3)
 
     def end(self) -> list[Refresh]:
         """End the step; return its events."""

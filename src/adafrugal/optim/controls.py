@@ -11,7 +11,10 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar
+
+from adafrugal.optim.values import as_plain
 
 SOURCES = ("validation", "training")
 
@@ -44,7 +47,7 @@ class Control:
         if lost := [name for name in vars(self) if name not in names]:
             how = "write @dataclass above the class, and a field for it (for state: field(init=False, default=…))"
             raise ValueError(f"{own} keeps {lost[0]!r}, which is no field of a dataclass and would not be saved: {how}")
-        return {"kind": self.kind} | {name: _plain(f"{own}.{name}", getattr(self, name)) for name in names}
+        return {"kind": self.kind} | {name: _plain(f"{own}.{name}", as_plain(getattr(self, name))) for name in names}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Control:
@@ -252,8 +255,8 @@ def _plain(name: str, value: Any) -> Any:
     return None
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _number(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; a number is needed")
     return value
 
@@ -264,5 +267,5 @@ def _share(name: str, value: Any) -> None:
 
 
 def _count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; a whole number of steps, at least 1, is needed")

@@ -77,6 +77,8 @@ class Frugal(SavedOptimizer):
         capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`moves_next`,
             `count_replay`). `lr` may be a tensor of one entry on the GPU, which each replay reads. For tensors and
             subspaces that are updated in one launch, thus not svd, random, randk.
+        maximize: ascend: the updates with −G in place of G; moments are those of G.
+        differentiable: accepted if False: steps are made outside autograd.
         compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries
             or more.
         seed: of the random choices; torch's global generator is never used.
@@ -110,6 +112,8 @@ class Frugal(SavedOptimizer):
         fused: bool | None = True,
         foreach: bool | None = None,
         capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
         compile: bool | None = None,
         seed: int = 0,
     ) -> None:
@@ -117,13 +121,14 @@ class Frugal(SavedOptimizer):
         self._attempt = Attempt()
         self._launches: updates.Kept = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
+        options.refuse_foreign({"differentiable": differentiable})
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
             "density": density, "interval": interval, "subspace": subspace, "state_full": state_full,
             "state_free": state_free, "split_lr_scale": split_lr_scale, "state_free_lr_scale": state_free_lr_scale,
             "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach, "capturable": capturable,
-            "compile": compile, "seed": seed, "nonfinite": nonfinite,
+            "compile": compile, "seed": seed, "nonfinite": nonfinite, "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults)
         if not any(isinstance(group, dict) and "split" in group for group in params):
@@ -139,14 +144,11 @@ class Frugal(SavedOptimizer):
     # -- groups ---------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in `torch.optim.Optimizer`; a split group is refreshed at the next step."""
-        param_group = dict(param_group)  # torch writes the defaults into it
-        named = [key for key in SplitOptions.__annotations__ if key in param_group]
-        if "nonfinite" in param_group:
-            raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
-        if named and not param_group.get("split", self.defaults["split"]):
-            raise ValueError(f"a group names {named[0]} but does not say split=True; only split groups have one")
-        super().add_param_group(param_group)
+        """Add a group, as in `torch.optim.Optimizer`; a split group is refreshed at the next step.
+
+        Its controls count its own steps, unless it says how many are behind it, such as `"steps": 1000`.
+        """
+        super().add_param_group(options.prepared(param_group, self.defaults))
         group = self.param_groups[-1]
         group["shapes"] = [list(p.shape) for p in group["params"]]
         group["first"] = sum(len(g["params"]) for g in self.param_groups[:-1])
@@ -159,7 +161,7 @@ class Frugal(SavedOptimizer):
             for key in SplitOptions.__annotations__:
                 del group[key]
         del group["nonfinite"]
-        options.begin_clocks(group)
+        options.begin_clocks(group, group["steps"])
 
     def _split_groups(self) -> list[Group]:
         """Return the split groups; convert a density, interval or rule reassigned since the last step."""
@@ -178,9 +180,7 @@ class Frugal(SavedOptimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every tensor that has a gradient; return the closure's loss, if one is given.
 
-        A step that fails before its updates (in the closure, in a check, in a refresh) has not been made: the next one
-        makes it. Matrices that have selected already do not again; moments of one whose selection was interrupted
-        restart.
+        A step that fails before its updates, such as in a refresh, has not been made: the next one makes it.
 
         Raises:
             RuntimeError: the step before failed amid its updates; load a saved state.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -15,6 +16,7 @@ from adafrugal.optim.state_free import StateFree
 from adafrugal.optim.state_free import state_free as as_state_free
 from adafrugal.optim.subspaces import Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
+from adafrugal.optim.values import as_plain
 
 
 class SplitOptions(TypedDict, total=False):
@@ -62,16 +64,50 @@ class Group(SplitOptions, Clocks, total=False):
     fused: bool
     foreach: bool | None
     capturable: bool
+    maximize: bool
     seed: int
     steps: int  # without skipped ones
     skipped_steps: int
 
 
-def begin_clocks(group: Group) -> None:
-    """Set all counts of a group as they are before the first step."""
+# options of torch's optimizers that Frugal does not have; a group may say that they are off
+_FOREIGN = "amsgrad", "dampening", "differentiable", "momentum", "nesterov"
+
+
+def prepared(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a group that is to be added.
+
+    Keys that Frugal does not know are kept, as in torch, since schedulers and trainers have keys of their own. Only one
+    that reads like an option is refused, and only in a new group.
+
+    Raises:
+        ValueError: a key is misspelt, or stands for something that this group or Frugal cannot do.
+    """
+    group, options = dict(group), {*defaults, "layers", "steps"}
+    refuse_foreign(group)
+    if "nonfinite" in group:
+        raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
+    for key in group.keys() - options - Group.__annotations__.keys():
+        if near := difflib.get_close_matches(str(key).lower(), options, n=1, cutoff=0.85):
+            raise ValueError(f"a group has the key {key!r}; did you mean {near[0]!r}?")
+    named = [key for key in SplitOptions.__annotations__ if key in group]
+    if named and not group.get("split", defaults["split"]):
+        raise ValueError(f"a group names {named[0]} but does not say split=True; only split groups have one")
+    return group
+
+
+def refuse_foreign(given: Mapping[str, Any]) -> None:
+    """Raise a ValueError if an option that Frugal does not have is on."""
+    for name in _FOREIGN:
+        if given.get(name):
+            raise ValueError(f"{name} is {given[name]!r}, which Frugal does not have; leave it out")
+
+
+def begin_clocks(group: Group, steps: int = 0) -> None:
+    """Set all counts of a group as they are before its first step, of which so many others are behind it."""
     if group["split"]:
         group |= Clocks(since_refresh=0, refreshes=0, handed_out=0, density_read=0.0, waiting=[], bases_kept=0)
-    group |= {"steps": 0, "skipped_steps": 0}
+    group |= {"steps": steps, "skipped_steps": 0}
 
 
 def parameter_names(group: Group) -> list[str]:
@@ -80,7 +116,16 @@ def parameter_names(group: Group) -> list[str]:
 
 
 def check(group: Group) -> None:
-    """Convert a new group's named parts to objects; raise a ValueError if options are out of range or do not fit."""
+    """Convert a new group's options to plain values and objects; raise a ValueError if one is out of range or unfit."""
+    for name in group.keys() & Group.__annotations__.keys() - {"params", "param_names"}:
+        group[name] = as_plain(group[name])
+    steps = group.setdefault("steps", 0)
+    _refuse("steps", steps, None if type(steps) is int and steps >= 0 else "a whole number, 0 or more")
+    for name, param in zip(parameter_names(group), group["params"], strict=True):
+        if param.is_complex():
+            what = f"parameter {name} is {str(param.dtype).removeprefix('torch.')}; Frugal updates real numbers"
+            raise ValueError(f"{what}: make the parameter real, and view it with torch.view_as_complex")
+    group["betas"] = tuple(group["betas"])
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, group[name], choices.allowed(name, group[name]))
     group["fused"] = group["fused"] is not False

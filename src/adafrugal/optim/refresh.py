@@ -90,7 +90,7 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
     group["since_refresh"] += 1
     if group["refreshes"] == 0 and group["density"] == controls.Constant(0):
         return []  # permanently state-free
-    density = group["density"].at(group["steps"])
+    density = float(group["density"].at(group["steps"]))
     if not 0 <= density <= 1:
         raise ValueError(f"the density is {density} at step {group['steps']}; it is a share of the entries, 0 to 1")
     if group["refreshes"] == 0 or group["since_refresh"] > group["interval"].at(group["steps"]):

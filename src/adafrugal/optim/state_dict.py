@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim import choices, controls, options
+from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.rules import MOMENTS
@@ -24,12 +25,15 @@ from adafrugal.optim.state_free import StateFree, state_free
 from adafrugal.optim.subspaces import RowRange, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
 from adafrugal.optim.updates import step_device
+from adafrugal.optim.values import as_plain
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # modules that torch puts around others
 
 
 class SavedOptimizer(torch.optim.Optimizer):
     """Saving and loading of `Frugal`."""
+
+    _attempt: Attempt
 
     def _split_groups(self) -> list[Group]:
         raise NotImplementedError
@@ -42,6 +46,7 @@ class SavedOptimizer(torch.optim.Optimizer):
         Moments of a sharded parameter are DTensors of the whole, divided evenly by rows over the processes that share
         it. A slab's rows move for this, one matrix at a time: every process must call this, and `load_state_dict`.
         """
+        self._attempt.warn_of_failure()
         self._split_groups()
         handle = self.register_state_dict_post_hook(lambda _, saved: plain(saved, self.param_groups), prepend=True)
         try:
@@ -120,7 +125,7 @@ def plain(saved: Mapping[str, Any], groups: list[Group]) -> dict[str, Any]:
         for param, number in zip(group["params"], packed["params"], strict=True):
             found = state[number] if number in state else complete({}, param, group)
             state[number] = _with_shared(found, param, group)
-    return {**saved, "state": state, "param_groups": param_groups}
+    return dict(as_plain({**saved, "state": state, "param_groups": param_groups}))
 
 
 def _with_shared(state: Mapping[str, Any], param: Tensor, group: Group) -> dict[str, Any]:

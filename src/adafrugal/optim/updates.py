@@ -61,7 +61,10 @@ def update(group: Group, states: States, kept: Kept) -> None:
         state, target, grad = states[param], local(param), local(param.grad)
         chosen = selection_here(param, state, group)
         _begin(target, state, group, chosen)
-        if _in_fewer_bits(target, state, group):
+        in_fewer_bits = _in_fewer_bits(target, state, group)
+        if not in_fewer_bits:
+            grad = grad.to(target.dtype)  # autograd may keep it in another (`grad_dtype`)
+        if in_fewer_bits:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
             _update_in_fewer_bits(target, grad, state, group, chosen, rounding, apply)
@@ -166,6 +169,8 @@ def _rates(group: Group, *, on_device: bool = False) -> tuple[Rates, Rates]:
     if group["split"]:
         scale, free_scale = group["split_lr_scale"], group["state_free_lr_scale"]
     decay = lr * group["weight_decay"]
+    if group["maximize"]:  # every rule is W ← W − lr·u(G), and u(−G) is −u(G)
+        lr = -lr
     rates = Rates(lr * scale, decay, tuple(group["betas"]), group["eps"])
     return rates, Rates(lr * scale * free_scale, decay)
 
