@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from own_parts import ColumnNorm, MatrixNorm, Trend
 
 import adafrugal
+from adafrugal.memory.estimate import estimate
 from adafrugal.optim import Rows, choices, controls, register, state_free, subspaces
 from adafrugal.settings import compose
 from adafrugal.settings.identity import differing
@@ -133,6 +134,15 @@ def test_a_density_is_shown_losses_as_often_as_it_asks(trains):
     evaluated = [line["step"] for line in record.metrics() if "validation_loss" in line]
     assert evaluated == [3, 6, 9, 12, 15, 18, 20]
     assert record.metrics()[-1]["density"] < 0.5
+
+
+def test_the_memory_of_a_run_with_a_rule_of_ones_own_is_estimated():
+    """By steps on fake tensors; such a rule keeps no state."""
+    register(MatrixNorm)
+    words = ["scale=smoke", "optimizer=frugal", "optimizer.subspace=columns"]
+    own, signs = (estimate(compose.settings([*words, f"optimizer.state_free={r}"])) for r in ("own_norm", "signsgd"))
+    assert own.first_state == signs.first_state
+    assert [stage.state for stage in own.stages] == [stage.state for stage in signs.stages]
 
 
 # -- what cannot be registered ----------------------------------------------------------------------------------------

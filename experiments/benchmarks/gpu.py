@@ -36,7 +36,10 @@ from adafrugal.settings.compose import REPOSITORY
 from adafrugal.tracking import environment
 
 HERE = Path(__file__).resolve().parent
-STEPS = ("frugal blocks 0.25", "frugal slab 0.25", "frugal columns 0.25", "frugal rows 0.25", "frugal 0 (signsgd)")
+STEPS = (
+    "frugal blocks 0.25", "frugal slab 0.25", "frugal columns 0.25", "frugal rows 0.25", "frugal 0 (signsgd)",
+    "frugal svd 0.25, iterated",
+)  # fmt: skip
 CARD = """
 import json, torch
 found = {"torch": torch.__version__, "cuda": torch.version.cuda}

@@ -6,6 +6,8 @@ import pytest
 from torture import LONG, record_under
 from wrong import ALWAYS
 
+from adafrugal.optim.choices import STATE_FREE
+
 RIGHT = {  # groups first: what is typed below must go with all of them, or be refused in a line
     "optimizer": ["adafrugal", "adamw", "frugal", "galore", "badam", "signsgd", "lion", "muon", "adafactor",
                   "adagalore", "adafrugal_density", "adafrugal_interval"],
@@ -19,7 +21,7 @@ RIGHT = {  # groups first: what is typed below must go with all of them, or be r
     "optimizer.subspace": ["blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random",
                            "{kind:blocks,order:random,match:elements}", "{kind:svd,method:exact}"],
     "optimizer.state_full": ["adamw", "lion", "sgdm"],
-    "optimizer.state_free": ["signsgd", "sgd", "none"],
+    "optimizer.state_free": list(STATE_FREE),
     "optimizer.on_refresh": ["reset", "keep", "keep_overlap", "reset_all"],
     "optimizer.shrink": ["immediately", "at_refresh"],
     "optimizer.stagger": ["1", "2"],

@@ -122,6 +122,10 @@ class Counts(Slab):
     numbers = ()
 
 
+class Unnumbered(Slab):
+    numbers = ()
+
+
 class Unfinished(Edges):
     shrink = Subspace.shrink
 
@@ -141,6 +145,7 @@ class Unfinished(Edges):
         (Never(), "Never: entries is 0 for a whole matrix"),
         (Keeps(), "Keeps: chosen in the selection is a list"),
         (Counts(), r"Counts: start in the selection is a int and numbers is \(\)"),
+        (Unnumbered(), "Unnumbered: start in the selection is a int and numbers is"),
         (Unfinished(), "Unfinished.shrink raises NotImplementedError: Unfinished defines no shrink"),
     ],
     ids=lambda value: type(value).__name__,

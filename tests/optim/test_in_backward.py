@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from own_parts import MatrixNorm
 from stepping import events_of, frugal, matrices, same
 from torch import nn
 
@@ -86,6 +87,7 @@ def test_every_subspace_through_refreshes_with_both_controls(kind, on_refresh):
         ({"stochastic_rounding": True}, torch.bfloat16),
         ({"subspace": "columns", "stagger": 2, "interval": 3}, torch.float32),
         ({"density": 0}, torch.float32),
+        ({"state_free": MatrixNorm(), "subspace": "slab"}, torch.float32),
     ],
     ids=str,
 )

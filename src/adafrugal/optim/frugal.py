@@ -74,7 +74,7 @@ class Frugal(SavedOptimizer):
             is True. With `fused=False, compile=False` every update is plain torch, one tensor after the other, and
             agrees with torch's plain AdamW bit for bit.
         foreach: accepted as torch's optimizers do, without effect: `fused` decides.
-        capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`moves_next`,
+        capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`can_replay`,
             `count_replay`). `lr` may be a tensor of one entry on the GPU, which each replay reads. For tensors and
             subspaces that are updated in one launch, thus not svd, random, randk.
         maximize: ascend: the updates with −G in place of G; moments are those of G.
@@ -208,18 +208,21 @@ class Frugal(SavedOptimizer):
                 hook(replace(event, bytes_after=after))
         return loss
 
-    def moves_next(self) -> bool:
-        """Return whether the next step moves a subspace, so that it must not be a replay of an earlier step."""
-        return any(refresh.moves_next(group, self.state) for group in self._split_groups())
+    def can_replay(self) -> bool:
+        """Return whether the next step may be recorded in a CUDA graph, or be a replay of the step before.
+
+        It may if that was updated in launches, and nothing is to be selected, released or loaded since.
+        """
+        return bool(self._launches) and not any(refresh.moves_next(g, self.state) for g in self._split_groups())
 
     def count_replay(self) -> None:
         """Advance the clocks by a step that the replay of a CUDA graph made (`capturable`).
 
         Raises:
-            RuntimeError: the subspace should have moved at this step.
+            RuntimeError: the step should not have been a replay.
         """
-        if self.moves_next():
-            raise RuntimeError("a CUDA graph was replayed at a step that moves a subspace; ask moves_next() before")
+        if not self.can_replay():
+            raise RuntimeError("a CUDA graph was replayed at a step that differs; ask can_replay() before")
         with self._attempt.whole(self.param_groups):
             self._begin_step()
             self._attempt.end()
@@ -255,8 +258,8 @@ class Frugal(SavedOptimizer):
 
     def _begin_step(self) -> None:
         """Advance the clocks by one step; move the subspaces as far as the present gradients allow."""
-        if not all(group["capturable"] for group in self.param_groups):
-            tables.refuse_to_record("capturable is False")
+        for group in self.param_groups if tables.is_recording() else ():
+            updates.check_recording(group)
         if len(self.state) < sum(len(group["params"]) for group in self.param_groups):
             complete_all(self.state, self.param_groups)
         for group in self.param_groups:
@@ -265,7 +268,7 @@ class Frugal(SavedOptimizer):
         split = [(index, group) for index, group in enumerate(self.param_groups) if group["split"]]
         due = [(index, *event) for index, group in split for event in refresh.advance(group, self.state)]
         if due:
-            tables.refuse_to_record("its subspace moves; ask moves_next() before")
+            tables.refuse_to_record("its subspace moves; ask can_replay() before")
         for index, event, places in due:
             if event == "refresh":
                 self._attempt.refreshed.add(index)

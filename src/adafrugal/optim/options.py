@@ -128,7 +128,7 @@ def check(group: Group) -> None:
     group["betas"] = tuple(group["betas"])
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, group[name], choices.allowed(name, group[name]))
-    group["fused"] = group["fused"] is not False
+    group["fused"] = group["fused"] is None or bool(group["fused"])
     if group["capturable"] and (group["stochastic_rounding"] or group["nonfinite"]):
         name, why = ("stochastic_rounding", "noise") if group["stochastic_rounding"] else ("nonfinite", "decision")
         raise ValueError(f"capturable with {name}: a CUDA graph would repeat the {why} of one step; set one of the two")

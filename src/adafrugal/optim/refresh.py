@@ -110,9 +110,9 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
 
 
 def moves_next(group: Group, states: States) -> bool:
-    """Return whether a step would select, shrink, or wait for gradients to select by."""
+    """Return whether a step would select or shrink, or matrices wait for gradients to select by."""
     trial = group | {"steps": group["steps"] + 1}  # `advance` assigns values, and changes none in place
-    return bool(advance(trial, states) or trial["waiting"])
+    return bool(group["waiting"] or advance(trial, states) or trial["waiting"])
 
 
 def arrived(group: Group) -> list[tuple[Event, list[int]]]:
@@ -355,12 +355,14 @@ def _period(group: Group, number: int) -> Period:
 def _matrices(group: Group) -> list[Matrix]:
     shapes = [param.shape for param in group["params"]]
     layers = group.get("layers") or [None] * len(shapes)
-    return [Matrix(*each) for each in zip(parameter_names(group), shapes, layers, strict=True)]
+    return [*map(Matrix._make, zip(parameter_names(group), shapes, layers, strict=True))]
 
 
 def _amounts(group: Group, density: float) -> tuple[list[float], list[int]]:
     """Return the share and the number of entries that the subspace selects of each matrix in this period."""
     subspace, period = group["subspace"], _period(group, group["refreshes"])
-    shares = subspace.shares(_matrices(group), density, period)
-    pairs = zip(group["params"], shares, strict=True)
-    return shares, [subspace.entries(param.shape, share) if share else 0 for param, share in pairs]
+    matrices = _matrices(group)
+    shares = subspace.shares(matrices, density, period)
+    pairs = [(matrix.shape, share) for matrix, share in zip(matrices, shares, strict=True)]
+    entries = {pair: subspace.entries(*pair) if pair[1] else 0 for pair in {*pairs}}  # few differ, and steps are many
+    return shares, [entries[pair] for pair in pairs]

@@ -205,7 +205,7 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
     key = (*rules, group["stochastic_rounding"], ids)
     launches = kept.get(key)
     if launches is None or not all(table.is_current(states) for table in launches.tables):
-        tables.refuse_to_record("make one before with the same tensors, which finds their places")
+        tables.refuse_to_record(tables.UNTRIED)
         for other in [other for other in kept if not set(other[-1]).isdisjoint(ids)]:
             del kept[other]  # a tensor's step count lies in one table
         launches = kept[key] = _launches(group, states, places, rules)
@@ -213,6 +213,16 @@ def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tupl
     for table in launches.tables:
         table.launch(rates, free.lr, noise)
     return launches.rest
+
+
+def check_recording(group: Group) -> None:
+    """Raise a RuntimeError if a CUDA graph is being recorded that would repeat what changes from step to step."""
+    if not group["capturable"]:
+        tables.refuse_to_record("capturable is False")
+    if group["stochastic_rounding"]:
+        tables.refuse_to_record("stochastic_rounding would repeat its noise")
+    if isinstance(group["lr"], Tensor) and not group["lr"].is_cuda:
+        tables.refuse_to_record("lr is a tensor on the CPU, which no replay reads; move it to the GPU")
 
 
 def _launches(group: Group, states: States, places: Sequence[int], rules: tuple[str, str]) -> Launches:
@@ -279,13 +289,15 @@ def _update_batch(
 ) -> None:  # fmt: skip
     """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
     subspace, (rates, rates_free) = group["subspace"], _rates(group)
-    selection = {"basis": torch.stack([each["basis"] for each in chosen])}
-    grad = torch.stack(list(grads))
-    compact = subspace.project(grad, selection)
+    bases = {"basis": torch.stack([each["basis"] for each in chosen])}
+    rest = torch.stack(list(grads))
+    compact = subspace.project(rest, bases)
+    if group["state_free"].sees != "nothing":
+        subspace.rest(rest, compact, bases, out=rest)
     moved = torch.zeros_like(compact)
     lists.state_full(group["state_full"], list(map(Full, moved, compact, states)), rates, fused=True)
-    explained, moved = (subspace.back(some, selection, grad.shape[1:]) for some in (compact, moved))
-    tables.close_batch(targets, grad, explained, moved, group["state_free"].kind, rates_free)
+    moved = subspace.back(moved, bases, targets[0].shape)
+    tables.close_batch(targets, rest, moved, group["state_free"].kind, rates_free)
 
 
 def _update_in_fewer_bits(

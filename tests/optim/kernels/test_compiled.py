@@ -10,7 +10,7 @@ from own_parts import Cube
 from stepping import frugal, matrices, parameters, same, stepped
 from torch._dynamo.utils import counters
 
-from adafrugal.optim import LinearDecay, rules
+from adafrugal.optim import LinearDecay, choices, rules
 from adafrugal.optim.kernels import compiled, lists
 from adafrugal.optim.rules import Free, Rates
 from adafrugal.optim.state_free import SignSGD
@@ -65,7 +65,7 @@ def test_large_groups_are_compiled_and_small_ones_are_not(entries, given, expect
     assert compiled.compiles(group) is expected
 
 
-@pytest.mark.parametrize("state_free", ["signsgd", "sgd", "none"])
+@pytest.mark.parametrize("state_free", choices.STATE_FREE)
 @pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
 def test_what_a_gpu_launches_together_is_what_a_cpu_does_one_by_one(subspace, state_free, monkeypatch):
     settings = {"subspace": subspace, "state_free": state_free, "compile": False}
@@ -197,7 +197,7 @@ def test_on_a_gpu_fast_forms_agree_with_plain_ones_on_a_cpu(subspace):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", [{}, {"lr": 0.0}, {"state_full": "lion"}, {"state_full": "sgdm"}], ids=str)
-@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns"])
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "svd"])
 def test_a_step_on_a_gpu_waits_for_nothing(subspace, settings):
     more = {"subspace": subspace, "density": 0.5, **settings}
     optimizer = stepped(frugal(matrices(SHAPES, device="cuda"), **more), [0])

@@ -114,13 +114,15 @@ def test_noise_is_by_seed_step_tensor_and_entry(device, first):
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)), density=st.floats(0, 1),
     subspace=st.sampled_from(["blocks", "slab", "rows", "columns", "randperm"]),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]),
 )  # fmt: skip
-def test_any_shape_and_density(shape, density, subspace):
-    options = {"shapes": [shape, shape[::-1]], "subspace": subspace, "steps": 2, "lr": 0.1}
+def test_any_shape_density_and_dtype(shape, density, subspace, dtype):
+    options = {"shapes": [shape, shape[::-1]], "subspace": subspace, "steps": 2, "lr": 0.1, "dtype": dtype}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing is selected of some shapes
         plain, fast = (trained(fused=fused, density=density, **options) for fused in (False, True))
-    assert_same(plain, fast)
+    # where float32 differs in its last bit, another neighbour in bfloat16 may be stored
+    assert_same(plain, fast, **{} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-3})
 
 
 @pytest.mark.parametrize("device", DEVICES)

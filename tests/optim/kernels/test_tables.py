@@ -75,6 +75,20 @@ def test_matrices_of_a_shape_are_updated_in_one_batch(monkeypatch):
     assert batches == [3, 1, 3, 1]
 
 
+def test_a_batch_ends_in_one_launch(kernel, monkeypatch):
+    from adafrugal.optim.kernels import one_pass
+
+    made = []
+
+    class Stub:
+        def __getitem__(self, grid):
+            return lambda weights, rest, moved, tiles, size, *_, **__: made.append((*grid, len(weights), tiles, size))
+
+    monkeypatch.setattr(one_pass, "close", Stub())
+    stepped(frugal(matrices([(16, 24), (24, 32)] * 2), subspace="svd", compile=False), [0])
+    assert made == [(2 * 2, 2, 2, 16 * 24), (2 * 3, 2, 3, 24 * 32)]
+
+
 # -- CUDA graphs ------------------------------------------------------------------------------------------------------
 
 
@@ -82,9 +96,10 @@ def test_rates_may_be_tensors_that_the_kernel_reads(monkeypatch):
     ends = []
     for as_tensor in (False, True):
         params = matrices([(16, 24)])
-        optimizer = frugal(params, lr=0.1, subspace="columns", weight_decay=0.1, capturable=True)
+        rates = {"lr": 0.1, "weight_decay": 0.1, "split_lr_scale": 0.5, "state_free_lr_scale": 0.3}
+        optimizer = frugal(params, subspace="columns", capturable=True, **rates)
         if as_tensor:
-            optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+            optimizer.param_groups[0]["lr"] = torch.tensor(0.1, dtype=torch.float64)
             monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # as if on the GPU
             monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: pytest.fail("the host waits for the GPU"))
         ends.append(stepped(optimizer, range(3)).param_groups[0]["params"])
@@ -106,9 +121,10 @@ def recording(monkeypatch):
     ("subspace", "options", "change", "why"),
     [
         ("columns", {"capturable": False}, None, "capturable is False"),
-        ("columns", {"interval": 2}, None, r"its subspace moves; ask moves_next\(\) before"),
+        ("columns", {"interval": 2}, None, r"its subspace moves; ask can_replay\(\) before"),
         ("columns", {}, lambda p: setattr(p, "grad", p.grad.clone()), "its gradients have moved"),
         ("columns", {}, lambda p: setattr(p, "data", p.data.clone()), "make one before with the same tensors"),
+        ("columns", {"lr": torch.tensor(0.1)}, None, "lr is a tensor on the CPU"),
         ("svd", {}, None, "some tensors of a group are not updated in one launch"),
     ],
 )
@@ -126,6 +142,46 @@ def test_a_step_that_cannot_be_recorded_says_why(subspace, options, change, why,
     assert optimizer.param_groups[0] == clocks, "it has not been made"
 
 
+def test_rounding_that_is_set_later_is_not_recorded(launches, recording):
+    optimizer = stepped(frugal(matrices([(16, 24)]), density=0.0, capturable=True), [0, 1])
+    optimizer.param_groups[0]["stochastic_rounding"] = True
+    recording()
+    with pytest.raises(RuntimeError, match="stochastic_rounding would repeat its noise"):
+        optimizer.step()
+
+
+def test_a_device_is_not_tried_while_recording(recording, monkeypatch):
+    monkeypatch.undo()
+    tables.work_on.cache_clear()
+    recording()
+    with pytest.raises(RuntimeError, match="make one before"):
+        tables.work_on(torch.device("cuda", 7))
+    assert tables.work_on.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("options", [{"density": 0.0}, {"density": 0.5}, {"split": False}])
+def test_a_step_can_be_replayed_when_tables_are_made(options, launches):
+    optimizer = Frugal([{"params": matrices([(16, 24)]), "split": True} | options], subspace="columns", interval=3)
+    could = []
+    for step in range(5):
+        could.append(optimizer.can_replay())
+        stepped(optimizer, [step])
+    moves = options.get("density") == 0.5
+    assert could == [False, True, True, not moves, True]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.can_replay()
+
+
+def test_no_step_is_replayed_while_matrices_wait(launches):
+    params = matrices([(16, 24), (16, 24)])
+    optimizer = frugal(params, subspace="columns", interval=4, stagger=2)
+    could = []
+    for step in range(8):
+        could.append(optimizer.can_replay())
+        stepped(optimizer, [step])
+    assert could == [False, True, True, True, False, False, True, True]
+
+
 def test_a_step_whose_tensors_keep_their_places_is_recorded(launches, recording):
     optimizer = stepped(frugal(matrices([(16, 24)]), subspace="columns", capturable=True), [0, 1])
     recording()
@@ -141,13 +197,13 @@ def test_counted_replays_move_the_clocks_as_steps_do():
         )
         events = events_of(optimizer)
         for step in range(16):
-            if replayed and not optimizer.moves_next():
+            if replayed and optimizer.can_replay():
                 optimizer.count_replay()
             else:
                 stepped(optimizer, [step])
         ends.append((events, optimizer.checksum()))
     assert ends[0] == ends[1]
-    with pytest.raises(RuntimeError, match="replayed at a step that moves a subspace"):
+    with pytest.raises(RuntimeError, match="replayed at a step that differs"):
         while True:
             optimizer.count_replay()
 
@@ -183,7 +239,7 @@ def test_a_recorded_step_is_the_step(subspace):
                 lr.fill_(0.01 / (1 + step))
             else:
                 optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
-            if not recorded or optimizer.moves_next():
+            if not recorded or not optimizer.can_replay():
                 optimizer.step()
                 graph = None
             elif graph is None:

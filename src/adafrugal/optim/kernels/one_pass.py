@@ -65,7 +65,7 @@ def step(
     at = tl.arange(0, BLOCK)
     inside = at < left
     if ON_DEVICE:
-        lr, lr_free, kept = tl.load(lr), tl.load(lr_free), tl.load(kept)
+        lr, lr_free, kept = _number(lr), _number(lr_free), _number(kept)
     w = tl.load(w_at + at, mask=inside, other=0.0).to(tl.float32) * kept
     g = tl.load(g_at + at, mask=inside, other=0.0).to(tl.float32)
     if kind == _FREE:
@@ -93,13 +93,13 @@ def step(
 
 
 @triton.jit
-def close(weights, grads, explained, moved, tiles, size, lr, kept, RULE: tl.constexpr, BLOCK: tl.constexpr):
-    """Update a tile of a matrix whose gradient is projected: `W ← W·kept`, then `STATE_FREE[RULE]` on `G − PR`, `+ PN`.
+def close(weights, rest, moved, tiles, size, lr, kept, RULE: tl.constexpr, BLOCK: tl.constexpr):
+    """Update a tile of a matrix whose gradient is projected: `W ← W·kept`, then `STATE_FREE[RULE]` on the rest, `+ PN`.
 
     Args:
         weights: int64 [b], pointers to matrices W of float32.
-        grads, explained, moved: float32 [b, size]: the gradients G, the part PR of them in the subspace, the updates PN
-            by the state-full rule. Of rule "none" only the last is read.
+        rest, moved: float32 [b, size]: the part G − PR of the gradients outside the subspace, which rule "none" does
+            not read, and the updates PN by the state-full rule.
         tiles, size: tiles and entries of a matrix.
     """
     matrix, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -108,9 +108,13 @@ def close(weights, grads, explained, moved, tiles, size, lr, kept, RULE: tl.cons
     w_at = tl.load(weights + matrix).to(tl.pointer_type(tl.float32)) + at
     w = tl.load(w_at, mask=inside, other=0.0) * kept
     if RULE != "none":
-        rest = tl.load(grads + here, mask=inside, other=0.0) - tl.load(explained + here, mask=inside, other=0.0)
-        w = _state_free(w, rest, lr, RULE)
+        w = _state_free(w, tl.load(rest + here, mask=inside, other=0.0), lr, RULE)
     tl.store(w_at, w + tl.load(moved + here, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def _number(rate):
+    return tl.load(rate).to(tl.float32)
 
 
 @triton.jit

@@ -22,6 +22,7 @@ from adafrugal.optim.rules import MOMENTS, Rates
 from adafrugal.optim.sharding.shards import local
 
 _Base = torch._C.TensorBase  # its methods, mapped, take half of the time that comprehensions take
+UNTRIED = "make one before with the same tensors; ask can_replay()"
 _grad, _grad_dtype = operator.attrgetter("grad"), operator.attrgetter("grad.dtype")
 RULES, RULES_FREE = ("adamw", "lion", "sgdm"), ("signsgd", "sgd", "none")  # those that `one_pass` has
 
@@ -116,7 +117,7 @@ class Table:
         pointers = [*map(_Base.data_ptr, grads)]
         pointers = [pointers[index] + shift for index, shift in self._shifts]
         if pointers != self._sent_pointers:
-            refuse_to_record("its gradients have moved since the last one; let zero_grad(set_to_none=False) keep them")
+            refuse_to_record("its gradients have moved, or are not contiguous; zero_grad(set_to_none=False) keeps them")
             self._sent_pointers, self._grads = pointers, _sent(pointers, self._device)
             self._options["ALIGNED"] = self._is_aligned and _are_aligned(pointers)
         with _on(self._device):
@@ -166,17 +167,15 @@ def _are_aligned(numbers: Iterable[int]) -> bool:
     return functools.reduce(operator.or_, numbers, 0) % 16 == 0
 
 
-def close_batch(
-    weights: Sequence[Tensor], grads: Tensor, explained: Tensor, moved: Tensor, rule_free: str, rates: Rates
-) -> None:
-    """Update matrices of one shape in one launch of `one_pass.close`; all others are batches [b, n_out, n_in]."""
+def close_batch(weights: Sequence[Tensor], rest: Tensor, moved: Tensor, rule_free: str, rates: Rates) -> None:
+    """Update matrices of one shape in one launch of `one_pass.close`; `rest` and `moved` are [b, n_out, n_in]."""
     from adafrugal.optim.kernels import one_pass
 
-    device, size = grads.device, weights[0].numel()
+    device, size = rest.device, weights[0].numel()
     pointers, tiles = _sent([weight.data_ptr() for weight in weights], device), -(-size // one_pass.BLOCK)
     with _on(device):
         one_pass.close[(tiles * len(weights),)](
-            pointers, grads, explained, moved, tiles, size, rates.lr, 1 - rates.decay,
+            pointers, rest, moved, tiles, size, rates.lr, 1 - rates.decay,
             rule_free, BLOCK=one_pass.BLOCK, num_warps=one_pass.WARPS,
         )  # fmt: skip
 
@@ -230,6 +229,7 @@ def work_on(device: torch.device) -> bool:
     """Return whether a launch works on this device, a GPU: try it once, and warn if it does not."""
     if device.type != "cuda":
         return False
+    refuse_to_record(UNTRIED)  # raised, thus not cached
     try:
         reason = _tried(device)
     except torch.OutOfMemoryError:

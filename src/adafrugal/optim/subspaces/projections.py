@@ -79,6 +79,11 @@ class _Projection(Subspace):
         basis: Tensor = selection["basis"].to(grad.dtype)
         return grad @ basis if self.axis(grad.shape[-2:]) else basis.mT @ grad
 
+    def rest(self, grad: Tensor, compact: Tensor, selection: Selection, out: Tensor | None = None) -> Tensor:
+        """Return a gradient without its compact part, in `out` if given; of a batch of matrices, too."""
+        subtract = torch.addmm if grad.ndim == 2 else torch.baddbmm
+        return subtract(grad, *self._factors(compact, selection, grad.shape[-2:]), alpha=-1, out=out)
+
     def back(self, compact: Tensor, selection: Selection, shape: torch.Size) -> Tensor:
         """Project compact tensors back to a matrix of this shape; of a batch of matrices, too."""
         return torch.matmul(*self._factors(compact, selection, shape))
@@ -90,7 +95,7 @@ class _Projection(Subspace):
     def regions(self, param: Tensor, grad: Tensor, selection: Selection, residual: bool = True) -> Regions:
         """Return zeros of the compact shape to hold the state-full update, and the residual for the state-free rule."""
         compact = self.project(grad, selection)
-        rest = torch.addmm(grad, *self._factors(compact, selection, grad.shape), alpha=-1) if residual else grad
+        rest = self.rest(grad, compact, selection) if residual else grad
         return Regions(full=(torch.zeros_like(compact), compact), free=(Free(param, rest),))
 
     def close(self, param: Tensor, target: Tensor, selection: Selection) -> None:
