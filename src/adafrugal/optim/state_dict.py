@@ -224,6 +224,8 @@ def _in_saved_order(theirs: Mapping[str, Any], ours: Group) -> Group:
 def bare(names: Sequence[str]) -> list[str]:
     """Return names of parameters without the modules that torch puts around others, if they stay different."""
     found = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
+    if all(name.startswith("module.") for name in found):  # DistributedDataParallel's
+        found = [name.removeprefix("module.") for name in found]
     return found if len(set(found)) == len(found) else list(names)
 
 
