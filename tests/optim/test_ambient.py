@@ -52,6 +52,16 @@ def test_steps_are_the_same_in_every_mode(mode, subspace, on_refresh):
                 torch.testing.assert_close(other.state[copy][name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_state_is_the_same_in_whichever_mode_it_is_loaded(mode):
+    optimizer = stepped(frugal(matrices(), subspace="columns", density=0.5), range(2))
+    copies = [torch.nn.Parameter(param.detach().clone()) for param in parameters(optimizer)]
+    again = frugal(copies, subspace="columns", density=0.5)
+    with MODES[mode]():
+        again.load_state_dict(optimizer.state_dict())
+    assert same(*(parameters(stepped(each, range(2, 4))) for each in (optimizer, again)))
+
+
 def test_autocast_is_no_part_of_updates_in_the_backward_pass():
     ends = []
     for mode in (contextlib.nullcontext, MODES["autocast"]):

@@ -163,20 +163,20 @@ def test_of_several_optimizers_none_is_changed_when_one_refuses():
 def test_a_pre_hook_can_mend_a_state_that_would_be_refused():
     saved = stepped(arranged("abc"), range(3)).state_dict()
     for group in saved["param_groups"]:
-        group["param_names"] = [f"module.{name}" for name in group["param_names"]]
+        group["param_names"] = [f"net.{name}" for name in group["param_names"]]
     optimizer = arranged("abc")
-    with pytest.raises(ValueError, match=r"only it has module\.a, module\.b, module\.c; only this .* a, b, c"):
+    with pytest.raises(ValueError, match=r"only it has net\.a, net\.b, net\.c; only this .* a, b, c"):
         optimizer.load_state_dict(saved)
 
     def rename(_, given):
-        groups = [g | {"param_names": [n.removeprefix("module.") for n in g["param_names"]]}
+        groups = [g | {"param_names": [n.removeprefix("net.") for n in g["param_names"]]}
                   for g in given["param_groups"]]  # fmt: skip
         return {**given, "param_groups": groups}
 
     optimizer.register_load_state_dict_pre_hook(rename)
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["steps"] == 3
-    assert saved["param_groups"][0]["param_names"][0] == "module.a", "what was given stays"
+    assert saved["param_groups"][0]["param_names"][0] == "net.a", "what was given stays"
 
 
 def test_a_post_hook_finds_everything_loaded_and_has_the_last_word():
@@ -221,12 +221,13 @@ def test_parameters_are_matched_by_name(subspace):
     assert same(parameters(one), [weights[name] for name in "abcd"])
 
 
-def test_names_are_those_without_torchs_wrappers():
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_orig_mod.module."])
+def test_names_are_those_without_torchs_wrappers(wrapper):
     saved = stepped(arranged("abc"), range(2)).state_dict()
-    wrapped = Frugal([{"params": [(f"_orig_mod.{n}", p) for n, p in named("abc")], "split": True}],
+    wrapped = Frugal([{"params": [(f"{wrapper}{n}", p) for n, p in named("cab")], "split": True}],
                      density=0.5, subspace="columns")  # fmt: skip
     wrapped.load_state_dict(saved)
-    assert wrapped.param_groups[0]["param_names"][0] == "_orig_mod.a", "the optimizer's own"
+    assert wrapped.param_groups[0]["param_names"] == [f"{wrapper}{n}" for n in "abc"], "the optimizer's own"
 
 
 def test_without_names_parameters_are_matched_by_place():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adafrugal.optim import choices, controls, options
+from adafrugal.optim.ambient import apart
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Group, parameter_names
@@ -80,7 +81,8 @@ class SavedOptimizer(torch.optim.Optimizer):
 
         handle = self.register_load_state_dict_pre_hook(fit)
         try:
-            super().load_state_dict(state_dict)
+            with apart():  # a tensor made in inference mode could not change later
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
         if differences:
@@ -224,6 +226,8 @@ def _in_saved_order(theirs: Mapping[str, Any], ours: Group) -> Group:
 def bare(names: Sequence[str]) -> list[str]:
     """Return names of parameters without the modules that torch puts around others, if they stay different."""
     found = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
+    if all(name.startswith("module.") for name in found):  # DistributedDataParallel's
+        found = [name.removeprefix("module.") for name in found]
     return found if len(set(found)) == len(found) else list(names)
 
 

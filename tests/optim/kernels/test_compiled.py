@@ -10,7 +10,7 @@ from own_parts import Cube
 from stepping import frugal, matrices, parameters, same, stepped
 from torch._dynamo.utils import counters
 
-from adafrugal.optim import LinearDecay, choices, rules
+from adafrugal.optim import Frugal, LinearDecay, choices, rules
 from adafrugal.optim.kernels import compiled, lists
 from adafrugal.optim.rules import Free, Rates
 from adafrugal.optim.state_free import SignSGD
@@ -126,15 +126,30 @@ def test_transposed_weights_and_gradients_are_updated_like_any_other(subspace):
         torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)
 
 
-def test_moments_that_lie_otherwise_than_their_weights_are_updated_alike():
-    torch.manual_seed(0)
-    start, ends = torch.randn(4, 6), []
+def straighten_weight(param, state):
+    param.data = param.data.contiguous()
+
+
+def turn_moments(param, state):
+    for name in ("exp_avg", "exp_avg_sq"):
+        state[name] = state[name].t().contiguous().t() if state[name].ndim == 2 else state[name]
+
+
+@pytest.mark.filterwarnings("ignore:no group says split=True")
+@pytest.mark.parametrize(("is_turned", "change"), [(True, straighten_weight), (False, turn_moments)])
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "columns", "rows", "randk", "svd", None])
+def test_moments_that_lie_otherwise_than_their_weights_are_updated_alike(subspace, is_turned, change):
+    ends = []
     for fused in (False, True):
-        optimizer = frugal([param := torch.nn.Parameter(start.clone().t())], lr=0.1, density=1.0, fused=fused)
-        stepped(optimizer, range(3))
-        param.data = param.data.contiguous()
-        stepped(optimizer, range(3, 6))
-        ends.append(param.detach())
+        (param,) = params = matrices([(4, 6)])
+        param.data = param.data.t() if is_turned else param.data
+        group = {"params": params, "split": False}
+        if subspace:
+            density = 1.0 if subspace == "blocks" else 0.5
+            group |= {"split": True, "subspace": subspace, "density": density, "state_free": "sgd"}
+        optimizer = stepped(Frugal([group], lr=0.1, fused=fused, compile=False), range(3))
+        change(param, optimizer.state[param])
+        ends.append(stepped(optimizer, range(3, 6)).param_groups[0]["params"][0].detach())
     torch.testing.assert_close(*ends)
 
 

@@ -164,3 +164,16 @@ def test_bias_correction_keeps_its_digits(t, betas):
         optimizer.step()
         ends.append(param.detach())
     torch.testing.assert_close(*ends, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("how", [{"density": 0.0}, {"density": 1.0, "state_full": "lion"}], ids=str)
+def test_a_gradient_that_is_no_number_shows_and_maximize_turns_the_rest(how, device):
+    param = torch.nn.Parameter(torch.zeros(4, 8, device=device))
+    optimizer = Frugal([{"params": [param], "split": True}], lr=1.0, maximize=True, **how)
+    param.grad = torch.full_like(param, -2.0)
+    param.grad[1, 3] = float("nan")
+    optimizer.step()
+    wanted = torch.full((4, 8), -1.0)
+    wanted[1, 3] = float("nan")
+    torch.testing.assert_close(param.detach().cpu(), wanted, equal_nan=True)
