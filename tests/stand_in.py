@@ -36,6 +36,7 @@ class StandIn:
             "get_device_name": properties.name, "get_device_properties": properties,
             "is_bf16_supported": lambda including_emulation=True: self.has_bf16 or including_emulation,
             "get_rng_state": torch.zeros(16, dtype=torch.uint8), "mem_get_info": (79 * 2**30, 80 * 2**30),
+            "is_current_stream_capturing": False,
         }  # fmt: skip
         looks = {
             "is_available": True, "device_count": 1, "is_initialized": lambda: self.is_initialized,
