@@ -71,7 +71,10 @@ class StateFree(ABC):
     def update_(self, param: Tensor, grad: Tensor, rates: Rates, scale: Tensor | None = None) -> None:
         """Apply `W ← W − lr·scale·D(g)`; `scale` broadcasts to W."""
         direction = self(grad)
-        param.add_(direction if scale is None else direction * scale, alpha=-rates.lr)
+        if scale is not None:
+            is_own = direction is not grad and not direction._is_view()  # and may be changed
+            direction = torch.mul(direction, scale, out=direction if is_own else None)
+        param.add_(direction, alpha=-rates.lr)
 
     def settings(self) -> dict[str, Any]:
         """Return kind and settings as plain values, as `state_free` reads them."""
