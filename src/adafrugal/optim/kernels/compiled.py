@@ -122,8 +122,10 @@ def _compiled(
     the code object: each choice has one of its own.
     """
     code = _TO_COMPILE[rule].__code__.replace(co_name=f"{rule}_{dtype}_{device}_{axis}_{number}")
-    unchecked = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    compiled = torch.compile(FunctionType(code, globals()), dynamic=True, options=unchecked)
+    compiled = torch.compile(
+        FunctionType(code, globals()), dynamic=True,
+        options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+    )  # fmt: skip
     pairs, scale = _fillers(dtype, device), None
     if axis is not None:
         target = torch.zeros(48, 40, dtype=dtype, device=device)
