@@ -25,6 +25,7 @@ sections:
     commands:
       - -m experiments=c4_60m/adamw,c4_60m/frugal,c4_60m/adafrugal,c4_60m/galore seed=0,1 scale=mini data=embedded
     note: A note.
+    decisions: [adamw]
     published: [frugal_c4/60M, galore_c4/60M]
     pictures: [tradeoff, loss, controls, state, time]
     claims: [A1, A2]

@@ -110,6 +110,10 @@ def test_a_run_that_diverged_is_not_missing(page, record):
     (COMMAND % "seed=null", "section main: seed is null"),
     ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: .*no such setting; did you mean title"),
     ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),
+    ("sections: [{name: main, title: Main, commands: [seed=0 optimizer=adamw], decisions: [muon]}]\n",
+     "main: decisions has no 'muon'; allowed: adamw"),
+    ("sections: [{name: main, title: Main, commands: [seed=0], kind: scores, decisions: [adafrugal]}]\n",
+     "main: decisions are of validation losses; kind scores has none"),
     ("sections: [{name: main, title: A, commands: [seed=0], reference: null}, {name: main, title: B, "
      "commands: [seed=0], reference: null}]\n", "two sections have the same name, among main, main"),
     ("sections: [{name: main, title: A, commands: [seed=0 optimizer.lr=1, seed=0], reference: null}]\n",

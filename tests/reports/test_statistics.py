@@ -3,14 +3,15 @@
 import math
 
 import pytest
+from scipy import stats
 
-from adafrugal.reports.statistics import Sample, contrast
+from adafrugal.reports.statistics import Sample, contrast, holm
 
 
 def test_a_sample_is_a_mean_and_the_deviation_that_divides_by_n_less_one():
     assert Sample.of([1.0, 2.0, 6.0]) == Sample(3.0, pytest.approx(math.sqrt(7)), 3)
     assert Sample.of([4.0]) == Sample(4.0, None, 1)
-    assert Sample.of([4.0]).interval is None
+    assert Sample.of([4.0]).interval is Sample.of([4.0]).p is None
 
 
 @pytest.mark.parametrize(("n", "quantile"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (31, 2.0423)])
@@ -30,3 +31,22 @@ def test_a_contrast_weighs_arms_seed_by_seed():
 @pytest.mark.parametrize("numbers", [{"a": {0: 1.0}, "b": {1: 1.0}}, {"a": {0: 1.0}}])
 def test_without_a_seed_that_all_arms_have_there_is_no_difference(numbers):
     assert contrast(numbers, {"a": 1, "b": -1}) is None
+
+
+@pytest.mark.parametrize("numbers", [[-0.1, -0.12, -0.07, -0.11, -0.1], [0.3, -0.2, 0.1], [1.0, 2.0]])
+def test_p_is_that_of_a_paired_t_test(numbers):
+    assert Sample.of(numbers).p == pytest.approx(stats.ttest_rel(numbers, [0.0] * len(numbers)).pvalue, rel=1e-9)
+
+
+def test_p_of_equal_differences_needs_no_division_by_0():
+    assert (Sample.of([0.0, 0.0]).p, Sample.of([0.5, 0.5]).p) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("p", "adjusted"), [
+    ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # × 3, 1, 2, 4; the second is no smaller than the third
+    ([0.5, 0.4, 0.01], [0.8, 0.8, 0.03]),
+    ([0.7, 0.6], [1.0, 1.0]),
+    ([], []),
+])  # fmt: skip
+def test_holm_multiplies_by_the_number_of_what_is_left(p, adjusted):
+    assert holm(p) == pytest.approx(adjusted)

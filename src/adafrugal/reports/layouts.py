@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports import table
+from adafrugal.reports import decisions, table
 from adafrugal.reports.arms import RATES, SHORT, Job
 from adafrugal.reports.grid import MISSING, Cell, Grid, number
 from adafrugal.reports.plan import Section
@@ -31,7 +31,8 @@ LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lin
 
 def grids(section: Section) -> dict[str, Grid]:
     """Return the tables of a section, by the line above each."""
-    return KINDS[section.kind](section)
+    decided = {f"Against {name}, paired by seed:": decisions.grid(section, name) for name in section.decisions}
+    return KINDS[section.kind](section) | decided
 
 
 def _comparison(section: Section) -> dict[str, Grid]:

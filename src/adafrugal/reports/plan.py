@@ -30,6 +30,7 @@ class SectionFile:
     note: str = ""  # below the title
     kind: str = "comparison"  # the layout: comparison, search or scores
     reference: str | None = "adamw"  # the row to compare the others with
+    decisions: list[str] = field(default_factory=list)  # rows to test the others against, with a table for each
     text: str | None = None  # start of the data's fingerprint; null: the most common one of its runs
     published: list[str] = field(default_factory=list)  # columns of `experiments/published`, as file/column
     pictures: list[str] = field(default_factory=list)  # names of `pictures.DRAWN`
@@ -99,6 +100,11 @@ def _section(file: SectionFile, path: Path) -> Section:
     _refuse_doubles(names, f"{where}: two rows")
     if section.kind == "comparison" and section.reference is not None and section.reference not in names:
         raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(section.reference, names)}")
+    if section.decisions and section.kind == "scores":
+        raise SettingError(f"{where}: decisions are of validation losses; kind scores has none, so leave them out")
+    for name in section.decisions:
+        if name not in names:
+            raise SettingError(f"{where}: decisions has no {name!r}; {nearest(name, names)}")
     return section
 
 
