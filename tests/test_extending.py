@@ -81,7 +81,7 @@ def test_a_registered_kind_can_be_named_and_a_run_is_known_by_its_settings():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["optimizer.state_free=own_matrixnorm"], "did you mean own_norm.*allowed: signsgd, sgd, none"),
+        (["optimizer.state_free=own_matrixnorm"], "did you mean own_norm.*allowed: signsgd, sgd, none, whiten"),
         (["optimizer.state_free={kind:own_norm,esp:1}"], "optimizer.state_free.esp: no such setting; did you mean eps"),
         (["optimizer.state_free={kind:checked,least:-1}"], "optimizer.state_free: least is -1; 0 or more is needed"),
         (

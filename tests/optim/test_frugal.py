@@ -376,7 +376,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(subspace):
         ({"lr": float("inf")}, "lr is inf"),
         ({"betas": (0.9,)}, "betas is"),
         ({"state_full": "adam"}, "state_full is 'adam'; allowed: adamw, lion, sgdm"),
-        ({"state_free": "sign"}, "state_free is 'sign'; allowed: signsgd, sgd, none"),
+        ({"state_free": "sign"}, "state_free is 'sign'; allowed: signsgd, sgd, none, whiten"),
         ({"on_refresh": "keep"}, "on_refresh with blocks is 'keep'; allowed: reset, reset_all, keep_overlap"),
         ({"on_refresh": "keep_overlap", "subspace": "svd"}, "on_refresh with svd .*allowed: reset, reset_all, keep$"),
         ({"state_dtype": "float16"}, "state_dtype is 'float16'; allowed: None, float32, bfloat16"),

@@ -133,8 +133,8 @@ class Guess(Cube):
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("sign", "state_free is 'sign'; allowed: signsgd, sgd, none"),
-        (None, "state_free is None; allowed: signsgd, sgd, none"),
+        ("sign", "state_free is 'sign'; allowed: signsgd, sgd, none, whiten"),
+        (None, "state_free is None; allowed: signsgd, sgd, none, whiten"),
         ({"kind": "sgd", "power": 2}, "state_free 'sgd' has no 'power'; it has no settings"),
         (OtherSigns(), "OtherSigns has the kind 'signsgd' of SignSGD.* give it a kind of its own"),
     ],

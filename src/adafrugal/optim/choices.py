@@ -32,10 +32,22 @@ SUBSPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "random": {"side": ("smaller", "left", "right")},
 }
 # kind of state-free rule -> setting -> allowed values, the default first
-STATE_FREE: dict[str, dict[str, tuple[Any, ...]]] = {"signsgd": {}, "sgd": {}, "none": {}}
+STATE_FREE: dict[str, dict[str, tuple[Any, ...]]] = {
+    "signsgd": {},
+    "sgd": {},
+    "none": {},
+    "whiten": {"steps": (5, *range(1, 5), *range(6, 11))},
+    "swan": {"steps": (5, *range(1, 5), *range(6, 11))},
+    "sinkhorn": {"rounds": (5, *range(1, 5), *range(6, 11))},
+    "rownorm": {},
+    "colnorm": {},
+}
 # how much of a matrix a state-free rule must be given at once, from least to most
 SEES = ("nothing", "entries", "rows", "columns", "matrix")
-SEEN_BY: dict[str, str] = {"signsgd": "entries", "sgd": "entries", "none": "nothing"}
+SEEN_BY: dict[str, str] = {
+    **dict.fromkeys(("signsgd", "sgd"), "entries"), "none": "nothing", "rownorm": "rows", "colnorm": "columns",
+    **dict.fromkeys(("whiten", "swan", "sinkhorn"), "matrix"),
+}  # fmt: skip
 # option -> allowed names, the default first; None is null in the settings
 NAMES: dict[str, tuple[str | None, ...]] = {
     "state_full": ("adamw", "lion", "sgdm"),

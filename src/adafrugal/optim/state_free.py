@@ -1,6 +1,7 @@
 """State-free rules: the update of entries that keep no state, by the present gradient alone; and the table of names.
 
-A rule is an object with settings only. `kernels` has fast forms of `signsgd`, `sgd` and `none`, by name.
+A rule is an object with settings only. `kernels` has fast forms of `signsgd`, `sgd` and `none`, by name; the formulas
+of the others are in `normalizing`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from adafrugal.optim import choices
+from adafrugal.optim import choices, normalizing
 from adafrugal.optim.rules import Rates, sign
 
 Sees: TypeAlias = Literal["nothing", "entries", "rows", "columns", "matrix"]
@@ -125,7 +126,69 @@ class NoUpdate(StateFree):
         """Do nothing."""
 
 
-STATE_FREE: dict[str, type[StateFree]] = {rule.kind: rule for rule in (SignSGD, SGD, NoUpdate)}
+@dataclass(frozen=True)
+class RowNorm(StateFree):
+    """Each row of G at a root mean square of 1."""
+
+    kind: ClassVar[str] = "rownorm"
+    sees: ClassVar[Sees] = "rows"
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the normalized rows; a row of zeros stays so."""
+        return normalizing.lines(grad, -1)
+
+
+@dataclass(frozen=True)
+class ColNorm(StateFree):
+    """Each column of G at a root mean square of 1, as in SCALE (Glentis et al., arXiv 2506.16659)."""
+
+    kind: ClassVar[str] = "colnorm"
+    sees: ClassVar[Sees] = "columns"
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the normalized columns; a column of zeros stays so."""
+        return normalizing.lines(grad, -2)
+
+
+@dataclass(frozen=True)
+class Sinkhorn(StateFree):
+    """Rows and columns of G normalized in turn, `rounds` times, as in SinkGD (Scetbon et al., arXiv 2502.06742)."""
+
+    kind: ClassVar[str] = "sinkhorn"
+    rounds: int = 5
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return a matrix whose columns, and nearly its rows, have a root mean square of 1."""
+        return normalizing.sinkhorn(grad, self.rounds)
+
+
+@dataclass(frozen=True)
+class Whiten(StateFree):
+    """G with singular values near 1: Newton–Schulz iterations as in Muon, on the gradient, without momentum."""
+
+    kind: ClassVar[str] = "whiten"
+    steps: int = 5
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return UVᵀ of G's singular value decomposition, approximately, at a root mean square of about 1."""
+        return normalizing.whitened(grad, self.steps)
+
+
+@dataclass(frozen=True)
+class Swan(StateFree):
+    """Rows of G standardized, then whitened, as in SWAN (Ma et al., arXiv 2412.13148)."""
+
+    kind: ClassVar[str] = "swan"
+    steps: int = 5
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Return the whitened standardized rows, at a root mean square of about 1."""
+        return normalizing.whitened(normalizing.standardized_rows(grad), self.steps)
+
+
+STATE_FREE: dict[str, type[StateFree]] = {
+    rule.kind: rule for rule in (SignSGD, SGD, NoUpdate, Whiten, Swan, Sinkhorn, RowNorm, ColNorm)
+}
 
 
 def state_free(value: str | Mapping[str, Any] | StateFree) -> StateFree:

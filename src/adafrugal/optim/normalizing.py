@@ -1,0 +1,56 @@
+"""The mathematics of state-free rules that normalize a whole matrix.
+
+Each function takes a gradient G [..., n_out, n_in], one matrix or a stack of some, and returns a new tensor of its
+shape and dtype, with a root mean square of about 1, as signs have it. Zeros stay zeros; the scale of G has no effect.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # of Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon)
+
+
+def lines(grad: Tensor, dim: int) -> Tensor:
+    """Return G with each line along `dim` at a root mean square of 1: −1 normalizes rows, −2 columns."""
+    norms = torch.linalg.vector_norm(grad, dim=dim, keepdim=True)
+    return grad / _above_zero(norms / math.sqrt(grad.shape[dim]))
+
+
+def standardized_rows(grad: Tensor) -> Tensor:
+    """Return G with each row at mean 0 and standard deviation 1, SWAN's GradNorm (arXiv 2412.13148, §3)."""
+    return lines(grad - grad.mean(-1, keepdim=True), -1)
+
+
+def sinkhorn(grad: Tensor, rounds: int) -> Tensor:
+    """Return G after `rounds` of row and then column normalization, SR-Sinkhorn of SinkGD (arXiv 2502.06742, §4)."""
+    for _ in range(rounds):
+        grad = lines(lines(grad, -1), -2)
+    return grad
+
+
+def whitened(grad: Tensor, steps: int) -> Tensor:
+    """Return about `√max(n_out, n_in)·(GGᵀ)^(−1/2)·G`, by Newton–Schulz iterations.
+
+    With `X = G/‖G‖` they are `X ← aX + (bA + cA²)X`, `A = XXᵀ`: each moves the singular values towards 1, where the
+    quintic of Muon leaves them between about 0.7 and 1.2. Every product is of the smaller side. On a GPU products are
+    in bfloat16.
+    """
+    a, b, c = NEWTON_SCHULZ
+    is_tall = grad.shape[-2] > grad.shape[-1]
+    x = grad.mT if is_tall else grad
+    x = x / _above_zero(torch.linalg.matrix_norm(x, keepdim=True))
+    if grad.is_cuda:
+        x = x.bfloat16()
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.to(grad.dtype) * math.sqrt(max(grad.shape[-2:]))
+    return x.mT if is_tall else x
+
+
+def _above_zero(norms: Tensor) -> Tensor:
+    return norms.clamp(min=torch.finfo(norms.dtype).tiny)

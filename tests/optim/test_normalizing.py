@@ -1,0 +1,83 @@
+"""The rules that normalize whole matrices, against their definitions: by a singular value decomposition, by sums."""
+
+import pytest
+import torch
+
+from adafrugal.optim import normalizing
+from adafrugal.optim.state_free import STATE_FREE
+
+RULES = {kind: STATE_FREE[kind]() for kind in ("whiten", "swan", "sinkhorn", "rownorm", "colnorm")}
+SHAPES = [(24, 24), (64, 24), (24, 64)]
+
+
+def gradient(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whitening_keeps_the_singular_vectors_and_moves_the_values_to_1(shape):
+    left, values, right = torch.linalg.svd(gradient(*shape), full_matrices=False)
+    values = torch.linspace(1, 0.02, len(values), dtype=torch.float64)
+    found = normalizing.whitened(left * values @ right, 5) / max(shape) ** 0.5
+    moved = left.mT @ found @ right.mT
+    torch.testing.assert_close(moved, torch.diag(moved.diagonal()), rtol=0, atol=1e-12)
+    assert moved.diagonal().min() > 0.6
+    assert moved.diagonal().max() < 1.25
+
+
+def test_a_step_of_newton_schulz_by_hand():
+    """A matrix of singular values .8 and .6 has norm 1, and a step makes s of them 3.4445s − 4.775s³ + 2.0315s⁵."""
+    found = normalizing.whitened(torch.diag(torch.tensor([0.8, 0.6], dtype=torch.float64)), 1) / 2**0.5
+    assert found.diagonal().tolist() == pytest.approx([0.97648192, 1.19326944])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lines_have_a_root_mean_square_of_1(shape):
+    grad = gradient(*shape)
+    torch.testing.assert_close(normalizing.lines(grad, -1).square().mean(-1), torch.ones(shape[0]).double())
+    torch.testing.assert_close(normalizing.lines(grad, -2).square().mean(-2), torch.ones(shape[1]).double())
+    rows = normalizing.standardized_rows(grad + 3)
+    torch.testing.assert_close(rows, (grad - grad.mean(1, keepdim=True)) / grad.std(1, correction=0, keepdim=True))
+
+
+def test_sinkhorn_normalizes_both_rows_and_columns():
+    grad = gradient(24, 64)
+    grad[3] *= 100
+    grad[:, 5] *= 100
+    found = normalizing.sinkhorn(grad, 5)
+    torch.testing.assert_close(found.square().mean(0), torch.ones(64).double())
+    torch.testing.assert_close(found.square().mean(1), torch.ones(24).double(), rtol=0, atol=0.02)
+    torch.testing.assert_close(normalizing.sinkhorn(grad, 1), normalizing.lines(normalizing.lines(grad, 1), 0))
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_directions_have_the_size_of_signs_whatever_the_size_of_the_gradient(kind, dtype):
+    grad = gradient(96, 64).to(dtype)
+    found = RULES[kind](grad)
+    assert found.dtype == dtype
+    assert 0.8 < found.square().mean().sqrt() < 1.1
+    for scale in (2.0**-40, 2.0**40):
+        assert torch.equal(RULES[kind](grad * scale), found)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_zeros_stay_zeros_and_nan_shows(kind):
+    grad = torch.zeros(300, 200)
+    assert torch.equal(RULES[kind](grad), grad)
+    grad[0] = 1.0
+    assert RULES[kind](grad).isfinite().all()
+    grad[0, 0] = torch.nan
+    assert RULES[kind](grad).isnan().any()
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_rules_are_odd_as_maximize_needs(kind):
+    grad = gradient(12, 9)
+    assert torch.equal(RULES[kind](-grad), -RULES[kind](grad))
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_a_stack_has_the_directions_of_its_matrices(kind):
+    stack = gradient(3, 12, 9)
+    torch.testing.assert_close(RULES[kind](stack), torch.stack([RULES[kind](grad) for grad in stack]))
