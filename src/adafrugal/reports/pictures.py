@@ -90,7 +90,7 @@ def draw(section: Section, directory: Path) -> dict[str, Path]:
     """Draw a section's pictures from its runs, if it has any; return the files by the pictures' names."""
     jobs, files = [job for job in section.jobs if job.runs], {}
     for name in section.pictures if jobs else ():
-        panels = {"controls": 2, "roles": len(jobs)}.get(name, 1)
+        panels = {"controls": 2, "roles": len(jobs), "rates": 3}.get(name, 1)
         size = (7, 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels)
         files[name] = directory / f"{section.name}-{name}.svg"
         with _figure(files[name], panels, sharey=name == "roles", figsize=size) as axes:
