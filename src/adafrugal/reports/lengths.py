@@ -36,10 +36,12 @@ class Reached:
     def cell(self) -> Cell:
         """The cell of a table."""
         low, high = self.interval or (None, None)
-        interval = "(1 seed)" if self.interval is None else f"[{self.text(low)}, {self.text(high)}]"
+        interval = " (1 seed)" if self.interval is None else f" [{self.text(low)}, {self.text(high)}]"
+        if low == high == self.share:  # no length within what was run is in doubt
+            interval = ""
         numbers = {"": self.share, " low": low, " high": high}
         values = {name: self.text(x) if x in (0, math.inf) else x for name, x in numbers.items()}
-        return Cell(f"{self.text(self.share)} {interval}", values | {" n": self.n})
+        return Cell(f"{self.text(self.share)}{interval}", values | {" n": self.n})
 
     def text(self, share: float) -> str:
         """Return a share in words, with ≤ or > where it is outside the lengths that were run."""
