@@ -74,6 +74,13 @@ def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_stat
     assert not any("preparing" in line for line in said[1])
 
 
+def test_data_seed_alone_decides_the_order_and_is_the_runs_seed_unless_it_is_set(corpus):
+    one, other, of_run, both = (
+        corpus(*words.split()).batches(1).tokens for words in ("", "data.seed=1", "seed=1", "seed=1 data.seed=0")
+    )
+    assert torch.equal(other, of_run) and torch.equal(both, one) and not torch.equal(one, other)
+
+
 def test_it_describes_itself(corpus):
     found = corpus()
     about = json.loads(json.dumps(found.about))

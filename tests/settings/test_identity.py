@@ -60,7 +60,8 @@ def test_one_run_has_one_key_however_it_is_typed(typed, same, identity):
 
 
 WHAT = (
-    "seed=1", "trainer.steps=501", "trainer.batch_size=16", "trainer.precision=bf16", "optimizer.lr=2e-3",
+    "seed=1", "data.seed=1", "data.seed=0",
+    "trainer.steps=501", "trainer.batch_size=16", "trainer.precision=bf16", "optimizer.lr=2e-3",
     "optimizer.density.end=0.1", "optimizer.interval.max=300", "optimizer.subspace=columns", "schedule=linear",
     "schedule.warmup=5", "eval.tokens=2048", "model=llama_9m", "data.tokenizer.model_type=unigram", "optimizer=frugal",
     "data.tokenizer.vocabulary_size=2048", "optimizer.subspace={kind:blocks,order:random}", RTE,

@@ -51,7 +51,7 @@ class Corpus:
         try:
             preparation.wait(lambda: plan.can_evaluate(preparation.validation))
             self._batches = TrainingBatches(
-                plan, preparation, settings.seed, trainer.batch_size, trainer.steps, settings.data.repeat
+                plan, preparation, settings.data_seed, trainer.batch_size, trainer.steps, settings.data.repeat
             )
             each = -(-trainer.batch_size // processes)  # rows of a step per process
             rows = min(trainer.micro_batch_size or each, each) * processes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from adafrugal.reports.arms import Job
 from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
 from adafrugal.reports.statistics import Sample, crossing
-from adafrugal.settings.schema import TrainerSettings
 
 RULE = (
     "Each length is a run of its own with its whole schedule: no number is read off the curve of a longer run. The "
@@ -53,7 +51,7 @@ def arms(jobs: Sequence[Job]) -> dict[str, dict[int, Job]]:
     """Return arm -> steps -> job, from the shortest; an arm is a job's name without its steps."""
     found: dict[str, dict[int, Job]] = defaultdict(dict)
     for job in jobs:
-        steps = int(json.loads(job.key).get("trainer.steps", TrainerSettings().steps))
+        steps = int(job.settings.trainer.steps or 0)  # 0: those of some epochs
         words = [word for word in job.name.split() if word != f"steps={steps}"]
         found[" ".join(words) or job.arm][steps] = job
     return {name: dict(sorted(by_steps.items())) for name, by_steps in found.items()}

@@ -91,7 +91,8 @@ def draw(section: Section, directory: Path) -> dict[str, Path]:
     """Draw a section's pictures from its runs, if it has any; return the files by the pictures' names."""
     files = {}
     for name in section.pictures if section.runs else ():
-        panels = {"controls": 2, "roles": len(_jobs(section)), "frontier": 1 + (section.kind == "lengths")}.get(name, 1)
+        counts = {"controls": 2, "rates": 3, "roles": len(_jobs(section)), "frontier": 1 + (section.kind == "lengths")}
+        panels = counts.get(name, 1)
         high = 1 + 4 * panels if name == "frontier" else 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels
         files[name] = directory / f"{section.name}-{name}.svg"
         with _figure(files[name], panels, sharey=name == "roles", figsize=(7, high)) as axes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adafrugal.settings.canonical import trained_size
 from adafrugal.settings.ranges import Part, at_least, one_of, ranged, within
@@ -12,7 +12,17 @@ from adafrugal.settings.ranges import Part, at_least, one_of, ranged, within
 if TYPE_CHECKING:
     from adafrugal.settings.schema import Settings
 
+SEEDS = "a whole number from 0 to 2^63 − 1"
 METRICS = {"classes": ("accuracy", "f1", "matthews"), "scores": ("pearson", "spearman")}  # by kind of label
+
+
+def is_seed(number: int) -> bool:
+    """Return whether a number is in the range of seeds."""
+    return 0 <= number < 2**63
+
+
+def _of_the_order() -> Any:
+    return ranged(None, is_seed, f"{SEEDS}, or null for the run's seed")
 
 
 @dataclass
@@ -61,6 +71,7 @@ class EmbeddedSettings(Part, path="data"):
     window_tokens: int = at_least(1024, 1 << 24)  # approximate size of the windows in which rows are permuted
     store_limit_gib: float | None = ranged(None, lambda limit: limit > 0, "above 0, or null for none")
     processes: int | None = within(1, 1024, None, ", or null for one on each core")  # that tokenize text
+    seed: int | None = _of_the_order()  # of the order of rows
 
     def check(self, s: Settings) -> None:
         """Refuse a mask of documents for rows of one document."""
@@ -113,6 +124,7 @@ class LabelledSettings(Part, path="data"):
     # the first, on the first validation split, selects the best evaluation
     metrics: list[str] = ranged(["accuracy"], _each_once, "metrics, each once")
     examples: int | None = at_least(1, None, ", or null for all")  # train on a part, the same for every seed
+    seed: int | None = _of_the_order()  # of the order of examples
 
     def check(self, s: Settings) -> None:
         """Require a source, different splits, and metrics that suit the labels."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from adafrugal.settings.canonical import run_steps
-from adafrugal.settings.data_settings import CorpusSettings, EmbeddedSettings, LabelledSettings
+from adafrugal.settings.data_settings import SEEDS, CorpusSettings, EmbeddedSettings, LabelledSettings, is_seed
 from adafrugal.settings.optimizer_settings import (
     AdafactorSettings,
     AdamW8bitSettings,
@@ -287,7 +287,7 @@ class CheckpointSettings(Part, path="checkpoint"):
 class Settings(Part):
     """All settings, in the order of `--cfg job`."""
 
-    seed: int = ranged(0, lambda seed: 0 <= seed < 2**63, "a whole number from 0 to 2^63 − 1")
+    seed: int = ranged(0, is_seed, SEEDS)  # of weights, dropout and subspaces; and of the order of data (data.seed)
     arm: str | None = ranged(None, is_plain_name, "letters, digits and . _ - + =, since it names the run's directory")
     task: Any = MISSING
     data: Any = MISSING
@@ -300,6 +300,11 @@ class Settings(Part):
     tracking: Any = MISSING
     run_root: str = "runs"
     cache_root: str = "cache"
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the order of the data."""
+        return self.seed if self.data.seed is None else self.data.seed
 
 
 # group -> the dataclasses that a file of conf/<group> can extend, as `schema_<kind>`

@@ -71,6 +71,14 @@ def test_the_examples_of_a_loss_that_is_no_number_are_named(finetune_settings, m
     assert torch.equal(built._labelled.train.batch(event["rows"]).tokens, built.work(3).batches[0].tokens)
 
 
+def test_the_head_and_the_order_of_examples_have_seeds_of_their_own(task):
+    one, of_run, of_order = (task("rte", *words.split()) for words in ("", "seed=1 data.seed=0", "data.seed=1"))
+    heads = [built.model.classifier.weight for built in (one, of_run, of_order)]
+    assert torch.equal(heads[0], heads[2]) and not torch.equal(heads[0], heads[1])
+    orders = [[built.rows(step) for step in range(1, 5)] for built in (one, of_run, of_order)]
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_an_epoch_is_every_example_once(task):
     built = task()
     assert built.epoch == 4  # 26 examples by 8

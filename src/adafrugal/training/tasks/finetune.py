@@ -44,7 +44,7 @@ class Finetune(Task):
         self._fingerprint = self._labelled.fingerprint_with(weights)
         if state:
             faults.refuse_other_data(state["fingerprint"], self._fingerprint)
-        self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.seed)
+        self._order = TrainingOrder(self._labelled.train.lengths(), trainer.batch_size, settings.data_seed)
         self.model = self.model.to(place.device).train()
         checkpoint_activations(self.model, trainer.activation_checkpointing)
         self.module = self.model
