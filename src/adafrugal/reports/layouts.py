@@ -11,15 +11,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports import decisions, table
+from adafrugal.reports import decisions, lengths, table
 from adafrugal.reports.arms import RATES, SHORT, Job
-from adafrugal.reports.grid import MISSING, Cell, Grid, number
+from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
 from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample
 from adafrugal.settings import REPOSITORY
 
 PUBLISHED = REPOSITORY / "experiments" / "published"
-DIVERGED = "diverged"  # the loss became NaN or infinite
 LR, S, C = RATES
 LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lines through a search: name -> the rate
     "lr": (LR, lambda rates: (rates.get(S), rates.get(C))),  # that varies, and the values that are constant
@@ -56,6 +55,11 @@ def _comparison(section: Section) -> dict[str, Grid]:
             cells += _beside(job, column)
         rows.append([job.name, str(len(job.runs)), *cells])
     return {"": Grid(head, rows)}
+
+
+def rules(section: Section) -> list[str]:
+    """Return paragraphs that say how the numbers of a section's tables were made, where they need it."""
+    return [*([lengths.RULE] if section.kind == "lengths" else []), *([decisions.RULE] if section.decisions else [])]
 
 
 def columns() -> list[str]:
@@ -171,4 +175,9 @@ def _scores(section: Section) -> dict[str, Grid]:
     return {f"{table.TITLES[when]}:": grid for when, grid in table.scores(section.runs).items()} if section.runs else {}
 
 
-KINDS = {"comparison": _comparison, "search": _search, "scores": _scores}
+def _lengths(section: Section) -> dict[str, Grid]:
+    """Return the table of the steps that each arm needs to the reference's loss."""
+    return {"": lengths.grid(section.jobs, str(section.reference))}
+
+
+KINDS = {"comparison": _comparison, "search": _search, "scores": _scores, "lengths": _lengths}

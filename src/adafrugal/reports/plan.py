@@ -11,6 +11,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adafrugal.reports import lengths
 from adafrugal.reports.arms import Job, jobs, settings_key
 from adafrugal.reports.searches import Search, SearchFile, search
 from adafrugal.settings import REPOSITORY
@@ -29,7 +30,7 @@ class SectionFile:
     title: str = MISSING
     commands: list[str] = MISSING  # to make its runs, without `python train.py`
     note: str = ""  # below the title
-    kind: str = "comparison"  # the layout: comparison, search or scores
+    kind: str = "comparison"  # the layout: comparison, search, scores or lengths
     reference: str | None = "adamw"  # the row to compare the others with
     decisions: list[str] = field(default_factory=list)  # rows to test the others against, with a table for each
     search: SearchFile | None = None  # of each arm's rates; its rows are the arms at the best of them
@@ -101,8 +102,10 @@ def _section(file: SectionFile, path: Path) -> Section:
         raise SettingError(f"{where}: {error}") from error
     names = [job.name for job in section.jobs]
     _refuse_doubles(names, f"{where}: two rows")
-    if section.kind == "comparison" and section.reference is not None and section.reference not in names:
-        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(section.reference, names)}")
+    rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else names
+    is_compared = section.kind == "lengths" or (section.kind == "comparison" and section.reference is not None)
+    if is_compared and section.reference not in rows:
+        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), rows)}")
     if section.decisions and section.kind == "scores":
         raise SettingError(f"{where}: decisions are of validation losses; kind scores has none, so leave them out")
     for name in section.decisions:
