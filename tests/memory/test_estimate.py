@@ -20,7 +20,7 @@ ALL_CUTS = [
 ONE_LAYER = "model.num_hidden_layers=1"
 ARMS = {
     **{name: [f"optimizer={name}"] for name in ("adamw", "adafactor", "muon", "lion", "signsgd", "galore", "frugal")},
-    **{name: [f"optimizer={name}", ONE_LAYER] for name in ("apollo", "apollo_mini", "fira")},
+    **{name: [f"optimizer={name}", ONE_LAYER] for name in ("scale", "apollo", "apollo_mini", "fira")},
     "badam": ["optimizer=badam", "optimizer.density=0.5"],
     **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],

@@ -224,6 +224,14 @@ class MuonSettings(AdamWSettings):
 
 
 @dataclass
+class ScaleSettings(AdamWSettings):
+    """SCALE on the split matrices, on embeddings and, with a momentum, on the head; fused AdamW elsewhere."""
+
+    kind: str = "scale"
+    momentum: float = ranged(0.9, lambda share: 0 <= share < 1, "a number from 0 to below 1")
+
+
+@dataclass
 class LowRankSettings(AdamWSettings):
     """What APOLLO and Fira share; `split_lr_scale` is the place for their α."""
 
