@@ -70,8 +70,12 @@ def transposed(matrix):
     return [list(line) for line in zip(*matrix, strict=True)]
 
 
-def row_norm(grad):
-    return [[g / (math.sqrt(mean_square(row)) + 1e-8) for g in row] for row in grad]
+def row_norm(grad, eps=0.0):
+    return [[g / ((math.sqrt(mean_square(row)) or 1.0) + eps) for g in row] for row in grad]
+
+
+def col_norm(grad, eps=0.0):
+    return transposed(row_norm(transposed(grad), eps))
 
 
 def matrix_norm(grad):
@@ -79,12 +83,36 @@ def matrix_norm(grad):
     return [[g / (root + 1e-8) for g in row] for row in grad]
 
 
+def sinkhorn(grad):
+    for _ in range(5):
+        grad = col_norm(row_norm(grad))
+    return grad
+
+
+def whiten(grad):
+    """By the singular values alone: Newton–Schulz keeps the vectors."""
+    left, values, right = torch.linalg.svd(torch.tensor(grad, dtype=torch.float64), full_matrices=False)
+    values /= values.norm() or 1.0
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return (left * values @ right * math.sqrt(max(len(grad), len(grad[0])))).tolist()
+
+
+def centred(grad):
+    return [[g - sum(row) / len(row) for g in row] for row in grad]
+
+
 # kind -> the direction of a gradient, both lists of rows
-STATE_FREE = {"signsgd": of_each_entry(sign), "sgd": of_each_entry(lambda g: g), "none": of_each_entry(lambda g: 0.0)}
-OWN = {
-    "own_cube": of_each_entry(lambda g: g**3), "own_rownorm": row_norm, "own_norm": matrix_norm,
-    "own_colnorm": lambda grad: transposed(row_norm(transposed(grad))),
+BY_ENTRY = {"signsgd": of_each_entry(sign), "sgd": of_each_entry(lambda g: g), "none": of_each_entry(lambda g: 0.0)}
+OF_MATRICES = {
+    "whiten": whiten, "swan": lambda grad: whiten(row_norm(centred(grad))), "sinkhorn": sinkhorn, "rownorm": row_norm,
+    "colnorm": col_norm,
 }  # fmt: skip
+OWN = {
+    "own_cube": of_each_entry(lambda g: g**3), "own_rownorm": lambda grad: row_norm(grad, 1e-8),
+    "own_norm": matrix_norm, "own_colnorm": lambda grad: col_norm(grad, 1e-8),
+}  # fmt: skip
+DIRECTIONS = BY_ENTRY | OF_MATRICES | OWN
 
 
 class Reference:
@@ -146,7 +174,7 @@ class Reference:
         return rule(self.memory[entry], g, lr, self.settings["betas"], self.settings["eps"])
 
     def _free(self, grad):
-        return (STATE_FREE | OWN)[self.settings["state_free"].kind](grad)
+        return DIRECTIONS[self.settings["state_free"].kind](grad)
 
 
 # -- what is selected, and how much of it there has to be ---------------------------------------------------------
@@ -341,11 +369,21 @@ def free_rule(kind):
     return "sgd" if kind in PROJECTIONS else "signsgd"
 
 
-@pytest.mark.parametrize("rule", choices.STATE_FREE)
+@pytest.mark.parametrize("rule", BY_ENTRY)
 @pytest.mark.parametrize("state_full", STATE_FULL)
 @pytest.mark.parametrize(("kind", "on_refresh"), KINDS_AND_POLICIES)
 def test_every_combination(kind, on_refresh, state_full, rule):
     Comparison(subspace=kind, on_refresh=on_refresh, state_full=state_full, state_free=rule).run()
+
+
+def test_all_rules_have_a_reference():
+    assert (BY_ENTRY | OF_MATRICES).keys() == choices.STATE_FREE.keys()
+
+
+@pytest.mark.parametrize("rule", OF_MATRICES)
+@pytest.mark.parametrize("kind", ["blocks", "svd"])
+def test_rules_that_normalize_matrices(kind, rule):
+    Comparison(subspace=kind, state_free=rule, fused=True).run()
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -1,6 +1,8 @@
 """State-free rules as objects: names, mappings, what each is given, what is saved and what is refused."""
 
 import inspect
+import math
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -86,6 +88,45 @@ def test_one_direction_is_made_at_a_time(subspace, monkeypatch):
     stepped(frugal(matrices(), state_free=MatrixNorm(), subspace=subspace, density=0.4), range(2))
     assert len(most) > 8
     assert max(most) == 1
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """As on a GPU: the shapes that rules are given, of matrices of which three are a batch."""
+    given = []
+    monkeypatch.setattr("adafrugal.optim.updates._costs_a_launch", lambda target: True)
+    monkeypatch.setattr("adafrugal.optim.updates._IN_A_BATCH", 3 * 60 + 1)
+    call = StateFree.__call__
+
+    def recorded(rule, grad):
+        if not rule.by_entry:  # else it adds a direction that is made
+            given.append(tuple(grad.shape))
+        return call(rule, grad)
+
+    monkeypatch.setattr(StateFree, "__call__", recorded)
+    return given
+
+
+@pytest.mark.parametrize("rule", [rule() for rule in STATE_FREE.values() if rule.takes_stacks], **ids)
+@pytest.mark.parametrize("subspace", ["blocks", "columns", "slab", "randk", "svd"])
+def test_matrices_of_a_shape_are_given_in_stacks_and_updated_as_alone(rule, subspace, stacks):
+    how = {"state_free": rule, "subspace": subspace, "density": 0.25, "weight_decay": 0.1, "lr": 0.1}
+    how |= {"maximize": True, "interval": 2}
+    ends, shapes = [], [(6, 10), (10, 6)] * 4
+    for fused in (False, True):
+        stacks.clear()
+        optimizer = stepped(frugal(matrices(shapes), fused=fused, compile=False, **how), range(5))
+        ends.append([*parameters(optimizer), *(optimizer.state[p]["exp_avg"] for p in parameters(optimizer))])
+    torch.testing.assert_close(*ends)
+    assert max(map(math.prod, stacks)) == 3 * 60
+    assert sum(map(math.prod, stacks)) == 5 * 60 * (6 if subspace == "blocks" else 8)
+    if subspace != "blocks":
+        assert Counter(stacks) == dict.fromkeys([(3, 6, 10), (6, 10), (3, 10, 6), (10, 6)], 5)
+
+
+def test_only_rules_that_say_so_are_given_stacks(stacks):
+    stepped(frugal(matrices([(6, 10)] * 4), state_free=MatrixNorm(), density=0.25), [0])
+    assert stacks == [(6, 10)] * 3
 
 
 @pytest.mark.parametrize("rule", [SignSGD(), MatrixNorm(eps=1e-3)], **ids)

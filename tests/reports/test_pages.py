@@ -27,7 +27,7 @@ sections:
     note: A note.
     decisions: [adamw]
     published: [frugal_c4/60M, galore_c4/60M]
-    pictures: [tradeoff, loss, controls, state, time]
+    pictures: [frontier, tradeoff, loss, controls, state, time]
     claims: [A1, A2]
   - name: search
     title: Search

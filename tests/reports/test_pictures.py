@@ -11,17 +11,17 @@ STEPS = [100, 200, 300, 400]
 
 
 @pytest.fixture(scope="module")
-def drawn_jobs(tmp_path_factory):
+def drawn(tmp_path_factory):
     """AdamW with two seeds and AdaFRUGAL with one."""
     root, base = tmp_path_factory.mktemp("runs"), "scale=mini data=embedded"
     for seed in (0, 1):
         recorded(root, f"experiments=c4_60m/adamw {base}", 4.5 + seed / 5, seed, state=(4, 4), share=0.2)
     recorded(root, f"experiments=c4_60m/adafrugal {base}", 4.0, 0, state=(3, 1), share=0.1)
-    return section(jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"]), root).jobs
+    return section(jobs([f"-m experiments=c4_60m/adamw,c4_60m/adafrugal seed=0,1 {base}"]), root)
 
 
 @pytest.fixture
-def axes(drawn_jobs):
+def axes(drawn):
     """A function: picture -> its axes."""
     from matplotlib import pyplot
 
@@ -29,7 +29,7 @@ def axes(drawn_jobs):
 
     def draw(name):
         _, found = pyplot.subplots(2 if name in ("controls", "roles") else 1)
-        pictures.DRAWN[name][1](found, drawn_jobs)
+        pictures.DRAWN[name][1](found, drawn)
         return found
 
     yield draw

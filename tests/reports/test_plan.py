@@ -112,6 +112,8 @@ def test_a_run_that_diverged_is_not_missing(page, record):
     ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),
     ("sections: [{name: main, title: Main, commands: [seed=0 optimizer=adamw], decisions: [muon]}]\n",
      "main: decisions has no 'muon'; allowed: adamw"),
+    ("sections: [{name: main, title: Main, commands: [seed=0], kind: lengths}]\n",
+     "main: reference is 'adamw'; allowed: a"),
     ("sections: [{name: main, title: Main, commands: [seed=0], kind: scores, decisions: [adafrugal]}]\n",
      "main: decisions are of validation losses; kind scores has none"),
     ("sections: [{name: main, title: A, commands: [seed=0], reference: null}, {name: main, title: B, "

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from adafrugal.reports.statistics import Sample, contrast, holm
+from adafrugal.reports.statistics import Sample, contrast, crossing, holm
 
 
 def test_a_sample_is_a_mean_and_the_deviation_that_divides_by_n_less_one():
@@ -50,3 +50,31 @@ def test_p_of_equal_differences_needs_no_division_by_0():
 ])  # fmt: skip
 def test_holm_multiplies_by_the_number_of_what_is_left(p, adjusted):
     assert holm(p) == pytest.approx(adjusted)
+
+
+def test_a_crossing_lies_on_the_line_between_two_means():
+    at, ends = crossing({0.0: [0.5, 0.3], 1.0: [0.2, 0.4], 2.0: [-0.1, -0.1]})  # means 0.4, 0.3, -0.1
+    assert at == pytest.approx(1.75)
+    assert ends == (-math.inf, pytest.approx(1.94)), "of two seeds: 12.7 standard errors, 0 at the last x"
+    assert crossing({2.0: [-0.1], 1.0: [0.3]}) == (pytest.approx(1.75), None)
+
+
+def test_a_crossings_interval_is_where_a_t_test_does_not_tell_the_mean_from_0():
+    """Three seeds on straight lines of one slope: the mean is 0.4 − x, and its half width everywhere that of ±0.01."""
+    half = 4.3027 * 0.01 / math.sqrt(3)
+    at, ends = crossing({x: [0.39 - x, 0.4 - x, 0.41 - x] for x in (0.0, 0.5, 1.0)})
+    assert (at, *ends) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=0.003)
+    assert at == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("first", "last", "expected"), [
+    ([-0.11, -0.1], [-0.31, -0.3], (-math.inf, (-math.inf, -math.inf))),
+    ([-0.02, 0.01], [-0.31, -0.3], (-math.inf, (-math.inf, 0.43))),
+    ([0.31, 0.3], [0.11, 0.1], (math.inf, (math.inf, math.inf))),
+    ([0.31, 0.3], [0.02, -0.01], (math.inf, (0.57, math.inf))),
+    ([0.1, 0.1], [-0.1, -0.1], (0.5, (0.5, 0.5))),
+    ([0.31, 0.3], [0.1, -0.1], (1.0, (0.16, math.inf))),
+])  # fmt: skip
+def test_what_lies_outside_the_curve_is_not_extrapolated(first, last, expected):
+    at, ends = crossing({0.0: first, 1.0: last})
+    assert (at, ends) == (expected[0], pytest.approx(expected[1]))

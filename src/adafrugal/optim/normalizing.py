@@ -35,21 +35,21 @@ def sinkhorn(grad: Tensor, rounds: int) -> Tensor:
 def whitened(grad: Tensor, steps: int) -> Tensor:
     """Return about `√max(n_out, n_in)·(GGᵀ)^(−1/2)·G`, by Newton–Schulz iterations.
 
-    With `X = G/‖G‖` they are `X ← aX + (bA + cA²)X`, `A = XXᵀ`: each moves the singular values towards 1, where the
-    quintic of Muon leaves them between about 0.7 and 1.2. Every product is of the smaller side. On a GPU products are
-    in bfloat16.
+    With `X = G/‖G‖` they are `X ← aX + (bA + cA²)X`, `A = XXᵀ`, or on the right with `A = XᵀX` if that is smaller. Each
+    moves the singular values towards 1, where the quintic of Muon leaves them between about 0.7 and 1.2. On a GPU
+    products are in bfloat16.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = grad.shape[-2] > grad.shape[-1]
-    x = grad.mT if is_tall else grad
-    x = x / _above_zero(torch.linalg.matrix_norm(x, keepdim=True))
+    add_product = torch.addmm if grad.ndim == 2 else torch.baddbmm
+    x = grad / _above_zero(torch.linalg.matrix_norm(grad, keepdim=True))
     if grad.is_cuda:
         x = x.bfloat16()
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x.to(grad.dtype) * math.sqrt(max(grad.shape[-2:]))
-    return x.mT if is_tall else x
+        gram = x.mT @ x if is_tall else x @ x.mT
+        factor = add_product(gram, gram, gram, beta=b, alpha=c)
+        x = add_product(x, *((x, factor) if is_tall else (factor, x)), beta=a)
+    return x.to(grad.dtype) * math.sqrt(max(grad.shape[-2:]))
 
 
 def _above_zero(norms: Tensor) -> Tensor:

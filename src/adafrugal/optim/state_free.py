@@ -35,6 +35,7 @@ class StateFree(ABC):
 
     kind: ClassVar[str]
     sees: ClassVar[Sees] = "matrix"
+    takes_stacks: ClassVar[bool] = False  # whether `direction` takes [k, n_out, n_in] and treats each matrix alone
 
     def __post_init__(self) -> None:
         if self.sees not in choices.SEES:
@@ -52,7 +53,8 @@ class StateFree(ABC):
 
         Args:
             grad: all that the rule `sees`: [n_out, n_in]; some of the rows [n, n_in], if it sees rows, or some of the
-                columns [n_out, n], if it sees columns; any shape, if it sees entries.
+                columns [n_out, n], if it sees columns; any shape, if it sees entries. If it `takes_stacks`, also
+                several of one shape, [k, n_out, n_in]: on a GPU many small matrices then take few launches.
         """
 
     def __call__(self, grad: Tensor) -> Tensor:
@@ -132,6 +134,7 @@ class RowNorm(StateFree):
 
     kind: ClassVar[str] = "rownorm"
     sees: ClassVar[Sees] = "rows"
+    takes_stacks: ClassVar[bool] = True
 
     def direction(self, grad: Tensor) -> Tensor:
         """Return the normalized rows; a row of zeros stays so."""
@@ -144,6 +147,7 @@ class ColNorm(StateFree):
 
     kind: ClassVar[str] = "colnorm"
     sees: ClassVar[Sees] = "columns"
+    takes_stacks: ClassVar[bool] = True
 
     def direction(self, grad: Tensor) -> Tensor:
         """Return the normalized columns; a column of zeros stays so."""
@@ -155,6 +159,7 @@ class Sinkhorn(StateFree):
     """Rows and columns of G normalized in turn, `rounds` times, as in SinkGD (Scetbon et al., arXiv 2502.06742)."""
 
     kind: ClassVar[str] = "sinkhorn"
+    takes_stacks: ClassVar[bool] = True
     rounds: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:
@@ -167,6 +172,7 @@ class Whiten(StateFree):
     """G with singular values near 1: Newton–Schulz iterations as in Muon, on the gradient, without momentum."""
 
     kind: ClassVar[str] = "whiten"
+    takes_stacks: ClassVar[bool] = True
     steps: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:
@@ -179,6 +185,7 @@ class Swan(StateFree):
     """Rows of G standardized, then whitened, as in SWAN (Ma et al., arXiv 2412.13148)."""
 
     kind: ClassVar[str] = "swan"
+    takes_stacks: ClassVar[bool] = True
     steps: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The updates of one step, after subspaces are selected, in one of five ways for each tensor.
 
 `in one launch`: on a GPU, all tensors of a group whose selection is along an axis. `in batches`: on a GPU, matrices of
-one shape that are projected. Elsewhere `together`: tensors that rules update in place, all of a group in few calls.
-`alone`: matrices whose subspace works on copies, or whose state-free rule sees more than entries, one after the other,
-so that only one matrix is copied at a time.
+one shape that are projected, or whose state-free rule sees more than entries and takes stacks. Elsewhere `together`:
+tensors that rules update in place, all of a group in few calls. `alone`: matrices whose subspace works on copies, or
+whose state-free rule sees more than entries, one after the other, so that only one matrix is copied at a time.
 `in fewer bits`: tensors stored in fewer bits than they are updated in, by copies in float32.
 """
 
@@ -29,7 +29,7 @@ from adafrugal.optim.state_free import SGD
 from adafrugal.optim.subspaces import Selection
 from adafrugal.optim.subspaces.projections import Projection
 
-_IN_A_BATCH = 2**23  # entries of matrices projected at once
+_IN_A_BATCH = 2**23  # entries of matrices projected, or given to a rule, at once
 _IN_A_SLICE = 2**18  # entries copied at once, to update them in more bits than they are stored in
 _SLICES_OF_A_LAUNCH = 16  # on a GPU, where each operation costs a launch
 
@@ -39,6 +39,15 @@ class Launches(NamedTuple):
 
     tables: list[Table]
     rest: list[int]  # indices of the tensors that no table takes
+
+
+class Due(NamedTuple):
+    """A tensor to update."""
+
+    target: Tensor
+    grad: Tensor  # shape of target
+    state: dict[str, Any]
+    chosen: Selection
 
 
 Apply: TypeAlias = Callable[[Sequence[Full], Sequence[Free]], None]
@@ -51,7 +60,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
     full: list[Full] = []
     free: list[Free] = []
     together = not group["split"] or group["subspace"].in_place
-    batches: dict[Any, list[tuple[Tensor, Tensor, dict[str, Any], Selection]]] = {}
+    batches: dict[tuple[Any, ...], list[Due]] = {}
     rest = _update_in_one_launch(group, states, kept, places)
     if not rest:
         return
@@ -65,29 +74,43 @@ def update(group: Group, states: States, kept: Kept) -> None:
         in_fewer_bits = _in_fewer_bits(target, state, group)
         if not in_fewer_bits:
             grad = grad.to(target.dtype)  # autograd may keep it in another (`grad_dtype`)
+        due = Due(target, grad, state, chosen)
         if in_fewer_bits:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
-            _update_in_fewer_bits(target, grad, state, group, chosen, rounding, apply)
-        elif not together and state.get("entries") and _in_batches(target, group):
-            kind = target.device, target.dtype, target.shape, chosen["basis"].shape
-            batches.setdefault(kind, []).append((target, grad, state, chosen))
+            _update_in_fewer_bits(due, group, rounding, apply)
+        elif (kind := _kind_of_batch(due, group)) is not None:
+            batches.setdefault(kind, []).append(due)
         elif _takes_direction(state, group, chosen) or (not together and state.get("entries")):
-            _update_alone(target, grad, state, group, chosen, apply)
+            _update_in_turn([due], group, apply)
         else:
-            more_full, more_free = _regions(target, grad, state, group, chosen)
+            more_full, more_free = _regions(due, group)
             full += more_full
             free += more_free
     apply(full, free)
+    update_batch = _update_in_turn if group["split"] and not group["state_free"].by_entry else _update_projected
     for batch in batches.values():
-        some = max(1, _IN_A_BATCH // max(1, batch[0][0].numel()))
+        some = max(1, _IN_A_BATCH // max(1, batch[0].target.numel()))
         for start in range(0, len(batch), some):
-            _update_batch(batch[start : start + some], group)
+            update_batch(batch[start : start + some], group, apply)
 
 
-def _in_batches(target: Tensor, group: Group) -> bool:
-    suits = group["fused"] and group["subspace"].in_batches and group["state_free"].kind in tables.RULES_FREE
-    return suits and target.dtype == torch.float32 and tables.takes(target)
+def _kind_of_batch(due: Due, group: Group) -> tuple[Any, ...] | None:
+    """Return what matrices of one batch have in common; None if a tensor is not updated in a batch."""
+    target, _, state, chosen = due
+    common = target.device, target.dtype, target.shape
+    if not group["split"] or not group["fused"]:
+        return None
+    if _takes_direction(state, group, chosen):
+        return common if group["state_free"].takes_stacks and _costs_a_launch(target) else None
+    suits = group["subspace"].in_batches and state.get("entries") and group["state_free"].kind in tables.RULES_FREE
+    if suits and target.dtype == torch.float32 and tables.takes(target):
+        return *common, chosen["basis"].shape
+    return None
+
+
+def _costs_a_launch(target: Tensor) -> bool:
+    return target.is_cuda
 
 
 def begin_moments(group: Group, states: States) -> None:
@@ -126,17 +149,17 @@ def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
     return any(value.dtype != _working_dtype(param) for value in stored)
 
 
-def _regions(
-    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection
-) -> tuple[list[Full], Sequence[Free]]:
-    """Return a tensor's updates by the state-full rule and by the state-free rule."""
+def _regions(due: Due, group: Group, direction: Tensor | None = None) -> tuple[list[Full], Sequence[Free]]:
+    """Return a tensor's updates by the state-full rule and by the state-free rule, or by the direction it has made."""
+    target, grad, state, chosen = due
     if not group["split"]:
         return [Full(target, grad, state)], ()
-    rule, subspace, directed = group["state_free"], group["subspace"], _takes_direction(state, group, chosen)
+    subspace = group["subspace"]
     if not state.get("entries"):
-        return [], (Free(target, rule(grad) if directed else grad),)
-    regions = subspace.regions(target, grad, chosen, residual=not directed and rule.sees != "nothing")
-    free = subspace.regions(target, rule(grad), chosen).free if directed else regions.free
+        return [], (Free(target, grad if direction is None else direction),)
+    residual = direction is None and group["state_free"].sees != "nothing"
+    regions = subspace.regions(target, grad, chosen, residual=residual)
+    free = regions.free if direction is None else subspace.regions(target, direction, chosen).free
     return [Full(*regions.full, state)], free
 
 
@@ -277,23 +300,29 @@ def _offset(view: Tensor, of: Tensor) -> int:
     return int(view.storage_offset() - of.storage_offset())
 
 
-# -- one after the other ----------------------------------------------------------------------------------------------
+# -- one after the other, or in batches -------------------------------------------------------------------------------
 
 
-def _update_alone(
-    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, apply: Apply
-) -> None:
-    full, free = _regions(target, grad, state, group, chosen)
-    apply(full, free)
-    if full and group["split"]:
-        group["subspace"].close(target, full[0].target, chosen)
+def _update_in_turn(batch: Sequence[Due], group: Group, apply: Apply) -> None:
+    """Update one tensor, or matrices of one shape for which the state-free rule makes directions in one call."""
+    updates = [_regions(due, group, direction) for due, direction in zip(batch, _directions(batch, group), strict=True)]
+    apply([one for full, _ in updates for one in full], [one for _, free in updates for one in free])
+    for due, (full, _) in zip(batch, updates, strict=True):
+        if full and group["split"]:
+            group["subspace"].close(due.target, full[0].target, due.chosen)
 
 
-def _update_batch(batch: Sequence[tuple[Tensor, Tensor, dict[str, Any], Selection]], group: Group) -> None:
-    """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches.
+def _directions(batch: Sequence[Due], group: Group) -> Sequence[Tensor | None]:
+    """Return the direction of each tensor; None if its rule, applied later, makes it."""
+    if not _takes_direction(batch[0].state, group, batch[0].chosen):
+        return [None] * len(batch)
+    if len(batch) == 1:  # whose gradient needs no copy
+        return [group["state_free"](batch[0].grad)]
+    return group["state_free"](torch.stack([due.grad for due in batch])).unbind()
 
-    Each is given with its gradient, its state and its selection.
-    """
+
+def _update_projected(batch: Sequence[Due], group: Group, _: Apply) -> None:
+    """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
     targets, grads, states, chosen = zip(*batch, strict=True)
     subspace, (rates, rates_free) = cast(Projection, group["subspace"]), _rates(group)
     bases = {"basis": torch.stack([each["basis"] for each in chosen])}
@@ -307,11 +336,9 @@ def _update_batch(batch: Sequence[tuple[Tensor, Tensor, dict[str, Any], Selectio
     tables.close_batch(targets, rest, moved, group["state_free"].kind, rates_free)
 
 
-def _update_in_fewer_bits(
-    target: Tensor, grad: Tensor, state: dict[str, Any], group: Group, chosen: Selection, rounding: Rounding,
-    apply: Apply,
-) -> None:  # fmt: skip
+def _update_in_fewer_bits(due: Due, group: Group, rounding: Rounding, apply: Apply) -> None:
     """Update copies of a tensor and its moments in the working dtype; store the results."""
+    target, grad, state, chosen = due
     dtype = _working_dtype(target)
     moments = moment_names(state, group)
     part = state
@@ -321,7 +348,7 @@ def _update_in_fewer_bits(
         if moments:
             part["step"] = state["step"].clone()
         wide = target[rows].to(dtype, copy=True)
-        _update_alone(wide, grad[rows].to(dtype), part, group, chosen, apply)
+        _update_in_turn([Due(wide, grad[rows].to(dtype), part, chosen)], group, apply)
         part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
         part_rounding.store(target[rows], wide, 0)
         for role, name in enumerate(moments, 1):

@@ -4,9 +4,10 @@ records    finds runs, as directories or packed into one file
 table      runs side by side, as `python -m adafrugal.reports` prints them; summary: one run
 arms       the runs that a command would make, identified by their settings
 plan       the pages of experiments/tables, with the runs that belong to each
-layouts    the tables of a page; decisions: those of a test; claims, pictures: its other parts
+layouts    the tables of a page; decisions, lengths: those of a test, and of runs of several lengths
+claims     the papers' claims on a table; pictures: a run, or a table's arms
 pages      writes them, and gpu's page of the measurements of `make gpu`
-grid, statistics    a table in three formats; means, paired differences and their p values
+grid, statistics    a table in three formats; means, paired differences, p values, crossings
 """
 
 import adafrugal.settings  # noqa: F401  first, since it says what to install if packages are missing

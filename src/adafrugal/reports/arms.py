@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adafrugal.reports.descent import RATES
 from adafrugal.settings import REPOSITORY, compose
 from adafrugal.settings.explain import explain
 from adafrugal.settings.identity import differing, still_part
@@ -24,7 +25,6 @@ from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
-RATES = ("optimizer.lr", "optimizer.split_lr_scale", "optimizer.state_free_lr_scale")
 SHORT = {  # names of settings in a row's name
     "optimizer.lr": "lr", "optimizer.split_lr_scale": "s", "optimizer.state_free_lr_scale": "c",
     "optimizer.density": "ρ", "optimizer.interval": "T", "optimizer.density.end": "ρ_end",
@@ -42,6 +42,8 @@ class Job:
     key: str  # `settings_key` of its settings
     arm: str  # its experiment's name, or its optimizer's
     rates: Mapping[str, float]  # those of RATES that its optimizer has
+    settings: Settings  # of one of its runs
+    data: str  # the file of conf/data
     runs: Mapping[int, Record] = field(default_factory=dict)  # seed -> finished run
     diverged: tuple[int, ...] = ()  # seeds whose run failed with a NaN or infinite loss
 
@@ -53,6 +55,15 @@ class Job:
     def numbers(self, key: str) -> list[Any]:
         """Return the entry `key` of each run's summary."""
         return [run.summary()[key] for run in self.runs.values()]
+
+    def at(self, rates: Mapping[str, float], seeds: tuple[int, ...]) -> Job:
+        """Return the job, without runs, at other rates."""
+        values = {name.partition(".")[2]: rate for name, rate in rates.items()}
+        settings = replace(self.settings, optimizer=replace(self.settings.optimizer, **values))
+        kept = [word for word in shlex.split(self.command) if word.partition("=")[0] not in rates]
+        command = shlex.join([*kept, *(f"{name}={rate:g}" for name, rate in rates.items())])
+        key = settings_key(differing(settings), self.data)
+        return Job(self.name, command, seeds, key, self.arm, _rates(settings), settings, self.data)
 
 
 def jobs(commands: Sequence[str]) -> list[Job]:
@@ -85,7 +96,8 @@ def _jobs_of(command: str) -> list[Job]:
         name = _name({name: value for name, value in swept.items() if len(values[name]) > 1}) or arm
         command = shlex.join(sorted(words, key=lambda word: not word.startswith("experiments=")))
         key = settings_key(differing(settings), choices["data"])
-        found.append(Job(name, command, tuple(map(int, seeds)), key, arm, _rates(settings)))
+        of_job = arm, _rates(settings), settings, choices["data"]
+        found.append(Job(name, command, tuple(map(int, seeds)), key, *of_job))
     return found
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from adafrugal.reports.statistics import Sample
 
 MISSING = "missing"  # not a blank, which would read as zero
+DIVERGED = "diverged"  # the loss became NaN or infinite
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "→": r"$\to$",
     "÷": r"$\div$", "ρ": r"$\rho$", "τ": r"$\tau$", "γ": r"$\gamma$", "≤": r"$\le$", "·": r"$\cdot$", "–": "--",
+    "<": "$<$", ">": "$>$",
 })  # fmt: skip
 
 
@@ -21,7 +23,7 @@ class Cell:
     """Numbers of a table: as text, and unrounded for CSV, by the suffix of their column's name."""
 
     text: str
-    values: Mapping[str, float | None]
+    values: Mapping[str, float | str | None]
     is_best: bool = False  # written in bold
 
 

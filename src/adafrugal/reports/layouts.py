@@ -11,15 +11,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports import decisions, table
+from adafrugal.reports import decisions, lengths, table
 from adafrugal.reports.arms import RATES, SHORT, Job
-from adafrugal.reports.grid import MISSING, Cell, Grid, number
+from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
 from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample
 from adafrugal.settings import REPOSITORY
 
 PUBLISHED = REPOSITORY / "experiments" / "published"
-DIVERGED = "diverged"  # the loss became NaN or infinite
 LR, S, C = RATES
 LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lines through a search: name -> the rate
     "lr": (LR, lambda rates: (rates.get(S), rates.get(C))),  # that varies, and the values that are constant
@@ -32,7 +31,7 @@ LINES: dict[str, tuple[str, Callable[[Mapping[str, float]], object]]] = {  # lin
 def grids(section: Section) -> dict[str, Grid]:
     """Return the tables of a section, by the line above each."""
     decided = {f"Against {name}, paired by seed:": decisions.grid(section, name) for name in section.decisions}
-    return KINDS[section.kind](section) | decided
+    return KINDS[section.kind](section) | decided | (_searches(section) if section.searches else {})
 
 
 def _comparison(section: Section) -> dict[str, Grid]:
@@ -56,6 +55,11 @@ def _comparison(section: Section) -> dict[str, Grid]:
             cells += _beside(job, column)
         rows.append([job.name, str(len(job.runs)), *cells])
     return {"": Grid(head, rows)}
+
+
+def rules(section: Section) -> list[str]:
+    """Return paragraphs that say how the numbers of a section's tables were made, where they need it."""
+    return [*([lengths.RULE] if section.kind == "lengths" else []), *([decisions.RULE] if section.decisions else [])]
 
 
 def columns() -> list[str]:
@@ -96,6 +100,22 @@ def _search(section: Section) -> dict[str, Grid]:
         arms[job.arm].append(job)
     best = {arm: min(jobs, key=_loss) if any(job.runs for job in jobs) else None for arm, jobs in arms.items()}
     return {"The best of each arm:": _best(arms, best), "All, by learning rate (–: not tried):": _all(arms, best)}
+
+
+def _searches(section: Section) -> dict[str, Grid]:
+    """Return a row for each arm's search: the best rates, and the axes on which no trial lies beyond them."""
+    rows: list[list[str | Cell]] = []
+    for each in section.searches:
+        best = next((job for job in each.trials if job.rates == each.best.rates), None)
+        seconds = [run.summary()["seconds"]["wall"] for job in each.trials for run in job.runs.values()]
+        tried = f"{len(each.trials)}{' so far' if each.pending else ''}", f"{sum(seconds) / 60:.0f}"
+        rates = [_rate(each.best, name) for name in RATES]
+        loss = _searched(best, None) if best else MISSING
+        rows.append([each.arm.name, *rates, loss, *tried, ", ".join(each.found.open_sides()) or "no"])
+    head = ["arm", *(SHORT[name] for name in RATES), "loss", "trials", "minutes", "at an edge"]
+    arms = {each.arm.name: each.trials for each in section.searches}
+    chosen = {name: min(jobs, key=_loss, default=None) for name, jobs in arms.items()}
+    return {"The search for the rates:": Grid(head, rows), "Its trials, by learning rate:": _all(arms, chosen)}
 
 
 def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
@@ -155,4 +175,9 @@ def _scores(section: Section) -> dict[str, Grid]:
     return {f"{table.TITLES[when]}:": grid for when, grid in table.scores(section.runs).items()} if section.runs else {}
 
 
-KINDS = {"comparison": _comparison, "search": _search, "scores": _scores}
+def _lengths(section: Section) -> dict[str, Grid]:
+    """Return the table of the steps that each arm needs to the reference's loss."""
+    return {"": lengths.grid(section.jobs, str(section.reference))}
+
+
+KINDS = {"comparison": _comparison, "search": _search, "scores": _scores, "lengths": _lengths}

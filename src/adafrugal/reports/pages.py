@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from adafrugal.reports import claims, decisions, gpu, layouts, pictures
+from adafrugal.reports import claims, gpu, layouts, pictures
 from adafrugal.reports.arms import Job
 from adafrugal.reports.plan import Page, Section
 from adafrugal.reports.records import Packed
@@ -65,8 +65,7 @@ def _page(page: Page, out: Path) -> dict[Path, str | None]:
             caption = ": ".join(part for part in (section.title, title.rstrip(":")) if part)
             files |= {out / f"{stem}.tex": grid.latex(caption), out / f"{stem}.csv": grid.csv()}
             parts += [title, grid.markdown()]
-        parts.append(decisions.RULE if section.decisions else "")
-        parts += [layouts.sources(section), _missing(section), _others(section, out)]
+        parts += [*layouts.rules(section), layouts.sources(section), _missing(section), _others(section, out)]
         if section.runs:
             parts.append(claims.markdown(section))
         for name, file in pictures.draw(section, out).items():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adafrugal.reports import frontier
 from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record, spoken
 
@@ -88,14 +89,19 @@ def draw_run(record: Record, file: Path) -> None:
 
 def draw(section: Section, directory: Path) -> dict[str, Path]:
     """Draw a section's pictures from its runs, if it has any; return the files by the pictures' names."""
-    jobs, files = [job for job in section.jobs if job.runs], {}
-    for name in section.pictures if jobs else ():
-        panels = {"controls": 2, "roles": len(jobs)}.get(name, 1)
-        size = (7, 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels)
+    files = {}
+    for name in section.pictures if section.runs else ():
+        counts = {"controls": 2, "rates": 3, "roles": len(_jobs(section)), "frontier": 1 + (section.kind == "lengths")}
+        panels = counts.get(name, 1)
+        high = 1 + 4 * panels if name == "frontier" else 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels
         files[name] = directory / f"{section.name}-{name}.svg"
-        with _figure(files[name], panels, sharey=name == "roles", figsize=size) as axes:
-            DRAWN[name][1](axes, jobs)
+        with _figure(files[name], panels, sharey=name == "roles", figsize=(7, high)) as axes:
+            DRAWN[name][1](axes, section)
     return files
+
+
+def _jobs(section: Section) -> list[Job]:
+    return [job for job in section.jobs if job.runs]
 
 
 def _mean_curve(job: Job, read: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
@@ -113,9 +119,9 @@ def _steps(axes: Any, jobs: Sequence[Job], read: Callable[[dict[str, Any]], Any]
             axes.step(steps, values, color=f"C{place}", where="post", label=job.name)
 
 
-def _loss(axes: Any, jobs: Sequence[Job]) -> None:
+def _loss(axes: Any, section: Section) -> None:
     lowest, latest = [], []
-    for place, job in enumerate(jobs):
+    for place, job in enumerate(_jobs(section)):
         steps, losses = _mean_curve(job, lambda line: line["loss"])
         axes.plot(steps, losses, color=f"C{place}", linewidth=1.2, label=job.name)
         lowest.append(min(losses))
@@ -125,8 +131,9 @@ def _loss(axes: Any, jobs: Sequence[Job]) -> None:
     axes.legend(**LEGEND)
 
 
-def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
+def _tradeoff(axes: Any, section: Section) -> None:
     """Draw perplexity against state; those far above the best at the upper edge, to keep the others apart."""
+    jobs = _jobs(section)
     samples = [Sample.of(job.numbers("validation_perplexity")) for job in jobs]
     best = min(sample.mean for sample in samples)
     near = [sample for sample in samples if sample.mean <= FAR * best]
@@ -148,22 +155,23 @@ def _tradeoff(axes: Any, jobs: Sequence[Job]) -> None:
     axes.legend(**LEGEND, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _controls(axes: Any, jobs: Sequence[Job]) -> None:
+def _controls(axes: Any, section: Section) -> None:
     for panel, key, name in zip(axes, ("density", "interval"), ("density ρ", "interval T (steps)"), strict=True):
-        _steps(panel, jobs, lambda line, key=key: line.get(key))
+        _steps(panel, _jobs(section), lambda line, key=key: line.get(key))
         panel.set(ylabel=name, ylim=(0, None))
     axes[0].legend(**LEGEND)
     axes[1].set_xlabel("step")
 
 
-def _state(axes: Any, jobs: Sequence[Job]) -> None:
-    _steps(axes, jobs, lambda line: line["state_bytes"] / MIB)
+def _state(axes: Any, section: Section) -> None:
+    _steps(axes, _jobs(section), lambda line: line["state_bytes"] / MIB)
     axes.set(xlabel="step", ylabel="optimizer state (MiB)", ylim=(0, None))
     axes.legend(**LEGEND)
 
 
-def _roles(axes: Any, jobs: Sequence[Job]) -> None:
+def _roles(axes: Any, section: Section) -> None:
     """Draw a panel for each arm: moments of always state-full tensors are constant, the others are the subspace's."""
+    jobs = _jobs(section)
     panels = [axes] if len(jobs) == 1 else axes
     for panel, job in zip(panels, jobs, strict=True):
         always = statistics.mean(_always_state_full(run) for run in job.runs.values())
@@ -183,8 +191,8 @@ def _always_state_full(run: Record) -> float:
     return summary["state_bytes"]["end_by_role"].get("moments", 0) - summary.get("split_moments", {"bytes": 0})["bytes"]
 
 
-def _memory(axes: Any, jobs: Sequence[Job]) -> None:
-    for place, job in enumerate(jobs):
+def _memory(axes: Any, section: Section) -> None:
+    for place, job in enumerate(_jobs(section)):
         steps, sizes = _mean_curve(job, lambda line: in_use(line.get("memory", {})))
         axes.plot(steps, sizes, color=f"C{place}", label=job.name)
     ylabel = "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU"
@@ -198,8 +206,9 @@ def in_use(memory: dict[str, float]) -> float | None:
     return None if found is None else found / MIB
 
 
-def _time(axes: Any, jobs: Sequence[Job]) -> None:
+def _time(axes: Any, section: Section) -> None:
     """Draw times as shares of the same run's forward and backward, since seconds of different runs do not compare."""
+    jobs = _jobs(section)
     left = [0.0] * len(jobs)
     for place, phase in enumerate(PHASES):
         shares = ([s.get(phase, 0.0) / (s["forward"] + s["backward"]) for s in job.numbers("seconds")] for job in jobs)
@@ -214,6 +223,7 @@ def _time(axes: Any, jobs: Sequence[Job]) -> None:
 
 DRAWN = {  # name -> title, drawing function
     "loss": ("Training loss", _loss),
+    "frontier": ("Loss against optimizer state", frontier.draw),
     "tradeoff": ("Perplexity against optimizer state", _tradeoff),
     "controls": ("Density and interval over the run", _controls),
     "state": ("Optimizer state over the run", _state),

@@ -11,7 +11,9 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adafrugal.reports import lengths
 from adafrugal.reports.arms import Job, jobs, settings_key
+from adafrugal.reports.searches import Search, SearchFile, search
 from adafrugal.settings import REPOSITORY
 from adafrugal.settings.explain import explain, nearest
 from adafrugal.system.errors import SettingError
@@ -28,9 +30,10 @@ class SectionFile:
     title: str = MISSING
     commands: list[str] = MISSING  # to make its runs, without `python train.py`
     note: str = ""  # below the title
-    kind: str = "comparison"  # the layout: comparison, search or scores
+    kind: str = "comparison"  # the layout: comparison, search, scores or lengths
     reference: str | None = "adamw"  # the row to compare the others with
     decisions: list[str] = field(default_factory=list)  # rows to test the others against, with a table for each
+    search: SearchFile | None = None  # of each arm's rates; its rows are the arms at the best of them
     text: str | None = None  # start of the data's fingerprint; null: the most common one of its runs
     published: list[str] = field(default_factory=list)  # columns of `experiments/published`, as file/column
     pictures: list[str] = field(default_factory=list)  # names of `pictures.DRAWN`
@@ -54,6 +57,7 @@ class Section(SectionFile):
 
     jobs: Sequence[Job] = ()
     others: Sequence[Record] = ()  # runs of its settings left out: of another text, or duplicates
+    searches: Sequence[Search] = ()  # of the arms, as far as their runs go
 
     @property
     def runs(self) -> list[Record]:
@@ -98,8 +102,10 @@ def _section(file: SectionFile, path: Path) -> Section:
         raise SettingError(f"{where}: {error}") from error
     names = [job.name for job in section.jobs]
     _refuse_doubles(names, f"{where}: two rows")
-    if section.kind == "comparison" and section.reference is not None and section.reference not in names:
-        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(section.reference, names)}")
+    rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else names
+    is_compared = section.kind == "lengths" or (section.kind == "comparison" and section.reference is not None)
+    if is_compared and section.reference not in rows:
+        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), rows)}")
     if section.decisions and section.kind == "scores":
         raise SettingError(f"{where}: decisions are of validation losses; kind scores has none, so leave them out")
     for name in section.decisions:
@@ -115,13 +121,39 @@ def _refuse_doubles(names: Sequence[str], what: str) -> None:
 
 def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
     """Return the pages with the runs that belong to them: finished ones, and those whose loss diverged."""
+    found = by_settings(records)
+    filled = lambda section: _filled(_searched(section, found), found)  # noqa: E731
+    return [replace(page, sections=list(map(filled, page.sections))) for page in pages]
+
+
+def by_settings(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Return the finished runs, and those whose loss diverged, by their `settings_key`."""
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         identity = (record.environment() or {}).get("identity")
         has_diverged = record.status == "failed" and any(f"loss is {word}" in record.reason for word in ("nan", "inf"))
         if identity and (has_diverged or record.status == "finished"):
             found[settings_key(identity["differs"], identity["labels"]["data"])].append(record)
-    return [replace(page, sections=[_filled(section, found) for section in page.sections]) for page in pages]
+    return found
+
+
+def runs_of(job: Job, found: Mapping[str, Sequence[Record]], text: str = "") -> dict[int, Record]:
+    """Return the runs of a job by seed, the first by name of each, whose data's fingerprint begins with `text`."""
+    runs: dict[int, Record] = {}
+    for run in found.get(job.key, ()):
+        environment = run.environment()
+        if str(environment["data"]["fingerprint"]).startswith(text):
+            runs.setdefault(int(environment["identity"]["labels"]["seed"]), run)
+    return {seed: runs[seed] for seed in job.seeds if seed in runs}
+
+
+def _searched(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
+    """Return the section with its arms at the best rates of their searches."""
+    if section.search is None:
+        return section
+    how, text = section.search, section.text or ""
+    searches = [search(job, how, lambda job: runs_of(job, found, text)) for job in section.jobs]
+    return replace(section, searches=searches, jobs=[each.best for each in searches])
 
 
 def _filled(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:

@@ -6,15 +6,16 @@ from adafrugal.data.text import embedded
 
 
 def test_the_text_is_prose_of_which_a_twentieth_is_held_out_and_the_same_on_every_machine(cache_root):
-    directory, fingerprint, train_bytes = embedded.export(cache_root, str)
-    if embedded.versions() == {"torch": "2.13.0", "numpy": "2.4.6"}:  # as requirements.txt pins them
-        assert fingerprint == "28c1f2085f44ec87348e8d09492b51a476bd9bb51a15bf322fa14173be62380a"
+    directory, about = embedded.export(cache_root, str)
+    assert about["packages"] == embedded.versions()
+    if about["packages"] == {"torch": "2.13.0", "numpy": "2.4.6"}:  # as requirements.txt pins them
+        assert about["text"] == "28c1f2085f44ec87348e8d09492b51a476bd9bb51a15bf322fa14173be62380a"
     train, held_out = (
         [json.loads(line)["text"] for line in (directory / f"embedded-{split}.jsonl").read_text().splitlines()]
         for split in ("train", "validation")
     )
     sizes = [sum(len(text.encode()) for text in split) for split in (train, held_out)]
-    assert train_bytes == sizes[0] > 4_000_000 and 0.03 < sizes[1] / sum(sizes) < 0.08
+    assert about["train_bytes"] == sizes[0] > 4_000_000 and 0.03 < sizes[1] / sum(sizes) < 0.08
     assert not set(train) & set(held_out) and len(set(train)) == len(train)
     assert all(d == " ".join(d.split()) and len(d) >= embedded.SHORTEST for d in train), "white space is folded"
     text = " ".join(train).lower()

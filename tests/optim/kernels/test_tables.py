@@ -69,7 +69,7 @@ def test_a_launch_moves_the_bytes_that_must_move(subspace, density, launches):
 
 def test_matrices_of_a_shape_are_updated_in_one_batch(monkeypatch):
     batches = []
-    monkeypatch.setattr(updates, "_update_batch", lambda targets, *_: batches.append(len(targets)))
+    monkeypatch.setattr(updates, "_update_projected", lambda targets, *_: batches.append(len(targets)))
     monkeypatch.setattr(updates, "_IN_A_BATCH", 3 * 16 * 24)
     stepped(frugal(matrices([(16, 24), (24, 16)] * 4), subspace="svd", compile=False), [0])
     assert batches == [3, 1, 3, 1]

@@ -35,12 +35,13 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package).split("+")[0] for package in PACKAGES}
 
 
-def export(cache_root: Path, say: Callable[[str], None]) -> tuple[Path, str, int]:
+def export(cache_root: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
     """Write the text to files, unless they exist.
 
     Returns:
         The directory of embedded-train.jsonl and embedded-validation.jsonl, named by a hash of the packages' versions
-        and `VERSION`; the fingerprint of all documents; the bytes of the training split.
+        and `VERSION`; what is known about them: `text`, the fingerprint of all documents; `train_bytes`, of the
+        training split; `packages`, the versions that the text was made from.
     """
     place = cache_root / f"embedded-{documents.digest({'packages': versions(), 'rules': VERSION})[:12]}"
     if not place.is_dir():
@@ -51,9 +52,10 @@ def export(cache_root: Path, say: Callable[[str], None]) -> tuple[Path, str, int
                 lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
                 (scratch / f"embedded-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
             about = {"text": fingerprint, "train_bytes": sum(len(text.encode()) for text in train)}
+            about["packages"] = versions()
             (scratch / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     about = json.loads((place / "about.json").read_text())
-    return place, about["text"], about["train_bytes"]
+    return place, {"packages": versions()} | about
 
 
 def read() -> tuple[list[str], list[str], str]:

@@ -164,14 +164,13 @@ def refuse_missing_field(source: Source, found: Sequence[str]) -> None:
 
 
 def _embedded(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]) -> Source:
-    directory, fingerprint, train_bytes = embedded.export(cache_root, say)
+    directory, about = embedded.export(cache_root, say)
     form = data.tokenizer.normalization
     rules = Rules(json_lines=True, text_field="text", normalization=form)
     splits = (Split((str(directory / f"embedded-{name}.jsonl"),), rules) for name in ("train", "validation"))
-    fingerprint = fingerprint if form == "none" else digest([fingerprint, form])
-    return Source(
-        "the embedded text", "text", "line", *splits, fingerprint, train_bytes, {"packages": embedded.versions()}
-    )
+    fingerprint = about["text"] if form == "none" else digest([about["text"], form])
+    more = {"packages": about["packages"]}
+    return Source("the embedded text", "text", "line", *splits, fingerprint, about["train_bytes"], more)
 
 
 def _of_files(data: CorpusSettings, found: list[str]) -> tuple[str, dict[str, list[str]]]:

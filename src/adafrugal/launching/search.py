@@ -1,0 +1,100 @@
+"""`python -m adafrugal.launching.search WORDS`: search the rates of a sweep's arms, then make its runs at the best.
+
+WORDS are those of train.py, such as `sweeps=past_adamw scale=mini data.source=/path/to/c4`. Each arm has the same
+number of trials, on seeds that the sweep does not use; `adafrugal.reports.descent` says which rates are tried. Then every seed
+of the sweep runs at the arm's best rates. All runs are ordinary ones: the same command goes on where it stood, and a
+page of `experiments/tables` with the same words and a `search:` shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from adafrugal.launching import local
+from adafrugal.reports import arms, plan, records
+from adafrugal.reports.arms import Job
+from adafrugal.reports.searches import Search, SearchFile, search
+from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
+from adafrugal.system.signals import Stop
+from adafrugal.system.stderr import tell
+from adafrugal.tracking.record import Record
+
+
+def main() -> int:
+    """Make the trials and the runs; return the exit code as train.py does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adafrugal.launching.search", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    usual = SearchFile()
+    parser.add_argument("words", nargs="+", help="words of train.py")
+    parser.add_argument("--trials", type=int, default=usual.trials, help=f"of each arm, at most ({usual.trials})")
+    parser.add_argument("--seeds", default="100", help="of the trials, with commas between them (100)")
+    parser.add_argument("--at-once", type=int, help="runs at a time; by default one on each GPU, or one on the CPU")
+    given = parser.parse_intermixed_args()
+    try:
+        how = SearchFile(given.trials, [int(seed) for seed in given.seeds.split(",")])
+        return _Work(given.words, how, given.at_once).make()
+    except (SettingError, ValueError) as error:
+        tell(f"error: {error}")
+        return WRONG
+    except KeyboardInterrupt:
+        tell("interrupted; the same command goes on")
+        return INTERRUPTED
+
+
+class _Work:
+    def __init__(self, words: Sequence[str], how: SearchFile, at_once: int | None) -> None:
+        self._jobs, self._how = arms.jobs([shlex.join(words)]), how
+        roots = {job.settings.run_root for job in self._jobs}
+        self._root = Path(roots.pop())
+        devices: list[str | None] = [*local.gpus()] or [None]
+        self._slots = [devices[n % len(devices)] for n in range(at_once or len(devices))]
+
+    def make(self) -> int:
+        """Make what is missing, round by round; a round is what the searches need to know to go on."""
+        with Stop() as stop:
+            stop.training = True  # the first signal lets the runs end in order
+            while True:
+                searches = self._searches()
+                wanted = [job for each in searches for job in each.pending]
+                wanted += [each.best for each in searches if not each.pending]
+                code = self._run([word for job in wanted for word in self._missing(job)], stop)
+                if code is None:
+                    self._print(searches)
+                    return DONE
+                if code != DONE:
+                    return code
+
+    def _searches(self) -> list[Search]:
+        found = plan.by_settings(records.find([self._root]))
+        self._made: Callable[[Job], Mapping[int, Record]] = lambda job: plan.runs_of(job, found)
+        return [search(job, self._how, self._made) for job in self._jobs]
+
+    def _missing(self, job: Job) -> list[list[str]]:
+        there = self._made(job)
+        return [[*shlex.split(job.command), f"seed={seed}"] for seed in job.seeds if seed not in there]
+
+    def _run(self, jobs: Sequence[Sequence[str]], stop: Stop) -> int | None:
+        """Make some runs; return None if there are none, else the worst exit code. A diverged run is a result."""
+        if not jobs:
+            return None
+        ends = local.run(jobs, self._slots[: len(jobs)], 1, stop)
+        codes = {end.code for end in ends if not (end.code == FAILED and "loss is" in end.reason)}
+        return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)
+
+    def _print(self, searches: Sequence[Search]) -> None:
+        for each in searches:
+            losses = [run.summary()["validation_loss"] for run in self._made(each.best).values() if run.summary()]
+            rates = ", ".join(f"{arms.SHORT[name]} {rate:g}" for name, rate in each.best.rates.items())
+            shown = " ".join(f"{loss:.4f}" for loss in losses)
+            sides = f" (at an edge: {', '.join(open_sides)})" if (open_sides := each.found.open_sides()) else ""
+            sys.stdout.write(f"{each.arm.name}: {rates} after {len(each.trials)} trials{sides}: {shown}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Searches for each arm's rates: the same number of trials each, on seeds that no table uses; every trial is a run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from adafrugal.reports.arms import Job
+from adafrugal.reports.descent import LR, C, Descent, Rates, S
+from adafrugal.system.errors import SettingError
+from adafrugal.tracking.record import Record
+
+
+@dataclass
+class SearchFile:
+    """How the rates of a section's arms are searched, as its file describes it."""
+
+    trials: int = 16  # of each arm, at most
+    seeds: list[int] = field(default_factory=lambda: [100])  # of each trial
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search of one arm."""
+
+    arm: Job  # at the rates to begin with
+    found: Descent
+    trials: Sequence[Job]  # that have runs, in the order of the search
+    pending: Sequence[Job]  # to make next
+
+    @property
+    def best(self) -> Job:
+        """The arm at the best rates so far, with the arm's seeds."""
+        return self.arm.at(self.found.rates(self.found.best), self.arm.seeds)
+
+
+def search(arm: Job, how: SearchFile, runs: Callable[[Job], Mapping[int, Record]]) -> Search:
+    """Return the search of an arm as far as its runs go.
+
+    Args:
+        arm: the arm at the rates to begin with.
+        how: the number of trials and their seeds.
+        runs: returns the finished and the diverged runs of a job by seed.
+
+    Raises:
+        SettingError: the arm has no s, or one of the table's seeds is one of the search's.
+    """
+    if missing := {LR, S} - arm.rates.keys():
+        raise SettingError(f"a search needs lr and s; {arm.name} has no {', '.join(sorted(missing))}")
+    if both := set(how.seeds) & set(arm.seeds):
+        raise SettingError(f"the search of {arm.name} uses seed {min(both)}, which its table uses; take other seeds")
+    made: dict[str, Job] = {}
+
+    def job(rates: Rates) -> Job:
+        trial = arm.at(rates, tuple(how.seeds))
+        found = runs(trial)
+        finished = {seed: run for seed, run in found.items() if run.status == "finished"}
+        diverged = tuple(seed for seed in found if seed not in finished)
+        return replace(trial, runs=finished, diverged=diverged)
+
+    def loss(rates: Rates) -> float | None:
+        trial = made[str(rates)] = job(rates)
+        if trial.missing:
+            return None
+        return math.inf if trial.diverged else statistics.mean(trial.numbers("validation_loss"))
+
+    # without a part of the matrices that keeps state, c is another name of s
+    rates = {name: rate for name, rate in arm.rates.items() if name != C or not _is_state_free(arm)}
+    found = Descent(rates, how.trials, loss)
+    trials = [made[str(found.rates(point))] for point in found.tried]
+    return Search(arm, found, trials, [made[str(found.rates(point))] for point in found.pending])
+
+
+def _is_state_free(arm: Job) -> bool:
+    density = getattr(arm.settings.optimizer, "density", None)
+    return isinstance(density, Mapping) and density.get("value") == 0
