@@ -12,8 +12,8 @@ RULE = (
     "The rule of decision, fixed before the runs: an arm is below or above the reference if the mean of its "
     f"differences, paired by seed, has a two-sided p under {LEVEL} by Student's t, adjusted by Holm's method over all "
     f"other arms of the table. A decision takes at least {SEEDS} seeds, every run that the table plans, and the end of "
-    "a search for the rates. Until then an arm has no p, and counts as p = 1 in the adjustment; so does an arm if one of "
-    "its runs, or of its reference's, diverged. The interval is 95% of the one difference, not adjusted."
+    "a search for the rates. Until then an arm has no p and counts as p = 1 in the adjustment; so does an arm if one "
+    "of its runs, or of its reference's, diverged. The interval is 95% of the one difference, not adjusted."
 )
 
 
