@@ -37,7 +37,7 @@ tables: $(READY)  ## the pages of experiments/results from the records there (RU
 	$(VENV)/bin/python -m adafrugal.reports $(RUNS) --pages $(OUT)
 
 gpu: OUT = gpu-results
-gpu:  ## measure a machine with a GPU in about seven minutes, with PYTHON as given (ARGS='--device cpu' to try it)
+gpu:  ## measure a machine with a GPU in about eight minutes, with PYTHON as given (ARGS='--device cpu' to try it)
 	PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) experiments/benchmarks/gpu.py --out $(OUT) $(ARGS)
 
 docs: $(READY)  ## the pages of docs/ and of the docstrings as HTML, in site/ (mkdocs); checks links

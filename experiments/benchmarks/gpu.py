@@ -1,4 +1,4 @@
-"""All that is to be known of a machine with one GPU: tests, speed, memory and short real runs, in seven minutes.
+"""All that is to be known of a machine with one GPU: tests, speed, memory and short real runs, in eight minutes.
 
     make gpu [OUT=gpu-results] [PYTHON=python3] [ARGS='--stages tests arms']
 
@@ -38,7 +38,7 @@ from adafrugal.tracking import environment
 HERE = Path(__file__).resolve().parent
 STEPS = (
     "frugal blocks 0.25", "frugal slab 0.25", "frugal columns 0.25", "frugal rows 0.25", "frugal 0 (signsgd)",
-    "frugal svd 0.25, iterated",
+    "frugal svd 0.25, iterated", "frugal blocks 0.25, whiten", "frugal blocks 0.25, sinkhorn",
 )  # fmt: skip
 CARD = """
 import json, torch
@@ -86,7 +86,8 @@ def stages(device: str, cache: Path) -> list[Stage]:
             Stage("tests", [*tests, "tests/training/test_clock.py"], 200, writes=False),
             Stage("arms", script("arms", "--arms", "adamw", "adafrugal", "--steps", "2", *kept), 200),
             Stage("memory", script("device_memory", "--steps", "2", "--processes", "1"), 200, beside=True),
-            Stage("steps", script("optimizer_step", "--sizes", "tiny", "--only", STEPS[0], "--seconds", "0.1"), 200),
+            Stage("steps", script("optimizer_step", "--sizes", "tiny", "--only", STEPS[0], "--seconds", "0.1",
+                                  "--passes", "tiny"), 200),
             Stage("loop", [*loop, "--optimizers", "adamw", "frugal"], 200, beside=True),
             Stage("loop_small", loop, 200),
             Stage("llama_7b", script("device_memory", "--cuts", "--steps", "2"), 200, beside=True),
@@ -98,7 +99,7 @@ def stages(device: str, cache: Path) -> list[Stage]:
         Stage("tests", [*tests, *workers], 150, writes=False),
         Stage("arms", [*single, *script("arms", *kept)], 130),
         Stage("memory", script("device_memory", "--processes", "6"), 130, beside=True),
-        Stage("steps", script("optimizer_step", "--only", *STEPS, "--seconds", "0.6"), 75),
+        Stage("steps", script("optimizer_step", "--only", *STEPS, "--seconds", "0.6", "--passes", "350m"), 120),
         Stage("loop", [*loop, "--batch", "128", "--optimizers", "adamw", "frugal"], 120),
         Stage("loop_small", [*loop, "--batch", "16"], 75),
         Stage("llama_7b", script("device_memory", "--cuts", "--steps", "4"), 60),

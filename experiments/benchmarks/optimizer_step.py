@@ -1,14 +1,14 @@
 r"""What does a step of each optimizer cost? Each is paired with torch's fused AdamW, in turn, in one process.
 
     python experiments/benchmarks/optimizer_step.py [--sizes 60m 130m 350m] [--only PATTERN …] [--others] \
-        [--seconds 20] [--device cpu] [--json FILE]
+        [--seconds 20] [--passes SIZE …] [--device cpu] [--json FILE]
 
-The parameters are those of the papers' LLaMA shapes, fp32, with random gradients; no model runs. For each optimizer:
+The parameters are those of the papers' LLaMA shapes, fp32, with random gradients. For each optimizer:
 milliseconds per step (median), the median of its ratios to the AdamW step beside it, the bytes that must move as a
 share of AdamW's, the time they take (the floor), milliseconds of a refresh, and bytes of state. The bytes are 28 for
 an entry with AdamW state (weight, gradient, two moments; all but the gradient are read and written), 12 for one
 without; the floor is at the bandwidth, measured beside each optimizer, of an addition in place, which moves memory as
-an update does.
+an update does. With --passes, forward and backward passes of some sizes are timed, too, after the steps.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for all, or luck decides who gets them
 import bench
 import torch
+from torch.nn.functional import cross_entropy
 
 from adafrugal.models import llama
 from adafrugal.optim import Frugal, ParameterGroups, split_parameters, state_bytes
@@ -33,6 +34,7 @@ from adafrugal.settings import compose
 from adafrugal.tracking import environment
 
 FULL, FREE = 28, 12  # bytes per entry and step, fp32
+ROWS = {"cuda": 128, "cpu": 2}  # of 256 tokens, for which forward and backward are timed
 REPEATS = 4
 
 
@@ -87,6 +89,8 @@ OURS: dict[str, Make] = {
     "frugal slab 0.25": ours(density=0.25, subspace="slab"),
     "frugal columns 0.25": ours(density=0.25, subspace="columns"),
     "frugal rows 0.25": ours(density=0.25, subspace="rows"),
+    "frugal blocks 0.25, whiten": ours(density=0.25, state_free="whiten"),
+    "frugal blocks 0.25, sinkhorn": ours(density=0.25, state_free="sinkhorn"),
     "frugal blocks 0.05": ours(density=0.05),
     "frugal 0 (signsgd)": ours(density=0.0),
     "frugal blocks 0.25, not compiled": ours(density=0.25, compile=False),
@@ -151,6 +155,32 @@ def timed(work: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - started)
+
+
+def passes(size: str, device: str) -> dict[str, float]:
+    """Tokens, and milliseconds of forward and backward over them; on a GPU in bf16, and compiled."""
+    on_gpu, shape = device == "cuda", compose.settings([f"model=llama_{size}"]).model
+    with torch.device(device):
+        model = llama.build(shape)
+        tokens = torch.randint(shape.vocabulary_size, (ROWS[device], 256))
+    llama.attend_causally(model)
+
+    def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(model.lm_head(hidden).flatten(0, 1).float(), tokens.flatten())
+
+    if on_gpu:  # layer by layer, since the whole takes minutes to compile
+        loss_of = torch.compile(loss_of)
+        for layer in model.model.layers:
+            layer.compile()
+
+    def work() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=on_gpu):
+            loss = loss_of(model.model(input_ids=tokens, use_cache=False).last_hidden_state)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    times = [timed(work, device) for _ in range(8)]
+    return {"tokens": tokens.numel(), "ms": statistics.median(times[3:])}
 
 
 def bandwidth(device: str) -> float:
@@ -257,17 +287,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns for their names: 'frugal *' '*slab*'")
     parser.add_argument("--others", action="store_true", help="torch's other optimizers, and libraries that are there")
     parser.add_argument("--seconds", type=float, default=20, help="for each optimizer and size")
+    parser.add_argument("--passes", nargs="+", default=[], metavar="SIZE", help="time forward and backward of these")
     given = parser.parse_args()
-    found, rows = machine(given.device), []
-    print(", ".join(f"{key} {value}" for key, value in found.items() if value is not None))
+    found: dict[str, Any] = {"machine": machine(given.device), "rows": [], "passes": {}}
+    print(", ".join(f"{key} {value}" for key, value in found["machine"].items() if value is not None))
     print(table([]))
     for size in given.sizes:
         groups = parameters(size, given.device)
         for name, make in (OURS | (TORCHS | outside() if given.others else {})).items():
             if any(fnmatch(name, pattern) for pattern in given.only):
-                rows.append(measure(size, name, make, groups, given.seconds, given.device))
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
-                bench.keep({"machine": found, "rows": [asdict(row) for row in rows]}, given.json)
+                row = measure(size, name, make, groups, given.seconds, given.device)
+                print(table([row]).splitlines()[-1], flush=True)
+                found["rows"].append(asdict(row))
+                bench.keep(found, given.json)
+    for size in given.passes:
+        found["passes"][size] = passes(size, given.device)
+        print("{}: forward and backward of {tokens} tokens take {ms:.1f} ms".format(size, **found["passes"][size]))
+        bench.keep(found, given.json)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ ALL_CUTS = [
 ONE_LAYER = "model.num_hidden_layers=1"
 ARMS = {
     **{name: [f"optimizer={name}"] for name in ("adamw", "adafactor", "muon", "lion", "signsgd", "galore", "frugal")},
+    **{name: [f"optimizer={name}", ONE_LAYER] for name in ("apollo", "apollo_mini", "fira")},
     "badam": ["optimizer=badam", "optimizer.density=0.5"],
     **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],
@@ -79,6 +80,7 @@ def test_blocks_in_a_random_order_are_drawn_as_in_a_run(match, settings):
     ["optimizer=frugal", *FEW, "trainer.update_in_backward=true"],
     ["optimizer=adamw", *FEW, "trainer.update_in_backward=true"],
     ["optimizer=galore", *FEW, "trainer.update_in_backward=true"],
+    ["optimizer=fira", "optimizer.interval=1", *FEW],
     ["optimizer=frugal", "trainer.activation_checkpointing=layers"],
     ["optimizer=frugal", "trainer.activation_checkpointing=selective", "trainer.precision=bf16"],
     ["optimizer=frugal", *FEW, *ALL_CUTS[:4]],

@@ -59,7 +59,7 @@ def test_each_updates_every_tensor_it_should_and_has_the_parts_of_its_settings(f
         assert (group["state_full"], group["on_refresh"]) == (o.state_full, o.on_refresh)
         assert group["state_free"].kind == o.state_free
     else:
-        assert file in ("adamw", "adamw_8bit", "adafactor", "muon")
+        assert file in ("adamw", "adamw_8bit", "adafactor", "muon", "apollo", "apollo_mini", "fira")
 
 
 def test_galores_rates_and_badams_layers(built):
@@ -108,15 +108,21 @@ def test_adamw_at_a_share_of_the_rate_is_frugal_that_selects_all(built):
     torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=1e-6)
 
 
-def test_muon_has_the_split_matrices_at_their_share_of_the_rate_and_adamw_the_rest(built):
+@pytest.mark.parametrize(("file", "state"), [
+    ("muon", {"momentum_buffer"}),
+    ("apollo", {"step", "exp_avg", "exp_avg_sq", "norm"}),
+    ("apollo_mini", {"step", "exp_avg", "exp_avg_sq", "norm"}),
+    ("fira", {"step", "exp_avg", "exp_avg_sq", "norm", "basis"}),
+])  # fmt: skip
+def test_baselines_have_the_split_matrices_at_their_share_of_the_rate_and_adamw_the_rest(file, state, built):
     """Weight decay, which the rate multiplies, is as without the share."""
     for scale in (1, 0.5):
         rates = [f"optimizer.split_lr_scale={scale}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1"]
-        model, optimizer = built("optimizer=muon", *rates)
+        model, optimizer = built(f"optimizer={file}", *rates)
         for group in optimizer.param_groups:
             assert group["lr"] == pytest.approx(0.01 * (scale if group["split"] else 1))
             assert group["lr"] * group["weight_decay"] == pytest.approx(0.001 if group["weight_decay"] else 0)
     assert any(group["split"] for group in optimizer.param_groups)
     trained(model, optimizer, range(1))
-    assert set(optimizer.state[model.model.layers[0].mlp.up_proj.weight]) == {"momentum_buffer"}
+    assert set(optimizer.state[model.model.layers[0].mlp.up_proj.weight]) == state
     assert set(optimizer.state[model.lm_head.weight]) == {"step", "exp_avg", "exp_avg_sq"}

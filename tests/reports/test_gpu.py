@@ -45,6 +45,11 @@ def test_machines_stand_side_by_side_and_what_one_did_not_measure_is_said(two):
     assert "|  |\n" not in text
 
 
+def test_a_step_is_also_a_share_of_forward_and_backward_where_they_were_timed(two):
+    two[1].figures["steps"]["passes"] = {"350m": {"tokens": 32768, "ms": 110.0}}
+    assert "| 350m frugal blocks 0.25 | 4.40 ms, 0.95 | 4.40 ms, 0.95, 1.0% |" in gpu.markdown(two)
+
+
 def test_the_share_of_the_peak_is_of_the_datasheet_and_none_where_that_is_not_known(two):
     stage = two[0].figures["loop"]
     assert gpu.mfu("NVIDIA H100 80GB HBM3", stage, 966112) == pytest.approx(6 * 41_689_600 * 966112 / 989e12)

@@ -176,7 +176,7 @@ OUT_OF_RANGE = {
                   "betas": ([0.9], [0.9, 1]), "split_lr_scale": (-1,), "state_free_lr_scale": (-1,), "stagger": (0,),
                   "fit_gib": (0, True, "x"), "beta2_decay": (0.8, -2), "clip": (0.5,), "momentum": (1, -1),
                   "ns_steps": (0, 100), "block_size": (0,), "rank": (0,), "alpha": (0,), "dropout": (1,),
-                  "targets": ([],)},
+                  "targets": ([],), "interval": (0,), "growth": (0.9, math.inf)},
     "optimizer.modules": {"split": ([],)},
 }  # fmt: skip
 

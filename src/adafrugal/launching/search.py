@@ -35,13 +35,16 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=usual.trials, help=f"of each arm, at most ({usual.trials})")
     parser.add_argument("--seeds", default="100", help="of the trials, with commas between them (100)")
     parser.add_argument("--at-once", type=int, help="runs at a time; by default one on each GPU, or one on the CPU")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     try:
         how = SearchFile(given.trials, [int(seed) for seed in given.seeds.split(",")])
         return _Work(given.words, how, given.at_once).make()
     except (SettingError, ValueError) as error:
         tell(f"error: {error}")
         return WRONG
+    except KeyboardInterrupt:
+        tell("interrupted; the same command goes on")
+        return INTERRUPTED
 
 
 class _Work:
@@ -55,6 +58,7 @@ class _Work:
     def make(self) -> int:
         """Make what is missing, round by round; a round is what the searches need to know to go on."""
         with Stop() as stop:
+            stop.training = True  # the first signal lets the runs end in order
             while True:
                 searches = self._searches()
                 wanted = [job for each in searches for job in each.pending]

@@ -72,6 +72,8 @@ def _traced(settings: Settings) -> Estimate:
     for group in optimizer.param_groups:
         if group.get("split") and "compile" in group:
             group["compile"] = False  # this process keeps compiled code for its real runs
+        elif group.get("split") and "interval" in group:
+            group["interval"] = 1  # a new basis at every step
     checkpoint_activations(model, trainer.activation_checkpointing)
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)

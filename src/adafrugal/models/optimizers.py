@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, split_parameters
+from adafrugal.optim.baselines.apollo import Apollo
+from adafrugal.optim.baselines.fira import Fira
 from adafrugal.settings.canonical import with_run_length
 from adafrugal.settings.schema import LoraSettings, Settings
 from adafrugal.system.errors import SettingError
@@ -98,7 +102,7 @@ def _frugal(settings: Settings, groups: ParameterGroups) -> Frugal:
 
 
 def _other(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
-    """Torch's optimizers and torchao's; AdamW for LoRA too."""
+    """All optimizers outside FRUGAL's family; AdamW for LoRA too."""
     o, scaled = settings.optimizer, [dict(group) for group in groups]
     if o.kind == "adafactor":
         rates = {"lr": o.lr, "beta2_decay": o.beta2_decay, "d": o.clip, "weight_decay": o.weight_decay}
@@ -113,11 +117,22 @@ def _other(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer
 
         plain = [{**group, "params": [param for _, param in group["params"]]} for group in scaled]
         return AdamW8bit(plain, **rates, block_size=o.block_size)
-    if o.kind != "muon":
+    if o.kind in ("adamw", "lora"):
         return torch.optim.AdamW(scaled, **rates, fused=True)
     matrices, others = ([group for group in scaled if group["split"] is split] for split in (True, False))
-    muon = torch.optim.Muon(
-        matrices, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.nesterov,
-        ns_steps=o.ns_steps, adjust_lr_fn="match_rms_adamw",
-    )  # fmt: skip
-    return Several(muon, torch.optim.AdamW(others, **rates, fused=True)) if others else muon
+    of_matrices = _of_matrices(settings, matrices, rates)
+    return Several(of_matrices, torch.optim.AdamW(others, **rates, fused=True)) if others else of_matrices
+
+
+def _of_matrices(settings: Settings, matrices: list[dict[str, Any]], rates: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Optimizers that take only matrices."""
+    o = settings.optimizer
+    if o.kind == "muon":
+        return torch.optim.Muon(
+            matrices, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.nesterov,
+            ns_steps=o.ns_steps, adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+    low_rank = {"rank": o.rank, "interval": o.interval, "growth": o.growth, "seed": settings.seed}
+    if o.kind == "apollo":
+        return Apollo(matrices, **rates, **low_rank, scaling=o.scaling)
+    return Fira(matrices, **rates, **low_rank)

@@ -12,6 +12,7 @@ from typing import Any
 from adafrugal.tracking import cards
 
 NONE = "–"
+TOKENS = 512 * 256  # of a step in the papers' pre-training
 LOOPS = ("loop", "loop_small")
 STAGES = ("tests", "arms", "memory", "steps", *LOOPS, "llama_7b")
 MACHINE = ("card", "driver", "torch", "cuda", "python", "transformers", "processor", "cores", "date")
@@ -84,7 +85,13 @@ def _tests(one: Measured) -> Cells:
 
 
 def _steps(one: Measured) -> Cells:
-    return {f"{r['size']} {r['optimizer']}": f"{r['step']:.2f} ms, {r['ratio']:.2f}" for r in one.rows("steps")}
+    passes, found = one.figures.get("steps", {}).get("passes", {}), {}
+    for row in one.rows("steps"):
+        found[f"{row['size']} {row['optimizer']}"] = f"{row['step']:.2f} ms, {row['ratio']:.2f}"
+        if of := passes.get(row["size"]):
+            share = row["step"] / (of["ms"] * TOKENS / of["tokens"])
+            found[f"{row['size']} {row['optimizer']}"] += f", {share:.1%}"
+    return found
 
 
 def _memory(one: Measured, stage: str = "memory", sizes: Sequence[str] = ("allocated",)) -> Cells:
@@ -182,6 +189,9 @@ def _noted(found: Entry) -> str:
 ABOUT = """\
 Each column is one run of `make gpu`; [docs/gpu.md](../../../docs/gpu.md) says what its stages do. "–" is what was not
 measured; where a machine lacks whole rows, a line below says why. "(notes)" is what was written down by hand."""
+STEPS = f"""\
+Milliseconds per step, ÷ torch's fused AdamW; at 350M also ÷ forward and backward of {TOKENS:,} tokens, as timed with
+32,768 in bf16, compiled."""
 SPEED = """\
 Milliseconds per step, tokens per second, ÷ the bare loop (AdamW, compiled), MFU. A row begins with the model and the
 rows × tokens of a step. MFU is 6 × (parameters without the input embedding) × tokens per second ÷ the card's peak in
@@ -202,7 +212,7 @@ TABLES: tuple[tuple[str, str, Callable[[Measured], Cells], str | None], ...] = (
     ("Machines", "What each column was measured on.", _machine, None),
     ("Stages", "How each stage of `make gpu` ended, and after how long.", _stages, None),
     ("GPU tests", "`pytest -m gpu`: how many passed, failed and were skipped.", _tests, "tests"),
-    ("Steps of optimizers", "Milliseconds per step, ÷ torch's fused AdamW.", _steps, "steps"),
+    ("Steps of optimizers", STEPS, _steps, "steps"),
     ("Training: speed", SPEED, _loops(_speed), "loop"),
     ("Training: compiling and memory", COSTS, _loops(_costs), "loop"),
     ("Training: phases", "Milliseconds of a step.", _loops(_phases), "loop"),

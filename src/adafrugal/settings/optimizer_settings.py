@@ -224,6 +224,33 @@ class MuonSettings(AdamWSettings):
 
 
 @dataclass
+class LowRankSettings(AdamWSettings):
+    """What APOLLO and Fira share; `split_lr_scale` is the place for their α."""
+
+    rank: int | float = ranged(
+        0.25, lambda rank: is_number(rank) and rank > 0 and (rank < 1 or rank == int(rank)),
+        "a number of directions, 1 or more, or a share of a matrix's smaller side above 0, below 1",
+    )  # fmt: skip
+    interval: int = at_least(1, 200)  # steps from one basis to the next
+    growth: float = at_least(1, 1.01)  # the limit of a norm's growth from step to step
+
+
+@dataclass
+class ApolloSettings(LowRankSettings):
+    """APOLLO on the split matrices, and fused AdamW elsewhere; rank 1 with a factor by tensor is APOLLO-Mini."""
+
+    kind: str = "apollo"
+    scaling: str = one_of("channel", "tensor")  # what has one factor
+
+
+@dataclass
+class FiraSettings(LowRankSettings):
+    """Fira on the split matrices, and fused AdamW elsewhere."""
+
+    kind: str = "fira"
+
+
+@dataclass
 class AdamW8bitSettings(AdamWSettings):
     """torchao.optim.AdamW8bit."""
 

@@ -17,6 +17,8 @@ from adafrugal.settings.optimizer_settings import (
     AdafactorSettings,
     AdamW8bitSettings,
     AdamWSettings,
+    ApolloSettings,
+    FiraSettings,
     FrugalSettings,
     LoraSettings,
     MuonSettings,
@@ -312,7 +314,10 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "task": (PretrainSettings, FinetuneSettings),
     "data": (EmbeddedSettings, CorpusSettings, LabelledSettings),
     "model": (LlamaSettings, EncoderSettings),
-    "optimizer": (AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings, LoraSettings),
+    "optimizer": (
+        AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings, LoraSettings, ApolloSettings,
+        FiraSettings,
+    ),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
     "tracking": (LocalTracking, WandbTracking),
 }

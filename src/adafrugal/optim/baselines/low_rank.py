@@ -1,0 +1,131 @@
+"""What APOLLO and Fira share: Adam on a low-rank projection of a matrix's gradient, and a limit on a norm's growth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adafrugal.optim.subspaces.base import Period
+from adafrugal.optim.subspaces.projections import SVD, Projection
+
+PROJECTION: Projection = SVD()  # its sides and products hold for any basis
+
+
+def adam_(compact: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, betas: tuple[float, float], eps: float) -> Tensor:
+    """Return Adam's update of R without bias correction, `R̃ = m/(√v + ε)`; change its moments in place.
+
+    `m ← β₁m + (1 − β₁)R;  v ← β₂v + (1 − β₂)R²`. All have one shape.
+    """
+    exp_avg.lerp_(compact, 1 - betas[0])
+    exp_avg_sq.mul_(betas[1]).addcmul_(compact, compact, value=1 - betas[1])
+    update: Tensor = exp_avg / exp_avg_sq.sqrt().add_(eps)
+    return update
+
+
+def factors(update: Tensor, compact: Tensor, dim: int | tuple[int, ...], eps: float) -> Tensor:
+    """Return `‖R̃‖/(‖R‖ + ε)` along `dim`, which stays as a dimension of length 1."""
+    ours, of_gradient = (torch.linalg.vector_norm(value, dim=dim, keepdim=True) for value in (update, compact))
+    found: Tensor = ours / of_gradient.add_(eps)
+    return found
+
+
+def limited(direction: Tensor, last: Tensor | None, growth: float) -> tuple[Tensor, Tensor]:
+    """Return D with a norm of at most γ times the last one, and that norm (Fira's limiter, arXiv 2410.01623, §3.3).
+
+    `D ← D / max(1, ‖D‖/(γ·last))`. There is no limit after a norm of 0, or at the first step, when `last` is None.
+    """
+    norm = torch.linalg.vector_norm(direction)
+    if last is None:
+        return direction, norm
+    excess = torch.where(last > 0, norm / (growth * last), 1).clamp(min=1)  # without waiting for a GPU
+    return direction / excess, norm / excess
+
+
+class LowRank(torch.optim.Optimizer):
+    """A base: each matrix's G [n_out, n_in] has a projection R, on the smaller side d, for which moments are kept.
+
+    `R = GP` [n_out, r] if n_in ≤ n_out, otherwise `R = PᵀG` [r, n_in], with a basis P [d, r] that a subclass gives.
+    Every T steps, beginning with the first, P is a new one; moments stay. Random numbers depend on the seed, the place
+    of the matrix among all, and the number of the basis.
+
+    Args:
+        params: matrices, or groups of them.
+        lr: η.
+        betas: of Adam.
+        eps: ε of Adam, and of the factors.
+        weight_decay: λ, decoupled as in AdamW.
+        rank: r, at most d; below 1 it is a share of d, and at least one direction.
+        interval: T, in steps.
+        growth: γ, the largest growth of a norm from one step to the next.
+        seed: of random bases.
+
+    Raises:
+        ValueError: a parameter is not a matrix.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0.0, rank: float = 0.25, interval: int = 200, growth: float = 1.01, seed: int = 0,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "rank": rank}
+        super().__init__(params, options | {"interval": interval, "growth": growth, "seed": seed} | more)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of matrices."""
+        super().add_param_group(param_group)
+        for param in self.param_groups[-1]["params"]:
+            if param.ndim != 2:
+                shape, name = list(param.shape), type(self).__name__
+                raise ValueError(f"{name} is given a tensor of shape {shape}; allowed: matrices [n_out, n_in]")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update each matrix that has a gradient; return the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        places = enumerate((param, group) for group in self.param_groups for param in group["params"])
+        for place, (param, group) in places:
+            if param.grad is not None:
+                self._update(param, param.grad.to(param.dtype), group, place)
+        return loss
+
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], place: int) -> None:
+        """Apply `W ← W(1 − η·λ) − η·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·D`."""
+        state, lr = self.state[param], float(group["lr"])
+        done = int(state["step"].item()) if "step" in state else 0
+        period = Period(group["seed"], done // group["interval"] + 1, first=place)
+        basis = self._basis(grad, state, group, done, period)
+        compact = PROJECTION.project(grad, {"basis": basis})
+        if not done:
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(compact), torch.zeros_like(compact)
+        state["step"] += 1
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        update = adam_(compact, *moments, betas=group["betas"], eps=group["eps"])
+        direction, state["norm"] = self._direction(grad, compact, update, basis, state.get("norm"), group)
+        if group["weight_decay"]:
+            param.mul_(1 - lr * group["weight_decay"])
+        first, second = (1 - beta ** (done + 1) for beta in group["betas"])
+        param.add_(direction, alpha=-lr * second**0.5 / first)
+
+    def _basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], done: int, period: Period) -> Tensor:
+        """Return P [d, r] for a gradient, after `done` steps."""
+        raise NotImplementedError
+
+    def _direction(
+        self, grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, last: Tensor | None, group: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Return D, and the norm that limits the next one, given the last of these."""
+        raise NotImplementedError
+
+
+def rank_of(shape: torch.Size, rank: float) -> int:
+    """Return r for a matrix: `rank`, or that share of the smaller side."""
+    smaller = min(shape)
+    return max(1, min(smaller, round(rank * smaller) if rank < 1 else int(rank)))
