@@ -25,6 +25,8 @@ ARMS = {
     **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],
     "svd iterated": ["optimizer=frugal", "optimizer.subspace={kind:svd,svd_method:subspace_iteration}"],
+    "density by module": ["optimizer=frugal", "optimizer.subspace=columns", ONE_LAYER,
+                          "optimizer.modules.density_scale={*.up_proj:2}"],
     "head split": ["optimizer=frugal", "optimizer.modules.head=split", "optimizer.subspace=columns"],
 }  # fmt: skip
 if LONG:

@@ -1,6 +1,7 @@
 """Every file of conf/optimizer builds its optimizer, which trains what it should."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,19 @@ def test_modules_are_treated_as_the_settings_say(built):
     assert not optimizer.state[model.lm_head.weight].get("entries")
     assert not model.model.embed_tokens.weight.requires_grad
     assert any(p is model.model.norm.weight for g in optimizer.param_groups if g["split"] for p in g["params"])
+
+
+def test_a_density_by_module_keeps_as_many_bytes_of_llama(built):
+    shape = replace(TINY, hidden_size=192, intermediate_size=512, num_hidden_layers=1)
+    found = []
+    for arm in ("columns_50", "by_module"):
+        model, optimizer = built(f"experiments=modules/{arm}", "scale=mini", model=llama.build(shape))
+        trained(model, optimizer, range(1))
+        block = model.model.layers[0]
+        modules = block.self_attn.q_proj, block.self_attn.v_proj, block.mlp.down_proj
+        columns = [optimizer.state[module.weight]["exp_avg"].shape[1] for module in modules]
+        found.append((columns, optimizer.state_bytes().total, optimizer.density))
+    assert found == [([48, 48, 128], found[0][1], 0.25), ([12, 48, 200], found[0][1], 0.25)]
 
 
 def test_adamw_at_a_share_of_the_rate_is_frugal_that_selects_all(built):

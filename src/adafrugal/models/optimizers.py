@@ -34,7 +34,7 @@ def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
         found = split_parameters(model, rules)
     except ValueError as error:
         here = f"the Linear modules in the blocks of {type(model).__name__} are called {_linear_in_blocks(model)}"
-        raise SettingError(f"optimizer.modules.split: {error}; {here}") from error
+        raise SettingError(f"optimizer.modules: {error}; {here}") from error
     if is_lora:
         found.frozen = [(name, p.numel()) for name, p in model.named_parameters() if not p.requires_grad]
     return found
