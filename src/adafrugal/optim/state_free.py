@@ -130,7 +130,7 @@ class NoUpdate(StateFree):
 
 @dataclass(frozen=True)
 class RowNorm(StateFree):
-    """Each row of G at a root mean square of 1: SCALE's columns (arXiv 2506.16659), whose matrices are [n_in, n_out]."""
+    """Rows of G at a root mean square of 1: SCALE's columns (arXiv 2506.16659), whose matrices are [n_in, n_out]."""
 
     kind: ClassVar[str] = "rownorm"
     sees: ClassVar[Sees] = "rows"
