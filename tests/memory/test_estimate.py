@@ -20,11 +20,13 @@ ALL_CUTS = [
 ONE_LAYER = "model.num_hidden_layers=1"
 ARMS = {
     **{name: [f"optimizer={name}"] for name in ("adamw", "adafactor", "muon", "lion", "signsgd", "galore", "frugal")},
-    **{name: [f"optimizer={name}", ONE_LAYER] for name in ("apollo", "apollo_mini", "fira")},
+    **{name: [f"optimizer={name}", ONE_LAYER] for name in ("scale", "apollo", "apollo_mini", "fira")},
     "badam": ["optimizer=badam", "optimizer.density=0.5"],
     **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],
     "svd iterated": ["optimizer=frugal", "optimizer.subspace={kind:svd,svd_method:subspace_iteration}"],
+    "density by module": ["optimizer=frugal", "optimizer.subspace=columns", ONE_LAYER,
+                          "optimizer.modules.density_scale={*.up_proj:2}"],
     "head split": ["optimizer=frugal", "optimizer.modules.head=split", "optimizer.subspace=columns"],
 }  # fmt: skip
 if LONG:

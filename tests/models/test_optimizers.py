@@ -1,6 +1,7 @@
 """Every file of conf/optimizer builds its optimizer, which trains what it should."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_each_updates_every_tensor_it_should_and_has_the_parts_of_its_settings(f
         assert (group["state_full"], group["on_refresh"]) == (o.state_full, o.on_refresh)
         assert group["state_free"].kind == o.state_free
     else:
-        assert file in ("adamw", "adamw_8bit", "adafactor", "muon", "apollo", "apollo_mini", "fira")
+        assert file in ("adamw", "adamw_8bit", "adafactor", "muon", "scale", "apollo", "apollo_mini", "fira")
 
 
 def test_galores_rates_and_badams_layers(built):
@@ -70,6 +71,21 @@ def test_galores_rates_and_badams_layers(built):
     active = [n for n, p in model.named_parameters() if badam.state[p].get("entries")]
     assert len(active) == 7
     assert all("layers.3" in name for name in active)
+
+
+def test_scale_has_embeddings_and_head_too_the_head_with_a_momentum(built):
+    """Embeddings by columns, all else by rows; the blocks alone at their share of the rate; AdamW for vectors."""
+    model, optimizer = built("optimizer=scale", "optimizer.split_lr_scale=0.5", "optimizer.lr=0.01")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained(model, optimizer, range(1))
+    moved = {name: (p.detach() - before[name]).square() for name, p in model.named_parameters()}
+    rms = {name: square.mean(0 if "embed" in name else -1).sqrt() for name, square in moved.items() if square.ndim == 2}
+    for name, lines in rms.items():
+        expected = torch.full_like(lines, 0.005 if "layers" in name else 0.01)
+        torch.testing.assert_close(lines, expected, rtol=1e-3, atol=0, msg=name)
+    kept = {name: set(optimizer.state[p]) for name, p in model.named_parameters() if optimizer.state.get(p)}
+    assert kept.pop("lm_head.weight") == {"momentum_buffer"}
+    assert kept == {name: {"step", "exp_avg", "exp_avg_sq"} for name, square in moved.items() if square.ndim == 1}
 
 
 def test_lion_is_lion_for_every_tensor_and_never_begins_anew(built):
@@ -96,6 +112,19 @@ def test_modules_are_treated_as_the_settings_say(built):
     assert not optimizer.state[model.lm_head.weight].get("entries")
     assert not model.model.embed_tokens.weight.requires_grad
     assert any(p is model.model.norm.weight for g in optimizer.param_groups if g["split"] for p in g["params"])
+
+
+def test_a_density_by_module_keeps_as_many_bytes_of_llama(built):
+    shape = replace(TINY, hidden_size=192, intermediate_size=512, num_hidden_layers=1)
+    found = []
+    for arm in ("columns_50", "by_module"):
+        model, optimizer = built(f"experiments=modules/{arm}", "scale=mini", model=llama.build(shape))
+        trained(model, optimizer, range(1))
+        block = model.model.layers[0]
+        modules = block.self_attn.q_proj, block.self_attn.v_proj, block.mlp.down_proj
+        columns = [optimizer.state[module.weight]["exp_avg"].shape[1] for module in modules]
+        found.append((columns, optimizer.state_bytes().total, optimizer.density))
+    assert found == [([48, 48, 128], found[0][1], 0.25), ([12, 48, 200], found[0][1], 0.25)]
 
 
 def test_adamw_at_a_share_of_the_rate_is_frugal_that_selects_all(built):

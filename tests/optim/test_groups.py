@@ -82,6 +82,18 @@ def test_norms_embeddings_and_head_can_be_moved():
     assert next(g for g in optimizer.param_groups if g["rule"] == "norms")["density"].at(1) == 0.0
 
 
+def test_modules_may_have_a_factor_on_the_density():
+    scales = {"layers.1?.1": 2.0, "layers.1.1|layers.2.1": 0.5, "layers.[0-4].1": 1.5}
+    groups = split_parameters(Model(), default_rules(density_scale=scales))
+    found = {g.get("density_scale"): [name.split(".")[1] for name, _ in g["params"]] for g in groups if g["split"]}
+    assert found == {2.0: ["10"], 0.5: ["1", "2"], 1.5: ["0", "3", "4"], None: ["5", "6", "7", "8", "9"]}
+    assert default_rules(density_scale={}) == default_rules()
+    groups = split_parameters(Model(), default_rules(density_scale={"layers.1.1": 2}, split=["layers.2.1"]))
+    assert [(g["rule"], g.get("density_scale"), g.get("density")) for g in groups[:3]] == [
+        ("layers.1.1", 2, None), ("layers.2.1", None, None), ("other Linear in blocks", None, 0.0)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("embeddings", "head", "expected"),
     [("split", "split", "split"), ("state_free", "split", "split"), ("frozen", "state_free", "state-free")],

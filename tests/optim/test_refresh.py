@@ -189,9 +189,34 @@ def test_groups_with_subspaces_of_their_own_and_one_that_resets_everything():
     assert optimizer.state[one[0]]["indices"].shape == (4,), "what was selected stays"
 
 
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_a_group_may_keep_more_or_less_of_a_density_up_to_all(subspace):
+    groups = [
+        {"params": matrices(8, (20, 16)), "split": True, "density_scale": scale} for scale in (0.5, 1, 2.5, 1e3)
+    ]
+    optimizer = Frugal(groups, density=LinearDecay(0.5, 0.1, 8), interval=5, subspace=subspace)
+    events, hook = [], lambda event: events.append((event.event, event.group, event.density))
+    optimizer.register_refresh_hook(hook)
+    for step in range(1, 10):
+        stepped(optimizer, [step])
+        density = LinearDecay(0.5, 0.1, 8).at(step if step < 9 else 8)
+        assert optimizer.density == pytest.approx(density), "as the control has it"
+        for group, scale in zip(optimizer.param_groups, (0.5, 1, 2.5, 1e3), strict=True):
+            share, kind = min(1.0, scale * density), SUBSPACES[subspace]()
+            each = kind.entries(torch.Size([20, 16]), share)
+            wanted = round(share * 8) * 320 if subspace == "blocks" else 8 * each
+            kept = sum(optimizer.state[param]["entries"] for param in group["params"])
+            assert kept == pytest.approx(wanted, rel=kind.grain)
+        assert optimizer.state_bytes().by_role()["moments"] == 8 * optimizer.selected_entries()
+    assert {group for _, group, _ in events} == {0, 1, 2, 3} and max(d for *_, d in events) < 0.5
+    assert not any(group == 3 for event, group, _ in events if event == "shrink"), "it keeps all"
+
+
 def test_a_density_that_selects_nothing_is_said_and_where_nothing_would_be_trained_refused():
     with pytest.warns(UserWarning, match=r"a density of 0.1 selects nothing of 4 parameters \(blocks\)"):
         stepped(frugal(matrices(4), density=0.1), range(3))
+    with pytest.warns(UserWarning, match=r"a density of 0.2 × 0.5 selects nothing of 4 parameters"):
+        stepped(frugal(matrices(4), density=0.2, density_scale=0.5), range(1))
     with pytest.raises(ValueError, match="nothing of them would be trained"):
         stepped(frugal(matrices(4), density=0.1, state_free="none"), range(1))
 

@@ -6,6 +6,7 @@ from scipy import stats
 
 from adafrugal.reports import decisions
 from adafrugal.reports.arms import jobs
+from adafrugal.reports.searches import SearchFile
 
 BASE = "scale=mini data=embedded"
 ARMS = "adamw", "frugal", "adafrugal", "frugal_0", "badam", "galore"
@@ -57,3 +58,14 @@ def test_five_of_six_planned_seeds_do_not_decide(tmp_path):
     for planned, verdict in (("0,1,2,3,4", "below"), ("0,1,2,3,4,5", "5 of 6 seeds")):
         made = section(jobs([f"-m experiments=c4_60m/adamw,c4_60m/frugal seed={planned} {BASE}"]), tmp_path)
         assert decisions.grid(made, "adamw").rows[0][-1] == verdict
+
+
+def test_nothing_is_decided_while_the_search_for_the_rates_goes_on(tmp_path):
+    """Its next trial may change which runs the table is made of."""
+    for seed in range(5):
+        recorded(tmp_path, f"experiments=c4_60m/adamw {BASE}", 4.5 + seed / 10, seed)
+        recorded(tmp_path, f"experiments=c4_60m/frugal {BASE}", 4.0 + seed / 11, seed)
+    planned = jobs([f"-m experiments=c4_60m/adamw,c4_60m/frugal seed=0,1,2,3,4 {BASE}"])
+    made = section(planned, tmp_path, search=SearchFile())
+    assert [len(job.runs) for job in made.jobs] == [5, 5]
+    assert decisions.grid(made, "adamw").rows[0][3:] == ["–", "–", "the search goes on"]

@@ -71,6 +71,9 @@ def test_an_arm_is_the_same_at_every_size(size, arm, settings_of):
     *((f"subspaces/{kind}", {"subspace": kind}) for kind in ("svd", "random", "randk", "rows", "columns", "slab")),
     *((f"modules/{where}", {f"modules.{where}": "state_free"}) for where in ("embeddings", "norms", "head")),
     ("subspaces/blocks", {}), ("modules/usual", {}),
+    ("modules/columns_50", {"subspace": "columns", "interval.value": 50}),
+    ("modules/by_module", {"subspace": "columns", "interval.value": 50,
+                           "modules.density_scale": {"*.q_proj": 0.25, "*.k_proj": 0.25, "*.down_proj": 1.5625}}),
 ])  # fmt: skip
 def test_a_choice_is_all_that_changes_in_its_experiment(name, changed, settings_of):
     found, usual = (differing(settings_of(f"experiments={e}")) for e in (name, "c4_130m/frugal"))

@@ -49,6 +49,9 @@ def test_the_default_run_and_one_of_each_paper_keep_the_identity_of_the_first_re
      "data.tokenizer.vocabulary_size=4096", ""),
     ("optimizer=frugal optimizer.density=0.25", "optimizer=frugal"),
     ("optimizer=frugal optimizer.density=1", "optimizer=frugal optimizer.density=1.0"),
+    ("optimizer=frugal optimizer.modules.density_scale={}", "optimizer=frugal"),
+    ("optimizer=frugal optimizer.modules.density_scale={*.up_proj:2}",
+     "optimizer=frugal optimizer.modules.density_scale={*.up_proj:2.0}"),
     (f"{RTE} optimizer.rank=4", f"{RTE} optimizer.rank={{kind:constant,value:4.0}}"),
     (f"{ADA} {STEPS} optimizer.rank.steps=100", f"{ADA} {STEPS}"),
     # where the rate comes from
@@ -65,7 +68,7 @@ WHAT = (
     "optimizer.density.end=0.1", "optimizer.interval.max=300", "optimizer.subspace=columns", "schedule=linear",
     "schedule.warmup=5", "eval.tokens=2048", "model=llama_9m", "data.tokenizer.model_type=unigram", "optimizer=frugal",
     "data.tokenizer.vocabulary_size=2048", "optimizer.subspace={kind:blocks,order:random}", RTE,
-    f"{RTE} optimizer.rank=4", f"{RTE} task.lr=1e-3",
+    "optimizer=frugal optimizer.modules.density_scale={*.up_proj:2}", f"{RTE} optimizer.rank=4", f"{RTE} task.lr=1e-3",
 )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ OUT_OF_RANGE = {
                   "fit_gib": (0, True, "x"), "beta2_decay": (0.8, -2), "clip": (0.5,), "momentum": (1, -1),
                   "ns_steps": (0, 100), "block_size": (0,), "rank": (0,), "alpha": (0,), "dropout": (1,),
                   "targets": ([],), "interval": (0,), "growth": (0.9, math.inf)},
-    "optimizer.modules": {"split": ([],)},
+    "optimizer.modules": {"split": ([],), "density_scale": ({"*.q_proj": 0}, {"*.q_proj": "x"}, 2, ["*.q_proj"])},
 }  # fmt: skip
 
 

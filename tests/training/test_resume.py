@@ -35,6 +35,7 @@ ARMS = {
     "adamw in 8 bits": ["optimizer=adamw_8bit"],
     "adafactor": ["optimizer=adafactor"],
     "muon": ["optimizer=muon"],
+    "scale": ["optimizer=scale"],
     **{name: [f"optimizer={name}", "optimizer.interval=3"] for name in ("apollo", "fira")},
     "lion": ["optimizer=lion"],
     "signsgd": ["optimizer=signsgd"],

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from adafrugal.optim import Frugal, ParameterGroups, Several, default_rules, split_parameters
+from adafrugal.optim import Frugal, ParameterGroups, Rule, Several, default_rules, split_parameters
 from adafrugal.optim.baselines.apollo import Apollo
 from adafrugal.optim.baselines.fira import Fira
+from adafrugal.optim.baselines.scale import Scale
 from adafrugal.settings.canonical import with_run_length
 from adafrugal.settings.schema import LoraSettings, Settings
 from adafrugal.system.errors import SettingError
@@ -25,16 +26,27 @@ def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
     """
     modules, is_lora = getattr(settings.optimizer, "modules", None), isinstance(settings.optimizer, LoraSettings)
     rules = default_rules(**asdict(modules)) if modules else default_rules()
+    if settings.optimizer.kind == "scale":
+        rules[1:1] = _rules_of_scale(settings.optimizer.momentum)
     if is_lora:  # of the blocks, only adapters are trained
         rules = [replace(rule, name="adapters") if rule.treatment == "split" else rule for rule in rules]
     try:
         found = split_parameters(model, rules)
     except ValueError as error:
         here = f"the Linear modules in the blocks of {type(model).__name__} are called {_linear_in_blocks(model)}"
-        raise SettingError(f"optimizer.modules.split: {error}; {here}") from error
+        raise SettingError(f"optimizer.modules: {error}; {here}") from error
     if is_lora:
         found.frozen = [(name, p.numel()) for name, p in model.named_parameters() if not p.requires_grad]
     return found
+
+
+def _rules_of_scale(momentum: float) -> list[Rule]:
+    """SCALE has the embeddings and the head, too."""
+    linear, head = (torch.nn.Linear,), {"dim": -1, "momentum": momentum}
+    return [
+        Rule("embeddings", "state_full", (torch.nn.Embedding,), optional=True, settings={"dim": -2}),
+        Rule("head", "state_full", linear, in_blocks=False, tensors="matrices", optional=True, settings=head),
+    ]
 
 
 def adapt(settings: Settings, model: torch.nn.Module) -> None:
@@ -119,7 +131,8 @@ def _other(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer
         return AdamW8bit(plain, **rates, block_size=o.block_size)
     if o.kind in ("adamw", "lora"):
         return torch.optim.AdamW(scaled, **rates, fused=True)
-    matrices, others = ([group for group in scaled if group["split"] is split] for split in (True, False))
+    theirs = (True, False)  # `dim` is of SCALE, which has the embeddings and the head, too
+    matrices, others = ([g for g in scaled if (g["split"] or "dim" in g) is mine] for mine in theirs)
     of_matrices = _of_matrices(settings, matrices, rates)
     return Several(of_matrices, torch.optim.AdamW(others, **rates, fused=True)) if others else of_matrices
 
@@ -132,6 +145,8 @@ def _of_matrices(settings: Settings, matrices: list[dict[str, Any]], rates: Mapp
             matrices, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.nesterov,
             ns_steps=o.ns_steps, adjust_lr_fn="match_rms_adamw",
         )  # fmt: skip
+    if o.kind == "scale":
+        return Scale(matrices, lr=o.lr, weight_decay=o.weight_decay)
     low_rank = {"rank": o.rank, "interval": o.interval, "growth": o.growth, "seed": settings.seed}
     if o.kind == "apollo":
         return Apollo(matrices, **rates, **low_rank, scaling=o.scaling)

@@ -76,6 +76,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("lr", "eps", "weight_decay", "split_lr_scale", "state_free_lr_scale"),
         ("0 or more", lambda rate: 0 <= rate < math.inf),
     ),
+    "density_scale": ("above 0", lambda scale: 0 < scale < math.inf),
     "betas": ("two numbers from 0 to below 1", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas)),
     "stagger": ("a whole number of steps, 1 or more", lambda steps: isinstance(steps, int) and steps >= 1),
 }

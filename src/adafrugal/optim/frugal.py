@@ -50,6 +50,8 @@ class Frugal(SavedOptimizer):
         eps: Adam's ε.
         weight_decay: λ, decoupled.
         density: ρ: a number, a mapping `{"kind": …}` or a control such as `LinearDecay(0.25, 0.05, steps=10_000)`.
+        density_scale: f, for groups that keep more or less state than others: `min(1, f·ρ)` of the group is selected.
+            Of blocks it is that share of the group's own blocks, which take turns among themselves.
         interval: T: likewise, such as `LossAware(100, 1000)`.
         subspace: a name ("blocks", "columns", "rows", "slab", "randk", "randperm", "svd", "random"), a mapping
             `{"kind": …}` or a `Subspace`.
@@ -97,6 +99,7 @@ class Frugal(SavedOptimizer):
         weight_decay: float = 0.0,
         *,
         density: float | Mapping[str, Any] | Control = 0.25,
+        density_scale: float = 1.0,
         interval: int | Mapping[str, Any] | Control = 200,
         subspace: str | Mapping[str, Any] | Subspace = "blocks",
         state_full: str = "adamw",
@@ -124,8 +127,9 @@ class Frugal(SavedOptimizer):
         options.refuse_foreign({"differentiable": differentiable})
         defaults = {
             "split": False, "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay,
-            "density": density, "interval": interval, "subspace": subspace, "state_full": state_full,
-            "state_free": state_free, "split_lr_scale": split_lr_scale, "state_free_lr_scale": state_free_lr_scale,
+            "density": density, "density_scale": density_scale, "interval": interval, "subspace": subspace,
+            "state_full": state_full, "state_free": state_free, "split_lr_scale": split_lr_scale,
+            "state_free_lr_scale": state_free_lr_scale,
             "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach, "capturable": capturable,
             "compile": compile, "seed": seed, "nonfinite": nonfinite, "maximize": maximize,

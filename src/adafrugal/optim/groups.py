@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -81,6 +81,7 @@ def default_rules(
     head: str = "state_full",
     split: Sequence[str] | None = None,
     unsplit: str = "state_free",
+    density_scale: Mapping[str, float] | None = None,
 ) -> list[Rule]:
     """Return FRUGAL's rules: split Linear weights in the transformer blocks, keep state for all others.
 
@@ -97,10 +98,14 @@ def default_rules(
         head: treatment of the weight of every `nn.Linear` outside the blocks.
         split: patterns for `Rule.path` of the Linear weights in the blocks to split; None: all.
         unsplit: treatment of the other Linear weights in the blocks, if `split` is given.
+        density_scale: the factor on ρ (`Frugal`) of Linear weights in the blocks by pattern for `Rule.path`, such as
+            `{"*.q_proj|*.k_proj": 0.5, "*.down_proj": 1.375}`. They are split; the first pattern that holds decides.
     """
     kinds = (nn.Linear, "transformers.pytorch_utils.Conv1D")
     linear: dict[str, Any] = {"types": kinds, "in_blocks": True, "tensors": "matrices"}
-    rules = [Rule(pattern.replace("*.", ""), "split", path=pattern, **linear) for pattern in split or ()]
+    given = [(pattern, {"density_scale": scale}) for pattern, scale in (density_scale or {}).items()]
+    given += [(pattern, {}) for pattern in split or ()]
+    rules = [Rule(path.replace("*.", ""), "split", path=path, settings=own, **linear) for path, own in given]
     name, treatment = ("Linear in blocks", "split") if split is None else ("other Linear in blocks", unsplit)
     rules.append(Rule(name, treatment, **linear, optional=True))
     if embeddings == "frozen":

@@ -23,6 +23,7 @@ class SplitOptions(TypedDict, total=False):
     """The options of split groups only; see `Frugal`."""
 
     density: Control
+    density_scale: float
     interval: Control
     subspace: Subspace
     shrink: str

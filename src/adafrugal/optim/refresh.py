@@ -177,7 +177,8 @@ def _trained(group: Group, density: float) -> float:
         return density
     nothing = f"selects nothing of {len(entries)} parameters ({group['subspace'].kind})"
     if group["refreshes"] == 1:
-        what = f"a density of {density} {nothing}: raise it, or choose another subspace"
+        scaled = "" if group["density_scale"] == 1 else f" × {group['density_scale']}"
+        what = f"a density of {density}{scaled} {nothing}: raise it, or choose another subspace"
         if _trains_only_the_subspace(group):
             raise ValueError(f"{what}; with state_free='none' nothing of them would be trained")
         if density:
@@ -365,7 +366,7 @@ def _amounts(group: Group, density: float) -> tuple[list[float], list[int]]:
     """Return the share and the number of entries that the subspace selects of each matrix in this period."""
     subspace, period = group["subspace"], _period(group, group["refreshes"])
     matrices = _matrices(group)
-    shares = subspace.shares(matrices, density, period)
+    shares = subspace.shares(matrices, min(1.0, density * group["density_scale"]), period)
     pairs = [(matrix.shape, share) for matrix, share in zip(matrices, shares, strict=True)]
     entries = {pair: subspace.entries(*pair) if pair[1] else 0 for pair in {*pairs}}  # few differ, and steps are many
     return shares, [entries[pair] for pair in pairs]

@@ -141,7 +141,7 @@ class NoUpdate(StateFree):
 
 @dataclass(frozen=True)
 class RowNorm(StateFree):
-    """Each row of G at a root mean square of 1."""
+    """Rows of G at a root mean square of 1: SCALE's columns (arXiv 2506.16659), whose matrices are [n_in, n_out]."""
 
     kind: ClassVar[str] = "rownorm"
     sees: ClassVar[Sees] = "rows"
@@ -154,7 +154,7 @@ class RowNorm(StateFree):
 
 @dataclass(frozen=True)
 class ColNorm(StateFree):
-    """Each column of G at a root mean square of 1, as in SCALE (Glentis et al., arXiv 2506.16659)."""
+    """Each column of G at a root mean square of 1."""
 
     kind: ClassVar[str] = "colnorm"
     sees: ClassVar[Sees] = "columns"

@@ -11,9 +11,9 @@ SEEDS, LEVEL = 5, 0.05
 RULE = (
     "The rule of decision, fixed before the runs: an arm is below or above the reference if the mean of its "
     f"differences, paired by seed, has a two-sided p under {LEVEL} by Student's t, adjusted by Holm's method over all "
-    f"other arms of the table. A decision takes at least {SEEDS} seeds and every run that the table plans. Until then "
-    "an arm has no p, and counts as p = 1 in the adjustment; so does an arm if one of its runs, or of its reference's, "
-    "diverged. The interval is 95% of the one difference, not adjusted."
+    f"other arms of the table. A decision takes at least {SEEDS} seeds, every run that the table plans, and the end of "
+    "a search for the rates. Until then an arm has no p and counts as p = 1 in the adjustment; so does an arm if one "
+    "of its runs, or of its reference's, diverged. The interval is 95% of the one difference, not adjusted."
 )
 
 
@@ -23,7 +23,8 @@ def grid(section: Section, reference: str) -> Grid:
     losses = {name: {s: run.summary()["validation_loss"] for s, run in job.runs.items()} for name, job in jobs.items()}
     base = jobs.pop(reference)
     found = {name: contrast(losses, {name: 1, reference: -1}) for name in jobs}
-    undecided = {name: _undecided(job, base) for name, job in jobs.items()}
+    searched = {each.arm.name for each in section.searches if each.pending}
+    undecided = {name: _undecided(job, base, bool(searched & {name, reference})) for name, job in jobs.items()}
     p = {name: sample.p for name, sample in found.items() if sample and not undecided[name]}
     adjusted = dict(zip(jobs, holm([p.get(name, 1.0) for name in jobs]), strict=True))
     rows: list[list[str | Cell]] = []
@@ -38,8 +39,10 @@ def grid(section: Section, reference: str) -> Grid:
     return Grid(["arm", "n", f"− {reference}, 95%", "p", "p, Holm", "verdict"], rows)
 
 
-def _undecided(job: Job, base: Job) -> str:
+def _undecided(job: Job, base: Job, is_searched: bool) -> str:
     """Return why the runs do not allow a decision; empty if they do."""
+    if is_searched:
+        return "the search goes on"
     planned, pairs = set(job.seeds) & set(base.seeds), set(job.runs) & set(base.runs)
     if gone := len(planned.intersection(job.diverged + base.diverged)):
         return f"not decided: {gone} diverged"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from adafrugal.reports.arms import Job
 from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
 from adafrugal.reports.statistics import Sample, crossing
+from adafrugal.system.errors import SettingError
 
 RULE = (
     "Each length is a run of its own with its whole schedule: no number is read off the curve of a longer run. The "
@@ -48,10 +49,16 @@ class Reached:
 
 
 def arms(jobs: Sequence[Job]) -> dict[str, dict[int, Job]]:
-    """Return arm -> steps -> job, from the shortest; an arm is a job's name without its steps."""
+    """Return arm -> steps -> job, from the shortest; an arm is a job's name without its steps.
+
+    Raises:
+        SettingError: a job of some epochs.
+    """
     found: dict[str, dict[int, Job]] = defaultdict(dict)
     for job in jobs:
-        steps = int(job.settings.trainer.steps or 0)  # 0: those of some epochs
+        steps = job.settings.trainer.steps
+        if steps is None:
+            raise SettingError(f"kind lengths compares trainer.steps, which {job.name} does not set; it has epochs")
         words = [word for word in job.name.split() if word != f"steps={steps}"]
         found[" ".join(words) or job.arm][steps] = job
     return {name: dict(sorted(by_steps.items())) for name, by_steps in found.items()}

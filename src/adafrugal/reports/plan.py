@@ -98,11 +98,11 @@ def _section(file: SectionFile, path: Path) -> Section:
     where = f"{path}, section {file.name}"
     try:
         section = Section(**vars(file), jobs=jobs(file.commands))
+        names = [job.name for job in section.jobs]
+        rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else names
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
-    names = [job.name for job in section.jobs]
     _refuse_doubles(names, f"{where}: two rows")
-    rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else names
     is_compared = section.kind == "lengths" or (section.kind == "comparison" and section.reference is not None)
     if is_compared and section.reference not in rows:
         raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), rows)}")

@@ -25,6 +25,10 @@ def _as_in_optim(name: str, default: Any) -> Any:
     return ranged(default, holds, words)
 
 
+def _are_factors(scales: Any) -> bool:
+    return isinstance(scales, dict) and all(is_number(scale) and scale > 0 for scale in scales.values())
+
+
 class OptimizerSettings(Part, path="optimizer"):
     """An optimizer."""
 
@@ -56,12 +60,19 @@ class ModuleSettings(Part, path="optimizer.modules"):
     # patterns for the names of Linear in the blocks to split; null: all
     split: list[str] | None = ranged(None, bool, "names of modules, such as ['*.query', '*.value'], or null for all")
     unsplit: str = ranged("state_free", TREATMENTS.__contains__, TREATMENTS)  # the other Linear in the blocks
+    # patterns for the names of Linear in the blocks -> factor on ρ
+    density_scale: Any = ranged(None, _are_factors, "names of modules, each with a factor above 0: {*.down_proj:1.5}")
 
     def check(self, s: Settings) -> None:
         """Refuse frozen modules with DDP, which waits for every gradient."""
         other = "another with trainer.parallel=ddp, which waits for every gradient; or trainer.parallel=fsdp"
         for name in ("embeddings", "norms", "head", "unsplit"):
             self.need(s.trainer.parallel != "ddp" or getattr(self, name) != "frozen", name, other)
+
+    def canonical(self, s: Settings) -> None:
+        """Write factors as floats."""
+        scales = self.density_scale or {}
+        self.density_scale = {str(name): float(scale) for name, scale in scales.items()} or None
 
 
 @dataclass
@@ -219,6 +230,14 @@ class MuonSettings(AdamWSettings):
     momentum: float = ranged(0.95, lambda share: 0 <= share < 1, "a number from 0 to below 1")
     nesterov: bool = True
     ns_steps: int = within(1, 99, 5)
+
+
+@dataclass
+class ScaleSettings(AdamWSettings):
+    """SCALE on the split matrices, on embeddings and, with a momentum, on the head; fused AdamW elsewhere."""
+
+    kind: str = "scale"
+    momentum: float = ranged(0.9, lambda share: 0 <= share < 1, "a number from 0 to below 1")
 
 
 @dataclass

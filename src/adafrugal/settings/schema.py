@@ -22,6 +22,7 @@ from adafrugal.settings.optimizer_settings import (
     FrugalSettings,
     LoraSettings,
     MuonSettings,
+    ScaleSettings,
 )
 from adafrugal.settings.ranges import Part, above, at_least, is_number, near_divisors, one_of, ranged, within
 from adafrugal.system.errors import SettingError
@@ -316,7 +317,7 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
     "model": (LlamaSettings, EncoderSettings),
     "optimizer": (
         AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings, LoraSettings, ApolloSettings,
-        FiraSettings,
+        FiraSettings, ScaleSettings,
     ),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
     "tracking": (LocalTracking, WandbTracking),

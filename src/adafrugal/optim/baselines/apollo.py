@@ -45,7 +45,7 @@ class Apollo(LowRank):
         drawn = torch.randn(size, generator=generator, dtype=torch.float32, device=grad.device)
         return drawn / math.sqrt(size[0])
 
-    def _direction(
+    def _limited(
         self, grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, last: Tensor | None, group: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         return limited(direction(grad, compact, update, group["scaling"], group["eps"]), last, group["growth"])

@@ -37,7 +37,7 @@ class Fira(LowRank):
         basis: Tensor = state["basis"]
         return basis
 
-    def _direction(
+    def _limited(
         self, grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, last: Tensor | None, group: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         rest, norm = limited(residual(grad, compact, update, basis, group["eps"]), last, group["growth"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adafrugal.optim.baselines.matrices import Matrices
 from adafrugal.optim.subspaces.base import Period
 from adafrugal.optim.subspaces.projections import SVD, Projection
 
@@ -44,7 +44,7 @@ def limited(direction: Tensor, last: Tensor | None, growth: float) -> tuple[Tens
     return direction / excess, norm / excess
 
 
-class LowRank(torch.optim.Optimizer):
+class LowRank(Matrices):
     """A base: each matrix's G [n_out, n_in] has a projection R, on the smaller side d, for which moments are kept.
 
     `R = GP` [n_out, r] if n_in ≤ n_out, otherwise `R = PᵀG` [r, n_in], with a basis P [d, r] that a subclass gives.
@@ -61,9 +61,6 @@ class LowRank(torch.optim.Optimizer):
         interval: T, in steps.
         growth: γ, the largest growth of a norm from one step to the next.
         seed: of random bases.
-
-    Raises:
-        ValueError: a parameter is not a matrix.
     """
 
     def __init__(
@@ -74,30 +71,8 @@ class LowRank(torch.optim.Optimizer):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "rank": rank}
         super().__init__(params, options | {"interval": interval, "growth": growth, "seed": seed} | more)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of matrices."""
-        super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            if param.ndim != 2:
-                shape, name = list(param.shape), type(self).__name__
-                raise ValueError(f"{name} is given a tensor of shape {shape}; allowed: matrices [n_out, n_in]")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update each matrix that has a gradient; return the closure's loss, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        places = enumerate((param, group) for group in self.param_groups for param in group["params"])
-        for place, (param, group) in places:
-            if param.grad is not None:
-                self._update(param, param.grad.to(param.dtype), group, place)
-        return loss
-
-    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any], place: int) -> None:
-        """Apply `W ← W(1 − η·λ) − η·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·D`."""
-        state, lr = self.state[param], float(group["lr"])
+    def _direction(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], place: int) -> Tensor:
+        """Return the subclass's D with Adam's bias correction: `√(1 − β₂ᵗ)/(1 − β₁ᵗ)·D`."""
         done = int(state["step"].item()) if "step" in state else 0
         period = Period(group["seed"], done // group["interval"] + 1, first=place)
         basis = self._basis(grad, state, group, done, period)
@@ -108,20 +83,18 @@ class LowRank(torch.optim.Optimizer):
         state["step"] += 1
         moments = state["exp_avg"], state["exp_avg_sq"]
         update = adam_(compact, *moments, betas=group["betas"], eps=group["eps"])
-        direction, state["norm"] = self._direction(grad, compact, update, basis, state.get("norm"), group)
-        if group["weight_decay"]:
-            param.mul_(1 - lr * group["weight_decay"])
+        direction, state["norm"] = self._limited(grad, compact, update, basis, state.get("norm"), group)
         first, second = (1 - beta ** (done + 1) for beta in group["betas"])
-        param.add_(direction, alpha=-lr * second**0.5 / first)
+        return direction.mul_(second**0.5 / first)
 
     def _basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], done: int, period: Period) -> Tensor:
         """Return P [d, r] for a gradient, after `done` steps."""
         raise NotImplementedError
 
-    def _direction(
+    def _limited(
         self, grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, last: Tensor | None, group: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Return D, and the norm that limits the next one, given the last of these."""
+        """Return D, a new tensor, and the norm that limits the next one, given the last of these."""
         raise NotImplementedError
 
 
