@@ -59,7 +59,7 @@ def whitened(grad: Tensor, steps: int) -> Tensor:
         gram = x.mT @ x if is_tall else x @ x.mT
         factor = add_product(gram, gram, gram, beta=b, alpha=c)
         x = add_product(x, *((x, factor) if is_tall else (factor, x)), beta=a)
-    return x.to(grad.dtype) * math.sqrt(max(grad.shape[-2:]))
+    return x.to(grad.dtype).mul_(math.sqrt(max(grad.shape[-2:])))
 
 
 def _above_zero(norms: Tensor) -> Tensor:
