@@ -96,6 +96,15 @@ def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
     return result
 
 
+def summed(values: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Return values [n, …], a row for each parameter, summed over the processes that share it; all must call this."""
+    for numbers in sharing(params):
+        part = values[numbers]
+        torch.distributed.all_reduce(part, group=processes(params[numbers[0]]).group)
+        values[numbers] = part
+    return values
+
+
 # -- rows of each process ---------------------------------------------------------------------------------------------
 
 
