@@ -85,10 +85,6 @@ def test_a_registered_kind_can_be_named_and_a_run_is_known_by_its_settings():
         (["optimizer.state_free={kind:own_norm,esp:1}"], "optimizer.state_free.esp: no such setting; did you mean eps"),
         (["optimizer.state_free={kind:checked,least:-1}"], "optimizer.state_free: least is -1; 0 or more is needed"),
         (
-            ["optimizer.state_free=own_norm", "trainer.parallel=fsdp", "trainer.precision=fp32"],
-            "optimizer.state_free is 'own_norm'; allowed: a rule that sees entries or rows with trainer.parallel=fsdp",
-        ),
-        (
             ["optimizer.state_free=own_norm", "optimizer.modules.norms=state_free"],
             "optimizer.modules.norms is 'state_free'; allowed: state_full or frozen with optimizer.state_free=own_norm",
         ),

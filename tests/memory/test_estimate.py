@@ -84,6 +84,7 @@ def test_first_gradients_are_counted(settings):
 @pytest.mark.parametrize("words", [
     ["optimizer=adafrugal", *FEW],
     ["optimizer=adafrugal"],
+    ["optimizer=adafrugal", "optimizer.state_free=swan", *FEW],
     ["optimizer=adamw", "trainer.precision=bf16", "trainer.micro_batch_size=4"],
     ["optimizer=galore", "model.loss_chunk_rows=128"],
     ["optimizer=frugal", *FEW, "trainer.update_in_backward=true"],

@@ -88,6 +88,9 @@ def test_every_subspace_through_refreshes_with_both_controls(kind, on_refresh):
         ({"subspace": "columns", "stagger": 2, "interval": 3}, torch.float32),
         ({"density": 0}, torch.float32),
         ({"state_free": MatrixNorm(), "subspace": "slab"}, torch.float32),
+        ({"state_free": "whiten"}, torch.float32),
+        ({"state_free": "swan", "subspace": "columns", "stochastic_rounding": True}, torch.bfloat16),
+        ({"state_free": "sinkhorn", "subspace": "svd"}, torch.float32),
     ],
     ids=str,
 )

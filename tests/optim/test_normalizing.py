@@ -1,5 +1,7 @@
 """The rules that normalize whole matrices, against their definitions: by a singular value decomposition, by sums."""
 
+import math
+
 import pytest
 import torch
 
@@ -23,6 +25,28 @@ def test_whitening_keeps_the_singular_vectors_and_moves_the_values_to_1(shape):
     torch.testing.assert_close(moved, torch.diag(moved.diagonal()), rtol=0, atol=1e-12)
     assert moved.diagonal().min() > 0.6
     assert moved.diagonal().max() < 1.25
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("shape", [(256, 256), (688, 256), (256, 688)])
+@pytest.mark.parametrize(("least", "apart"), [(1e-2, 0.04), (1e-3, 0.08)])
+def test_products_in_bfloat16_give_nearly_the_direction_of_float32(least, apart, shape, device, monkeypatch):
+    """Of gradients whose singular values fall evenly to `least` of the largest: as on a GPU, and on one.
+
+    Directions differ by a few hundredths of their size, singular values by less, and the descent along G, which is the
+    inner product of G and D at one size, by a thousandth.
+    """
+    left, values, right = torch.linalg.svd(gradient(*shape), full_matrices=False)
+    grad = (left * torch.logspace(0, math.log10(least), len(values), dtype=torch.float64) @ right).float()
+    plain = normalizing.whitened(grad, 5)
+    if device == "cpu":
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    found = normalizing.whitened(grad.to(device), 5).cpu()
+    assert 0.001 < (found - plain).norm() / plain.norm() < apart
+    one, other = (torch.linalg.svdvals(each.double()) / max(shape) ** 0.5 for each in (plain, found))
+    torch.testing.assert_close(one, other, rtol=0, atol=0.03)
+    one, other = ((grad * each).sum() / grad.norm() / each.norm() for each in (plain, found))
+    torch.testing.assert_close(one, other, rtol=0, atol=0.002)
 
 
 def test_a_step_of_newton_schulz_by_hand():

@@ -6,6 +6,7 @@ from made import recorded, section
 
 from adafrugal.reports import pictures
 from adafrugal.reports.arms import jobs
+from adafrugal.reports.searches import SearchFile
 
 STEPS = [100, 200, 300, 400]
 
@@ -100,3 +101,21 @@ def test_the_state_is_stacked_by_role(axes):
         edges = [layer.get_paths()[0].vertices for layer in panel.collections]  # of each layer, there and back
         heights.append([sorted({round(y, 3) for x, y in edge if x == 100}) for edge in edges])
     assert heights == [[[0.0, 3.75], [3.75], [3.75, 4.0]], [[0.0, 0.5], [0.5, 2.25], [2.25, 2.5]]]
+
+
+def test_searches_have_a_panel_for_each_rate_through_the_best(tmp_path):
+    """Trials of AdamW at lr·s and lr around a best; the third panel is of arms with a part without state."""
+    from matplotlib import pyplot
+
+    command, how = "experiments=c4_60m/adamw scale=mini data=embedded seed=0", SearchFile(trials=5)
+    while pending := (found := section(jobs([command]), tmp_path, search=how)).searches[0].pending:
+        for job in pending:
+            lr, s = job.rates.values()
+            recorded(tmp_path, job.command, 4 + abs(lr * s / 0.002 - 1) / 10 + abs(lr / 0.064 - 1) / 10, seed=100)
+    _, panels = pyplot.subplots(3)
+    pictures.DRAWN["rates"][1](panels, found)
+    matrices, others, free = map(curves, panels)
+    assert matrices["adamw"] == ([0.5, 1, 2], pytest.approx([0.05, 0, 0.1]))
+    assert others["adamw"] == ([0.5, 1, 2], pytest.approx([0.05, 0, 0.1]))
+    assert "adamw" not in free
+    pyplot.close("all")

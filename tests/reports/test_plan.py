@@ -42,6 +42,12 @@ def test_typed_values_are_jobs_and_two_commands_may_share_one():
     assert [job.seeds for job in found] == [(0,), (0,), (0,), (0, 1, 2)]
 
 
+def test_a_name_that_two_commands_give_has_the_arms_before_it():
+    arms = ("adamw", "frugal")
+    found = jobs([f"-m experiments=c4_60m/{arm} {BASE} trainer.steps=200,400" for arm in arms])
+    assert [job.name for job in found] == [f"{arm} steps={steps}" for arm in arms for steps in (200, 400)]
+
+
 def test_a_typed_value_replaces_that_of_the_sweep():
     """As in Hydra: one value, or several."""
     sweep = f"sweeps=density {BASE} seed=0"

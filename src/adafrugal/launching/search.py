@@ -1,9 +1,9 @@
 """`python -m adafrugal.launching.search WORDS`: search the rates of a sweep's arms, then make its runs at the best.
 
 WORDS are those of train.py, such as `sweeps=past_adamw scale=mini data.source=/path/to/c4`. Each arm has the same
-number of trials, on seeds that the sweep does not use; `adafrugal.reports.descent` says which rates are tried. Then every seed
-of the sweep runs at the arm's best rates. All runs are ordinary ones: the same command goes on where it stood, and a
-page of `experiments/tables` with the same words and a `search:` shows them.
+number of trials, on seeds that the sweep does not use; `adafrugal.reports.descent` says which rates are tried. Then
+every seed of the sweep runs at the arm's best rates. All runs are ordinary ones: the same command goes on where it
+stood, and a page of `experiments/tables` with the same words and a `search:` shows them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, help="runs at a time; by default one on each GPU, or one on the CPU")
     given = parser.parse_intermixed_args()
     try:
-        how = SearchFile(given.trials, [int(seed) for seed in given.seeds.split(",")])
-        return _Work(given.words, how, given.at_once).make()
-    except (SettingError, ValueError) as error:
+        return _Work(given.words, _how(given), given.at_once).make()
+    except SettingError as error:
         tell(f"error: {error}")
         return WRONG
     except KeyboardInterrupt:
@@ -47,7 +46,21 @@ def main() -> int:
         return INTERRUPTED
 
 
+def _how(given: argparse.Namespace) -> SearchFile:
+    for option in ("trials", "at_once"):
+        number = getattr(given, option)
+        if number is not None and number < 1:
+            name = f"--{option.replace('_', '-')}"
+            raise SettingError(f"{name} is {number}; allowed: a whole number from 1 on")
+    seeds = given.seeds.split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise SettingError(f"--seeds is {given.seeds}; allowed: whole numbers with commas between them")
+    return SearchFile(given.trials, list(map(int, seeds)))
+
+
 class _Work:
+    """The runs of a command's jobs, and of the searches for their rates."""
+
     def __init__(self, words: Sequence[str], how: SearchFile, at_once: int | None) -> None:
         self._jobs, self._how = arms.jobs([shlex.join(words)]), how
         roots = {job.settings.run_root for job in self._jobs}

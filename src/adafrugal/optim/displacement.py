@@ -7,7 +7,7 @@ interval's control is to decide are gradients compared with it, and numbers brou
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -70,11 +70,16 @@ def decide(group: Group, products: Products) -> None:
     if not is_due(group):
         return
     params = [param for param in group["params"] if param in products]
+    for numbers in shards.sharing(params):
+        some = [params[i] for i in numbers]
+        products.update(zip(some, shards.summed([products[param] for param in some], some[0]), strict=True))
     found: list[float] = []
-    if params:
-        device = products[params[0]].device
-        sums = shards.summed(torch.stack([products[param].to(device) for param in params]), params)
-        for inner, now, first in sums.double().tolist():
-            if (scale := math.sqrt(now * first)) > 0 and math.isfinite(inner / scale):
-                found.append(math.sqrt(max(0.0, 2 - 2 * inner / scale)))
+    for inner, now, first in _numbers([products[param] for param in params]):
+        if (scale := math.sqrt(now) * math.sqrt(first)) > 0 and math.isfinite(inner / scale):
+            found.append(math.sqrt(max(0.0, 2 - 2 * inner / scale)))
     group["interval"].decide(sum(found) / len(found) if found else math.inf)
+
+
+def _numbers(products: Sequence[Tensor]) -> list[list[float]]:
+    """Bring tensors of one shape to the host, which waits once for a GPU that has them all."""
+    return torch.stack([each.to(products[0].device) for each in products]).tolist() if products else []

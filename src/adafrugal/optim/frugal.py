@@ -78,7 +78,7 @@ class Frugal(SavedOptimizer):
         foreach: accepted as torch's optimizers do, without effect: `fused` decides.
         capturable: let `step` be recorded in a CUDA graph, to be replayed until the subspace moves (`can_replay`,
             `count_replay`). `lr` may be a tensor of one entry on the GPU, which each replay reads. For tensors and
-            subspaces that are updated in one launch, thus not svd, random, randk.
+            subspaces that are updated in one launch, thus not svd, random, randk, or rules that see more than entries.
         maximize: ascend: the updates with −G in place of G; moments are those of G.
         differentiable: accepted if False: steps are made outside autograd.
         compile: compile the state-free update on a CPU with torch.compile; None: for groups of 16.8 million entries

@@ -7,10 +7,13 @@ shape and dtype, with a root mean square of about 1, as signs have it. Zeros sta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+Total: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # the sums of tensors over all processes
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # of Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon)
 
 
@@ -32,6 +35,13 @@ def sinkhorn(grad: Tensor, rounds: int) -> Tensor:
     return grad
 
 
+def columns_of_rows(grads: Sequence[Tensor], lengths: Sequence[int], total: Total) -> list[Tensor]:
+    """Return some rows of matrices that have `lengths` rows in all, with columns as `lines` normalizes them."""
+    squares = total([torch.linalg.vector_norm(grad, dim=-2, keepdim=True).square() for grad in grads])
+    means = (square / length for square, length in zip(squares, lengths, strict=True))
+    return [grad / _above_zero(mean.sqrt()) for grad, mean in zip(grads, means, strict=True)]
+
+
 def whitened(grad: Tensor, steps: int) -> Tensor:
     """Return about `√max(n_out, n_in)·(GGᵀ)^(−1/2)·G`, by Newton–Schulz iterations.
 
@@ -49,7 +59,7 @@ def whitened(grad: Tensor, steps: int) -> Tensor:
         gram = x.mT @ x if is_tall else x @ x.mT
         factor = add_product(gram, gram, gram, beta=b, alpha=c)
         x = add_product(x, *((x, factor) if is_tall else (factor, x)), beta=a)
-    return x.to(grad.dtype) * math.sqrt(max(grad.shape[-2:]))
+    return x.to(grad.dtype).mul_(math.sqrt(max(grad.shape[-2:])))
 
 
 def _above_zero(norms: Tensor) -> Tensor:

@@ -173,11 +173,8 @@ def _check_rule(name: str, param: Tensor, rule: StateFree) -> None:
             f"parameter {name} has shape {tuple(param.shape)}, and the state-free rule {rule.kind} sees {seen}; "
             "allowed: matrices, or a rule that sees entries, such as signsgd"
         )
-    if not choices.goes_by_rows(rule.sees) and shards.is_sharded(param):
-        raise ValueError(
-            f"parameter {name} is sharded over processes, and the state-free rule {rule.kind} sees {seen}; allowed: "
-            "rules that see entries or rows, such as signsgd"
-        )
+    if not rule.by_entry:
+        _check_layout(name, param)
 
 
 def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
@@ -185,14 +182,18 @@ def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
         if not choices.works_on_shards(subspace.kind, subspace.settings()):
             given = f"parameter {name} is sharded over processes and the subspace is {subspace.settings()}"
             raise ValueError(f"{given}, which needs whole matrices; allowed: {choices.ON_SHARDS}")
-        if not shards.is_split_by_rows(param):
-            allowed = "along its first axis, over one dimension of the mesh"
-            raise ValueError(f"parameter {name} is sharded as {shards.layout(param)[1]}; allowed: {allowed}")
+        _check_layout(name, param)
     if param.ndim != 2 and not subspace.any_shape:
         raise ValueError(
             f"parameter {name} of a split group has shape {tuple(param.shape)}; {subspace.kind} splits only "
             "matrices: put it into a group without split=True, or choose blocks, which split any shape"
         )
+
+
+def _check_layout(name: str, param: Tensor) -> None:
+    if not shards.is_split_by_rows(param):
+        allowed = "along its first axis, over one dimension of the mesh"
+        raise ValueError(f"parameter {name} is sharded as {shards.layout(param)[1]}; allowed: {allowed}")
 
 
 def lost_in_rounding(group: Group) -> Iterable[str]:

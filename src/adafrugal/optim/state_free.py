@@ -7,7 +7,7 @@ of the others are in `normalizing`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -36,6 +36,7 @@ class StateFree(ABC):
     kind: ClassVar[str]
     sees: ClassVar[Sees] = "matrix"
     takes_stacks: ClassVar[bool] = False  # whether `direction` takes [k, n_out, n_in] and treats each matrix alone
+    sums_rows: ClassVar[bool] = False  # whether it has `of_rows`, so that no process needs a whole matrix
 
     def __post_init__(self) -> None:
         if self.sees not in choices.SEES:
@@ -56,6 +57,16 @@ class StateFree(ABC):
                 columns [n_out, n], if it sees columns; any shape, if it sees entries. If it `takes_stacks`, also
                 several of one shape, [k, n_out, n_in]: on a GPU many small matrices then take few launches.
         """
+
+    def of_rows(self, grads: Sequence[Tensor], lengths: Sequence[int], total: normalizing.Total) -> list[Tensor]:
+        """Return the rows of D for some rows of several matrices, by sums over all rows (`sums_rows`).
+
+        Args:
+            grads: [n, n_in] of each, of which other processes have the other rows; n may be 0.
+            lengths: n_out of each.
+            total: returns the sums of tensors over all processes, which must call it equally often.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no of_rows, which sums_rows needs")
 
     def __call__(self, grad: Tensor) -> Tensor:
         """Return `direction(grad)`.
@@ -148,10 +159,15 @@ class ColNorm(StateFree):
     kind: ClassVar[str] = "colnorm"
     sees: ClassVar[Sees] = "columns"
     takes_stacks: ClassVar[bool] = True
+    sums_rows: ClassVar[bool] = True
 
     def direction(self, grad: Tensor) -> Tensor:
         """Return the normalized columns; a column of zeros stays so."""
         return normalizing.lines(grad, -2)
+
+    def of_rows(self, grads: Sequence[Tensor], lengths: Sequence[int], total: normalizing.Total) -> list[Tensor]:
+        """Return rows of the normalized columns, by one sum."""
+        return normalizing.columns_of_rows(grads, lengths, total)
 
 
 @dataclass(frozen=True)
@@ -160,11 +176,19 @@ class Sinkhorn(StateFree):
 
     kind: ClassVar[str] = "sinkhorn"
     takes_stacks: ClassVar[bool] = True
+    sums_rows: ClassVar[bool] = True
     rounds: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:
         """Return a matrix whose columns, and nearly its rows, have a root mean square of 1."""
         return normalizing.sinkhorn(grad, self.rounds)
+
+    def of_rows(self, grads: Sequence[Tensor], lengths: Sequence[int], total: normalizing.Total) -> list[Tensor]:
+        """Return rows of these matrices, by a sum in each round."""
+        found = list(grads)
+        for _ in range(self.rounds):
+            found = normalizing.columns_of_rows([normalizing.lines(each, -1) for each in found], lengths, total)
+        return found
 
 
 @dataclass(frozen=True)

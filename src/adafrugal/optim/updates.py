@@ -23,6 +23,7 @@ from adafrugal.optim.options import Group
 from adafrugal.optim.refresh import States, selection_here
 from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
+from adafrugal.optim.sharding import directions, shards
 from adafrugal.optim.sharding.shards import here, is_sharded, local, local_grad
 from adafrugal.optim.state import has_moments, moment_names, selection
 from adafrugal.optim.state_free import SGD
@@ -42,8 +43,9 @@ class Launches(NamedTuple):
 
 
 class Due(NamedTuple):
-    """A tensor to update."""
+    """A tensor to update: this process's part of it."""
 
+    place: int  # index among the group's parameters
     target: Tensor
     grad: Tensor  # shape of target
     state: dict[str, Any]
@@ -74,7 +76,7 @@ def update(group: Group, states: States, kept: Kept) -> None:
         in_fewer_bits = _in_fewer_bits(target, state, group)
         if not in_fewer_bits:
             grad = grad.to(target.dtype)  # autograd may keep it in another (`grad_dtype`)
-        due = Due(target, grad, state, chosen)
+        due = Due(place, target, grad, state, chosen)
         if in_fewer_bits:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
@@ -90,23 +92,36 @@ def update(group: Group, states: States, kept: Kept) -> None:
     apply(full, free)
     update_batch = _update_in_turn if group["split"] and not group["state_free"].by_entry else _update_projected
     for batch in batches.values():
-        some = max(1, _IN_A_BATCH // max(1, batch[0].target.numel()))
-        for start in range(0, len(batch), some):
-            update_batch(batch[start : start + some], group, apply)
+        for some in _divided(batch, group):
+            update_batch(some, group, apply)
 
 
 def _kind_of_batch(due: Due, group: Group) -> tuple[Any, ...] | None:
     """Return what matrices of one batch have in common; None if a tensor is not updated in a batch."""
-    target, _, state, chosen = due
+    place, target, _, state, chosen = due
     common = target.device, target.dtype, target.shape
+    if _takes_direction(state, group, chosen):
+        if directions.are_shared(param := group["params"][place], group["state_free"]):
+            return shards.processes(param).group, target.dtype
+        return common if group["fused"] and group["state_free"].takes_stacks and _costs_a_launch(target) else None
     if not group["split"] or not group["fused"]:
         return None
-    if _takes_direction(state, group, chosen):
-        return common if group["state_free"].takes_stacks and _costs_a_launch(target) else None
     suits = group["subspace"].in_batches and state.get("entries") and group["state_free"].kind in tables.RULES_FREE
     if suits and target.dtype == torch.float32 and tables.takes(target):
         return *common, chosen["basis"].shape
     return None
+
+
+def _divided(batch: Sequence[Due], group: Group) -> Iterator[Sequence[Due]]:
+    """Divide matrices of one kind into batches of as many as are to be updated at once."""
+    params = [group["params"][due.place] for due in batch]
+    if group["split"] and directions.are_shared(params[0], group["state_free"]):
+        for numbers in directions.rounds(params, group["state_free"]):
+            yield [batch[i] for i in numbers]
+        return
+    some = max(1, _IN_A_BATCH // max(1, batch[0].target.numel()))
+    for start in range(0, len(batch), some):
+        yield batch[start : start + some]
 
 
 def _costs_a_launch(target: Tensor) -> bool:
@@ -151,7 +166,7 @@ def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
 
 def _regions(due: Due, group: Group, direction: Tensor | None = None) -> tuple[list[Full], Sequence[Free]]:
     """Return a tensor's updates by the state-full rule and by the state-free rule, or by the direction it has made."""
-    target, grad, state, chosen = due
+    _, target, grad, state, chosen = due
     if not group["split"]:
         return [Full(target, grad, state)], ()
     subspace = group["subspace"]
@@ -316,14 +331,18 @@ def _directions(batch: Sequence[Due], group: Group) -> Sequence[Tensor | None]:
     """Return the direction of each tensor; None if its rule, applied later, makes it."""
     if not _takes_direction(batch[0].state, group, batch[0].chosen):
         return [None] * len(batch)
+    rule, grads = group["state_free"], [due.grad for due in batch]
+    params = [group["params"][due.place] for due in batch]
+    if directions.are_shared(params[0], rule):
+        return directions.made(rule, params, grads, group["first"] + batch[0].place)
     if len(batch) == 1:  # whose gradient needs no copy
-        return [group["state_free"](batch[0].grad)]
-    return group["state_free"](torch.stack([due.grad for due in batch])).unbind()
+        return [rule(grads[0])]
+    return rule(torch.stack(grads)).unbind()
 
 
 def _update_projected(batch: Sequence[Due], group: Group, _: Apply) -> None:
     """Update matrices of one shape [n_out, n_in] that are projected on bases of one shape, in few launches."""
-    targets, grads, states, chosen = zip(*batch, strict=True)
+    _, targets, grads, states, chosen = zip(*batch, strict=True)
     subspace, (rates, rates_free) = cast(Projection, group["subspace"]), _rates(group)
     bases = {"basis": torch.stack([each["basis"] for each in chosen])}
     rest = torch.stack(list(grads))
@@ -338,7 +357,7 @@ def _update_projected(batch: Sequence[Due], group: Group, _: Apply) -> None:
 
 def _update_in_fewer_bits(due: Due, group: Group, rounding: Rounding, apply: Apply) -> None:
     """Update copies of a tensor and its moments in the working dtype; store the results."""
-    target, grad, state, chosen = due
+    place, target, grad, state, chosen = due
     dtype = _working_dtype(target)
     moments = moment_names(state, group)
     part = state
@@ -348,7 +367,7 @@ def _update_in_fewer_bits(due: Due, group: Group, rounding: Rounding, apply: App
         if moments:
             part["step"] = state["step"].clone()
         wide = target[rows].to(dtype, copy=True)
-        _update_in_turn([Due(wide, grad[rows].to(dtype), part, chosen)], group, apply)
+        _update_in_turn([Due(place, wide, grad[rows].to(dtype), part, chosen)], group, apply)
         part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
         part_rounding.store(target[rows], wide, 0)
         for role, name in enumerate(moments, 1):

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,6 +70,8 @@ class Job:
 def jobs(commands: Sequence[str]) -> list[Job]:
     """Return the jobs of some commands, without runs; a job in two commands has the seeds of both.
 
+    A name that two commands give, such as `steps=200`, is preceded by the arm's.
+
     Raises:
         SettingError: a command that train.py would refuse.
     """
@@ -77,7 +80,8 @@ def jobs(commands: Sequence[str]) -> list[Job]:
         for job in _jobs_of(command):
             known = found.get(job.key, job)
             found[job.key] = replace(known, seeds=tuple(dict.fromkeys([*known.seeds, *job.seeds])))
-    return list(found.values())
+    names = Counter(job.name for job in found.values())
+    return [replace(job, name=f"{job.arm} {job.name}") if names[job.name] > 1 else job for job in found.values()]
 
 
 def _jobs_of(command: str) -> list[Job]:

@@ -59,7 +59,7 @@ def _page(page: Page, out: Path) -> dict[Path, str | None]:
     parts = [MADE, f"# {page.file.title}", _commands(page.file.commands), page.file.about.strip()]
     files: dict[Path, str | None] = {out / "README.md": None}
     for section in page.sections:
-        parts += [f"## {section.title}", _commands(section.commands), section.note.strip()]
+        parts += [f"## {section.title}", _made_by(section), section.note.strip()]
         for number, (title, grid) in enumerate(layouts.grids(section).items()):
             stem = section.name if number == 0 else f"{section.name}-{number + 1}"
             caption = ": ".join(part for part in (section.title, title.rstrip(":")) if part)
@@ -76,8 +76,16 @@ def _page(page: Page, out: Path) -> dict[Path, str | None]:
     return files
 
 
-def _commands(commands: Sequence[str]) -> str:
-    return "\n".join(f"    python train.py {command}" for command in commands)
+def _commands(commands: Sequence[str], program: str = "train.py", options: str = "") -> str:
+    return "\n".join(f"    python {program} {command}{options}" for command in commands)
+
+
+def _made_by(section: Section) -> str:
+    """Return the commands that make a section's runs, with their search."""
+    if section.search is None:
+        return _commands(section.commands)
+    options = f" --trials {section.search.trials} --seeds {','.join(map(str, section.search.seeds))}"
+    return _commands(section.commands, "-m adafrugal.launching.search", options)
 
 
 def _missing(section: Section) -> str:
@@ -88,6 +96,10 @@ def _missing(section: Section) -> str:
         return ""
     if not section.runs:
         return f"None of the {wanted} runs is recorded; the command above makes them."
+    if section.searches:
+        going_on = ", ".join(each.arm.name for each in section.searches if each.pending)
+        searches = f", and the searches of {going_on} go on" if going_on else ""
+        return f"{count} of {wanted} runs are missing{searches}; the command above makes what is missing."
     lines = [f"    python train.py{_seeds(job)} {job.command}" for job in jobs]
     return f"{count} of {wanted} runs are missing; this makes them:\n\n" + "\n".join(lines)
 
@@ -102,6 +114,10 @@ def _runs(section: Section, out: Path) -> str:
     for job in section.jobs:
         if links := ", ".join(f"[seed {seed}]({_link(run, out)})" for seed, run in job.runs.items()):
             lines.append(f"- {job.name}: {links}")
+    for each in section.searches:
+        trials = [run for job in each.trials for run in job.runs.values()]
+        if links := ", ".join(f"[{number}]({_link(run, out)})" for number, run in enumerate(trials, 1)):
+            lines.append(f"- the search of {each.arm.name}: {links}")
     head = "<details><summary>The runs of this table</summary>"
     return "\n".join([head, "", *lines, "", "</details>"]) if lines else ""
 

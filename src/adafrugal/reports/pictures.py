@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafrugal.reports import frontier
+from adafrugal.reports import curves, frontier
 from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record, spoken
 
@@ -225,6 +225,7 @@ DRAWN = {  # name -> title, drawing function
     "loss": ("Training loss", _loss),
     "frontier": ("Loss against optimizer state", frontier.draw),
     "tradeoff": ("Perplexity against optimizer state", _tradeoff),
+    "rates": ("The loss along each rate of the searches", curves.draw),
     "controls": ("Density and interval over the run", _controls),
     "state": ("Optimizer state over the run", _state),
     "roles": ("What the optimizer state is of", _roles),

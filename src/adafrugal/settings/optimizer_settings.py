@@ -115,7 +115,7 @@ class FrugalSettings(AdamWSettings):
         self._check_controls(steps)
         kind, own = self._checked("subspace", SUBSPACES)
         self.need(self.on_refresh in POLICIES[kind], "on_refresh", f"{', '.join(POLICIES[kind])} with {kind}")
-        self._check_rule(is_sharded)
+        self._check_rule()
         on_shards = f"{ON_SHARDS} with trainer.parallel=fsdp, which divides matrices by rows; ddp takes all"
         self.need(not is_sharded or choices.works_on_shards(kind, own), "subspace", on_shards)
         longest = int(controls.interval(with_run_length(self.interval, steps)).at(1))
@@ -175,11 +175,9 @@ class FrugalSettings(AdamWSettings):
                 raise SettingError(f"optimizer.{name}: {error}") from error
         return kind, own
 
-    def _check_rule(self, is_sharded: bool) -> None:
+    def _check_rule(self) -> None:
         kind, _ = self._checked("state_free", STATE_FREE)
         sees, norms = choices.SEEN_BY[kind], self.modules.norms
-        by_rows = "a rule that sees entries or rows with trainer.parallel=fsdp, which divides matrices by rows"
-        self.need(not is_sharded or choices.goes_by_rows(sees), "state_free", by_rows)
         of_vectors = f"state_full or frozen with optimizer.state_free={kind}, which updates only matrices"
         self.modules.need(choices.goes_by_entry(sees) or norms in ("state_full", "frozen"), "norms", of_vectors)
 

@@ -15,14 +15,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
-from own_parts import RULES, RowNorm
+from own_parts import ColumnNorm, MatrixNorm, RowNorm
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from adafrugal.optim import SVD, Displacement, Frugal, LinearDecay, LossAware, UpdateInBackward
+from adafrugal.optim import SVD, Displacement, Frugal, LinearDecay, LossAware, StateFree, UpdateInBackward
 from adafrugal.optim.sharding import shards
 from adafrugal.optim.sharding.shards import as_sharded
 
@@ -51,6 +52,12 @@ ARMS = {
         "state_free": "sgd",
     },
     "random": {"subspace": {"kind": "random", "side": "right"}},
+    "whiten, columns": {"subspace": "columns", "state_free": "whiten"},
+    "swan, blocks": {"state_free": "swan"},
+    "sinkhorn, slab": {"subspace": "slab", "state_free": "sinkhorn"},
+    "colnorm, random": {"subspace": {"kind": "random", "side": "right"}, "state_free": "colnorm"},
+    "own norm, columns": {"subspace": "columns", "state_free": MatrixNorm()},
+    "own column norm, blocks": {"state_free": ColumnNorm()},
 }
 REFUSED = {kind: kind for kind in ("rows", "randk", "randperm", "svd", "random")}
 REFUSED["svd, left"] = {"kind": "svd", "side": "left"}
@@ -249,6 +256,20 @@ def owned(mesh):
     return {"found": counts[:3], "of": len(training.optimizer.param_groups[0]["params"])}
 
 
+def directed(mesh, rule):
+    """How many directions this process makes at a step, and which collectives it needs for all."""
+    counts, call = [], StateFree.__call__
+    StateFree.__call__ = lambda made_by, grad: counts.append(not made_by.by_entry) or call(made_by, grad)
+    try:
+        training = Training("signsgd", mesh, state_free=rule)
+        training.backward(0)
+        with CommDebugMode() as said:
+            training.optimizer.step()
+    finally:
+        StateFree.__call__ = call
+    return {"made": sum(counts), "collectives": {str(op): n for op, n in said.get_comm_counts().items()}}
+
+
 def said_of(wrong):
     """Return what a function raises, as a string."""
     try:
@@ -265,11 +286,11 @@ def refused_subspaces(mesh):
     return {name: said_of(partial(Frugal, [group], subspace=kind)) for name, kind in REFUSED.items()}
 
 
-def refused_rules(mesh):
-    model = Model()
-    fully_shard(model, mesh=mesh)
-    group = {"params": [model.head.weight], "split": True}
-    return {rule.kind: said_of(partial(Frugal, [group], state_free=rule)) for rule in RULES}
+def refused_layout():
+    """What rules say of a matrix that is sharded by columns."""
+    mesh = init_device_mesh(DEVICE, (SIZE,))
+    group = {"params": [nn.Parameter(distribute_tensor(torch.randn(4, 6), mesh, [Shard(1)]))], "split": True}
+    return {rule: said_of(partial(Frugal, [group], density=0.0, state_free=rule)) for rule in ("rownorm", "whiten")}
 
 
 def refused_state(mesh):
@@ -321,16 +342,19 @@ def run(rank):
     found = {arm: compared(arm, mesh) for arm in ARMS if arm not in elsewhere}
     for arm in ("lion and sgd", "svd"):
         found[f"{arm}, in the backward pass"] = compared(arm, mesh, in_backward=True)
+    found["whiten, columns, in the backward pass"] = compared("whiten, columns", mesh, in_backward=True)
     found["svd, on a mesh of two dimensions"] = compared("svd", twofold)
+    found["swan, blocks, on a mesh of two dimensions"] = compared("swan, blocks", twofold)
     found["svd, gradients that come late"] = compared("svd, iterated", mesh, late=True)
     found["resumed"] = {arm: resumed(arm, mesh) for arm in RESUMED}
     found["checkpointed"] = {arm: checkpointed(arm, mesh) for arm in RESUMED}
     found["skipped"] = {nonfinite: skipped(mesh, nonfinite) for nonfinite in ("skip", "error")}
     found["kept"], found["owned"] = kept(mesh), owned(mesh)
     found["refused"], found["refused state"] = refused_subspaces(mesh), refused_state(mesh)
-    found["refused rules"] = refused_rules(mesh)
+    found["refused layout"] = refused_layout()
+    found["directed"] = {kind: directed(mesh, kind) for kind in ("whiten", "sinkhorn", "colnorm", "rownorm")}
     found["as shards lie"] = as_shards_lie(mesh)
-    found["rounded"] = {arm: rounded(mesh, arm) for arm in ("blocks", "columns", "slab")}
+    found["rounded"] = {arm: rounded(mesh, arm) for arm in ("blocks", "columns", "slab", "swan, blocks")}
     (PLACE / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -17,6 +17,7 @@ from adafrugal.optim.sharding import shards
 SILENT = (
     "blocks", "blocks, by elements", "columns", "columns, overlap kept", "lion and sgd, in the backward pass",
     "row norm", "signsgd", "slab", "slab, overlap kept", "slab, state in bfloat16",
+    "whiten, columns, in the backward pass",
 )  # fmt: skip
 BY_GRADIENT = (
     "svd", "svd, kept", "svd, in the backward pass", "svd, on a mesh of two dimensions",
@@ -24,7 +25,11 @@ BY_GRADIENT = (
 )  # fmt: skip
 SAVED = ("blocks", "columns, overlap kept", "slab", "slab, overlap kept", "slab, by displacement", "svd, kept")
 BY_DISPLACEMENT = ("slab, by displacement",)
-ARMS = (*SILENT, "slab, kept", "random", *BY_GRADIENT, *BY_DISPLACEMENT)
+OF_MATRICES = (
+    "whiten, columns", "swan, blocks", "swan, blocks, on a mesh of two dimensions", "sinkhorn, slab", "colnorm, random",
+    "own norm, columns", "own column norm, blocks",
+)  # fmt: skip
+ARMS = (*SILENT, "slab, kept", "random", *BY_GRADIENT, *OF_MATRICES, *BY_DISPLACEMENT)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,11 @@ def test_the_displacement_is_summed_over_the_processes_at_checks_alone(ranks, ar
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm not in BY_DISPLACEMENT])
 def test_a_step_communicates_only_where_a_refresh_has_to(ranks, arm):
+    """Or at each, for directions of whole matrices or columns."""
     for rank in ranks:
+        if arm in OF_MATRICES:
+            assert rank[arm]["spoke"] == list(range(1, 31))
+            continue
         said = {"random", *BY_GRADIENT} - {"svd, in the backward pass"}
         moments_move = rank[arm]["refreshed"][1:] if arm == "slab, kept" else []
         assert rank[arm]["spoke"] == (rank[arm]["refreshed"] if arm in said else moments_move)
@@ -111,6 +120,17 @@ def test_the_processes_find_bases_at_the_same_time(ranks):
     assert [rank["owned"] for rank in ranks] == [{"found": [3, 3, 3], "of": 5}, {"found": [2, 2, 2], "of": 5}]
 
 
+def test_the_processes_make_directions_at_the_same_time_or_share_sums(ranks):
+    """Of five matrices in three rounds, by one gather and one scatter each; or all at once."""
+    directed = [rank["directed"] for rank in ranks]
+    assert [each["whiten"]["made"] for each in directed] == [3, 2]
+    for each in directed:
+        assert sorted(each["whiten"]["collectives"].values()) == [5, 5]
+        assert list(each["sinkhorn"]["collectives"].values()) == [5], "rounds, whatever the number of matrices"
+        assert list(each["colnorm"]["collectives"].values()) == [1]
+        assert each["rownorm"]["collectives"] == {}
+
+
 # -- gradients that are not finite, on one process alone --------------------------------------------------------------
 
 
@@ -134,7 +154,7 @@ def test_all_keep_the_basis_and_count_it(ranks):
     assert one["kept"] == 1
 
 
-@pytest.mark.parametrize("arm", ["blocks", "columns", "slab"])
+@pytest.mark.parametrize("arm", ["blocks", "columns", "slab", "swan, blocks"])
 def test_stochastic_rounding_draws_what_one_process_does(ranks, arm):
     assert all(rank["rounded"][arm] for rank in ranks)
 
@@ -180,12 +200,11 @@ def test_subspaces_that_need_whole_matrices_are_refused(ranks, kind):
         assert f"which needs whole matrices; allowed: {choices.ON_SHARDS}" in said
 
 
-def test_rules_that_see_more_than_rows_are_refused(ranks):
-    line = "parameter number 0 is sharded over processes, and the state-free rule {} sees {}; allowed: rules that see"
-    for said in (rank["refused rules"] for rank in ranks):
-        assert said["own_norm"].startswith(line.format("own_norm", "a whole matrix"))
-        assert said["own_colnorm"].startswith(line.format("own_colnorm", "whole columns"))
-        assert said["own_rownorm"] is said["own_cube"] is None
+def test_rules_that_see_lines_refuse_matrices_that_are_not_divided_by_rows(ranks):
+    for said in (said for rank in ranks for said in rank["refused layout"].values()):
+        assert said == "parameter number 0 is sharded as (Shard(dim=1),); allowed: along its first axis, over one " + (
+            "dimension of the mesh"
+        )
 
 
 @pytest.mark.gpu

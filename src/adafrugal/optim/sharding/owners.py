@@ -50,7 +50,8 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
     owners = [(first + i) % size for i in range(len(asks))]
     grads: list[Tensor | None] = [None] * len(asks)
     if subspace.needs_gradient:  # at most one is whole on this process
-        grads = [_gathered(ask.param, owner) for ask, owner in zip(asks, owners, strict=True)]
+        owned = zip(asks, owners, strict=True)
+        grads = [gathered(ask.param, shards.local_grad(ask.param), owner) for ask, owner in owned]
     chosen = [subspace.blank(ask.param, ask.share) for ask in asks]
     if rank in owners:
         mine = owners.index(rank)
@@ -63,11 +64,10 @@ def select(asks: Sequence[Ask], subspace: Subspace, first: int) -> list[Selectio
     return chosen
 
 
-def _gathered(param: Tensor, owner: int) -> Tensor | None:
-    """Gather the gradient of a sharded matrix on its owner; return None on the other processes."""
+def gathered(param: Tensor, own: Tensor, owner: int) -> Tensor | None:
+    """Gather a tensor like a sharded matrix, of which `own` is this process's part, on its owner; None on others."""
     group, rank, size = shards.processes(param)
     most = shards.row_ranges(param.shape[0], size)[0].count
-    own = shards.local_grad(param)
     padded = own.new_zeros(most, param.shape[1])  # gather needs equal shapes
     padded[: len(own)] = own
     if rank != owner:

@@ -96,13 +96,12 @@ def agreed(flags: Sequence[bool], params: Sequence[Tensor]) -> list[bool]:
     return result
 
 
-def summed(values: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Return values [n, …], a row for each parameter, summed over the processes that share it; all must call this."""
-    for numbers in sharing(params):
-        part = values[numbers]
-        torch.distributed.all_reduce(part, group=processes(params[numbers[0]]).group)
-        values[numbers] = part
-    return values
+def summed(values: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """Return sums over the processes that share `like`, in one collective; all must call this."""
+    flat = torch.cat([value.flatten() for value in values])
+    torch.distributed.all_reduce(flat, group=processes(like).group)
+    parts = torch.split(flat, [value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
 # -- rows of each process ---------------------------------------------------------------------------------------------

@@ -1,0 +1,56 @@
+"""The search for rates as a command: real runs, which a second command finds done."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from adafrugal.reports import records
+
+WORDS = ["optimizer=adamw", "scale=smoke", "tracking=local", "trainer.steps=4", "eval.every=4", "eval.tokens=256"]
+
+
+@pytest.fixture
+def search(cache_root, tmp_path):
+    """A function: run the command with more words; return how it ended."""
+
+    def run(*more):
+        words = [*WORDS, f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", *more]
+        command = [sys.executable, "-m", "adafrugal.launching.search", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY)
+
+    return run
+
+
+def test_trials_and_then_the_table_s_runs_at_the_best_rates_are_made_once(search, tmp_path):
+    done = search("seed=0", "--trials", "2", "--at-once", "2")
+    assert done.returncode == 0, done.stderr
+    runs = records.find([tmp_path / "runs"])
+    made = [(run.config()["seed"], run.config()["optimizer"]["split_lr_scale"]) for run in runs]
+    assert sorted(seed for seed, _ in made) == [0, 100, 100]
+    losses = {s: run.summary()["validation_loss"] for run, (seed, s) in zip(runs, made, strict=True) if seed == 100}
+    assert sorted(losses) == [0.5, 1.0]
+    best = min(losses, key=losses.get)
+    assert [s for seed, s in made if seed == 0] == [best]
+    said = f"adamw: lr 0.001, s {best:g} after 2 trials (at an edge: lr·s, lr): "
+    assert said in done.stdout
+    again = search("seed=0", "--trials", "2")
+    assert again.returncode == 0
+    assert again.stdout.splitlines() == [done.stdout.splitlines()[-1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=0,100"], "error: the search of adamw uses seed 100, which its table uses; take other seeds"),
+        (["optimizer.lr=-1"], "error: optimizer.lr is -1.0; allowed: 0 or more"),
+        (["--seeds", "a"], "error: --seeds is a; allowed: whole numbers with commas between them"),
+        (["--trials", "0"], "error: --trials is 0; allowed: a whole number from 1 on"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_a_line(search, words, message, tmp_path):
+    found = search(*words)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.strip() == message
+    assert not (tmp_path / "runs").exists()
