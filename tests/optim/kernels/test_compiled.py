@@ -214,12 +214,16 @@ def test_on_a_gpu_fast_forms_agree_with_plain_ones_on_a_cpu(subspace):
 @pytest.mark.parametrize("state_free", ["whiten", "swan", "sinkhorn", "rownorm", "colnorm"])
 @pytest.mark.parametrize("subspace", ["blocks", "columns", "randk", "svd"])
 def test_on_a_gpu_rules_that_see_matrices_agree_with_those_on_a_cpu(subspace, state_free):
-    """A whitened direction up to the bfloat16 of its products: of a root mean square of 1 about a hundredth."""
+    """A whitened direction up to the bfloat16 of its products: of a root mean square of 1 about a hundredth.
+
+    With svd the bases differ by rounding, in which Adam's first step, nearly a sign, is large where R is small: 2e-4 on
+    an H200.
+    """
     how = {"lr": 1.0, "subspace": subspace, "state_free": state_free}
     ends = [parameters(stepped(frugal(matrices(SHAPES, device=on), **how), [0])) for on in ("cpu", "cuda")]
     for here, there in zip(*ends, strict=True):
         error = (here - there.cpu()).square().mean().sqrt()
-        assert error < (0.03 if state_free in ("whiten", "swan") else 1e-4)
+        assert error < (0.03 if state_free in ("whiten", "swan") else 1e-3 if subspace == "svd" else 1e-4)
 
 
 @pytest.mark.gpu
