@@ -116,7 +116,8 @@ def test_an_optimizer_has_the_parts_of_the_readmes_table(composed):
     for (name,), subspace, *parts in ((quoted(row[0]), *row[1:]) for row in rows(README, "| `optimizer=`") if row[1]):
         o = compose.check(*composed(f"optimizer={name}")).optimizer
         density = {"constant": "{value:g}", "linear": "{start} → {end}, linear"}[o.density["kind"]]
-        interval = {"constant": "{value}", "loss_aware": "{start} → {max}, by the loss"}[o.interval["kind"]]
+        forms = {"loss_aware": "{start} → {max}, by the loss", "displacement": "{min} to {max}, by the gradient"}
+        interval = forms.get(o.interval["kind"], "{value}")
         assert parts == [density.format(**o.density), interval.format(**o.interval), *parts[2:4], o.on_refresh], name
         assert [part.lower() for part in parts[2:4]] == [o.state_full, o.state_free]
         kind = {"kind": o.subspace} if isinstance(o.subspace, str) else o.subspace

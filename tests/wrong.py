@@ -50,6 +50,9 @@ WRONG = ALWAYS | {  # beside the defaults
     "optimizer.density=abc": ["optimizer.density", "'abc'", "number"],
     "optimizer.density={value:0.5}": ["optimizer.density", "'value'", "start, end, steps"],
     "optimizer.density={kind:[linear]}": ["optimizer.density", "constant, linear"],
+    "optimizer/interval=displacement optimizer.interval.threshold=0": [
+        "optimizer.interval: threshold is 0", "above 0"],
+    "optimizer/interval=displacement optimizer.interval.max=9": ["optimizer.interval: max is 9, below min (25)"],
     "optimizer=frugal optimizer.interval=0": ["optimizer.interval", "at least 1"],
     "+optimizer.interval.value=400": ["optimizer.interval", "no 'value'"],
     "optimizer=adamw optimizer/density=linear": ["optimizer/density"],

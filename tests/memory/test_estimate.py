@@ -74,6 +74,13 @@ def test_blocks_in_a_random_order_are_drawn_as_in_a_run(match, settings):
     assert estimate(chosen).first_state == state_bytes(after_a_step(chosen)).total
 
 
+def test_first_gradients_are_counted(settings):
+    chosen, _ = settings("optimizer=frugal_displacement", "optimizer.subspace=columns", ONE_LAYER)
+    foretold, optimizer = estimate(chosen), after_a_step(chosen)
+    assert foretold.first_state == foretold.peak.state == state_bytes(optimizer).total
+    assert state_bytes(optimizer).by_role()["gradients"] == 2 * optimizer.selected_entries()
+
+
 @pytest.mark.parametrize("words", [
     ["optimizer=adafrugal", *FEW],
     ["optimizer=adafrugal"],

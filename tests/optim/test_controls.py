@@ -12,7 +12,7 @@ from own_parts import Trend
 from stepping import frugal, matrices, saved_and_loaded, stepped
 
 from adafrugal.optim import controls
-from adafrugal.optim.controls import Constant, Control, LinearDecay, LossAware
+from adafrugal.optim.controls import Constant, Control, Displacement, LinearDecay, LossAware
 
 
 def test_linear_decay_is_the_formula_with_k_1_at_the_first_step():
@@ -58,6 +58,27 @@ def test_a_loss_that_is_not_finite_raises_no_interval_and_is_reported(loss):
         interval.observe(loss)
     assert interval.at(1) == 100
     assert observed(interval, 5.0).at(1) == 150, "the loss before is the last finite one"
+
+
+def test_a_period_lasts_until_a_check_finds_too_little_displacement_for_its_length():
+    interval = Displacement(threshold=0.1, check=3, min=4, max=12)
+    for moved, known in (([0.4], 7), ([0.4, 0.69], 7), ([2.0, 2.0], 10), ([2.0, 2.0, 2.0], 12), ([math.inf], 7)):
+        interval.begin_period()
+        for k in range(1, 13):
+            if interval.decides_at(k):
+                interval.decide(moved.pop(0) if moved else 0.0)
+            if interval.at(1) <= k:
+                break
+        assert (interval.at(1), k) == (known, known) and not interval.decides_at(k + 1)
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    ({"threshold": 0}, "threshold is 0; a number above 0"), ({"check": 0}, "check is 0; a whole number of steps"),
+    ({"min": 30, "max": 20}, "max is 20, below min"), ({"min": 2.5}, "min is 2.5; a whole number"),
+])  # fmt: skip
+def test_checks_that_cannot_be_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        controls.interval({"kind": "displacement"} | settings)
 
 
 def observed(control, *losses):

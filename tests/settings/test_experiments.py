@@ -81,6 +81,16 @@ def test_a_choice_is_all_that_changes_in_its_experiment(name, changed, settings_
     assert usual.keys() <= found.keys()
 
 
+@pytest.mark.parametrize("words", [(), ("scale=mini", "data=embedded")], ids=["papers", "mini"])
+def test_a_t_by_displacement_is_all_that_changes_and_within_lotus_range(words, settings_of):
+    made, frugal = (settings_of(f"experiments=c4_130m/{arm}", *words) for arm in ("frugal_displacement", "frugal"))
+    o = made.optimizer
+    assert o.interval["kind"] == "displacement" and o.interval["min"] == o.interval["check"]
+    assert 0.005 <= o.interval["threshold"] <= 0.02 and 25 <= o.interval["check"] <= 100
+    assert replace(o, interval=frugal.optimizer.interval) == frugal.optimizer
+    assert replace(made, optimizer=frugal.optimizer, arm="frugal") == frugal
+
+
 def test_adagalore_is_galore_with_adafrugals_controls(settings_of):
     made, galore, adafrugal = (
         settings_of(f"experiments=c4_130m/{arm}").optimizer for arm in ("adagalore", "galore", "adafrugal")

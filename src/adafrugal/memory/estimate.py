@@ -13,7 +13,7 @@ from adafrugal.memory.trace import Answers, Footprint, footprint, shadows
 from adafrugal.models import llama, optimizers
 from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
-from adafrugal.optim import Constant, Frugal, UpdateInBackward, state_bytes
+from adafrugal.optim import Constant, Control, Displacement, Frugal, UpdateInBackward, state_bytes
 from adafrugal.settings.canonical import settled
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
@@ -73,7 +73,7 @@ def _traced(settings: Settings) -> Estimate:
         if group.get("split") and "compile" in group:
             group["compile"] = False  # this process keeps compiled code for its real runs
         elif group.get("split") and "interval" in group:
-            group["interval"] = 1  # a new basis at every step
+            group["interval"] = _always(group["interval"])  # a new basis at every step
     checkpoint_activations(model, trainer.activation_checkpointing)
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)
@@ -99,13 +99,18 @@ def _traced(settings: Settings) -> Estimate:
     return Estimate(sum(parameter.numel() for parameter in model.parameters()), first_state, tuple(stages))
 
 
+def _always(interval: Control) -> Control:
+    """Return an interval of 1 that keeps in the state what `interval` does."""
+    return Displacement(min=1, max=1) if interval.keeps_gradients else Constant(1)
+
+
 def _largest_state(optimizer: torch.optim.Optimizer, density: float | None) -> Mapping[tuple[str, str], int]:
     """Refresh through a cycle of subspaces at one density; return the largest state."""
     if density is None:
         return _state(optimizer)
     split = [group for group in optimizer.param_groups if group["split"] and group["density"] != Constant(0)]
     for group in split:
-        group["density"], group["interval"], group["stagger"] = Constant(density), Constant(1), 1
+        group["density"], group["interval"], group["stagger"] = Constant(density), _always(group["interval"]), 1
     optimizer._rehearse()
     seen: set[tuple[int, ...]] = set()
     found = []

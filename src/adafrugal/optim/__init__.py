@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "accounting": "StateBytes state_bytes",
     "combined": "Several",
-    "controls": "Constant Control CosineDecay LinearDecay LossAware",
+    "controls": "Constant Control CosineDecay Displacement LinearDecay LossAware",
     "frugal": "Frugal",
     "groups": "ParameterGroups Rule default_rules split_parameters",
     "in_backward": "UpdateInBackward",

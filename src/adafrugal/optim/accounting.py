@@ -8,14 +8,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_ROLES = {"step": "counters", "basis": "basis"}  # by name in a state; of what a subspace remembers, others are indices
+# by name in a state; of what a subspace remembers, others are indices
+_ROLES = {"step": "counters", "basis": "basis", "first_grad": "gradients"}
 
 
 class StateBytes(dict[str, dict[str, int]]):
     """Bytes of optimizer state by parameter and role: `{"layers.0.q_proj.weight": {"moments": 524288, …}, …}`.
 
-    Roles are moments (the state-full rule's values for each entry), indices and basis (the subspace's selection) and
-    counters. A parameter without state is left out.
+    Roles are moments (the state-full rule's values for each entry), indices and basis (the subspace's selection),
+    counters, and gradients (the first of a selection, where T depends on their displacement). A parameter without state
+    is left out.
     """
 
     @property

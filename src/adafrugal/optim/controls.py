@@ -29,10 +29,21 @@ class Control:
     """
 
     kind: ClassVar[str]
+    keeps_gradients: ClassVar[bool] = False  # whether the optimizer keeps what `decide` is told of
 
     def at(self, step: int) -> float:
         """Return the value at a step; the first step is 1."""
         raise NotImplementedError
+
+    def begin_period(self) -> None:
+        """Take note of a refresh, at which the optimizer calls this of an interval."""
+
+    def decides_at(self, step: int) -> bool:
+        """Return whether `decide` is to be called after this step of a period; its first step, the refresh, is 1."""
+        return False
+
+    def decide(self, displacement: float) -> None:
+        """Take how far the gradient's direction has moved in this period, from 0 to 2 (`Displacement`)."""
 
     def observe(self, loss: float) -> None:
         """Take a validation loss (nats per token); most controls ignore it."""
@@ -191,8 +202,61 @@ class LossAware(Control):
         self.last_loss = float(loss)
 
 
+@dataclass
+class Displacement(Control):
+    """T by what the gradient says: a period ends when the gradient's direction has moved too little for its length.
+
+    Lotus (arXiv 2602.01233, Algorithm 1): R is the gradient in the subspace, R₁ that of the refresh, k the steps from
+    the refresh on; `‖R/‖R‖ − R₁/‖R₁‖‖ / k < threshold` ends the period. It needs no validation set. Lotus decides for
+    each matrix, and its k is one more; here a group ends its period as a whole, by the mean over its matrices, since
+    the refresh of the group. Directions of noise are √2 apart, so that noise alone makes T about √2/threshold.
+
+    The optimizer keeps each R₁ in bfloat16 (ours), which adds a quarter to AdamW's moments in float32.
+
+    Args:
+        threshold: γ; Lotus takes 0.005 to 0.02.
+        check: η, the steps from one check to the next; Lotus takes 25 to 100.
+        min: the step of the first check, and the least T.
+        max: the largest T, in steps.
+    """
+
+    kind: ClassVar[str] = "displacement"
+    keeps_gradients: ClassVar[bool] = True
+    threshold: float = 0.01
+    check: int = 50
+    min: int = 50
+    max: int = 1000
+    value: int = field(init=False)  # T of this period, as far as it is known: it grows from check to check
+
+    def __post_init__(self) -> None:
+        for name in ("check", "min", "max"):
+            _count(name, getattr(self, name))
+        if not _number("threshold", self.threshold) > 0:
+            raise ValueError(f"threshold is {self.threshold}; a number above 0 is needed")
+        if self.max < self.min:
+            raise ValueError(f"max is {self.max}, below min ({self.min})")
+        self.begin_period()
+
+    def at(self, step: int) -> int:
+        """Return the least T that this period can have, in steps; it depends on gradients, not on `step`."""
+        return self.value
+
+    def begin_period(self) -> None:
+        """Begin a period, which lasts `min` steps at least."""
+        self.value = self.min
+
+    def decides_at(self, step: int) -> bool:
+        """Return whether this is the last step that is known to be in the period, and it may last longer."""
+        return step == self.value < self.max
+
+    def decide(self, displacement: float) -> None:
+        """Let the period last until the next check, unless the direction has moved too little."""
+        if displacement / self.value >= self.threshold:
+            self.value = min(self.max, self.value + self.check)
+
+
 DENSITIES: dict[str, type[Control]] = {c.kind: c for c in (Constant, LinearDecay, CosineDecay)}
-INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware)}
+INTERVALS: dict[str, type[Control]] = {c.kind: c for c in (Constant, LossAware, Displacement)}
 
 
 def restored(state: Mapping[str, Any], old: Control) -> Control:

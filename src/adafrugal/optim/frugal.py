@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from adafrugal.optim import controls, gradients, options, refresh, updates
+from adafrugal.optim import controls, displacement, gradients, options, refresh, updates
 from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
@@ -123,6 +123,7 @@ class Frugal(SavedOptimizer):
         self._refresh_hooks: OrderedDict[int, Callable[[Refresh], None]] = OrderedDict()
         self._attempt = Attempt()
         self._launches: updates.Kept = {}
+        self._products: displacement.Products = {}
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         options.refuse_foreign({"differentiable": differentiable})
         defaults = {
@@ -203,13 +204,25 @@ class Frugal(SavedOptimizer):
                     return loss
                 self._begin_step()
             for group in self.param_groups:
-                updates.update(group, self.state, self._launches)
+                self._update(group)
+            self._end_period()
             events = self._attempt.end()
         after = self.state_bytes().total if events and self._refresh_hooks else 0
         for event in events:
             for hook in self._refresh_hooks.values():
                 hook(replace(event, bytes_after=after))
         return loss
+
+    def _update(self, group: Group) -> None:
+        """Update the tensors of a group that have a gradient."""
+        displacement.note(group, self.state, self._products)
+        updates.update(group, self.state, self._launches)
+
+    def _end_period(self) -> None:
+        """Let intervals that read gradients decide whether the next step selects anew."""
+        for group in self.param_groups:
+            displacement.decide(group, self._products)
+        self._products.clear()
 
     def can_replay(self) -> bool:
         """Return whether the next step may be recorded in a CUDA graph, or be a replay of the step before.
@@ -243,7 +256,7 @@ class Frugal(SavedOptimizer):
             index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
             for event, places in refresh.arrived(group) if group["split"] else ():
                 self._move_subspace(index, event, places)
-            updates.update(group, self.state, self._launches)
+            self._update(group)
 
     def _rehearse(self) -> None:
         """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
@@ -251,6 +264,7 @@ class Frugal(SavedOptimizer):
             self._begin_step()
             for group in self.param_groups:
                 updates.begin_moments(group, self.state)
+                displacement.note(group, self.state, self._products)
             self._attempt.end()
 
     def _begin_state(self) -> None:
@@ -275,6 +289,7 @@ class Frugal(SavedOptimizer):
         for index, event, places in due:
             if event == "refresh":
                 self._attempt.refreshed.add(index)
+                self.param_groups[index]["interval"].begin_period()
                 if self.param_groups[index]["on_refresh"] == "reset_all":
                     for other in self.param_groups:
                         refresh.forget_all(other, self.state)
@@ -362,4 +377,4 @@ class Frugal(SavedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._attempt, self._launches = Attempt(), {}
+        self._attempt, self._launches, self._products = Attempt(), {}, {}

@@ -19,7 +19,7 @@ from torch import Tensor
 from adafrugal.optim import controls, rules
 from adafrugal.optim.options import Clocks, Group, parameter_names
 from adafrugal.optim.sharding import owners, shards
-from adafrugal.optim.state import complete, forget_moments, has_moments, moment_names, selection
+from adafrugal.optim.state import complete, first_gradient, forget_moments, has_moments, moment_names, selection
 from adafrugal.optim.subspaces import Matrix, Period, Selection
 
 States: TypeAlias = Mapping[Tensor, dict[str, Any]]
@@ -114,7 +114,8 @@ def advance(group: Group, states: States) -> list[tuple[Event, list[int]]]:
 def moves_next(group: Group, states: States) -> bool:
     """Return whether a step would select or shrink, or matrices wait for gradients to select by."""
     trial = group | {"steps": group["steps"] + 1}  # `advance` assigns values, and changes none in place
-    return bool(group["waiting"] or advance(trial, states) or trial["waiting"])
+    decides = group["interval"].decides_at(group["since_refresh"] + 1)
+    return bool(group["waiting"] or decides or advance(trial, states) or trial["waiting"])
 
 
 def arrived(group: Group) -> list[tuple[Event, list[int]]]:
@@ -232,6 +233,7 @@ def _refresh(group: Group, places: list[int], states: States) -> None:
             tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
             for name in tensors - set(subspace.starts_from):
                 del state[name]  # numbers of the old selection stay: the next one may continue from them
+        state.pop("first_grad", None)
     live = [place for place in places if entries[place]]
     for numbers in owners.rounds([params[place] for place in live], subspace):
         some = [live[number] for number in numbers]
@@ -332,7 +334,7 @@ def shrink(group: Group, places: list[int], states: States) -> None:
         before, now = (_seen_here(param, chosen, group) for chosen in (old, new))
         with _or_forgotten(param, state, group):
             state |= {**new, "entries": entries[place]}
-            for name in _compact_names(state, group):
+            for name in [*_compact_names(state, group), *first_gradient(state)]:
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)
 
 

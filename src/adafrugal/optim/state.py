@@ -25,6 +25,7 @@ def complete(state: dict[str, Any], param: Tensor, group: Group) -> dict[str, An
         subspace = group["subspace"]
         numbers = "entries", "turn", *subspace.numbers  # `turn` is the period of the selection
         tensors += tuple(name for name in subspace.remembers if name not in subspace.numbers)
+        tensors += ("first_grad",) if group["interval"].keeps_gradients else ()
     for name in tensors:
         if name not in state:
             state[name] = torch.empty(0, dtype=torch.float32, device=param.device)
@@ -48,6 +49,11 @@ def has_moments(state: Mapping[str, Any]) -> bool:
 def moment_names(state: Mapping[str, Any], group: Group) -> tuple[str, ...]:
     """Return the names of the moments that a state has."""
     return MOMENTS[group["state_full"]] if has_moments(state) else ()
+
+
+def first_gradient(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the name of the first gradient of the selection (`Displacement`), if a state has it."""
+    return ("first_grad",) if "first_grad" in state and state["first_grad"].shape != (0,) else ()
 
 
 def forget_moments(state: dict[str, Any], param: Tensor, group: Group) -> None:

@@ -151,8 +151,8 @@ def _rows(state: Mapping[str, Any], param: Tensor, group: Group) -> RowRange:
 
 
 def _lies_by_rows(name: str, value: Any, param: Tensor, group: Group) -> bool:
-    """Return whether a value is a moment, or has a step count for each row."""
-    if name in MOMENTS[group["state_full"]]:
+    """Return whether a value is a moment, the first gradient of a selection, or has a step count for each row."""
+    if name in MOMENTS[group["state_full"]] or (name == "first_grad" and value.shape != (0,)):
         return True
     return name == "step" and value.ndim > 0 and group["subspace"].axis(param.shape) == 0
 

@@ -23,12 +23,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from adafrugal.optim import SVD, Frugal, LinearDecay, LossAware, StateFree, UpdateInBackward
+from adafrugal.optim import SVD, Displacement, Frugal, LinearDecay, LossAware, StateFree, UpdateInBackward
 from adafrugal.optim.sharding import shards
 from adafrugal.optim.sharding.shards import as_sharded
 
 DEVICE, PLACE, SIZE = sys.argv[1], Path(sys.argv[2]), 2
 FEW = LinearDecay(0.3, 0.15, steps=25)  # directions that gradients of these batches tell apart
+MOVED = Displacement(threshold=0.2, check=2, min=4, max=12)
 RIGHT = {"kind": "svd", "side": "right"}
 ARMS = {
     "blocks": {},
@@ -42,6 +43,7 @@ ARMS = {
     "slab, kept": {"subspace": "slab", "on_refresh": "keep"},
     "slab, overlap kept": {"subspace": "slab", "on_refresh": "keep_overlap"},
     "slab, state in bfloat16": {"subspace": "slab", "state_dtype": "bfloat16"},
+    "slab, by displacement": {"subspace": "slab", "interval": MOVED},
     "svd": {"subspace": RIGHT, "density": FEW, "state_free": "sgd"},
     "svd, kept": {"subspace": RIGHT, "density": FEW, "state_free": "none", "on_refresh": "keep"},
     "svd, iterated": {
@@ -60,7 +62,7 @@ ARMS = {
 REFUSED = {kind: kind for kind in ("rows", "randk", "randperm", "svd", "random")}
 REFUSED["svd, left"] = {"kind": "svd", "side": "left"}
 
-RESUMED = ("blocks", "columns, overlap kept", "slab", "slab, overlap kept", "svd, kept")
+RESUMED = ("blocks", "columns, overlap kept", "slab", "slab, overlap kept", "slab, by displacement", "svd, kept")
 
 
 class Model(nn.Module):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ BY_GRADIENT = (
     "svd", "svd, kept", "svd, in the backward pass", "svd, on a mesh of two dimensions",
     "svd, gradients that come late",
 )  # fmt: skip
+SAVED = ("blocks", "columns, overlap kept", "slab", "slab, overlap kept", "slab, by displacement", "svd, kept")
+BY_DISPLACEMENT = ("slab, by displacement",)
 OF_MATRICES = (
     "whiten, columns", "swan, blocks", "swan, blocks, on a mesh of two dimensions", "sinkhorn, slab", "colnorm, random",
     "own norm, columns", "own column norm, blocks",
 )  # fmt: skip
-ARMS = (*SILENT, "slab, kept", "random", *BY_GRADIENT, *OF_MATRICES)
+ARMS = (*SILENT, "slab, kept", "random", *BY_GRADIENT, *OF_MATRICES, *BY_DISPLACEMENT)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,18 @@ def test_all_choose_alike_and_as_one_process_does(ranks, arm):
     assert one[arm]["interval"] > 3, "T has moved"
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", BY_DISPLACEMENT)
+def test_the_displacement_is_summed_over_the_processes_at_checks_alone(ranks, arm):
+    """At the fourth step of a period and every second after it, up to the tenth; the longest has twelve."""
+    for rank in ranks:
+        starts = [*rank[arm]["refreshed"], 31]
+        periods = pairwise(starts)
+        assert rank[arm]["spoke"] == [s for first, end in periods for s in range(first + 3, min(end, first + 10), 2)]
+        assert len(starts) > 4
+    assert sum(rank[arm]["bytes"]["gradients"] for rank in ranks) == ranks[0][arm]["of"]["gradients"]
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm not in BY_DISPLACEMENT])
 def test_a_step_communicates_only_where_a_refresh_has_to(ranks, arm):
     """Or at each, for directions of whole matrices or columns."""
     for rank in ranks:
@@ -153,7 +167,7 @@ def test_the_state_that_is_saved_is_the_whole_one(ranks, arm):
     assert all(rank[arm]["moments"] < 1e-5 for rank in ranks)
 
 
-@pytest.mark.parametrize("arm", ["blocks", "columns, overlap kept", "slab", "slab, overlap kept", "svd, kept"])
+@pytest.mark.parametrize("arm", SAVED)
 def test_training_goes_on_from_it_on_as_many_processes_and_on_others(ranks, arm):
     for rank in ranks:
         apart = rank["resumed"][arm]
@@ -161,7 +175,7 @@ def test_training_goes_on_from_it_on_as_many_processes_and_on_others(ranks, arm)
         assert max(apart["on one"], apart["from one"]) < 1e-5
 
 
-@pytest.mark.parametrize("arm", ["blocks", "columns, overlap kept", "slab", "slab, overlap kept", "svd, kept"])
+@pytest.mark.parametrize("arm", SAVED)
 def test_torchs_checkpoint_brings_it_to_a_fresh_optimizer_and_reading_it_changes_nothing(ranks, arm):
     assert all(rank["checkpointed"][arm] == {"apart": 0.0, "from one": 0.0} for rank in ranks)
 
