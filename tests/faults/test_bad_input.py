@@ -10,10 +10,11 @@ from adafrugal.optim.choices import STATE_FREE
 
 RIGHT = {  # groups first: what is typed below must go with all of them, or be refused in a line
     "optimizer": ["adafrugal", "adamw", "frugal", "galore", "badam", "signsgd", "lion", "muon", "adafactor",
-                  "scale", "swan", "sinkgd", "apollo", "apollo_mini", "fira", "adagalore", "adafrugal_density", "adafrugal_interval"],
+                  "scale", "swan", "sinkgd", "apollo", "apollo_mini", "fira",
+                  "adagalore", "adafrugal_density", "adafrugal_interval", "frugal_displacement"],
     "schedule": ["cosine", "cosine_restarts", "linear", "constant"],
     "optimizer/density": ["constant", "linear", "cosine"],
-    "optimizer/interval": ["constant", "loss_aware"],
+    "optimizer/interval": ["constant", "loss_aware", "displacement"],
     "optimizer.lr": ["1e-3", "0", "0.5", "1e-9"],
     "optimizer.weight_decay": ["0", "0.1"],
     "optimizer.density": ["0", "0.25", "1", "0.01", "{kind:linear,start:0.5,end:0.1}"],
