@@ -10,8 +10,8 @@ from adafrugal.optim.choices import STATE_FREE
 
 RIGHT = {  # groups first: what is typed below must go with all of them, or be refused in a line
     "optimizer": ["adafrugal", "adamw", "frugal", "galore", "badam", "signsgd", "lion", "muon", "adafactor",
-                  "scale", "swan", "sinkgd", "apollo", "apollo_mini", "fira", "adagalore",
-                  "adafrugal_density", "adafrugal_interval"],
+                  "scale", "swan", "sinkgd", "apollo", "apollo_mini", "fira", "adagalore", "adafrugal_density",
+                  "adafrugal_interval", "adafrugal_whiten"],
     "schedule": ["cosine", "cosine_restarts", "linear", "constant"],
     "optimizer/density": ["constant", "linear", "cosine"],
     "optimizer/interval": ["constant", "loss_aware"],
