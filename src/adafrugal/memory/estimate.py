@@ -73,7 +73,7 @@ def _traced(settings: Settings) -> Estimate:
         if group.get("split") and "compile" in group:
             group["compile"] = False  # this process keeps compiled code for its real runs
         elif group.get("split") and "interval" in group:
-            group["interval"] = _always(group["interval"])  # a new basis at every step
+            group["interval"] = 1  # a new basis at every step of a baseline, whose interval is a number
     checkpoint_activations(model, trainer.activation_checkpointing)
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)

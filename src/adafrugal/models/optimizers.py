@@ -150,4 +150,4 @@ def _of_matrices(settings: Settings, matrices: list[dict[str, Any]], rates: Mapp
     low_rank = {"rank": o.rank, "interval": o.interval, "growth": o.growth, "seed": settings.seed}
     if o.kind == "apollo":
         return Apollo(matrices, **rates, **low_rank, scaling=o.scaling)
-    return Fira(matrices, **rates, **low_rank)
+    return Fira(matrices, **rates, **low_rank, alpha=o.alpha)

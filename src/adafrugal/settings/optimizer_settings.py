@@ -242,7 +242,7 @@ class ScaleSettings(AdamWSettings):
 
 @dataclass
 class LowRankSettings(AdamWSettings):
-    """What APOLLO and Fira share; `split_lr_scale` is the place for their α."""
+    """What APOLLO and Fira share; `split_lr_scale` is the place for APOLLO's α."""
 
     rank: int | float = ranged(
         0.25, lambda rank: is_number(rank) and rank > 0 and (rank < 1 or rank == int(rank)),
@@ -265,6 +265,7 @@ class FiraSettings(LowRankSettings):
     """Fira on the split matrices, and fused AdamW elsewhere."""
 
     kind: str = "fira"
+    alpha: float = above(0, 1.0)  # weight of the projection beside the rest of the gradient
 
 
 @dataclass

@@ -10,24 +10,29 @@ from adafrugal.optim.baselines.low_rank import PROJECTION, LowRank, factors, lim
 from adafrugal.optim.subspaces.base import Period
 
 
-def residual(grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, eps: float) -> Tensor:
-    """Return what P leaves of G, scaled as Adam scales R: `S = (G − PR)·‖R̃‖/(‖R‖ + ε)`, line by line (§3.2).
+def residual(grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, alpha: float, eps: float) -> Tensor:
+    """Return the rest of G, scaled as Adam scales R: `S = (G − α·PR)·‖R̃‖/(‖R‖ + ε)`, line by line (§3.2).
 
-    On the right it is `G − RPᵀ`. Each line of G along the larger side has the factor of the same line of R.
+    On the right it is `G − α·RPᵀ`. Each line of G along the larger side has the factor of the same line of R.
     """
-    rest = PROJECTION.rest(grad, compact, {"basis": basis})
+    rest = PROJECTION.rest(grad, alpha * compact, {"basis": basis})
     return rest * factors(update, compact, PROJECTION.axis(grad.shape), eps)
 
 
 class Fira(LowRank):
-    """Fira: GaLore, and beside it the residual of the gradient, scaled as Adam scales the projection.
+    """Fira: GaLore, and beside it the rest of the gradient, scaled as Adam scales the projection.
 
-    `D = PR̃ + S`, where the growth of ‖S‖ is limited. P holds the leading singular vectors of the gradient at the
-    refresh. It is state, beside two moments of R's size, a norm and a count.
+    `D = α·PR̃ + S`, where the growth of ‖S‖ is limited. P holds the leading singular vectors of the gradient at the
+    refresh. It is state, beside two moments of R's size, a norm and a count. In the paper's formula α is 1; its runs
+    have 0.25, where the authors' code leaves 1 − α of the projection in S.
 
     Args:
         params: matrices, or groups of them. Other arguments: see `LowRank`.
+        alpha: α.
     """
+
+    def __init__(self, params: Any, lr: float = 1e-3, *, alpha: float = 1.0, **options: Any) -> None:
+        super().__init__(params, lr, alpha=alpha, **options)
 
     def _basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], done: int, period: Period) -> Tensor:
         if done % group["interval"] == 0:
@@ -40,5 +45,6 @@ class Fira(LowRank):
     def _limited(
         self, grad: Tensor, compact: Tensor, update: Tensor, basis: Tensor, last: Tensor | None, group: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        rest, norm = limited(residual(grad, compact, update, basis, group["eps"]), last, group["growth"])
-        return PROJECTION.back(update, {"basis": basis}, grad.shape) + rest, norm
+        alpha, eps = group["alpha"], group["eps"]
+        rest, norm = limited(residual(grad, compact, update, basis, alpha, eps), last, group["growth"])
+        return PROJECTION.back(alpha * update, {"basis": basis}, grad.shape) + rest, norm
