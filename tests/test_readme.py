@@ -140,6 +140,16 @@ def test_the_table_of_results_is_that_of_its_page():
     assert all(abs(means[arm] - means["adafrugal"]) < 0.003 for arm in ("frugal", "frugal_0"))
 
 
+def test_the_table_past_adamw_has_rows_of_its_page_and_its_verdicts():
+    (shown,) = re.findall(r"<!-- table: past_adamw, stand_in -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    page = (RESULTS / "past_adamw" / "README.md").read_text().split("\n## ")[1].splitlines()
+    assert set(shown.splitlines()) <= set(page)
+    verdicts = page[page.index("Against adamw, paired by seed:") : page.index("Against muon, paired by seed:")]
+    below = {line.split(" | ")[0].strip("| ") for line in verdicts if line.endswith("| below |")}
+    said = set(re.findall(r"`(\w+)`", README.split(shown)[1].split("end below\nAdamW")[0].split("By a rule")[1]))
+    assert said and said <= below
+
+
 def test_the_output_is_that_of_a_committed_record():
     (record,) = records.find([RESULTS / "embedded"])
     (output,) = re.findall(r"```text\n(.*?)```", PAGES["docs/running.md"], re.DOTALL)
