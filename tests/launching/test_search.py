@@ -5,8 +5,10 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
+from made import recorded
 
-from adafrugal.reports import records
+from adafrugal.launching.search import of_one_source
+from adafrugal.reports import arms, records
 
 WORDS = ["optimizer=adamw", "scale=smoke", "tracking=local", "trainer.steps=4", "eval.every=4", "eval.tokens=256"]
 
@@ -38,6 +40,15 @@ def test_trials_and_then_the_table_s_runs_at_the_best_rates_are_made_once(search
     again = search("seed=0", "--trials", "2")
     assert again.returncode == 0
     assert again.stdout.splitlines() == [done.stdout.splitlines()[-1]]
+
+
+def test_trials_on_another_text_are_not_taken(tmp_path):
+    base = "experiments=c4_60m/adamw scale=mini"
+    for name in "ab":
+        recorded(tmp_path, f"{base} data.source=mirrors/{name}", seed=100)
+    found, jobs = records.find([tmp_path]), arms.jobs([f"{base} data.source=mirrors/b"])
+    assert len(found) == 2
+    assert [run.config()["data"]["source"] for run in of_one_source(found, jobs)] == ["mirrors/b"]
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,7 @@ class Guess(Cube):
     [
         ("sign", "state_free is 'sign'; allowed: signsgd, sgd, none, whiten"),
         (None, "state_free is None; allowed: signsgd, sgd, none, whiten"),
+        *(({"kind": "whiten", "steps": steps}, f"steps is {steps}; allowed: 5, 1") for steps in (0, True, 5.0)),
         ({"kind": "sgd", "power": 2}, "state_free 'sgd' has no 'power'; it has no settings"),
         (OtherSigns(), "OtherSigns has the kind 'signsgd' of SignSGD.* give it a kind of its own"),
     ],

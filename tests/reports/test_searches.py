@@ -74,6 +74,7 @@ def test_c_is_searched_where_a_part_keeps_state_and_another_does_not():
     [
         (f"experiments=c4_60m/adamw {BASE} seed=0,100", "seed 100, which its table uses"),
         (f"optimizer=adafactor {BASE}", "adafactor has no optimizer.split_lr_scale"),
+        ("experiments=glue/rte optimizer=adamw", "losses of pre-training; rte has task=finetune"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(command, message, tmp_path):

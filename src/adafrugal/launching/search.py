@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adafrugal.launching import local
@@ -58,11 +58,18 @@ def _how(given: argparse.Namespace) -> SearchFile:
     return SearchFile(given.trials, list(map(int, seeds)))
 
 
+def of_one_source(found: Sequence[Record], jobs: Sequence[Job]) -> list[Record]:
+    """Return the records that read the text of these jobs: two copies of a data set may differ, as own texts do."""
+    sources = {getattr(job.settings.data, "source", None) for job in jobs}
+    return [record for record in found if record.config().get("data", {}).get("source") in sources]
+
+
 class _Work:
     """The runs of a command's jobs, and of the searches for their rates."""
 
     def __init__(self, words: Sequence[str], how: SearchFile, at_once: int | None) -> None:
         self._jobs, self._how = arms.jobs([shlex.join(words)]), how
+        self._found: Mapping[str, Sequence[Record]] = {}
         roots = {job.settings.run_root for job in self._jobs}
         self._root = Path(roots.pop())
         devices: list[str | None] = [*local.gpus()] or [None]
@@ -72,32 +79,39 @@ class _Work:
         """Make what is missing, round by round; a round is what the searches need to know to go on."""
         with Stop() as stop:
             stop.training = True  # the first signal lets the runs end in order
+            before: list[tuple[str, ...]] = []
             while True:
                 searches = self._searches()
                 wanted = [job for each in searches for job in each.pending]
                 wanted += [each.best for each in searches if not each.pending]
-                code = self._run([word for job in wanted for word in self._missing(job)], stop)
-                if code is None:
+                missing = list(dict.fromkeys(words for job in wanted for words in self._missing(job)))
+                if not missing:
                     self._print(searches)
                     return DONE
+                if missing == before:
+                    raise SettingError(f"{self._root} has no record of a run that was made: {' '.join(missing[0])}")
+                before = missing
+                code = self._run(missing, stop)
+                if code == INTERRUPTED:
+                    raise KeyboardInterrupt
                 if code != DONE:
                     return code
 
     def _searches(self) -> list[Search]:
-        found = plan.by_settings(records.find([self._root]))
-        self._made: Callable[[Job], Mapping[int, Record]] = lambda job: plan.runs_of(job, found)
+        self._found = plan.by_settings(of_one_source(records.find([self._root]), self._jobs))
         return [search(job, self._how, self._made) for job in self._jobs]
 
-    def _missing(self, job: Job) -> list[list[str]]:
-        there = self._made(job)
-        return [[*shlex.split(job.command), f"seed={seed}"] for seed in job.seeds if seed not in there]
+    def _made(self, job: Job) -> Mapping[int, Record]:
+        return plan.runs_of(job, self._found)
 
-    def _run(self, jobs: Sequence[Sequence[str]], stop: Stop) -> int | None:
-        """Make some runs; return None if there are none, else the worst exit code. A diverged run is a result."""
-        if not jobs:
-            return None
+    def _missing(self, job: Job) -> list[tuple[str, ...]]:
+        there = self._made(job)
+        return [(*shlex.split(job.command), f"seed={seed}") for seed in job.seeds if seed not in there]
+
+    def _run(self, jobs: Sequence[Sequence[str]], stop: Stop) -> int:
+        """Make some runs; return the worst exit code. A diverged run is a result."""
         ends = local.run(jobs, self._slots[: len(jobs)], 1, stop)
-        codes = {end.code for end in ends if not (end.code == FAILED and "loss is" in end.reason)}
+        codes = {end.code for end in ends if not (end.code == FAILED and plan.has_diverged(end.reason))}
         return next((code for code in (INTERRUPTED, FAILED, WRONG) if code in codes), DONE)
 
     def _print(self, searches: Sequence[Search]) -> None:

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from adafrugal.reports.descent import AXES
+from adafrugal.reports.frontier import MARKERS
 
 if TYPE_CHECKING:
     from adafrugal.reports.plan import Section
 
 HIGHEST = 0.2  # nats above an arm's best
-MARKERS = "osDv^<>P"
 
 
 def draw(axes: Any, section: Section) -> None:

@@ -108,7 +108,8 @@ def _searches(section: Section) -> dict[str, Grid]:
     for each in section.searches:
         best = next((job for job in each.trials if job.rates == each.best.rates), None)
         seconds = [run.summary()["seconds"]["wall"] for job in each.trials for run in job.runs.values()]
-        tried = f"{len(each.trials)}{' so far' if each.pending else ''}", f"{sum(seconds) / 60:.0f}"
+        so_far = " so far" if each.pending else ""
+        tried = f"{len(each.trials)} of {each.how.trials}{so_far}", f"{sum(seconds) / 60:.0f}"
         rates = [_rate(each.best, name) for name in RATES]
         loss = _searched(best, None) if best else MISSING
         rows.append([each.arm.name, *rates, loss, *tried, ", ".join(each.found.open_sides()) or "no"])

@@ -73,22 +73,29 @@ def grid(jobs: Sequence[Job], reference: str) -> Grid:
     for name, by_steps in found.items():
         at = reached(by_steps, found[reference][whole], whole)
         share = "–" if name == reference else at.cell if at else MISSING
-        rows.append([name, str(at.n if at else 0), *(_loss(by_steps.get(steps)) for steps in lengths), share])
+        seeds = _common(by_steps, found[reference][whole])
+        losses = (_loss(by_steps.get(steps), seeds) for steps in lengths)
+        rows.append([name, str(at.n if at else 0), *losses, share])
     shares = [f"{steps:,} steps ({steps / whole:.0%})" for steps in lengths]
     return Grid(["arm", "n", *shares, f"steps to {reference}'s loss"], rows)
 
 
-def _loss(job: Job | None) -> str | Cell:
+def _loss(job: Job | None, seeds: Sequence[int]) -> str | Cell:
+    """Return the mean over these seeds, which an arm has at all lengths; over all if there are none such."""
     if job is None:
         return "–"
     if not job.runs:
         return DIVERGED if job.diverged else MISSING
-    return number(Sample.of(job.numbers("validation_loss")), ".4f")
+    return number(Sample.of(_final(job, seed) for seed in seeds or job.runs), ".4f")
+
+
+def _common(by_steps: Mapping[int, Job], reference: Job) -> list[int]:
+    return sorted(set.intersection(*(set(job.runs) for job in (reference, *by_steps.values()))))
 
 
 def reached(by_steps: Mapping[int, Job], reference: Job, whole: int) -> Reached | None:
     """Return where an arm (steps -> job) reaches the loss of the reference's `whole` steps; None if no seed has all."""
-    seeds = sorted(set.intersection(*(set(job.runs) for job in (reference, *by_steps.values()))))
+    seeds = _common(by_steps, reference)
     if not seeds:
         return None
     over = {steps: [_final(job, s) - _final(reference, s) for s in seeds] for steps, job in by_steps.items()}

@@ -106,6 +106,8 @@ def _section(file: SectionFile, path: Path) -> Section:
     is_compared = section.kind == "lengths" or (section.kind == "comparison" and section.reference is not None)
     if is_compared and section.reference not in rows:
         raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), rows)}")
+    if section.search and not section.text:
+        raise SettingError(f"{where}: search needs text, the start of a fingerprint, since two do not compare")
     if section.decisions and section.kind == "scores":
         raise SettingError(f"{where}: decisions are of validation losses; kind scores has none, so leave them out")
     for name in section.decisions:
@@ -122,7 +124,7 @@ def _refuse_doubles(names: Sequence[str], what: str) -> None:
 def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
     """Return the pages with the runs that belong to them: finished ones, and those whose loss diverged."""
     found = by_settings(records)
-    filled = lambda section: _filled(_searched(section, found), found)  # noqa: E731
+    filled = lambda section: _filled(_with_searches(section, found), found)  # noqa: E731
     return [replace(page, sections=list(map(filled, page.sections))) for page in pages]
 
 
@@ -131,10 +133,14 @@ def by_settings(records: Iterable[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         identity = (record.environment() or {}).get("identity")
-        has_diverged = record.status == "failed" and any(f"loss is {word}" in record.reason for word in ("nan", "inf"))
-        if identity and (has_diverged or record.status == "finished"):
+        if identity and (record.status == "finished" or (record.status == "failed" and has_diverged(record.reason))):
             found[settings_key(identity["differs"], identity["labels"]["data"])].append(record)
     return found
+
+
+def has_diverged(reason: str) -> bool:
+    """Return whether a run failed for this reason: a loss that is no number."""
+    return any(f"loss is {word}" in reason for word in ("nan", "inf", "-inf"))
 
 
 def runs_of(job: Job, found: Mapping[str, Sequence[Record]], text: str = "") -> dict[int, Record]:
@@ -147,7 +153,7 @@ def runs_of(job: Job, found: Mapping[str, Sequence[Record]], text: str = "") -> 
     return {seed: runs[seed] for seed in job.seeds if seed in runs}
 
 
-def _searched(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
+def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
     """Return the section with its arms at the best rates of their searches."""
     if section.search is None:
         return section

@@ -25,6 +25,7 @@ class SearchFile:
 class Search:
     """The search of one arm."""
 
+    how: SearchFile
     arm: Job  # at the rates to begin with
     found: Descent
     trials: Sequence[Job]  # that have runs, in the order of the search
@@ -45,8 +46,10 @@ def search(arm: Job, how: SearchFile, runs: Callable[[Job], Mapping[int, Record]
         runs: returns the finished and the diverged runs of a job by seed.
 
     Raises:
-        SettingError: the arm has no s, or one of the table's seeds is one of the search's.
+        SettingError: the arm is no pre-training, it has no s, or one of the table's seeds is one of the search's.
     """
+    if arm.settings.task.kind != "pretrain":
+        raise SettingError(f"a search compares losses of pre-training; {arm.name} has task={arm.settings.task.kind}")
     if missing := {LR, S} - arm.rates.keys():
         raise SettingError(f"a search needs lr and s; {arm.name} has no {', '.join(sorted(missing))}")
     if both := set(how.seeds) & set(arm.seeds):
@@ -70,9 +73,9 @@ def search(arm: Job, how: SearchFile, runs: Callable[[Job], Mapping[int, Record]
     rates = {name: rate for name, rate in arm.rates.items() if name != C or not _is_state_free(arm)}
     found = Descent(rates, how.trials, loss)
     trials = [made[str(found.rates(point))] for point in found.tried]
-    return Search(arm, found, trials, [made[str(found.rates(point))] for point in found.pending])
+    return Search(how, arm, found, trials, [made[str(found.rates(point))] for point in found.pending])
 
 
 def _is_state_free(arm: Job) -> bool:
-    density = getattr(arm.settings.optimizer, "density", None)
-    return isinstance(density, Mapping) and density.get("value") == 0
+    shares = (getattr(arm.settings.optimizer, name, None) for name in ("density", "rank"))
+    return any(isinstance(share, Mapping) and share.get("value") == 0 for share in shares)
