@@ -122,7 +122,7 @@ def made(option: str, value: Any, classes: Mapping[str, type[Part]]) -> Part:
 def refuse_settings(option: str, kind: str, given: Mapping[str, Any]) -> None:
     """Raise a ValueError about the first setting of a subspace or a state-free rule that has no allowed value."""
     for name, allowed in _KINDS[option].get(kind, {}).items():
-        is_known = given[name] in allowed and type(given[name]) is type(allowed[0])  # True is 1, and 5.0 is 5
+        is_known = given[name] in allowed and not isinstance(given[name], bool | float)  # True is 1, and 5.0 is 5
         if not is_known and ... not in allowed:
             raise ValueError(f"{name} is {given[name]!r}; allowed: {', '.join(map(str, allowed))}")
 
