@@ -77,7 +77,7 @@ def main() -> int:
 
 def _explained(error: BaseException) -> BaseException:
     """A SettingError for an error of composition."""
-    if isinstance(error, OSError):  # Hydra makes the directories of a sweep
+    if isinstance(error, OSError) and error.filename:  # Hydra makes the directories of a sweep
         reason = f"{error.filename}: {error.strerror}"
         return SettingError(f"{reason}; set run_root to a directory that can be written to")
     if isinstance(error, HydraException | OmegaConfBaseException | ValueError) and not isinstance(error, SettingError):

@@ -223,6 +223,16 @@ def test_a_command_with_a_wrong_setting_ends_with_one_line_and_exit_code_2_and_l
     assert not list(tmp_path.rglob("status.json"))
 
 
+def test_a_file_that_names_another_that_is_not_there_says_which(forks, tmp_path):
+    """Hydra's error of a missing file is an OSError too, without a file's name."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "own.yaml").write_text("# @package _global_\ndefaults: [/experiments/nothing]\n")
+    path = f"hydra.searchpath=[file://{REPOSITORY},file://{tmp_path}]"
+    done = forks(path, "experiments=own", f"run_root={tmp_path / 'runs'}", cwd=tmp_path)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: In 'experiments/own': Could not load 'experiments/nothing'")
+
+
 @pytest.mark.parametrize(("typed", "code"), [
     ("--help", 0), ("--cfg=job", 0), ("+a=1", 2), ("-m seed=-1,1", 2), ("run_root=/proc/nowhere", 2),
 ])  # fmt: skip
