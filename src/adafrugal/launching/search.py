@@ -1,9 +1,9 @@
 """`python -m adafrugal.launching.search WORDS`: search the rates of a sweep's arms, then make its runs at the best.
 
-WORDS are those of train.py, such as `sweeps=past_adamw scale=mini data.source=/path/to/c4`. Each arm has the same
-number of trials, on seeds that the sweep does not use; `adafrugal.reports.descent` says which rates are tried. Then
-every seed of the sweep runs at the arm's best rates. All runs are ordinary ones: the same command goes on where it
-stood, and a page of `experiments/tables` with the same words and a `search:` shows them.
+WORDS are those of train.py, such as `sweeps=past_adamw scale=mini data.source=/path/to/c4`. Each arm has at
+most the same number of trials, on seeds that the sweep does not use; `adafrugal.reports.descent` says which rates are
+tried. Then every seed of the sweep runs at the arm's best rates. All runs are ordinary ones: the same command goes on
+where it stood, and a page of `experiments/tables` with the same words and a `search:` shows them.
 """
 
 from __future__ import annotations

@@ -104,19 +104,19 @@ def _search(section: Section) -> dict[str, Grid]:
 
 def _searches(section: Section) -> dict[str, Grid]:
     """Return a row for each arm's search: the best rates, and the axes on which no trial lies beyond them."""
+    arms = {each.arm.name: each.trials for each in section.searches}
+    best = {name: min(jobs, key=_loss, default=None) for name, jobs in arms.items()}
     rows: list[list[str | Cell]] = []
     for each in section.searches:
-        best = next((job for job in each.trials if job.rates == each.best.rates), None)
         seconds = [run.summary()["seconds"]["wall"] for job in each.trials for run in job.runs.values()]
         so_far = " so far" if each.pending else ""
         tried = f"{len(each.trials)} of {each.how.trials}{so_far}", f"{sum(seconds) / 60:.0f}"
         rates = [_rate(each.best, name) for name in RATES]
-        loss = _searched(best, None) if best else MISSING
+        found = best[each.arm.name]
+        loss = _searched(found, None) if found else MISSING
         rows.append([each.arm.name, *rates, loss, *tried, ", ".join(each.found.open_sides()) or "no"])
     head = ["arm", *(SHORT[name] for name in RATES), "loss", "trials", "minutes", "at an edge"]
-    arms = {each.arm.name: each.trials for each in section.searches}
-    chosen = {name: min(jobs, key=_loss, default=None) for name, jobs in arms.items()}
-    return {"The search for the rates:": Grid(head, rows), "Its trials, by learning rate:": _all(arms, chosen)}
+    return {"The search for the rates:": Grid(head, rows), "Its trials, by learning rate:": _all(arms, best)}
 
 
 def _best(arms: Mapping[str, Sequence[Job]], best: Mapping[str, Job | None]) -> Grid:
