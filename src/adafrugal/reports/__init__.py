@@ -6,8 +6,8 @@ arms       the runs that a command would make, identified by their settings
 descent    the search for an arm's rates, replayed from losses; searches: its trials among the records
 plan       the pages of experiments/tables, with the runs that belong to each
 layouts    the tables of a page; decisions, lengths: those of a test, and of runs of several lengths
-claims     the papers' claims on a table; pictures: a run, or a table's arms; curves, frontier: those of a search, and of
-           loss against state, with the names that labels places
+claims     the papers' claims on a table
+pictures   a run, or a table's arms; curves, frontier: a search, and loss against state, with names placed by labels
 pages      writes them, and gpu's page of the measurements of `make gpu`
 grid, statistics    a table in three formats; means, paired differences, p values, crossings
 """

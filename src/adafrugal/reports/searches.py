@@ -1,4 +1,4 @@
-"""Searches for each arm's rates: at most the same number of trials each, on seeds that no table uses; every trial is a run."""
+"""Searches for each arm's rates: at most so many trials each, on seeds that no table uses; every trial is a run."""
 
 from __future__ import annotations
 
