@@ -103,7 +103,7 @@ def test_names_are_in_the_file_beside_them(page, head):
 
 
 def test_every_choice_is_named():
-    groups = {row[0].strip("`"): quoted(row[1]) for row in rows(PAGES["docs/running.md"], "| group |")}
+    groups = {row[0].strip("`"): quoted(row[1]) for row in rows(PAGES["docs/runs.md"], "| group |")}
     groups["optimizer"] = [name for row in rows(README, "| `optimizer=`") for name in quoted(row[0])]
     for group in ("optimizer", "model", "data"):
         files = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
@@ -152,7 +152,7 @@ def test_the_table_past_adamw_has_rows_of_its_page_and_its_verdicts():
 
 def test_the_output_is_that_of_a_committed_record():
     (record,) = records.find([RESULTS / "embedded"])
-    (output,) = re.findall(r"```text\n(.*?)```", PAGES["docs/running.md"], re.DOTALL)
+    (output,) = re.findall(r"```text\n(.*?)```", PAGES["docs/runs.md"], re.DOTALL)
     (short,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     for line in summary.text(record).splitlines():
         assert line in output or line.startswith(("record", "picture"))
