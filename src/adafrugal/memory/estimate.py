@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from adafrugal.memory.on_device import with_chunks
-from adafrugal.memory.trace import Answers, Footprint, footprint, shadows
+from adafrugal.memory.trace import Answers, Footprint, Passes, footprint, repeated, shadows, traced
 from adafrugal.models import llama, optimizers
 from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
@@ -64,8 +64,6 @@ def estimate(settings: Settings) -> Estimate:
 
 def _traced(settings: Settings) -> Estimate:
     trainer = settings.trainer
-    rows = trainer.micro_batch_size or trainer.batch_size
-    half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16
     model = llama.build(settings.model)
     llama.attend_causally(model)
     optimizer = optimizers.build(settings, optimizers.groups(settings, model))
@@ -77,14 +75,8 @@ def _traced(settings: Settings) -> Estimate:
     checkpoint_activations(model, trainer.activation_checkpointing)
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)
-    tokens = torch.zeros(rows, trainer.sequence_length, dtype=torch.int64)
-    nats = TokenNats(model, settings.model.loss_chunk_rows)
-
-    def loss() -> torch.Tensor:
-        with torch.autocast("cpu", dtype=half, enabled=trainer.precision in ("bf16", "fp16")):
-            return nats(tokens, tokens)
-
-    footprint(model, optimizer, loss, trainer, steps=1)
+    passes = _passes(settings, model)
+    footprint(model, optimizer, passes, steps=1)
     first_state, stages, densities = state_bytes(optimizer).total, [], [None]
     if isinstance(optimizer, Frugal):
         control = next(group["density"] for group in optimizer.param_groups if group["split"])
@@ -94,9 +86,35 @@ def _traced(settings: Settings) -> Estimate:
             parameter.grad = torch.zeros_like(parameter)
         state = _largest_state(optimizer, density)
         optimizer.zero_grad(set_to_none=True)
-        peak = footprint(model, optimizer, loss, trainer, steps=2)  # each with a refresh
+        peak = footprint(model, optimizer, passes, steps=2)  # each with a refresh
         stages.append(Stage(density, state, replace(peak, state=sum(state.values()))))
     return Estimate(sum(parameter.numel() for parameter in model.parameters()), first_state, tuple(stages))
+
+
+_KNOWN: dict[str, Footprint] = {}  # peaks of forward and backward passes, by what decides them
+
+
+def _passes(settings: Settings, model: torch.nn.Module) -> Passes:
+    """Return the passes of a step; those of one model and batch are traced once for all optimizers."""
+    trainer = settings.trainer
+    rows = trainer.micro_batch_size or trainer.batch_size
+    half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16
+    tokens = torch.zeros(rows, trainer.sequence_length, dtype=torch.int64)
+    nats = TokenNats(model, settings.model.loss_chunk_rows)
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=half, enabled=trainer.precision in ("bf16", "fp16")):
+            return nats(tokens, tokens)
+
+    passes = traced(model, loss, trainer)
+    if trainer.update_in_backward:
+        return passes
+    shape = rows, rows == trainer.batch_size, trainer.sequence_length, trainer.precision
+    how = trainer.activation_checkpointing, trainer.clip_norm, [p.requires_grad for p in model.parameters()]
+    key = repr((settings.model, shape, how))
+    if key not in _KNOWN:
+        _KNOWN[key] = footprint(model, None, passes, steps=1)
+    return repeated(model, _KNOWN[key])
 
 
 def _always(interval: Control) -> Control:

@@ -1,6 +1,7 @@
 """Trace training steps on fake tensors, which have shapes and no storage, and count the bytes they would take.
 
-The steps are the run's own code under torch's FakeTensorMode, with a CPU's kernels whatever the run's device.
+The steps are the run's own code under torch's FakeTensorMode, with a CPU's kernels whatever the run's device. Forward
+and backward passes do not depend on the optimizer: they are traced once and repeated for each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,17 +80,18 @@ def shadows() -> Iterator[None]:
         yield
 
 
-class _Live(TorchDispatchMode):
+class Live(TorchDispatchMode):
     """Add up live storages: `now`, and `kept` when the output layer begins; `peak` is the largest footprint."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: Optimizer | None) -> None:
         super().__init__()
         self._model, self._optimizer = model, optimizer
         self.now, self.phase, self.kept = 0, "", 0
         self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self._count((*model.parameters(), *model.buffers()))
         self._weights = self.now
-        self._count(value for state in optimizer.state.values() for value in state.values())
+        if optimizer is not None:
+            self._count(value for state in optimizer.state.values() for value in state.values())
         self.peak = Footprint(self._weights, 0, self.now - self._weights, 0, 0, "")
 
     def __torch_dispatch__(
@@ -101,6 +103,12 @@ class _Live(TorchDispatchMode):
             self.peak = self._footprint()
         return found
 
+    def repeat(self, passes: Footprint) -> None:
+        """Count the peak of `passes` once more, beside the state and what else is in use now."""
+        beside, state = self.now - self._weights, self._state()
+        found = replace(passes, state=state, temporaries=passes.temporaries + beside - state)
+        self.peak = max(self.peak, found, key=lambda peak: peak.total)
+
     def _count(self, values: Iterable[Any]) -> None:
         for value in values:
             if isinstance(value, Tensor) and (storage := value.untyped_storage()) not in self._counted:
@@ -111,45 +119,79 @@ class _Live(TorchDispatchMode):
     def _forget(self, size: int) -> None:
         self.now -= size
 
+    def _state(self) -> int:
+        return 0 if self._optimizer is None else state_bytes(self._optimizer).total
+
     def _footprint(self) -> Footprint:
         gradients = sum(p.grad.untyped_storage().nbytes() for p in self._model.parameters() if p.grad is not None)
-        state = state_bytes(self._optimizer).total
+        state = self._state()
         known = self._weights + gradients + state
         rest = self.now - known
         activations = 0 if self.phase == "optimizer" else min(rest, max(0, self.kept - known))
         return Footprint(self._weights, gradients, state, activations, rest - activations, self.phase)
 
 
-def footprint(
-    model: torch.nn.Module, optimizer: Optimizer, loss: Callable[[], Tensor], trainer: TrainerSettings, steps: int
-) -> Footprint:
-    """Trace some steps; return their peak. An optimizer's first step chooses subspaces and makes the state.
+Passes = Callable[[Live], Tensor]  # make a step's gradients, and return the loss
+
+
+def traced(model: torch.nn.Module, loss: Callable[[], Tensor], trainer: TrainerSettings) -> Passes:
+    """Return the passes of a step as they are, each time.
 
     Args:
         model: made within `shadows`, with its output layer as `lm_head`.
-        optimizer: of its parameters.
         loss: the forward pass over one micro-batch, to a scalar.
         trainer: batch, micro-batch and clipping. At most two micro-batches are traced: more have the same peak.
+    """
+    count = min(trainer.batch_size // (trainer.micro_batch_size or trainer.batch_size), 2)
+
+    def passes(live: Live) -> Tensor:
+        def head_begins(*_: Any) -> None:
+            if live.phase == "forward":  # chunks of the loss are recomputed in the backward pass
+                live.kept = live.now
+
+        seen = model.lm_head.register_forward_pre_hook(head_begins)
+        for _ in range(count):
+            live.phase = "forward"
+            value = loss()
+            live.phase = "backward"
+            value.backward()
+        seen.remove()
+        if trainer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_norm)
+        return value
+
+    return passes
+
+
+def repeated(model: torch.nn.Module, known: Footprint) -> Passes:
+    """Return passes of which only the peak is counted, since they were traced before; the gradients are made."""
+
+    def passes(live: Live) -> Tensor:
+        live.repeat(known)
+        live.phase = "backward"
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        return torch.zeros(())
+
+    return passes
+
+
+def footprint(model: torch.nn.Module, optimizer: Optimizer | None, passes: Passes, steps: int) -> Footprint:
+    """Trace some steps; return their peak. An optimizer's first step chooses subspaces and makes the state.
+
+    Args:
+        model: made within `shadows`.
+        optimizer: of its parameters; None: the steps are the passes alone.
+        passes: of each step.
         steps: how many.
     """
-    live = _Live(model, optimizer)
-
-    def head_begins(*_: Any) -> None:
-        if live.phase == "forward":  # chunks of the loss are recomputed in the backward pass
-            live.kept = live.now
-
-    seen = model.lm_head.register_forward_pre_hook(head_begins)
+    live = Live(model, optimizer)
     with live:
         for _ in range(steps):
-            for _ in range(min(trainer.batch_size // (trainer.micro_batch_size or trainer.batch_size), 2)):
-                live.phase = "forward"
-                value = loss()
-                live.phase = "backward"
-                value.backward()
-            if trainer.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_norm)
+            value = passes(live)
             live.phase = "optimizer"
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    seen.remove()
+            if optimizer is not None:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
+        del value
     return live.peak
