@@ -1,6 +1,6 @@
 """Train a language model: Hydra composes the settings, `adafrugal.training` runs them.
 
-    python train.py [group=choice] [name=value] [-m …]
+    python train.py [group=choice] [name=value] [-m …] [--dry-run …]
 
 Exit codes: 0 done, 1 failed, 2 wrong setting or missing input, 75 interrupted (the same command continues the run).
 """
@@ -37,10 +37,11 @@ try:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from adafrugal.launching import jobs
+        from adafrugal.launching import dry_run, jobs
         from adafrugal.settings import compose
         from adafrugal.settings.explain import explain
         from adafrugal.system.errors import INTERRUPTED, SettingError
+        from adafrugal.system.stderr import tell
 except ModuleNotFoundError as missing:
     install = f"run `make train`, or `pip install -r requirements.txt`, in {REPOSITORY}"
     _tell(f"error: No module named {missing.name!r}; {install}\n")
@@ -55,13 +56,21 @@ except (Exception, KeyboardInterrupt) as error:
 def main() -> int:
     """Compose, run one job or many, and return the exit code for all of them."""
     compose.register(REPOSITORY)
+    try:
+        options, sys.argv[1:] = dry_run.options(sys.argv[1:])
+    except SettingError as error:
+        return jobs.ended(error, stop, is_alike=True).code
+    if line := dry_run.base_of_a_sweep(sys.argv[1:]):
+        tell(line)
     # argparse takes no -m between settings: `train.py optimizer=adamw -m seed=0,1` should work all the same
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    all_jobs = jobs.Jobs(stop)
+    all_jobs = dry_run.DryRun(options, stop) if options.dry_run else jobs.Jobs(stop)
     start = hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")(all_jobs)
     try:
         with stop:
             start()
+            if options.dry_run:
+                all_jobs.work_out()
     except (Exception, KeyboardInterrupt) as error:  # of composition, or an interruption; jobs catch all other errors
         is_alike = not isinstance(error, KeyboardInterrupt)  # all processes see the same settings
         end = jobs.ended(_explained(error), stop, is_alike)

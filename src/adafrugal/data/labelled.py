@@ -174,6 +174,15 @@ class Labelled:
         return Examples(tokens, types if takes_types else None, np.array(labels, dtype=kind), 0 if pad is None else pad)
 
 
+def training_examples(data: LabelledSettings) -> int:
+    """Count the training examples of a local directory, of which `data.examples` may be a part.
+
+    Raises:
+        SettingError: as of `Labelled`.
+    """
+    return len(_read(data, Path())[data.split][data.label_field])
+
+
 def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
     """Read the columns of each split, by the split's name; the training split is first."""
     import datasets

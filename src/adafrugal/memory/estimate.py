@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from adafrugal.memory.on_device import with_chunks
-from adafrugal.memory.trace import Answers, Footprint, Passes, footprint, repeated, shadows, traced
+from adafrugal.memory.trace import Answers, Footprint, Live, Passes, footprint, repeated, shadows, traced
 from adafrugal.models import llama, optimizers
 from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
@@ -76,7 +76,9 @@ def _traced(settings: Settings) -> Estimate:
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)
     passes = _passes(settings, model)
-    footprint(model, optimizer, passes, steps=1)
+    passes(Live(model, optimizer))  # not entered: nothing is counted
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     first_state, stages, densities = state_bytes(optimizer).total, [], [None]
     if isinstance(optimizer, Frugal):
         control = next(group["density"] for group in optimizer.param_groups if group["split"])

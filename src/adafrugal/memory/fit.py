@@ -78,6 +78,16 @@ def fitted(settings: Settings) -> Fitted:
     )
 
 
+def within_budget(settings: Settings) -> Settings:
+    """The settings with the density at which a run under `optimizer.fit_gib` begins, if that is set.
+
+    Raises:
+        SettingError: as of `fitted`.
+    """
+    is_set = getattr(settings.optimizer, "fit_gib", None) is not None
+    return beginning_with(settings, fitted(settings).density) if is_set else settings
+
+
 def beginning_with(settings: Settings, density: float) -> Settings:
     """The same settings with another density at the start of the run."""
     changed = settled(settings, None, settings.model.hidden_size)

@@ -17,10 +17,7 @@ SMALL = 2**15  # tokens of a micro-batch
 
 def peak_flops(place: Place) -> float | None:
     """The datasheet's FLOP/s of the GPU in the run's precision (TF32 for fp32: half); None where it is not known."""
-    if not place.is_gpu:
-        return None
-    peak = cards.peak_flops(place.name())
-    return None if peak is None else peak / (2 if place.precision == "fp32" else 1)
+    return cards.peak_flops(place.name(), place.precision) if place.is_gpu else None
 
 
 def flops_per_token(model: torch.nn.Module) -> int:

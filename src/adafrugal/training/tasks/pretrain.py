@@ -31,8 +31,7 @@ class Pretrain(Task):
         place = self.place
         self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
-        with self.ranks.first_goes_first():  # one process trains the tokenizer and prepares the tokens
-            self._corpus = Corpus(settings, say, state, self.ranks.size, pin=place.is_gpu)
+        self._corpus = self._text(settings, say, state)
         torch.manual_seed(settings.seed)
         with parallel.made_on(place.device, settings.trainer):
             self.model = llama.build(settings.model)
@@ -42,6 +41,10 @@ class Pretrain(Task):
         nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self.ranks.size))
         self.module = parallel.spread(nats, settings.trainer, place, self.ranks)
         self.saved = {"model": self.model}
+
+    def _text(self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None) -> Corpus:
+        with self.ranks.first_goes_first():  # one process trains the tokenizer and prepares the tokens
+            return Corpus(settings, say, state, self.ranks.size, pin=self.place.is_gpu)
 
     def shapes(self) -> Iterator[Batch]:
         """A batch of each shape that the run will see."""
