@@ -26,7 +26,9 @@ ALLOWED = {  # room -> the rooms that it may import
     "memory": {*SETTINGS, "optim", "models"},
     "reports": {*SETTINGS, "tracking"},
     "training": {*SETTINGS, "optim", "models", "data", "memory", "tracking"},
-    "launching": {*SETTINGS, "optim.choices", "optim.controls", "training", "models", "data", "memory", "tracking", "reports"},
+    "launching": {
+        *SETTINGS, "optim.choices", "optim.controls", "training", "models", "data", "memory", "tracking", "reports"
+    },
     "hydra_plugins": {*SETTINGS, "launching"},
 }
 WITHOUT_TORCH = ("settings", "system", "reports", "optim.choices", "optim.controls", "tracking", "launching")

@@ -152,7 +152,7 @@ def test_the_table_past_adamw_has_rows_of_its_page_and_its_verdicts():
 
 def test_the_output_is_that_of_a_committed_record():
     (record,) = records.find([RESULTS / "embedded"])
-    (output,) = re.findall(r"```text\n(.*?)```", PAGES["docs/runs.md"], re.DOTALL)
+    (output,) = re.findall(r"output: the default run -->\n```text\n(.*?)```", PAGES["docs/runs.md"], re.DOTALL)
     (short,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     for line in summary.text(record).splitlines():
         assert line in output or line.startswith(("record", "picture"))

@@ -6,6 +6,7 @@ from conftest import script
 from torture import LONG
 
 from adafrugal.memory import __main__ as command
+from adafrugal.memory import estimate as module
 from adafrugal.memory.estimate import estimate
 from adafrugal.optim import Constant, state_bytes
 from adafrugal.optim.choices import SUBSPACES
@@ -72,6 +73,27 @@ def test_state_bytes_are_those_of_the_tensors(arm, settings):
 def test_blocks_in_a_random_order_are_drawn_as_in_a_run(match, settings):
     chosen, _ = settings("optimizer=frugal", f"optimizer.subspace={{kind:blocks,order:random,match:{match}}}")
     assert estimate(chosen).first_state == state_bytes(after_a_step(chosen)).total
+
+
+@pytest.mark.parametrize("arm", ["adamw", "galore", "adafrugal", "muon"])
+@pytest.mark.parametrize("more", [(), ("trainer.micro_batch_size=2", "trainer.clip_norm=1"), tuple(FEW)])
+def test_passes_traced_once_are_those_of_every_optimizer(arm, more, settings, monkeypatch):
+    """But for positions that the passes leave alive in the optimizer's step, and the last loss."""
+    chosen, _ = settings(f"optimizer={arm}", ONE_LAYER, *more)
+    found = estimate(chosen)
+    passes = module._passes
+
+    def always_traced(settings, model):
+        with monkeypatch.context() as patched:
+            patched.setattr(settings.trainer, "update_in_backward", True)  # of which no pass is repeated
+            return passes(settings, model)
+
+    monkeypatch.setattr(module, "_passes", always_traced)
+    traced = estimate(chosen)
+    assert traced.first_state == found.first_state
+    for one, other in zip(traced.stages, found.stages, strict=True):
+        assert (one.state, one.peak.phase) == (other.state, other.peak.phase)
+        assert one.peak.total == pytest.approx(other.peak.total, abs=8 * chosen.trainer.sequence_length + 8)
 
 
 def test_first_gradients_are_counted(settings):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from adafrugal.launching.costs import Costs
+from adafrugal.launching.costs import TOKENS_OF_A_DOCUMENT, Costs
 from adafrugal.settings.schema import Settings
 
 NONE = "–"
-TOKENS_OF_A_DOCUMENT = 400  # of C4, on average (docs/data.md)
 HEAD = ("job", "settings", "record", "tokens", "model FLOPs", "memory", "checkpoints", "hours")
 COUNTED = (
-    "tokens: padding included. model FLOPs: 2 for each multiply-add, the backward pass twice the forward, evaluations\n"
-    "forward only; what recompute repeats is not in them. memory: the peak by the estimate of `python -m\n"
-    "adafrugal.memory`, without an allocator's reserve and a GPU's context. checkpoints: those that stay, at most."
+    "tokens: with padding. model FLOPs: 2 for each multiply-add, the backward pass twice the forward, evaluations\n"
+    "forward only, without what recompute repeats. memory: the peak of all tensors that `python -m adafrugal.memory`\n"
+    "estimates. checkpoints: those that stay."
 )
 
 
@@ -52,12 +51,16 @@ def of_sweep(rows: Sequence[Row], hours: Sequence[str]) -> str:
     """Return a line for each job, one of sums, and one of what is left if some jobs are done."""
     cells = [HEAD, *((str(number), row.name, row.state, *_figures([row])) for number, row in enumerate(rows, 1))]
     left = [row for row in rows if row.state != "done"]
-    cells.append(("sum", f"{len(rows)} jobs", f"{len(rows) - len(left)} done", *_figures(rows)))
+    cells.append(("sum", _jobs(rows), f"{len(rows) - len(left)} done", *_figures(rows)))
     if left and len(left) < len(rows):
-        cells.append(("left", f"{len(left)} jobs", "", *_figures(left)))
+        cells.append(("left", _jobs(left), "", *_figures(left)))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join([*map(str.ljust, row[:3], widths[:3]), *map(str.rjust, row[3:], widths[3:])]) for row in cells]
     return "\n".join([*lines, "", f"text on disk: {_text(rows)}", *_notes(rows, hours)]) + "\n"
+
+
+def _jobs(rows: Sequence[Row]) -> str:
+    return f"{len(rows)} job{'' if len(rows) == 1 else 's'}"
 
 
 def _figures(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -89,13 +92,13 @@ def _text(rows: Sequence[Row]) -> str:
         key = repr(replace(row.settings.data, seed=None))
         if key not in largest or (row.costs.tokens or 0) > (largest[key].costs.tokens or 0):
             largest[key] = row
-    stored = [row.costs.stored for row in largest.values() if row.costs.stored is not None]
-    documents = [row.costs.documents for row in largest.values() if row.costs.documents is not None]
-    size = 2 * TOKENS_OF_A_DOCUMENT * sum(documents)
-    parts = [f"{_size(sum(stored))} of tokens at most"] if stored else []
-    if documents:
-        like = f"{_size(size)} of tokens if they are like C4's, of {TOKENS_OF_A_DOCUMENT} on average"
-        parts.append(f"{sum(documents):,} documents at most, which are stored whole: {like}")
+    costs = [row.costs for row in largest.values()]
+    parts = []
+    if packed := [each.stored for each in costs if each.stored is not None and each.documents is None]:
+        parts.append(f"{_size(sum(packed))} of tokens at most")
+    if whole := [each.stored for each in costs if each.stored is not None and each.documents is not None]:
+        count = _count(sum(each.documents or 0 for each in costs))
+        parts.append(f"{_size(sum(whole))} of tokens if each of {count} documents has {TOKENS_OF_A_DOCUMENT}, as C4's")
     return "; ".join(parts) or NONE
 
 

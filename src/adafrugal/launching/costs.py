@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adafrugal.memory.estimate import Estimate
     from adafrugal.training.few_steps import Measured
 
+TOKENS_OF_A_DOCUMENT = 400  # C4's, about (docs/data.md)
 NO_SIZE = "needs the data set's size, and it is not on disk"
 NOT_COUNTED = "a batch is as long as its longest example: what that computes is not known before"
 
@@ -35,8 +36,8 @@ class Costs:
     flops: float | None  # of the model: what recompute repeats is not counted
     estimate: Estimate | None
     checkpoints: int | None  # bytes of those that stay
-    stored: int | None  # bytes of tokens that have to be on disk, at most
-    documents: int | None  # that have to be on disk whole, where a row is one document
+    stored: int | None  # bytes of training tokens on disk: at most, or by TOKENS_OF_A_DOCUMENT
+    documents: int | None  # which are stored whole where a row is one document; None: rows are packed
     seconds: float | None
     unknown: tuple[str, ...]  # reasons
 
@@ -83,11 +84,11 @@ class Counter:
         seconds, why = self._seconds(settings)
         if why:
             unknown.append(f"hours: {why}")
-        is_packed = settings.data.rows == "packed"
+        documents = None if settings.data.rows == "packed" else trainer.steps * trainer.batch_size
+        stored = _stored(settings, tokens if documents is None else documents * TOKENS_OF_A_DOCUMENT)
         return Costs(
             trainer.steps, tokens, False, model_flops(settings), estimate, _checkpoints(settings, estimate),
-            _stored(settings, tokens) if is_packed else None, None if is_packed else trainer.steps * trainer.batch_size,
-            seconds, tuple(unknown),
+            stored, documents, seconds, tuple(unknown),
         )  # fmt: skip
 
     def _of_finetuning(self, settings: Settings) -> Costs:
@@ -202,7 +203,7 @@ def _memory_key(settings: Settings) -> str:
         if optimizer.interval.get("kind") in ("constant", "loss_aware"):  # they keep no gradients
             optimizer.interval = None
     optimizer.lr = bool(optimizer.lr)
-    return repr((settings.model, optimizer, settings.trainer, settings.schedule, seed))
+    return repr((settings.model, optimizer, settings.trainer, seed))
 
 
 def _time_key(settings: Settings) -> str:

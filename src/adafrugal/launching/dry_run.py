@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -66,6 +67,10 @@ def options(words: Sequence[str]) -> tuple[Options, list[str]]:
     parser.add_argument("--share", type=float)
     parser.add_argument("--measure", action="store_true")
     given, left = parser.parse_known_args(words)
+    known = [*parser._option_string_actions, *get_args_parser()._option_string_actions]
+    for word in (word.partition("=")[0] for word in left if word.startswith("--")):
+        if not any(option.startswith(word) for option in known):  # Hydra would print its usage
+            raise SettingError(f"there is no option {word}; {nearest(word, known)}")
     card = given.card and given.card.lower()
     named = {"--card": card, "--share": given.share, "--measure": given.measure or None}
     if not given.dry_run and (alone := [name for name, value in named.items() if value is not None]):
@@ -154,14 +159,15 @@ class DryRun:
         """Say where the hours come from."""
         on, without = self._options.on, "checkpoints, compiling, preparing the text"
         if on is not None:
-            peak = cards.peak_flops(cards.typed()[on.card], "auto")
+            peaks = {cards.peak_flops(cards.typed()[on.card], job.settings.trainer.precision) for job in self._planned}
+            of = " or ".join(f"{peak / 1e12:g}" for peak in sorted(peaks - {None}))
             return [
-                f"hours: of one {on.card} that reaches {on.share:g} of its peak ({peak / 1e12:g} TFLOP/s by the datasheet),",
-                f"with what recompute repeats; not in them: the optimizer's own work, refreshes, {without}.",
+                f"hours: of one {on.card} at {on.share:g} of its datasheet's {of or 'no'} TFLOP/s, with what recompute",
+                f"repeats; not in them: the optimizer's own work, refreshes, {without}.",
             ]
         measured = [found for found in counter.measured.values() if not isinstance(found, str)]
         if measured:
             made = ", ".join(sorted({f"{found.steps} steps on {found.device}" for found in measured}))
             by = ", ".join(f"{found.arm} {found.step:.3g}" for found in measured)
-            return [f"hours: by {made}; seconds of a step: {by}; not in them: {without}."]
-        return [] if self._options.measure else ["hours: add --card h100, or another card, or --measure on this machine."]
+            return [f"hours: by {made}; seconds of a step: {by};", f"not in them: {without}."]
+        return [] if self._options.measure else ["hours: add --card h100, or another, or --measure on this machine."]

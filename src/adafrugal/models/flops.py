@@ -39,13 +39,17 @@ def trained(settings: Settings) -> int:
 
 
 def recomputed(settings: Settings) -> int:
-    """Count the FLOPs for each trained token that hardware makes again: a second forward pass to save memory.
+    """Count the FLOPs for each trained token that hardware makes again: parts of the forward pass, to save memory.
 
-    `activation_checkpointing=layers` repeats the blocks; `selective` keeps the results of products. A number of
-    `loss_chunk_rows` repeats the head; `auto` does so on a card that is small for the batch, which is not counted.
+    `activation_checkpointing=layers` repeats the blocks but for the last product of each, which the backward pass does
+    not need; `selective` keeps the results of all products. A number of `loss_chunk_rows` repeats the head; `auto` does
+    so on a card that is small for the batch, which is not counted.
     """
-    once, trainer, rows = forward(settings.model, settings.trainer.sequence_length), settings.trainer, None
-    if isinstance(settings.model.loss_chunk_rows, int):
-        rows = (trainer.micro_batch_size or trainer.batch_size) * trainer.sequence_length
-    chunked = rows is not None and rows > settings.model.loss_chunk_rows
-    return (once.blocks if trainer.activation_checkpointing == "layers" else 0) + (once.head if chunked else 0)
+    shape, trainer = settings.model, settings.trainer
+    once, again = forward(shape, trainer.sequence_length), 0
+    if trainer.activation_checkpointing == "layers":
+        again += once.blocks - 2 * shape.num_hidden_layers * shape.hidden_size * shape.intermediate_size
+    rows = (trainer.micro_batch_size or trainer.batch_size) * trainer.sequence_length
+    if isinstance(shape.loss_chunk_rows, int) and shape.loss_chunk_rows < rows:
+        again += once.head
+    return again

@@ -1,0 +1,194 @@
+"""What a command would cost: `train.py … --dry-run`."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import pytest
+from conftest import REPOSITORY
+
+from adafrugal.launching import costs as of
+from adafrugal.launching import dry_run
+from adafrugal.launching.cost_table import _count, _flops, _hours
+from adafrugal.launching.costs import Counter, OnCard
+from adafrugal.memory import estimate as memory
+from adafrugal.settings.compose import check
+from adafrugal.settings.identity import identify
+from adafrugal.system.errors import DONE, WRONG, SettingError
+from adafrugal.tracking import cards
+from adafrugal.tracking.record import Record
+
+PAGE = (REPOSITORY / "docs" / "runs.md").read_text()
+SECTION = PAGE.split("## What will it cost")[1].split("\n## ")[0]
+COMMANDS = [line.split(" #")[0].strip() for line in re.findall(r"^python .*", SECTION, re.MULTILINE)]
+
+
+def test_a_sweep_is_listed_with_sums_and_nothing_is_written(train, tmp_path):
+    words = "optimizer=adamw,frugal", "seed=0,1", "trainer.steps=30", "hydra/launcher=gpus"
+    done = train("-m", *words, "--dry-run", "--card", "H100", "--share=0.5")
+    assert (done.returncode, done.stderr) == (DONE, "")
+    head, *jobs, total = done.stdout.split("\n\n")[0].splitlines()
+    assert [re.split("  +", line)[1] for line in jobs] == [
+        f"optimizer={arm} seed={seed}" for arm in ("adamw", "frugal") for seed in (0, 1)
+    ]
+    assert re.split("  +", head)[3:] == ["tokens", "model FLOPs", "memory", "checkpoints", "hours"]
+    assert re.split("  +", total)[:4] == ["sum", "4 jobs", "0 done", "61.44 K"]  # 4 × 30 steps × 8 × 64
+    assert "trainer.steps" not in "".join(jobs)  # all have it
+    assert "of one h100 at 0.5 of its datasheet's 989 TFLOP/s" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_done_is_said_and_was_foretold(train, composed, tmp_path):
+    run = "optimizer=adafrugal", "trainer.steps=30", "checkpoint.keep=2"
+    assert train(*run).returncode == DONE
+    listed = train("-m", *run[1:], "optimizer=adamw,adafrugal", "--dry-run").stdout
+    rows = [re.split("  +", line) for line in listed.split("\n\n")[0].splitlines()]
+    assert [row[2] for row in rows[1:3]] == ["to do", "done"]
+    assert rows[3][:3] == ["sum", "2 jobs", "1 done"]
+    assert rows[4] == ["left", "1 job", *rows[1][3:]]
+    assert "hours: add --card h100" in listed
+
+    found, choices = composed("scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", *run)
+    settings = check(found, choices)
+    record = Record(identify(settings, choices).directory)
+    foretold, summary = Counter(None, measure=False).costs(settings), record.summary()
+    assert (foretold.steps, foretold.tokens) == (summary["steps"], summary["tokens"])
+    lines = [line for line in record.metrics() if "validation_loss" in line]
+    assert of.evaluated_tokens(settings) == len(lines) * settings.eval.tokens
+    assert foretold.estimate.parameters == summary["parameters"]
+    state = max(stage.peak.state for stage in foretold.estimate.stages)
+    assert state >= summary["state_bytes"]["start"]
+    kept = [sum(file.stat().st_size for file in place.iterdir()) for place in record.directory.glob("checkpoints/*")]
+    small = 30_000  # names, numbers, checksums
+    assert foretold.checkpoints == (4 * summary["parameters"] + state) * 3
+    assert max(kept) <= foretold.checkpoints / 3 + small
+    assert len(kept) <= 3
+
+
+def test_memory_is_the_estimate_of_each_job(settings):
+    """Although what jobs have in common is worked out once."""
+    counter = Counter(None, measure=False)
+    arms = ["optimizer=adamw"], ["optimizer=galore"], ["optimizer=frugal", "optimizer.density=0.1"], ["seed=3"], []
+    arms += (["optimizer=frugal_displacement", "optimizer.subspace=columns"], ["optimizer.lr=1e-2"])
+    for words in arms:
+        chosen, _ = settings(*words)
+        assert counter.costs(chosen).estimate == memory.estimate(chosen)
+    assert len(counter._estimates) == 5
+
+
+def test_hours_count_what_recompute_repeats_and_the_cards_precision(settings):
+    chosen, _ = settings("model=llama_3m", "trainer.precision=bf16")
+    plain = OnCard("h100", 0.4).seconds(chosen)
+    assert plain == pytest.approx(of.model_flops(chosen) / (989e12 * 0.4))
+    recompute = replace(chosen, trainer=replace(chosen.trainer, activation_checkpointing="layers"))
+    assert 1.05 * plain < OnCard("h100", 0.4).seconds(recompute) < 4 / 3 * plain
+    assert of.model_flops(recompute) == of.model_flops(chosen)
+    in_fp32 = replace(chosen, trainer=replace(chosen.trainer, precision="fp32"))
+    assert OnCard("h100", 0.4).seconds(in_fp32) == 2 * plain
+    assert OnCard("t4", 0.4).seconds(chosen) is None
+    assert Counter(OnCard("t4", 0.4), measure=False).costs(chosen).unknown == ("hours: t4 has no bf16",)
+
+
+@pytest.mark.parametrize("name", cards.typed())
+def test_every_card_that_can_be_typed_has_a_peak(name):
+    assert cards.peak_flops(cards.typed()[name], "auto") > 1e12
+
+
+def test_a_figure_that_is_not_known_is_a_dash_with_its_reason(train):
+    done = train("optimizer=adamw", "trainer.parallel=fsdp", "--dry-run")
+    assert (done.returncode, done.stderr) == (DONE, "")
+    assert re.search(r"^memory +–$", done.stdout, re.MULTILINE)
+    assert "– memory and checkpoints: trainer.parallel is fsdp" in done.stdout
+    assert re.search(r"^tokens +10,240 in 20 steps of 8 × 64$", done.stdout, re.MULTILINE)
+
+
+def test_fine_tuning_has_as_many_steps_as_a_data_set_on_disk_gives(finetune_settings, settings_of):
+    on_disk, _ = finetune_settings("rte", "trainer.steps=null", "trainer.epochs=3", "trainer.batch_size=8")
+    found = Counter(None, measure=False).costs(on_disk)
+    assert found.steps == 12  # 26 examples
+    assert (found.tokens, found.is_bound) == (12 * 8 * on_disk.trainer.sequence_length, True)
+    assert found.flops is found.estimate is None
+    of_the_hub = settings_of("experiments=glue/rte")
+    assert f"steps and tokens: {of.NO_SIZE}" in Counter(None, measure=False).costs(of_the_hub).unknown
+
+
+def test_text_on_disk_is_there_once_for_all_jobs_that_read_it(train):
+    listed = train("-m", "seed=0,1", "trainer.steps=64,32", "optimizer=adamw", "--dry-run").stdout
+    assert "text on disk: 0.06 MiB of tokens at most" in listed  # 64 × 8 × 64 tokens of two bytes
+    whole = train("data.rows=document", "optimizer=adamw", "--dry-run").stdout
+    assert "0.12 MiB of tokens if each of 160 documents has 400, as C4's" in whole
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--card h101 --dry-run", "--card is h101; did you mean h100? allowed: b200, "),
+        ("--dry-run --card h100 --share 3", "--share is 3; allowed: above 0, up to 1"),
+        ("--dry-run --card h100 --share 0", "--share is 0; allowed: above 0, up to 1"),
+        ("--dry-run --card h100 --share much", "argument --share: invalid float value: 'much'; see --help"),
+        ("--dry-run --share 0.4", "--share is 0.4; allowed: above 0, up to 1, a share of the peak of a --card"),
+        ("--card h100", "--card is given without --dry-run"),
+        ("--measure", "--measure is given without --dry-run"),
+        ("--dry-run --measure --card h100", "--measure and --card both say the hours"),
+        ("--dry-run --card", "argument --card: expected one argument; see --help"),
+        ("--dryrun", "there is no option --dryrun; did you mean --dry-run? allowed: "),
+    ],
+)
+def test_a_wrong_option_is_refused(words, says):
+    with pytest.raises(SettingError, match=f"^{re.escape(says)}"):
+        dry_run.options(shlex.split(words))
+
+
+def test_the_other_words_are_hydras():
+    words = ["optimizer=adamw", "-m", "--dry-run", "seed=0,1", "--card=h100", "--cfg", "job", "--config-dir=x"]
+    found, left = dry_run.options(words)
+    assert found == dry_run.Options(True, OnCard("h100", dry_run.SHARE), False)
+    assert left == ["optimizer=adamw", "-m", "seed=0,1", "--cfg", "job", "--config-dir=x"]
+    assert dry_run.options(["seed=1"]) == (dry_run.Options(False, None, False), ["seed=1"])
+
+
+def test_a_wrong_option_or_setting_gets_one_line_and_exit_code_2(train, tmp_path):
+    for words in (["--dry-run", "--card", "h101"], ["--dry-run", "optimizer.lr=-1"],
+                  ["--dry-run", "-m", "optimizer.lr=1e-3,-1"]):  # fmt: skip
+        done = train(*words)
+        assert (done.returncode, done.stdout) == (WRONG, "")
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_base_of_a_sweep_is_called_so(train):
+    done = train("sweeps=c4_60m", "--cfg", "job", scale=None)
+    assert done.returncode == DONE and "seed: 0" in done.stdout
+    assert done.stderr == (
+        "--cfg prints what sweeps=c4_60m starts from, without the settings of its jobs; --dry-run lists the jobs\n"
+    )
+    assert train("--cfg", "job").stderr == ""
+    assert "--dry-run --card h100" in train("--help").stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page(command, train, tmp_path):
+    """With smaller models; the mini scale that the last one names would take minutes to measure."""
+    words = [word for word in shlex.split(command)[2:] if word != "scale=mini"]
+    done = train(*words, scale="scale=mini" if "sweeps=" in command else "scale=smoke")
+    assert (done.returncode, done.stderr) == (DONE, "")
+    jobs = [line for line in done.stdout.splitlines() if re.match(r"\d+ ", line)]
+    assert len(jobs) == (24 if "sweeps=" in command else 2 if "-m" in command else 0)
+    if "--measure" in command:
+        assert "hours: by 20 steps on cpu; seconds of a step: adamw 0." in done.stdout
+        assert not any(line.endswith("–") for line in jobs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_figures_of_the_page_are_those_of_its_command(settings_of):
+    assert len(COMMANDS) == 4
+    rows = [re.split("  +", line) for line in re.findall(r"^\d+ .*/.*", SECTION, re.MULTILINE)]
+    assert len(rows) == 3
+    for _, words, _, tokens, model, *_, hours in rows:
+        found = settings_of(*words.split())
+        assert tokens == _count(found.trainer.steps * 512 * 256)
+        assert model == _flops(of.model_flops(found))
+        assert hours == _hours(OnCard("h100", dry_run.SHARE).seconds(found))
+    # 28.2 ms a step, LLaMA 60M, 128 × 256 tokens (docs/gpu.md)
+    words = "experiments=c4_60m/adamw", "trainer.batch_size=128", "trainer.micro_batch_size=128"
+    assert of.flops.trained(settings_of(*words)) * 128 * 256 / 28.2e-3 / 989e12 == pytest.approx(0.31, abs=0.005)
