@@ -209,7 +209,7 @@ def test_names_that_the_commands_do_not_give_are_refused(made, rest, message):
 
 
 def test_an_arm_for_which_a_search_has_no_rates_is_refused(made):
-    with pytest.raises(SettingError, match="rates: grid has no 'lion'; .*allowed: adamw, frugal"):
+    with pytest.raises(SettingError, match=r"rates: grid has no 'lion'; .*allowed: adamw, frugal"):
         made(f"{TWO}  - {{name: lion, commands: [optimizer=lion], reference: null, rates: {{from: grid}}}}\n")
 
 
