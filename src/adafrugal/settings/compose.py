@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.optim import controls
 from adafrugal.settings import REPOSITORY, explain
+from adafrugal.settings.identity import locate_origin
 from adafrugal.settings.ranges import check_ranges, parts
 from adafrugal.settings.schema import SCHEMAS, Settings, is_plain_name
 from adafrugal.system import secrets
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import SettingError, line
 
 
 @functools.cache  # once a process, because it takes a fifth of a composition's time
@@ -130,6 +131,23 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
             what = f"{part.path} needs the package {part.package}, which is not installed"
             raise SettingError(f"{what}; pip install {part.package.replace('_', '-')}, or choose another {part.path}")
         part.canonical(found)
+    locate_origin(found, choices)
+    return found
+
+
+def of_record(config: Mapping[str, Any]) -> Settings:
+    """Return the settings of a run from its record's config.yaml, without those that the record leaves out.
+
+    Raises:
+        SettingError: another version of this code wrote it.
+    """
+    try:
+        schema = OmegaConf.structured(Settings)
+        for group, schemas in SCHEMAS.items():
+            schema[group] = OmegaConf.structured({s.kind: s for s in schemas}[config[group]["kind"]])
+        found: Settings = OmegaConf.to_object(OmegaConf.merge(schema, dict(config)))
+    except (KeyError, OmegaConfBaseException) as error:
+        raise SettingError(f"its config.yaml is of another version of this code: {line(error)}") from error
     return found
 
 
