@@ -16,15 +16,15 @@ from adafrugal.training.loop import Loop
 from adafrugal.training.progress import Progress
 
 
-def state_of(source: Path) -> dict[str, Any]:
-    """Load the state of another run's checkpoint as that of a run which begins with it.
+def state_of(source: Path, is_first: bool) -> dict[str, Any]:
+    """Load the state of another run's checkpoint as that of a run which begins with it; rank 0 looks for damage.
 
     Raises:
         SettingError: the checkpoint is of another run than its directory says.
         TrainingError: it is damaged.
     """
     run, step = source.parents[1], origin.step(str(source))
-    if (damage := checkpoint.damage(source)) is not None:
+    if is_first and (damage := checkpoint.damage(source)) is not None:
         raise TrainingError(f"trainer.continue_from is {source}, which is damaged ({damage}); name a whole checkpoint")
     state = checkpoint.load_state(source)
     progress = Progress.from_state(state["account"])

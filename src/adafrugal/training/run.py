@@ -113,7 +113,7 @@ class Run:
             _refuse_another(state, differing(self.settings), self.record.directory)
             return saved, state
         if other is not None:
-            return Path(other), branch.state_of(Path(other))
+            return Path(other), branch.state_of(Path(other), self.ranks.first)
         if line := lineage.shorter(self.settings, self.session.identity):
             self.display.say(line)
         return None, None
