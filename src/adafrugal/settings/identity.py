@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adafrugal.optim import controls
-from adafrugal.settings import origin
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.schema import Settings
 
 NOT_PART = (
@@ -61,7 +61,7 @@ def beside(identity: Identity, differs: Mapping[str, Any], *but: str) -> Iterato
     """
     arm = glob.escape(identity.key.rpartition("-")[0])
     for run in sorted(identity.directory.parent.glob(f"{arm}-{'[0-9a-f]' * 10}")):
-        theirs = origin.recorded(run).get("identity", {}).get("differs", {})
+        theirs = checkpoint_names.recorded(run).get("identity", {}).get("differs", {})
         if theirs and all(theirs.get(name, ...) == differs.get(name, ...) for name in {*theirs, *differs} - {*but}):
             yield run, theirs
 
@@ -73,7 +73,7 @@ def locate_origin(settings: Settings, choices: Mapping[str, str]) -> None:
         settings.trainer.continue_from = None
         alike = beside(identify(settings, choices), differing(settings), CONTINUE_FROM)
         known = [theirs[CONTINUE_FROM] for _, theirs in alike if CONTINUE_FROM in theirs]
-        settings.trainer.continue_from = origin.located(CONTINUE_FROM, given, known)
+        settings.trainer.continue_from = checkpoint_names.located(CONTINUE_FROM, given, known)
 
 
 def differing(settings: Any, path: str = "") -> dict[str, Any]:
@@ -93,7 +93,7 @@ def differing(settings: Any, path: str = "") -> dict[str, Any]:
             usual = {f.name: f.default for f in fields((controls.DENSITIES | controls.INTERVALS)[value["kind"]])}
             found |= {f"{name}.{key}": v for key, v in value.items() if key == "kind" or v != usual[key]}
         elif name == CONTINUE_FROM and value is not None:
-            found[name] = origin.name(value)
+            found[name] = checkpoint_names.name(value)
         elif field.name == "kind" or value != getattr(defaults, field.name):
             found[name] = value
     return found

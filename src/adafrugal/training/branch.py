@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adafrugal.optim import Control
-from adafrugal.settings import origin
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.identity import digest
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.training.checkpoints import checkpoint
@@ -23,7 +23,7 @@ def state_of(source: Path, is_first: bool) -> dict[str, Any]:
         SettingError: the checkpoint is of another run than its directory says.
         TrainingError: it is damaged.
     """
-    run, step = source.parents[1], origin.step(str(source))
+    run, step = source.parents[1], checkpoint_names.step(str(source))
     if is_first and (damage := checkpoint.damage(source)) is not None:
         raise TrainingError(f"trainer.continue_from is {source}, which is damaged ({damage}); name a whole checkpoint")
     state = checkpoint.load_state(source)
@@ -31,7 +31,7 @@ def state_of(source: Path, is_first: bool) -> dict[str, Any]:
     if digest(state["settings"]) != run.name.rpartition("-")[2] or progress.step != step:
         where = "a checkpoint where its run saved it"
         raise SettingError(f"trainer.continue_from is {source}, which is of another run or step; allowed: {where}")
-    begins = {"run": run.name, "step": step, "code": origin.recorded(run).get("code")}
+    begins = {"run": run.name, "step": step, "code": checkpoint_names.recorded(run).get("code")}
     # the unigram loss is of the validation text, whose length may differ
     task = {"fingerprint": state["task"]["fingerprint"]}
     return {**state, "account": progress.branched(begins).state_dict(), "task": task}

@@ -15,7 +15,7 @@ from typing import Any
 from adafrugal.models.schedule import factor
 from adafrugal.optim import controls
 from adafrugal.optim.controls import Control
-from adafrugal.settings import origin
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.canonical import density_of_rank, with_run_length
 from adafrugal.settings.compose import of_record
 from adafrugal.settings.identity import CONTINUE_FROM, Identity, beside, differing
@@ -40,7 +40,7 @@ def refuse_another_past(settings: Settings) -> None:
     if not place.is_dir():
         there = ", ".join(path.name for path in sorted(place.parent.glob("step-*"))) or "none there"
         raise SettingError(f"{given}, which does not exist; allowed: a checkpoint of {run} ({there})")
-    key = origin.recorded(run).get("identity", {}).get("key")
+    key = checkpoint_names.recorded(run).get("identity", {}).get("key")
     if key != run.name:
         what = f"is of the run {key}" if key else "is not there or has no identity"
         raise SettingError(f"{given}, whose environment.json {what}; allowed: a run's directory under its own name")
@@ -48,7 +48,7 @@ def refuse_another_past(settings: Settings) -> None:
         theirs = of_record(Record(run).config())
     except SettingError as error:
         raise SettingError(f"{given}: {error}") from error
-    if (why := another_past(settings, theirs, origin.step(str(place)))) is not None:
+    if (why := another_past(settings, theirs, checkpoint_names.step(str(place)))) is not None:
         raise SettingError(f"{why}; {given}")
 
 

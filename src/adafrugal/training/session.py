@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from adafrugal.settings import origin
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.identity import Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
@@ -79,7 +79,7 @@ class Session:
         """The settings without directories of this machine: a record may be moved, published, or sent to W&B."""
         found = {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
         if (begins := self.settings.trainer.continue_from) is not None:
-            found["trainer"]["continue_from"] = origin.name(begins)
+            found["trainer"]["continue_from"] = checkpoint_names.name(begins)
         return found
 
     def has_checkpoints(self) -> bool:
