@@ -126,28 +126,11 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
     _refuse_choices(choices)
     found.arm = found.arm or choices["optimizer"]
     refuse_impossible(found)
+    if to_run:
+        _refuse_missing_packages(found)
     for part in parts(found):
-        if to_run and part.package is not None and find_spec(part.package) is None:
-            what = f"{part.path} needs the package {part.package}, which is not installed"
-            raise SettingError(f"{what}; pip install {part.package.replace('_', '-')}, or choose another {part.path}")
         part.canonical(found)
     locate_origin(found, choices)
-    return found
-
-
-def of_record(config: Mapping[str, Any]) -> Settings:
-    """Return the settings of a run from its record's config.yaml, without those that the record leaves out.
-
-    Raises:
-        SettingError: another version of this code wrote it.
-    """
-    try:
-        schema = OmegaConf.structured(Settings)
-        for group, schemas in SCHEMAS.items():
-            schema[group] = OmegaConf.structured({s.kind: s for s in schemas}[config[group]["kind"]])
-        found: Settings = OmegaConf.to_object(OmegaConf.merge(schema, dict(config)))
-    except (KeyError, OmegaConfBaseException) as error:
-        raise SettingError(f"its config.yaml is of another version of this code: {line(error)}") from error
     return found
 
 

@@ -7,6 +7,7 @@ branch depend is the same; the schedule and the controls may differ where their 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -17,7 +18,7 @@ from adafrugal.optim import controls
 from adafrugal.optim.controls import Control
 from adafrugal.settings import checkpoint_names
 from adafrugal.settings.canonical import density_of_rank, with_run_length
-from adafrugal.settings.compose import of_record
+from adafrugal.settings.compose import recorded
 from adafrugal.settings.identity import CONTINUE_FROM, Identity, beside, differing
 from adafrugal.settings.schedule_settings import WsdSchedule
 from adafrugal.settings.schema import Settings
@@ -45,7 +46,7 @@ def refuse_another_past(settings: Settings) -> None:
         what = f"is of the run {key}" if key else "is not there or has no identity"
         raise SettingError(f"{given}, whose environment.json {what}; allowed: a run's directory under its own name")
     try:
-        theirs = of_record(Record(run).config())
+        theirs = recorded(Record(run).config())
     except SettingError as error:
         raise SettingError(f"{given}: {error}") from error
     if (why := another_past(settings, theirs, checkpoint_names.step(str(place)))) is not None:
@@ -166,9 +167,9 @@ def shorter(settings: Settings, identity: Identity) -> str | None:
     done: dict[int, tuple[Record, Settings]] = {}
     for directory, _ in beside(identity, differing(settings), "trainer.steps", *_FOLLOWING):
         run = Record(directory)
-        theirs = of_record(run.config())
-        if run.status == "finished" and _is_alike(settings, theirs):
-            done[theirs.trainer.steps] = run, theirs
+        with suppress(SettingError):  # an older version's, of which nothing is known
+            if run.status == "finished" and _is_alike(settings, theirs := recorded(run.config())):
+                done[theirs.trainer.steps] = run, theirs
     steps = max((steps for steps in done if steps < settings.trainer.steps), default=None)
     if steps is None:
         return None
