@@ -12,11 +12,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from adafrugal.reports import decisions, lengths, table
-from adafrugal.reports.arms import RATES, SHORT, Job
+from adafrugal.reports.arms import RATES, Job
 from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
 from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample
 from adafrugal.settings import REPOSITORY
+from adafrugal.settings.naming import SHORT
 
 PUBLISHED = REPOSITORY / "experiments" / "published"
 LR, S, C = RATES
