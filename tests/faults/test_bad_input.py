@@ -12,7 +12,7 @@ RIGHT = {  # groups first: what is typed below must go with all of them, or be r
     "optimizer": ["adafrugal", "adamw", "frugal", "galore", "badam", "signsgd", "lion", "muon", "adafactor",
                   "scale", "swan", "sinkgd", "apollo", "apollo_mini", "fira", "adagalore", "adafrugal_density",
                   "adafrugal_interval", "adafrugal_whiten", "frugal_displacement"],
-    "schedule": ["cosine", "cosine_restarts", "linear", "constant"],
+    "schedule": ["cosine", "cosine_restarts", "linear", "constant", "wsd"],
     "optimizer/density": ["constant", "linear", "cosine"],
     "optimizer/interval": ["constant", "loss_aware", "displacement"],
     "optimizer.lr": ["1e-3", "0", "0.5", "1e-9"],

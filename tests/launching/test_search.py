@@ -1,7 +1,10 @@
 """The search for rates as a command: real runs, which a second command finds done."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import REPOSITORY
@@ -40,6 +43,36 @@ def test_trials_and_then_the_table_s_runs_at_the_best_rates_are_made_once(search
     again = search("seed=0", "--trials", "2")
     assert again.returncode == 0
     assert again.stdout.splitlines() == [done.stdout.splitlines()[-1]]
+
+
+def test_a_trial_that_diverges_is_a_result_and_the_search_goes_on(search, tmp_path):
+    done = search("optimizer.lr=1e38", "seed=0", "--trials", "2", "--at-once", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the loss is nan") >= 1
+    ends = [(run.config()["seed"], run.status) for run in records.find([tmp_path / "runs"])]
+    assert len(ends) == 3
+    assert ends.count((100, "failed")) >= 1
+    assert search("optimizer.lr=1e38", "seed=0", "--trials", "2").stdout == done.stdout.splitlines(keepends=True)[-1]
+
+
+def test_a_signal_ends_the_runs_in_order_and_the_same_command_goes_on(search, tmp_path, cache_root):
+    words = ["trainer.steps=150", "eval.every=150", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
+    command = [sys.executable, "-m", "adafrugal.launching.search", *WORDS, *words, "--trials", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, cwd=REPOSITORY, start_new_session=True)
+    until = time.monotonic() + 120
+    while not any((run / "metrics.jsonl").exists() for run in (tmp_path / "runs").glob("*/*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on"
+    assert [run.status for run in records.find([tmp_path / "runs"])] == ["interrupted"]
+    done = search(*words[:2], "--trials", "1")
+    assert done.returncode == 0, done.stderr
+    assert [run.status for run in records.find([tmp_path / "runs"])] == ["finished", "finished"]
 
 
 def test_trials_on_another_text_are_not_taken(tmp_path):

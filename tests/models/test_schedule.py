@@ -3,7 +3,13 @@ import math
 import pytest
 
 from adafrugal.models.schedule import factor
-from adafrugal.settings.schema import ConstantSchedule, CosineSchedule, LinearSchedule, RestartingSchedule
+from adafrugal.settings.schedule_settings import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    RestartingSchedule,
+    WsdSchedule,
+)
 
 
 def test_cosine_with_restarts_is_the_papers_formula():
@@ -24,3 +30,13 @@ def test_all_warm_up_over_a_tenth_and_end_at_their_floor(schedule):
     values = [at(t) for t in range(10, 101)]
     assert values == sorted(values, reverse=True)
     assert values[45] == pytest.approx((1 + last) / 2), "halfway between warm-up and end"
+
+
+@pytest.mark.parametrize(("cooldown", "steps"), [(None, 20), (0.3, 30), (40, 40), (0.001, 1)])
+def test_wsd_is_the_constant_schedule_until_its_cooldown(cooldown, steps):
+    at, constant = factor(WsdSchedule(cooldown=cooldown, floor=0.1), steps=100), factor(ConstantSchedule(), steps=100)
+    begin = 100 - steps
+    assert [at(t) for t in range(begin + 1)] == [constant(t) for t in range(begin + 1)]
+    falling = [at(begin + i) for i in range(steps + 1)]
+    assert falling == pytest.approx([1 - 0.9 * i / steps for i in range(steps + 1)])
+    assert at(500) == pytest.approx(0.1)

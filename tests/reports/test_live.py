@@ -1,6 +1,7 @@
 """The page of runs that go on: what it reads of growing records, and what a browser makes of it."""
 
 import html
+import itertools
 import json
 import math
 import os
@@ -169,7 +170,7 @@ def test_a_long_curve_is_thinned_and_ends_at_its_last_point():
     steps = [step for step, _ in curve.points]
     assert 100 < len(steps) < 260
     assert (steps[0], steps[-1]) == (1, 10_000)
-    assert {b - a for a, b in zip(steps[:-2], steps[1:-1], strict=True)} == {64}
+    assert {b - a for a, b in itertools.pairwise(steps[:-1])} == {64}
 
 
 def test_once_writes_the_page_of_real_records_and_nothing_else(root, monkeypatch, capsys):
@@ -220,8 +221,9 @@ def test_a_browser_sorts_filters_and_compares_and_keeps_all_three(root, tmp_path
         add(begun(root, f"{arm}-0"), 10, 20, loss=loss, validation_loss=loss)
     begun(root, "muon-0")
     press = """
-      const head = key => document.querySelector(`th[data-key=${key}] button`), box = document.querySelector("input");
-      const rows = () => [...document.querySelectorAll("tbody tr")].filter(row => !row.hidden).map(row => row.dataset.name);
+      const head = key => document.querySelector(`th[data-key=${key}] button`);
+      const box = document.querySelector("input"), all = () => [...document.querySelectorAll("tbody tr")];
+      const rows = () => all().filter(row => !row.hidden).map(row => row.dataset.name);
       const seen = {start: [location.hash, rows()]};
       head("loss").click(); seen.up = rows(); head("loss").click(); seen.down = rows();
       for (const row of document.querySelectorAll("tbody tr")) {

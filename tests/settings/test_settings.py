@@ -203,7 +203,7 @@ def test_a_number_without_a_range_is_in_a_rule():
     free = {f"{part.path}.{f.name}" for part in PARTS for f in fields(part)
             if not f.metadata and {"int", "float"} & set(f.type.split(" | "))}  # fmt: skip
     assert free == {"data.tokenizer.vocabulary_size", "model.max_position_embeddings", "schedule.warmup", "eval.tokens",
-                    "schedule.cycle", "trainer.micro_batch_size", "eval.last_tokens"}  # fmt: skip
+                    "schedule.cycle", "schedule.cooldown", "trainer.micro_batch_size", "eval.last_tokens"}  # fmt: skip
 
 
 @pytest.mark.parametrize("typed", WRONG)

@@ -15,6 +15,28 @@ def test_a_cpu_computes_in_float32_unless_told_otherwise():
         assert torch.nn.Linear(2, 2)(torch.ones(2)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "is_slow"),
+    [
+        ("flags\t\t: fpu sse2 avx2 avx512f", True), ("flags\t\t: fpu avx512f avx512_bf16", False),
+        ("flags : amx_bf16 amx_tile", False), ("Features : asimd bf16", False), ("Features : fp asimd", True),
+        ("isa : rv64imafdc", False), (None, False),
+    ],
+)  # fmt: skip
+def test_a_cpu_without_instructions_for_bf16_is_said_to_be_slow_in_it(cpuinfo, is_slow, monkeypatch):
+    def read(path):
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read)
+    said = []
+    for precision in ("fp32", "auto", "bf16"):
+        open_device(TrainerSettings(device="cpu", precision=precision), warn=said.append)
+    assert len(said) == is_slow
+    assert not is_slow or "no instructions for bf16" in said[0]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_line():
     with pytest.raises(SettingError, match=r"trainer.device is cuda, but torch finds no GPU; allowed here: auto, cpu"):

@@ -40,7 +40,7 @@ def watch(roots: Sequence[Path], once: bool) -> None:
     """
     for root in roots:
         if not root.is_dir():
-            raise SettingError(f"{root} is no directory; name one with runs below it, such as runs, or make a run first")
+            raise SettingError(f"{root} is no directory; name one with runs below it, or make a run first")
     runs, file = Runs(roots), roots[0] / "index.html"
     try:
         found = _write(runs, file, once)

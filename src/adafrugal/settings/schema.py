@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from adafrugal.settings.canonical import run_steps
 from adafrugal.settings.data_settings import SEEDS, CorpusSettings, EmbeddedSettings, LabelledSettings, is_seed
 from adafrugal.settings.optimizer_settings import (
     AdafactorSettings,
@@ -25,6 +24,13 @@ from adafrugal.settings.optimizer_settings import (
     ScaleSettings,
 )
 from adafrugal.settings.ranges import Part, above, at_least, is_number, near_divisors, one_of, ranged, within
+from adafrugal.settings.schedule_settings import (
+    ConstantSchedule,
+    CosineSchedule,
+    LinearSchedule,
+    RestartingSchedule,
+    WsdSchedule,
+)
 from adafrugal.system.errors import SettingError
 
 
@@ -113,68 +119,6 @@ class EncoderSettings(Part, path="model"):
         else:
             self.need(self.revision is None, "revision", "null, since a package is what is installed")
             self.need(self.name is None, "name", "null, since model.package is given; or model.package=null")
-
-
-@dataclass
-class ConstantSchedule(Part, path="schedule"):
-    """The full learning rate after the warm-up."""
-
-    kind: str = "constant"
-    warmup: int | float | None = None  # steps, or a share of the run below 1; null: a tenth of the run
-
-    def period(self, s: Settings) -> int:
-        """Return the steps after which the schedule ends or restarts."""
-        return run_steps(s)
-
-    def check(self, s: Settings) -> None:
-        """Require a warm-up shorter than the schedule."""
-        steps, is_whole = self.period(s), self.period(s) == run_steps(s)
-        many = "as many as its epochs have" if is_whole and not s.trainer.steps else steps
-        longest = f"{'trainer.steps' if is_whole else 'schedule.cycle'} ({many})"
-        is_below = self.warmup is None or 0 <= self.warmup < (1 if isinstance(self.warmup, float) else steps)
-        self.need(is_below, "warmup", f"0 to below {longest}, a share of it below 1, or null for a tenth")
-
-    def canonical(self, s: Settings) -> None:
-        """Write a tenth as null."""
-        self.warmup = None if self.warmup == self.period(s) // 10 else self.warmup
-
-
-@dataclass
-class LinearSchedule(ConstantSchedule):
-    """A straight line from the learning rate to `floor` of it at the end of the run."""
-
-    kind: str = "linear"
-    floor: float = within(0, 1, 0.0, ", a share of the learning rate")
-
-
-@dataclass
-class CosineSchedule(LinearSchedule):
-    """Half a cosine from the learning rate to `floor` of it at the end of the run."""
-
-    kind: str = "cosine"
-    floor: float = within(0, 1, 0.1, ", a share of the learning rate")
-
-
-@dataclass
-class RestartingSchedule(CosineSchedule):
-    """The cosine with its warm-up, repeated every `cycle` steps."""
-
-    kind: str = "cosine_restarts"
-    cycle: int | None = None  # steps; null: the whole run
-
-    def period(self, s: Settings) -> int:
-        """Return the steps after which the schedule restarts."""
-        return run_steps(s) if self.cycle is None else self.cycle
-
-    def check(self, s: Settings) -> None:
-        """Require a cycle no longer than the run."""
-        self.need(1 <= self.period(s) <= run_steps(s), "cycle", f"1 to trainer.steps ({run_steps(s)})")
-        super().check(s)
-
-    def canonical(self, s: Settings) -> None:
-        """Write a warm-up of a tenth of a cycle, and a cycle as long as the run, as null."""
-        super().canonical(s)
-        self.cycle = None if self.cycle == run_steps(s) else self.cycle
 
 
 @dataclass
@@ -334,6 +278,6 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
         AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings, LoraSettings, ApolloSettings,
         FiraSettings, ScaleSettings,
     ),
-    "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule),
+    "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule, WsdSchedule),
     "tracking": (LocalTracking, WandbTracking, TensorboardTracking),
 }

@@ -67,7 +67,8 @@ def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str]
     Call it before all else that touches CUDA: several of torch's functions fail before CUDA is initialised.
 
     `device=auto` is the GPU where there is one, of this `number` where several processes have one each;
-    `precision=auto` is bf16 on a GPU that has it, else fp32. `warn` prints why an existing GPU is not used.
+    `precision=auto` is bf16 on a GPU that has it, else fp32. `warn` prints why an existing GPU is not used, and that a
+    CPU is slow in bf16.
 
     Raises:
         SettingError: the device is missing, or torch cannot use it.
@@ -85,7 +86,18 @@ def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str]
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and device.type == "cpu" and warn is not None and not _computes_bf16():
+        warn("this CPU has no instructions for bf16; such a one took nine times as long as with trainer.precision=fp32")
     return Place(device, precision)
+
+
+def _computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies in bfloat16, or nothing is known about it; else oneDNN converts all operands."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return True
+    return not words & {"flags", "Features"} or bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 _NO_GPU = "torch finds no GPU"
