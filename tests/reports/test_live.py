@@ -52,16 +52,17 @@ def row_of(page, name):
 
 
 def page_of(root):
-    return live.page(follow.Runs([root]).update(), 0.0)
+    return live.Page(0.0).of(follow.Runs([root]).update())
 
 
 def test_a_row_has_the_numbers_of_the_last_line_and_of_the_last_evaluation(root):
     record = begun(root, **{"trainer.steps": 400})
     add(record, 100, validation_loss=5.25, elapsed=30.0)
     add(record, 200, elapsed=60.0)
+    sign = (record.directory / "metrics.jsonl").stat().st_mtime
     assert row_of(page_of(root), "adamw")[:-2] == [
         "", "adamw-0123456789 runs/pretrain-embedded-llama_3m", "running", "200/400", "5.0000", "5.2500", "0.200",
-        "25", "2.0", "256", "1,234", "1:00 1:00 left", "0 s",
+        "25", "2.0", "256", "1,234", "1:00 1:00 left", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sign)),
     ]  # fmt: skip
 
 
@@ -91,6 +92,18 @@ def test_a_resumed_run_that_goes_back_to_its_checkpoint_shows_each_step_once(roo
     add(record, 30, 40, loss=4.0)
     (run,) = runs.update()
     assert run.loss.points == [(10, 5.0), (20, 5.0), (30, 4.0), (40, 4.0)]
+
+
+def test_the_page_of_a_run_that_went_on_is_that_of_one_read_anew(root):
+    record, other, runs, page = begun(root), begun(root, "frugal-0"), follow.Runs([root]), live.Page(0.0)
+    page.of(runs.update())
+    add(record, 10, 20)
+    begun(root, "adamw-1", seed=1)
+    add(other, 10)
+    record.set_status("interrupted")
+    kept, anew = (re.findall(r"<tr id=.*?</tr>", found) for found in (page.of(runs.update()), page_of(root)))
+    assert kept == anew
+    assert len(kept) == 3
 
 
 def test_a_removed_run_is_gone_and_a_new_one_is_found(root):
@@ -231,6 +244,7 @@ def test_a_browser_sorts_filters_and_compares_and_keeps_all_three(root, tmp_path
       }
       box.value = "frugal RUNNING"; box.dispatchEvent(new Event("input")); seen.filtered = rows();
       seen.lines = document.querySelectorAll("#compare polyline").length; seen.hash = location.hash;
+      seen.signs = [...document.querySelectorAll(".sign")].every(cell => /^\\d+ s$/.test(cell.textContent));
       seen.wide = document.documentElement.scrollWidth <= innerWidth;
       document.body.dataset.seen = JSON.stringify(seen);
     """
@@ -251,6 +265,7 @@ def test_a_browser_sorts_filters_and_compares_and_keeps_all_three(root, tmp_path
     assert seen["down"] == ["adamw-0", "adafrugal-0", "frugal-0", "muon-0"], "what has no number is last both ways"
     assert seen["filtered"] == ["adafrugal-0", "frugal-0"]
     assert seen["lines"] == 2
+    assert seen["signs"]
     assert seen["wide"], "nothing is wider than the window"
     again = look(f"{root / 'page.html'}{seen['hash']}")
     assert again["start"] == [seen["hash"], ["adafrugal-0", "frugal-0"]]

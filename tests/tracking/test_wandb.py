@@ -108,7 +108,7 @@ def test_each_start_is_an_offline_run_of_its_own_with_metrics_settings_group_and
     assert axes == {"step": "", "*": "step"}
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *record.directory.glob("wandb/offline-run-*")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert re.findall(r"run-(\S+)\.wandb", done.stdout + done.stderr) == ["adafrugal-0123456789-2"]
+    assert re.findall(r"/run-(\S+)\.wandb", done.stdout + done.stderr) == ["adafrugal-0123456789-2"]
     assert header.run_group == "pretrain-embedded-llama_3m"
     assert header.display_name == "adafrugal seed=3"
     assert set(header.tags) == {"task:pretrain", "data:embedded", "model:llama_3m", "arm:adafrugal", "seed:3"}

@@ -58,6 +58,7 @@ class Run:
         seconds: since its start, without the time between its starts.
         sign: when it last wrote, in seconds since 1970.
         damage: why a part of its record cannot be read, by file.
+        changes: counts the reads of its files.
     """
 
     def __init__(self, directory: Path, root: Path) -> None:
@@ -68,6 +69,7 @@ class Run:
         self.differs: dict[str, Any] = {}
         self.steps: int | None = None
         self.damage: dict[str, str] = {}
+        self.changes = 0
         self._stamps: dict[str, tuple[int, int, int]] = {}
         self._begin()
 
@@ -88,6 +90,7 @@ class Run:
                     continue
                 self._stamps[name] = stamp
                 self.damage.pop(name, None)
+                self.changes += 1
                 if name == "metrics.jsonl" and before and (stamp[0] != before[0] or stamp[1] < before[1]):
                     self._begin()  # a resumed run went back to its checkpoint
                 read()

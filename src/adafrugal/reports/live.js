@@ -102,6 +102,18 @@ body.addEventListener("change", event => {
   compare();
 });
 
+function ago(seconds) {
+  for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) {
+    if (seconds >= 2 * size) return `${Math.round(seconds / size)} ${unit}`;
+  }
+  return `${Math.max(0, Math.round(seconds))} s`;
+}
+
+for (const cell of body.querySelectorAll(".sign")) {
+  cell.title = cell.textContent;
+  cell.textContent = ago(Date.now() / 1000 - cell.dataset.v);
+}
+
 const note = document.getElementById("written"), seconds = +document.body.dataset.every;
 function age() {
   const late = (Date.now() / 1000 - note.dataset.v);

@@ -41,42 +41,61 @@ def watch(roots: Sequence[Path], once: bool) -> None:
     for root in roots:
         if not root.is_dir():
             raise SettingError(f"{root} is no directory; name one with runs below it, or make a run first")
-    runs, file = Runs(roots), roots[0] / "index.html"
+    runs, page, file = Runs(roots), Page(0.0 if once else EVERY), roots[0] / "index.html"
     try:
-        found = _write(runs, file, once)
+        found = _write(runs, page, file)
         ends = "" if once else "; open it in a browser, Ctrl-C ends"
         sys.stdout.write(f"{found} runs → {file}{ends}\n")
         sys.stdout.flush()
         while not once:
             time.sleep(EVERY)
-            _write(runs, file, once)
+            _write(runs, page, file)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
 
 
-def _write(runs: Runs, file: Path, once: bool) -> int:
-    """Replace the page, so that no browser finds half of one; return the number of runs."""
+def _write(runs: Runs, page: Page, file: Path) -> int:
+    """Replace the file, so that no browser finds half of one; return the number of runs."""
     found, beside = runs.update(), file.with_name(".index.html.new")
     try:
-        beside.write_text(page(found, 0.0 if once else EVERY), encoding="utf-8")
+        beside.write_text(page.of(found), encoding="utf-8")
         beside.replace(file)
     except OSError as error:
         raise SettingError(f"{file}: {error.strerror}; choose a directory that can be written to") from error
     return len(found)
 
 
-def page(runs: Sequence[Run], every: float) -> str:
-    """Return the page; `every`: seconds after which a browser reads it again, 0 for never."""
-    now, settings = time.time(), apart(runs)
+class Page:
+    """Makes the page again and again, with the rows of unchanged runs as they were.
+
+    `every`: seconds after which a browser reads it again, 0 for never.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._rows: dict[Run, tuple[Any, str]] = {}  # with what it was made of
+
+    def of(self, runs: Sequence[Run]) -> str:
+        """Return the page of these runs."""
+        settings, rows = apart(runs), {}
+        for run in runs:
+            made_of = run.changes, run.status, settings[run]
+            known = self._rows.get(run)
+            rows[run] = known if known and known[0] == made_of else (made_of, _row(run, settings[run]))
+        self._rows = rows
+        return _page(runs, "\n".join(row for _, row in rows.values()), self._every)
+
+
+def _page(runs: Sequence[Run], rows: str, every: float) -> str:
+    now = time.time()
     counts = Counter(run.status for run in runs)
     said = ", ".join(f"{number} {status}" for status, number in counts.most_common()) or "no runs yet"
-    clock = f"written {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))}"
+    clock = f"written {_date(now)}"
     heads = "".join(
         f'<th scope="col" data-key="{key}"{_TEXT if is_text else ""}><button>{name}</button></th>'
         for key, name, is_text in _COLUMNS
     )
     curves = '<span class="key-loss">loss</span>, <span class="key-density">ρ</span>'
-    rows = "\n".join(_row(run, settings[run], now) for run in runs)
     again = f'<noscript><meta http-equiv="refresh" content="{every:.0f}"></noscript>' if every else ""
     style, script = (files(__package__).joinpath(name).read_text("utf-8") for name in ("live.css", "live.js"))
     return f"""<!DOCTYPE html>
@@ -111,7 +130,7 @@ def page(runs: Sequence[Run], every: float) -> str:
 _TEXT = ' class="text"'
 
 
-def _row(run: Run, settings: str, now: float) -> str:
+def _row(run: Run, settings: str) -> str:
     """Return the row of a run. All that comes from its record is escaped."""
     directory, line, status = run.record.directory, run.line, run.status
     name = f"{directory.name} {settings}".strip()
@@ -134,7 +153,7 @@ def _row(run: Run, settings: str, now: float) -> str:
         _cell(memory, _number(memory, ",.0f")),
         _cell(line.get("tokens_per_second"), _number(line.get("tokens_per_second"), ",.0f")),
         _cell(run.seconds, _clock(run.seconds) + _left(run, step)),
-        _cell(now - run.sign, _ago(now - run.sign)),
+        f'<td class="sign" data-v="{run.sign:.0f}">{_date(run.sign)}</td>',
     ]
     points = json.dumps([[at, round(loss, 5)] for at, loss in run.validation.points], separators=(",", ":"))
     text = f"{name} {run.group} {status} {trouble}".lower()
@@ -174,11 +193,8 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def _ago(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _curves(run: Run) -> str:
