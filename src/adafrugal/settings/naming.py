@@ -14,7 +14,7 @@ SHORT = {
     "data.seed": "data.seed",
 }  # fmt: skip
 _LONGEST = 128  # characters of a name that W&B takes
-_LEFT_OUT = tuple(name for name in NOT_PART if name != "task.lr")
+_LEFT_OUT = ("trainer.log_every", *(name for name in NOT_PART if name != "task.lr"))  # do not change the results
 _SAID_ELSEWHERE = {"task", "data", "model", "optimizer", "seed", "sweeps"}  # by W&B's group, the arm, or at the end
 
 
