@@ -1,5 +1,6 @@
 """A density chosen so that the run fits."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -106,9 +107,12 @@ def test_a_rank_is_fitted_as_a_density(capsys):
     assert "ρ begins at 0.5: 0.01 GiB by the estimate, of 1 (optimizer.fit_gib)" in capsys.readouterr().out
 
 
-def test_a_summary_has_the_estimate_beside_what_was_measured(settings):
-    chosen, choices = settings("trainer.steps=2")
-    memory = run(chosen, choices)[0].summary()["memory"]
+def test_a_summary_has_the_estimate_beside_what_was_measured_of_the_first_run_of_a_process(settings, monkeypatch):
+    monkeypatch.setattr("adafrugal.training.run._begun", itertools.count())
+    (chosen, choices), other = settings("trainer.steps=2"), settings("trainer.steps=2", "seed=1")
+    memory, second = (run(*each)[0].summary()["memory"] for each in ((chosen, choices), other))
+    assert (memory["alone"], second["alone"]) == (True, False)
+    assert second["estimate"] and not {"grown", "estimate_error"} & second.keys(), "of both runs, so it is left out"
     assert memory["estimate"] == estimate(chosen).peak.total
     assert memory["estimate_error"] == pytest.approx(memory["estimate"] / memory["grown"] - 1)
     assert memory["estimate_phase"] == "backward"

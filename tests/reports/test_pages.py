@@ -98,17 +98,22 @@ def test_links_lead_to_runs_and_to_their_archive(planned, made, tmp_path):
     assert b"<dc:date>" not in (tmp_path / "page" / "main-loss.svg").read_bytes()
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"claims": ["A1", "B2"]}, "page.yaml, section main: claims has no 'B2'; .*allowed: F1, F2"),
-    ({"pictures": ["tradeof"]}, "pictures has no 'tradeof'; did you mean tradeoff"),
-    ({"published": ["frugal_c4/61M"]}, "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
-    ({"kind": "serch"}, "kind has no 'serch'; did you mean search"),
+@pytest.mark.parametrize(("right", "wrong", "message"), [
+    ("[A1, A2]", "[A1, B2]", "page.yaml, section main: claims has no 'B2'; .*allowed: F1, F2"),
+    ("tradeoff", "tradeof", "pictures has no 'tradeof'; did you mean tradeoff"),
+    ("frugal_c4/60M", "frugal_c4/61M", "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
+    ("kind: search", "kind: serch", "section search: kind has no 'serch'; did you mean search"),
+    ("decisions: [adamw]", "columns: [loss, stat]", "columns has no 'stat'; did you mean state?.*allowed: n, diff"),
+    ("decisions: [adamw]", "arm: [adamw]", r"page.yaml: arm: .*did you mean arms"),
+    ("decisions: [adamw]", "rates: {of: rates/embedded}", "rates has no 'of'; .*allowed: from"),
+    ("decisions: [adamw]", "decisions: [adamw]\n    best_of: optimizer.lr", "best_of and decisions: a decision takes"),
+    ("kind: search", "kind: search\n    best_of: optimizer.lr", "best_of is of kind comparison, not search"),
 ])  # fmt: skip
-def test_unknown_names_in_a_page_are_refused_before_anything_is_written(planned, tmp_path, wrong, message):
-    page = replace(planned[0], sections=[replace(planned[0].sections[0], **wrong)])
+def test_unknown_names_in_a_page_are_refused_before_anything_is_composed(tmp_path, monkeypatch, right, wrong, message):
+    monkeypatch.setattr(plan, "jobs", None)
+    (tmp_path / "page.yaml").write_text(TABLES.replace(right, wrong))
     with pytest.raises(SettingError, match=message):
-        pages.write([page], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        plan.page(tmp_path / "page.yaml")
 
 
 def test_a_place_that_cannot_be_written_to_is_named(planned, made, tmp_path):

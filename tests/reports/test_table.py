@@ -100,6 +100,9 @@ def test_the_estimate_of_the_memory_stands_beside_the_measurement(made, tmp_path
     text = with_memory(estimate=99 * MIB, grown=100 * MIB, estimate_error=-0.01)
     assert "memory           99.00 MiB at most by the estimate; the process grew by 100.00 MiB, with" in text
     assert "| 99 / 100 MiB (-1.0%) |\n" in shown(tmp_path)
+    text = with_memory(estimate=99 * MIB, alone=False)
+    assert "by the estimate; what it took is not known, since its process made other runs before" in text
+    assert "| 99 MiB / not measured |\n" in shown(tmp_path)
     measured = {"estimate": MIB, "grown": MIB, "estimate_error": 0.0, "allocated": 5}
     assert "1.00 MiB allocated, to which the estimate is +0.0%\n" in with_memory(**measured)
     replayed = with_memory(**measured, peak_is="reserved", is_upper_bound=True)  # CUDA graphs

@@ -12,7 +12,8 @@ from adafrugal.settings.naming import name_run, run_name
     ("experiments=glue/rte optimizer=frugal task.lr=2e-4", "frugal rte lr=2e-4 seed=3"),
     ("optimizer/density=constant +trainer.steps=9 data.seed=1", "frugal density=constant steps=9 data.seed=1 seed=3"),
     # what decides only where and how a run is made
-    ("run_root=elsewhere tracking.mode=online checkpoint.every=7 trainer.device=cpu trainer.log_every=9 ~experiments", "frugal seed=3"),
+    ("run_root=elsewhere tracking.mode=online checkpoint.every=7 trainer.device=cpu ~experiments", "frugal seed=3"),
+    ("trainer.log_every=9 trainer.compile=false task.lr=3e-4", "frugal lr=3e-4 seed=3"),
     ("sweeps=density model=llama_9m data=c4", "frugal seed=3"),
 ])  # fmt: skip
 def test_a_name_has_the_arm_what_was_typed_beside_its_defaults_and_the_seed(words, name):

@@ -1,7 +1,9 @@
 """`python -m adafrugal.reports [directory …]`: the runs in these directories (default: runs), side by side.
 
 With --pages it writes the pages of `experiments/tables` instead: every table of the papers with the runs that belong to
-it, its missing runs, pictures and claims. Results of `make gpu` have a page, too.
+it, its missing runs, pictures and claims. Results of `make gpu` have a page, too. --page FILE is one page that FILE
+describes, wherever that lies, in the directory of --pages (default: tables), from the runs of its commands' run_root
+unless directories are named.
 
 --watch writes index.html into the first directory, a page of all runs below, again and again while they go on; --once
 writes it once.
@@ -18,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adafrugal.reports import records, table
+from adafrugal.reports import gpu, pages, plan, records, table
 from adafrugal.system.errors import WRONG, SettingError
 from adafrugal.system.stderr import tell
 
@@ -33,6 +35,7 @@ def main() -> int:
     parser.add_argument("--pages", metavar="DIRECTORY", type=Path, help="write the pages of all tables there")
     parser.add_argument("--watch", action="store_true", help="write a page of the runs, index.html, until Ctrl-C")
     parser.add_argument("--once", action="store_true", help="write that page once")
+    parser.add_argument("--page", metavar="FILE", type=Path, help="check this page's file, and write the page alone")
     parser.add_argument("--pack", metavar="DIRECTORY", type=Path, help="write the records below it to one file")
     parser.add_argument("--unpack", metavar="FILE", type=Path, help="write the records of such a file to a directory")
     given = parser.parse_args()
@@ -58,20 +61,21 @@ def _report(given: argparse.Namespace) -> str:
             return f"{records.unpack(given.unpack, to)} runs → {to}\n"
     except OSError as error:
         raise SettingError(f"{error.filename}: {error.strerror}; choose a directory that can be written to") from error
-    named = given.directories or ([] if given.wandb else ["runs"])
+    page = plan.page(given.page) if given.page else None  # before the runs are read
+    named = given.directories or ([] if given.wandb else plan.roots(page) if page else ["runs"])
     places = _places(named)
     found = records.find(places)
     if given.wandb:
         from adafrugal.tracking import wandb
 
         found += wandb.fetch(given.wandb, Path("runs") / "wandb" / given.wandb)
+    looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
+    if page:
+        return _one(plan.filled([page], found)[0], given.pages or Path("tables"), len(found), looked)
     if not found:
-        looked = ", ".join([*map(str, places), *([f"W&B's {given.wandb}"] if given.wandb else [])])
         raise SettingError(f"there are no runs in {looked}; make one with `python train.py`, or name another")
     if not given.pages:
         return table.markdown(found)
-    from adafrugal.reports import gpu, pages, plan
-
     tell("composing the settings of all tables: under a minute")
     made = plan.filled(plan.pages(), found)
     files = pages.write(made, given.pages, gpu.find(places))
@@ -81,6 +85,18 @@ def _report(given: argparse.Namespace) -> str:
 
 def _places(named: Sequence[str]) -> list[Path]:
     return [Path(name.removeprefix("run_root=")) for name in named]
+
+
+def _one(page: plan.Page, out: Path, count: int, looked: str) -> str:
+    """Write one page; return what it has, and the commands that make what it misses."""
+    pages.write_one(page, out)
+    lines = []
+    for section in page.sections:
+        wanted = sum(len(job.seeds) for job in section.jobs)
+        lines.append(f"{section.title}: {len(section.runs)} of {wanted} runs" if wanted else section.title)
+        if said := pages.missing(section) if section.runs or section.waiting else pages.made_by(section):
+            lines.append(said)
+    return "\n".join([*lines, f"of {count} runs in {looked} → {out / page.name / 'README.md'}"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Job:
     rates: Mapping[str, float]  # those of RATES that its optimizer has
     settings: Settings  # of one of its runs
     data: str  # the file of conf/data
+    swept: Mapping[str, str] = field(default_factory=dict)  # settings of several values in its command -> its own
     runs: Mapping[int, Record] = field(default_factory=dict)  # seed -> finished run
     diverged: tuple[int, ...] = ()  # seeds whose run failed with a NaN or infinite loss
 
@@ -59,7 +60,7 @@ class Job:
         kept = [word for word in shlex.split(self.command) if word.partition("=")[0] not in rates]
         command = shlex.join([*kept, *(f"{name}={rate:g}" for name, rate in rates.items())])
         key = settings_key(differing(settings), self.data)
-        return Job(self.name, command, seeds, key, self.arm, _rates(settings), settings, self.data)
+        return Job(self.name, command, seeds, key, self.arm, _rates(settings), settings, self.data, self.swept)
 
 
 def jobs(commands: Sequence[str]) -> list[Job]:
@@ -92,11 +93,11 @@ def _jobs_of(command: str) -> list[Job]:
         composed, choices = compose_once(words)
         settings = compose.check(composed, choices, to_run=False)
         arm = (choices.get("experiments") or settings.arm).rpartition("/")[2]
-        name = _name({name: value for name, value in swept.items() if len(values[name]) > 1}) or arm
+        varied = {name: value for name, value in swept.items() if len(values[name]) > 1}
         command = shlex.join(sorted(words, key=lambda word: not word.startswith("experiments=")))
         key = settings_key(differing(settings), choices["data"])
-        of_job = arm, _rates(settings), settings, choices["data"]
-        found.append(Job(name, command, tuple(map(int, seeds)), key, *of_job))
+        of_job = arm, _rates(settings), settings, choices["data"], varied
+        found.append(Job(row_name(varied) or arm, command, tuple(map(int, seeds)), key, *of_job))
     return found
 
 
@@ -139,12 +140,12 @@ def _rates(settings: Settings) -> dict[str, float]:
     return {name: float(rate) for name, rate in found.items() if rate is not None}
 
 
-def _name(varied: Mapping[str, str]) -> str:
+def row_name(varied: Mapping[str, str]) -> str:
     """Return a row's name: an experiment or optimizer by its file's name, another setting as short name=value."""
     parts = []
     for name, value in varied.items():
         is_file, shown = name in ("experiments", "optimizer"), "all" if value == "null" else value  # of a decay's steps
-        parts.append(value.rpartition("/")[2] if is_file else short(name, shown))
+        parts.append(value.rpartition("/")[2] if is_file else f"{short(name)}={shown}")
     return " ".join(parts)
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adafrugal.reports.grid import difference
-from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import Sample, contrast
 from adafrugal.tracking.record import Record
+
+if TYPE_CHECKING:
+    from adafrugal.reports.plan import Section
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not enough runs"
 CLOSE = 0.02  # of the loss
@@ -97,9 +99,9 @@ def _head_costs_more(module: str) -> Part:
 
 def _against_the_best(section: Section) -> tuple[Part, ...]:
     """Compare AdaFRUGAL with the best static setting of a search on one seed, on the other seeds."""
-    static = [job for job in section.jobs if job.name != "adafrugal"]
-    seed = static[0].seeds[0]
-    losses = {job.name: _loss(job.runs[seed]) for job in static if seed in job.runs}
+    static = {name: job for name, job in section.rows.items() if name != "adafrugal"}
+    seed = next(iter(static.values())).seeds[0]
+    losses = {name: _loss(job.runs[seed]) for name, job in static.items() if seed in job.runs}
     if not losses:
         return (Part("adafrugal against the best static ρ and T", {"adafrugal": 1, "the best": -1}),)
     best = min(losses, key=losses.__getitem__)
@@ -141,9 +143,10 @@ def judge(claim: Claim, section: Section) -> list[Finding]:
     """Return the verdict of a table on each part of a claim."""
     findings = []
     for part in claim.parts(section) if callable(claim.parts) else claim.parts:
-        arms = (job for job in section.jobs if job.name in part.coefficients)
+        arms = {name: job for name, job in section.rows.items() if name in part.coefficients}
         numbers = {
-            job.name: {seed: part.number(run) for seed, run in job.runs.items() if seed != part.without} for job in arms
+            name: {seed: part.number(run) for seed, run in job.runs.items() if seed != part.without}
+            for name, job in arms.items()
         }
         found, judged = contrast(numbers, part.coefficients), OPEN
         if found is not None and (part.is_exact or found.interval):

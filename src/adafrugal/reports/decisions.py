@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from adafrugal.reports.arms import Job
 from adafrugal.reports.grid import MISSING, Cell, Grid, difference
-from adafrugal.reports.plan import Section
 from adafrugal.reports.statistics import contrast, holm
+
+if TYPE_CHECKING:
+    from adafrugal.reports.plan import Section
 
 SEEDS, LEVEL = 5, 0.05
 RULE = (
@@ -19,24 +23,24 @@ RULE = (
 
 def grid(section: Section, reference: str) -> Grid:
     """Return a row for each job but the reference: difference of the validation losses, p, adjusted p and verdict."""
-    jobs = {job.name: job for job in section.jobs}
-    losses = {name: {s: run.summary()["validation_loss"] for s, run in job.runs.items()} for name, job in jobs.items()}
+    jobs = dict(section.rows)
     base = jobs.pop(reference)
-    found = {name: contrast(losses, {name: 1, reference: -1}) for name in jobs}
+    found = {name: contrast(section.losses, {name: 1, reference: -1}) for name in jobs}
     searched = {each.arm.name for each in section.searches if each.pending}
     undecided = {name: _undecided(job, base, bool(searched & {name, reference})) for name, job in jobs.items()}
     p = {name: sample.p for name, sample in found.items() if sample and not undecided[name]}
     adjusted = dict(zip(jobs, holm([p.get(name, 1.0) for name in jobs]), strict=True))
     rows: list[list[str | Cell]] = []
     for name, sample in found.items():
-        row: list[str | Cell] = [name, str(sample.n if sample else 0), difference(sample, ".4f") if sample else MISSING]
+        shown = difference(sample, ".4f") if sample else MISSING
+        row: list[str | Cell] = [jobs[name].name, str(sample.n if sample else 0), shown]
         if name in p:
             side = "below" if sample.mean < 0 else "above"
             row += [_p(p[name]), _p(adjusted[name]), side if adjusted[name] < LEVEL else "not decided"]
         else:
             row += ["–", "–", undecided[name]]
         rows.append(row)
-    return Grid(["arm", "n", f"− {reference}, 95%", "p", "p, Holm", "verdict"], rows)
+    return Grid(["arm", "n", f"− {base.name}, 95%", "p", "p, Holm", "verdict"], rows)
 
 
 def _undecided(job: Job, base: Job, is_searched: bool) -> str:

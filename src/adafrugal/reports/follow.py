@@ -173,4 +173,4 @@ def apart(runs: Iterable[Run]) -> dict[Run, str]:
 
 def _shown(differs: Mapping[str, Any], name: str) -> str:
     value = differs[name]
-    return short(name, f"{value:g}" if isinstance(value, float) else value)
+    return f"{short(name)}={value:g}" if isinstance(value, float) else f"{short(name)}={value}"

@@ -35,8 +35,8 @@ class Point:
 
 def draw(axes: Any, section: Section) -> None:
     """Draw each arm's loss; for runs of several lengths, also the steps that it needs to the reference's loss."""
-    reference, panels = str(section.reference), [axes]
-    jobs = {job.name: job for job in section.jobs}
+    reference, panels = section.shown(section.reference[0]) if section.reference else "", [axes]
+    jobs = {job.name: job for job in section.rows.values()}
     if section.kind == "lengths":
         panels, found = axes, lengths.arms(section.jobs)
         whole = max(found[reference])

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adafrugal.reports import claims, gpu, layouts, pictures
-from adafrugal.reports.arms import Job
+from adafrugal.reports import claims, gpu, layouts, origin, pictures
 from adafrugal.reports.plan import Page, Section
 from adafrugal.reports.records import Packed
-from adafrugal.settings.explain import nearest
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
 MADE = "<!-- made by `make tables`; what is written here by hand is lost -->"
+MADE_ALONE = MADE.replace("make tables", "python -m adafrugal.reports --page")
 
 
 def write(pages: Sequence[Page], out: Path, measured: Sequence[gpu.Measured] = ()) -> list[Path]:
     """Write every page, the index and the page of GPU measurements to a directory; return the files.
 
     Raises:
-        SettingError: a page names an unknown kind, picture, claim or column; or the directory is not writable.
+        SettingError: the directory is not writable.
     """
-    for page in pages:
-        for section in page.sections:
-            _refuse_unknown(page, section)
+    index = _index(pages) + ("\n[Measured on GPUs](gpu/README.md)\n" if measured else "")
+    about = {out / "gpu" / "README.md": f"{MADE}\n\n{gpu.markdown(measured)}"} if measured else {}
+    return _written(pages, out, about | {out / "README.md": index})
+
+
+def write_one(page: Page, out: Path) -> list[Path]:
+    """Write one page below a directory, and leave the others and their index there alone; return the files.
+
+    Raises:
+        SettingError: the directory is not writable.
+    """
+    return _written([page], out, {}, MADE_ALONE)
+
+
+def _written(pages: Sequence[Page], out: Path, more: Mapping[Path, str], made: str = MADE) -> list[Path]:
     files: dict[Path, str | None] = {}
     try:
         for page in pages:
-            files |= _page(page, out / page.name)
-        if measured:
-            files[out / "gpu" / "README.md"] = f"{MADE}\n\n{gpu.markdown(measured)}"
-        files[out / "README.md"] = _index(pages) + ("\n[Measured on GPUs](gpu/README.md)\n" if measured else "")
+            files |= _page(page, out / page.name, made)
+        files |= more
         for file, text in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             if text is not None:
@@ -42,30 +51,21 @@ def write(pages: Sequence[Page], out: Path, measured: Sequence[gpu.Measured] = (
     return list(files)
 
 
-def _refuse_unknown(page: Page, section: Section) -> None:
-    published = layouts.columns()
-    allowed = {"kind": layouts.KINDS, "pictures": pictures.DRAWN, "claims": claims.CLAIMS, "published": published}
-    for key, names in allowed.items():
-        given = getattr(section, key)
-        for name in [given] if isinstance(given, str) else given:
-            if name not in names:
-                where = f"experiments/tables/{page.name}.yaml, section {section.name}: {key}"
-                raise SettingError(f"{where} has no {name!r}; {nearest(name, names)}")
-
-
-def _page(page: Page, out: Path) -> dict[Path, str | None]:
+def _page(page: Page, out: Path, made: str) -> dict[Path, str | None]:
     """Draw the pictures of a page; return its files with their text, None for pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = [MADE, f"# {page.file.title}", _commands(page.file.commands), page.file.about.strip()]
+    parts = [made, f"# {page.file.title}", _commands(page.file.commands), page.file.about.strip()]
     files: dict[Path, str | None] = {out / "README.md": None}
     for section in page.sections:
-        parts += [f"## {section.title}", _made_by(section), section.note.strip()]
+        heading = f"## {section.title}" if section.title != page.file.title else ""
+        parts += [heading, made_by(section), section.note.strip()]
         for number, (title, grid) in enumerate(layouts.grids(section).items()):
             stem = section.name if number == 0 else f"{section.name}-{number + 1}"
             caption = ": ".join(part for part in (section.title, title.rstrip(":")) if part)
             files |= {out / f"{stem}.tex": grid.latex(caption), out / f"{stem}.csv": grid.csv()}
             parts += [title, grid.markdown()]
-        parts += [*layouts.rules(section), layouts.sources(section), _missing(section), _others(section, out)]
+        parts += [origin.line(section), *layouts.rules(section), layouts.sources(section)]
+        parts += [missing(section), _others(section, out)]
         if section.runs:
             parts.append(claims.markdown(section))
         for name, file in pictures.draw(section, out).items():
@@ -80,16 +80,22 @@ def _commands(commands: Sequence[str], program: str = "train.py", options: str =
     return "\n".join(f"    python {program} {command}{options}" for command in commands)
 
 
-def _made_by(section: Section) -> str:
-    """Return the commands that make a section's runs, with their search."""
+def made_by(section: Section) -> str:
+    """Return the commands that make a section's runs, with their search or with the rates that another found."""
+    if section.source:
+        jobs = [job for job in section.jobs if job.name not in section.waiting]
+        return "\n".join(f"    python train.py{_seeds(job.seeds)} {job.command}" for job in jobs)
     if section.search is None:
         return _commands(section.commands)
     options = f" --trials {section.search.trials} --seeds {','.join(map(str, section.search.seeds))}"
     return _commands(section.commands, "-m adafrugal.launching.search", options)
 
 
-def _missing(section: Section) -> str:
+def missing(section: Section) -> str:
     """Return the number of missing runs, with the commands that make them."""
+    if section.waiting:
+        arms = ", ".join(section.waiting)
+        return f"{section.rates['from']} has no rates yet for {arms}: make its runs first."
     jobs = [job for job in section.jobs if job.missing]
     count, wanted = sum(len(job.missing) for job in jobs), sum(len(job.seeds) for job in section.jobs)
     if not jobs:
@@ -100,13 +106,13 @@ def _missing(section: Section) -> str:
         going_on = ", ".join(each.arm.name for each in section.searches if each.pending)
         searches = f", and the searches of {going_on} go on" if going_on else ""
         return f"{count} of {wanted} runs are missing{searches}; the command above makes what is missing."
-    lines = [f"    python train.py{_seeds(job)} {job.command}" for job in jobs]
+    lines = [f"    python train.py{_seeds(job.missing)} {job.command}" for job in jobs]
     return f"{count} of {wanted} runs are missing; this makes them:\n\n" + "\n".join(lines)
 
 
-def _seeds(job: Job) -> str:
-    seeds = ",".join(str(seed) for seed in job.missing)
-    return f" -m seed={seeds}" if len(job.missing) > 1 else "" if seeds == "0" else f" seed={seeds}"
+def _seeds(wanted: Sequence[int]) -> str:
+    seeds = ",".join(map(str, wanted))
+    return f" -m seed={seeds}" if len(wanted) > 1 else "" if seeds == "0" else f" seed={seeds}"
 
 
 def _runs(section: Section, out: Path) -> str:
@@ -136,7 +142,7 @@ def _link(run: Record, out: Path) -> str:
 def _index(pages: Sequence[Page]) -> str:
     lines = [MADE, "# Results", "", "| page | table | runs | claims |", "| --- | --- | ---: | --- |"]
     for page in pages:
-        for section in page.sections:
+        for section in (section for section in page.sections if section.kind != "side_by_side"):
             wanted = sum(len(job.seeds) for job in section.jobs)
             judged = (f"{name} {claims.verdict(claims.judge(claims.CLAIMS[name], section))}" for name in section.claims)
             said = "; ".join(judged) if section.runs else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafrugal.reports import curves, frontier
+from adafrugal.reports.cells import MIB, PHASES
 from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record, spoken
 
@@ -16,11 +17,9 @@ if TYPE_CHECKING:
     from adafrugal.reports.arms import Job
     from adafrugal.reports.plan import Section
 
-MIB = 2**20
 FAR = 1.2  # × the best perplexity
 MARKERS = "osDv^<>P"
 ROLES = ("moments of what is always state-full", "moments of the subspace", "where the subspace lies, counters")
-PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint")
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8}
 
 
@@ -101,7 +100,7 @@ def draw(section: Section, directory: Path) -> dict[str, Path]:
 
 
 def _jobs(section: Section) -> list[Job]:
-    return [job for job in section.jobs if job.runs]
+    return [job for job in section.rows.values() if job.runs]
 
 
 def _mean_curve(job: Job, read: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:

@@ -5,50 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from adafrugal.reports import lengths
+from adafrugal.reports import best, lengths, page_file
 from adafrugal.reports.arms import Job, jobs, settings_key
-from adafrugal.reports.searches import Search, SearchFile, search
+from adafrugal.reports.page_file import PageFile, SectionFile
+from adafrugal.reports.searches import Search, search
 from adafrugal.settings import REPOSITORY
-from adafrugal.settings.explain import explain, nearest
+from adafrugal.settings.explain import nearest
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
 TABLES = REPOSITORY / "experiments" / "tables"
-
-
-@dataclass
-class SectionFile:
-    """A table of a page, as its file describes it."""
-
-    name: str = MISSING  # in file names
-    title: str = MISSING
-    commands: list[str] = MISSING  # to make its runs, without `python train.py`
-    note: str = ""  # below the title
-    kind: str = "comparison"  # the layout: comparison, search, scores or lengths
-    reference: str | None = "adamw"  # the row to compare the others with
-    decisions: list[str] = field(default_factory=list)  # rows to test the others against, with a table for each
-    search: SearchFile | None = None  # of each arm's rates; its rows are the arms at the best of them
-    text: str | None = None  # start of the data's fingerprint; null: the most common one of its runs
-    published: list[str] = field(default_factory=list)  # columns of `experiments/published`, as file/column
-    pictures: list[str] = field(default_factory=list)  # names of `pictures.DRAWN`
-    claims: list[str] = field(default_factory=list)  # names of `claims.CLAIMS`
-
-
-@dataclass
-class PageFile:
-    """A file of `experiments/tables`."""
-
-    place: int = MISSING  # order among the pages
-    title: str = MISSING
-    about: str = MISSING  # paragraphs below the title
-    commands: list[str] = MISSING  # to make the papers' table
-    sections: list[SectionFile] = MISSING
+ARMS = ("experiments", "optimizer")  # what names a row's arm, where a command sweeps it
 
 
 @dataclass
@@ -58,11 +28,39 @@ class Section(SectionFile):
     jobs: Sequence[Job] = ()
     others: Sequence[Record] = ()  # runs of its settings left out: of another text, or duplicates
     searches: Sequence[Search] = ()  # of the arms, as far as their runs go
+    source: Section | None = None  # whose best rates the jobs have
+    waiting: Sequence[str] = ()  # jobs for which the source has no rates yet
+    beside: Mapping[str, Section] = field(default_factory=dict)  # sections of the page, by name, whose columns it shows
 
     @property
     def runs(self) -> list[Record]:
         """The finished runs of all jobs."""
         return [run for job in self.jobs for run in job.runs.values()]
+
+    @cached_property
+    def groups(self) -> dict[str, list[Job]]:
+        """The jobs of each row, by the row's own name."""
+        return best.arms(self.jobs, self.best_of) if self.best_of else {job.name: [job] for job in self.jobs}
+
+    @cached_property
+    def rows(self) -> dict[str, Job]:
+        """The job that each row shows, named as it is shown, by the row's own name."""
+        return {name: best.row(jobs, self.shown(name)) for name, jobs in self.groups.items()}
+
+    @cached_property
+    def losses(self) -> dict[str, dict[int, float]]:
+        """The validation losses of each row by seed, by the row's own name."""
+        read = lambda job: {seed: run.summary()["validation_loss"] for seed, run in job.runs.items()}  # noqa: E731
+        return {name: read(job) for name, job in self.rows.items()}
+
+    @property
+    def references(self) -> list[str]:
+        """The rows to compare with, as far as the section has them."""
+        return [name for name in self.reference if name in self.groups]
+
+    def shown(self, name: str) -> str:
+        """Return the name of a row as tables show it."""
+        return self.arms.get(name) or name
 
 
 @dataclass
@@ -80,16 +78,26 @@ def pages(directory: Path = TABLES) -> list[Page]:
     Raises:
         SettingError: an invalid page file, or a command in it that train.py would refuse.
     """
-    return sorted((_page(file) for file in sorted(directory.glob("*.yaml"))), key=lambda page: page.file.place)
+    files = {path: page_file.read(path) for path in sorted(directory.glob("*.yaml"))}
+    return sorted((_page(path, file) for path, file in files.items()), key=lambda page: page.file.place)
 
 
-def _page(path: Path) -> Page:
-    try:
-        file: PageFile = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PageFile), OmegaConf.load(path)))
-    except yaml.YAMLError as error:
-        raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    except OmegaConfBaseException as error:
-        raise SettingError(f"{path}: {explain(error)}") from error
+def page(path: Path) -> Page:
+    """Return the page that a file describes, without runs.
+
+    Raises:
+        SettingError: as for `pages`.
+    """
+    return _page(path, page_file.read(path))
+
+
+def roots(page: Page) -> list[str]:
+    """Return the directories in which a page's commands, and those of the searches for its rates, make their runs."""
+    sections = [*page.sections, *(section.source for section in page.sections if section.source)]
+    return sorted({job.settings.run_root for section in sections for job in section.jobs})
+
+
+def _page(path: Path, file: PageFile) -> Page:
     _refuse_doubles([section.name for section in file.sections], f"{path}: two sections")
     return Page(path.stem, file, [_section(section, path) for section in file.sections])
 
@@ -98,22 +106,58 @@ def _section(file: SectionFile, path: Path) -> Section:
     where = f"{path}, section {file.name}"
     try:
         section = Section(**vars(file), jobs=jobs(file.commands))
-        names = [job.name for job in section.jobs]
-        rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else names
+        rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else list(section.groups)
+        section.source = _source(section.rates.get("from"), path)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
-    _refuse_doubles(names, f"{where}: two rows")
-    is_compared = section.kind == "lengths" or (section.kind == "comparison" and section.reference is not None)
-    if is_compared and section.reference not in rows:
-        raise SettingError(f"{where}: reference is {section.reference!r}; {nearest(str(section.reference), rows)}")
-    if section.search and not section.text:
-        raise SettingError(f"{where}: search needs text, the start of a fingerprint, since two do not compare")
-    if section.decisions and section.kind == "scores":
-        raise SettingError(f"{where}: decisions are of validation losses; kind scores has none, so leave them out")
+    _refuse_doubles([job.name for job in section.jobs], f"{where}: two rows")
+    if section.kind == "side_by_side":
+        return section
+    for name in section.arms:
+        page_file.refuse_other(name, rows, f"{where}: arms")
+    for name in section.best_of:
+        swept = dict.fromkeys(name for job in section.jobs for name in job.swept)
+        page_file.refuse_other(name, [name for name in swept if name not in ARMS], f"{where}: best_of")
+    _refuse_other_rows(section, rows, where)
+    return _chosen(section)
+
+
+def _refuse_other_rows(section: Section, rows: Sequence[str], where: str) -> None:
+    """Refuse references and decisions that are no rows, and arms for which another section has no rates."""
+    rows = [name for name in rows if name in section.arms] if section.arms else rows
+    for name in section.reference if section.kind in ("comparison", "lengths") else ():
+        if name not in rows:
+            raise SettingError(f"{where}: reference is {name!r}; {nearest(name, rows)}")
+    if section.kind == "lengths" and not section.reference:
+        raise SettingError(f"{where}: reference is missing; {nearest('', rows)}")
     for name in section.decisions:
-        if name not in names:
-            raise SettingError(f"{where}: decisions has no {name!r}; {nearest(name, names)}")
-    return section
+        page_file.refuse_other(name, rows, f"{where}: decisions")
+    known = best.of_section(section.source) if section.source else {}
+    for job in section.jobs if section.source else ():
+        if not {job.name, job.arm} & known.keys():
+            page_file.refuse_other(job.arm, known, f"{where}: rates: {section.rates['from']}")
+
+
+def _source(name: str | None, path: Path) -> Section | None:
+    """Return the section, without runs, whose rates another takes: of the same page, or of one beside it or of ours."""
+    if name is None:
+        return None
+    page, _, section = name.rpartition("/")
+    of_page = path if page in ("", path.stem) else path.with_name(f"{page}.yaml")
+    if not of_page.exists():
+        of_page = TABLES / f"{page}.yaml"
+        page_file.refuse_other(page, [file.stem for file in TABLES.glob("*.yaml")], "rates: from: a page")
+    found = {each.name: each for each in page_file.read(of_page).sections}
+    searched = [n for n, each in found.items() if each.search or each.best_of or each.kind == "search"]
+    page_file.refuse_other(section, searched, f"rates: from: {of_page}")
+    return _section(found[section], of_page)
+
+
+def _chosen(section: Section) -> Section:
+    """Return the section with the jobs of the arms that it shows, in their order."""
+    if not section.arms:
+        return section
+    return replace(section, jobs=[job for name in section.arms for job in section.groups[name]])
 
 
 def _refuse_doubles(names: Sequence[str], what: str) -> None:
@@ -124,8 +168,14 @@ def _refuse_doubles(names: Sequence[str], what: str) -> None:
 def filled(pages: Sequence[Page], records: Iterable[Record]) -> list[Page]:
     """Return the pages with the runs that belong to them: finished ones, and those whose loss diverged."""
     found = by_settings(records)
-    filled = lambda section: _filled(_with_searches(section, found), found)  # noqa: E731
-    return [replace(page, sections=list(map(filled, page.sections))) for page in pages]
+    return [_filled_page(page, found) for page in pages]
+
+
+def _filled_page(page: Page, found: Mapping[str, Sequence[Record]]) -> Page:
+    sections = [_filled(_with_rates(_with_searches(section, found), found), found) for section in page.sections]
+    beside = {section.name: section for section in sections if section.kind == "comparison"}
+    sections = [replace(s, beside=beside) if s.kind == "side_by_side" else s for s in sections]
+    return replace(page, sections=sections)
 
 
 def by_settings(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -146,11 +196,18 @@ def has_diverged(reason: str) -> bool:
 def runs_of(job: Job, found: Mapping[str, Sequence[Record]], text: str = "") -> dict[int, Record]:
     """Return the runs of a job by seed, the first by name of each, whose data's fingerprint begins with `text`."""
     runs: dict[int, Record] = {}
-    for run in found.get(job.key, ()):
+    for run in _of_its_source(job, found):
         environment = run.environment()
         if str(environment["data"]["fingerprint"]).startswith(text):
             runs.setdefault(int(environment["identity"]["labels"]["seed"]), run)
     return {seed: runs[seed] for seed in job.seeds if seed in runs}
+
+
+def _of_its_source(job: Job, found: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
+    """Return the runs of a job that read the very path that it names, if there are any: copies may differ."""
+    runs, source = found.get(job.key, ()), getattr(job.settings.data, "source", None)
+    same = [run for run in runs if run.environment()["identity"]["differs"].get("data.source") == source]
+    return same or runs
 
 
 def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
@@ -162,12 +219,21 @@ def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> S
     return replace(section, searches=searches, jobs=[each.best for each in searches])
 
 
+def _with_rates(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
+    """Return the section with its jobs at the best rates of another section, filled with its runs."""
+    if section.source is None:
+        return section
+    source = _filled(_with_searches(section.source, found), found)
+    jobs, waiting = best.at_rates(section.jobs, best.of_section(source))
+    return replace(section, jobs=jobs, source=source, waiting=waiting)
+
+
 def _filled(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
     """Return the section with one run for each seed: the first, by name, of the section's text."""
     wanted = []  # job, seed, data set, fingerprint, run
     texts: dict[str, Counter[str]] = defaultdict(Counter)  # data set -> fingerprints of the runs
     for job in section.jobs:
-        for run in found.get(job.key, ()):
+        for run in _of_its_source(job, found) if job.name not in section.waiting else ():
             environment = run.environment()
             labels, text = environment["identity"]["labels"], str(environment["data"]["fingerprint"])
             if (seed := int(labels["seed"])) in job.seeds:

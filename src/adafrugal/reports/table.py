@@ -15,18 +15,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports.grid import MISSING, Cell, Grid, change, difference, number
-from adafrugal.reports.statistics import Sample, contrast
+from adafrugal.reports.cells import COLUMNS, UNKNOWN, USUAL, compared, state
+from adafrugal.reports.grid import MISSING, Cell, Grid, number
+from adafrugal.reports.statistics import Sample
 from adafrugal.settings.identity import still_part
 from adafrugal.tracking.record import Record, spoken
 
-COLUMNS = {  # of a pre-training summary: key, form, factor
-    "validation loss": ("validation_loss", ".4f", 1),
-    "perplexity": ("validation_perplexity", ".1f", 1),
-    "bits per byte": ("validation_bits_per_byte", ".3f", 1),
-    "optimizer ÷ forward and backward": ("optimizer_share", ".1f", 100),
-}
-STATE, MEMORY = "optimizer state, start → end", "peak memory, estimate / measured"
+MEMORY = "peak memory, estimate / measured"
 # log_every does not affect results; precision and data are shown resolved
 NO_DIFFERENCE = ("seed", "trainer.log_every", "trainer.precision", "data.source")
 REFERENCE = "adamw"  # the arm to compare scores with
@@ -87,36 +82,22 @@ def _language(records: Sequence[Record]) -> Grid:
     rows: list[list[str | Cell]] = []
     for name, runs in _rows(records):
         found = [run.summary() for run in runs]
-        rows.append([name, str(len(runs)), f"{found[0]['steps']:,}", *measured(found), state(found)])
+        measured = (COLUMNS[column].cell(found) for column in USUAL)
+        rows.append([name, str(len(runs)), f"{found[0]['steps']:,}", *measured])
         if has_memory:
             rows[-1].append(_memory(found))
-    return Grid(["arm", "n", "steps", *COLUMNS, STATE, *([MEMORY] if has_memory else [])], rows)
-
-
-def measured(summaries: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """Return the cells of `COLUMNS`: means over the summaries of some runs."""
-    return [
-        number(Sample.of(factor * summary[key] for summary in summaries), form, "%" if factor == 100 else "")
-        for key, form, factor in COLUMNS.values()
-    ]
-
-
-def state(summaries: Sequence[Mapping[str, Any]]) -> Cell:
-    """Return the cell of the optimizer's state: means over the summaries of some runs."""
-    start, end = (statistics.mean(s["state_bytes"][when] / 2**20 for s in summaries) for when in ("start", "end"))
-    return change(start, end, "MiB")
-
-
-def compared(numbers: Mapping[str, Mapping[int, float]], arm: str, reference: str, form: str) -> str | Cell:
-    """Return the cell of an arm's difference to the reference, paired by seed (arm -> seed -> number)."""
-    found = contrast(numbers, {arm: 1, reference: -1}) if arm != reference else None
-    return "–" if arm == reference else difference(found, form) if found else MISSING
+    titles = (COLUMNS[column].title for column in USUAL)
+    return Grid(["arm", "n", "steps", *titles, *([MEMORY] if has_memory else [])], rows)
 
 
 def _memory(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Return estimated and measured peak, and the relative error; for compiled runs the estimate is an upper bound."""
-    estimate, grown = (statistics.mean(s["memory"][key] for s in summaries) for key in ("estimate", "grown"))
+    estimate = statistics.mean(s["memory"]["estimate"] for s in summaries)
+    measured = [s["memory"]["grown"] for s in summaries if "grown" in s["memory"]]
     bound = "≤ " if any(s["memory"].get("is_upper_bound") for s in summaries) else ""
+    if not measured:
+        return f"{bound}{estimate / 2**20:,.0f} MiB / {UNKNOWN}"
+    grown = statistics.mean(measured)
     return f"{bound}{estimate / 2**20:,.0f} / {grown / 2**20:,.0f} MiB ({estimate / grown - 1:+.1%})"
 
 
@@ -154,7 +135,7 @@ def _data(record: Record) -> str:
 def _scores(rows: Mapping[str, Row], sets: Sequence[str], columns: Sequence[tuple[str, str]], when: str) -> Grid:
     has_mean = len(sets) > 1
     head = ["arm", "n", *(["mean", f"− {REFERENCE}"] if has_mean else [])]
-    head += [*(f"{name} {spoken(metric)}" for name, metric in columns), STATE]
+    head += [*(f"{name} {spoken(metric)}" for name, metric in columns), COLUMNS["state"].title]
     means = {arm: _means(row, sets, when) for arm, row in rows.items()}
     lines = []
     for arm, row in sorted(rows.items(), key=_place):

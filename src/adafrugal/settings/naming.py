@@ -14,13 +14,14 @@ SHORT = {
     "data.seed": "data.seed",
 }  # fmt: skip
 _LONGEST = 128  # characters of a name that W&B takes
-_LEFT_OUT = ("trainer.log_every", *(name for name in NOT_PART if name != "task.lr"))  # do not change the results
+# settings that do not change what a run comes to; task.lr does, by way of optimizer.lr
+_LEFT_OUT = ("trainer.log_every", *(name for name in NOT_PART if name != "task.lr"))
 _SAID_ELSEWHERE = {"task", "data", "model", "optimizer", "seed", "sweeps"}  # by W&B's group, the arm, or at the end
 
 
-def short(name: str, value: object) -> str:
-    """Return a setting and its value, such as lr=0.003; `name` is dotted, or a group such as optimizer/density."""
-    return f"{SHORT.get(name, name.replace('/', '.').rpartition('.')[2])}={value}"
+def short(name: str) -> str:
+    """Return the short name of a setting, such as optimizer.lr, or of a group, such as optimizer/density."""
+    return SHORT.get(name, name.replace("/", ".").rpartition(".")[2])
 
 
 def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
@@ -39,7 +40,7 @@ def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
             last = value.rpartition("/")[2]
             parts += [last] if last != arm else []
         elif not is_elsewhere:
-            parts.append(short(name, value))
+            parts.append(f"{short(name)}={value}")
     return " ".join([arm, *parts, f"seed={seed}"])[:_LONGEST]
 
 

@@ -50,6 +50,12 @@ class Record:
         return found["status"] if found else None
 
     @property
+    def begun(self) -> str | None:
+        """When the run started first; None if it has no events, as one that was fetched from W&B."""
+        first = (self._bytes("events.jsonl") or b"").partition(b"\n")[0]
+        return _read(self.directory / "events.jsonl", first).get("time") if first else None
+
+    @property
     def reason(self) -> str:
         """Why the run failed; empty if it did not."""
         return str((self._json("status.json") or {}).get("reason", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -28,6 +29,8 @@ from adafrugal.training.progress import Progress
 from adafrugal.training.session import Outcome, Session, unless_at_once
 from adafrugal.training.tasks.task import Task
 
+_begun = itertools.count()  # runs of this process
+
 
 class Run:
     """Makes a session's run."""
@@ -37,6 +40,7 @@ class Run:
         self.settings, self.record, self.ranks = session.settings, session.record, session.ranks
         self.display = Display()
         self._memory_before = 0
+        self._is_alone = False  # it is the first run of its process, from its first step on
 
     def train(self) -> Outcome:
         """Train to the end, or until asked to stop."""
@@ -56,6 +60,7 @@ class Run:
         if outcome == "finished":
             summary = loop.summary()
             if self.ranks.first:
+                summary["memory"] |= self._growth(summary["memory"]["peak_of_the_run"], place)
                 self._add_estimate(summary)
                 self.record.write_summary(summary)
         self.record.set_status(outcome, step=loop.progress.step)
@@ -81,6 +86,7 @@ class Run:
             if settings.trainer.precision == "auto":  # the run keeps its first
                 place = replace(place, precision=state["precision"])
         self._memory_before = measure.begin(place.device)
+        self._is_alone = next(_begun) == 0 and saved is None
         settings = self._on_device(place)
         task = self._task(settings, place, state and state["task"])
         settings = settled(settings, task.epoch, task.model.config.hidden_size)
@@ -184,6 +190,14 @@ class Run:
 
     # -- after the last -------------------------------------------------------------------------------------------
 
+    def _growth(self, peak: int, place: Place) -> dict[str, Any]:
+        """What the run took at its peak: on a GPU of tensors, on a CPU of all memory of the process.
+
+        A CPU's process keeps memory of earlier runs and uses it again, so that only its first run is measured.
+        """
+        grown = {"grown": peak - self._memory_before} if place.is_gpu or self._is_alone else {}
+        return {"alone": self._is_alone} | grown
+
     def _add_estimate(self, summary: dict[str, Any]) -> None:
         """Add the estimate of `python -m adafrugal.memory` to the memory that was measured."""
         if self.settings.task.kind != "pretrain" or self.settings.trainer.parallel == "fsdp":
@@ -193,10 +207,11 @@ class Run:
         except Exception as error:  # of any kind: a finished run must not fail because its estimate fails
             self._warn(f"there is no estimate of the memory in the summary: {error}")
             return
-        grown = summary["memory"]["peak_of_the_run"] - self._memory_before  # on a CPU of all memory of the process
-        error = foretold.total / grown - 1 if grown > 0 else 0.0
-        summary["memory"] |= {"estimate": foretold.total, "grown": grown, "estimate_error": error}
-        summary["memory"] |= {"estimate_phase": foretold.phase, "is_upper_bound": summary["compile"] is not None}
+        memory = summary["memory"]
+        if (grown := memory.get("grown", 0)) > 0:
+            memory["estimate_error"] = foretold.total / grown - 1
+        memory |= {"estimate": foretold.total, "estimate_phase": foretold.phase}
+        memory["is_upper_bound"] = summary["compile"] is not None
 
 
 def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], directory: Path) -> None:
