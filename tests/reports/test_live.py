@@ -1,5 +1,6 @@
 """The page of runs that go on: what it reads of growing records, and what a browser makes of it."""
 
+import functools
 import html
 import itertools
 import json
@@ -210,7 +211,10 @@ def test_a_root_that_is_none_is_refused(tmp_path, monkeypatch, capsys, named):
 
 def test_watch_follows_until_ctrl_c(root):
     words = [sys.executable, "-m", "adafrugal.reports", "--watch", str(root)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell's background job, as these tests may be, ignores SIGINT
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, **pipes, preexec_fn=heed)
     page, until = root / "index.html", time.monotonic() + 60
 
     def wait_for(text):

@@ -91,7 +91,7 @@ def rule(section: Section) -> str:
     at_edge = {section.shown(name): edges(group, section.best_of) for name, group in section.groups.items()}
     beyond = ", ".join(f"{name} ({', '.join(of)})" for name, of in at_edge.items() if of)
     return (
-        f"Each arm is at the {' and '.join(map(_short, section.best_of))} of its smallest mean loss"
+        f"Each arm is at the {' and '.join(map(short, section.best_of))} of its smallest mean loss"
         f"{f' ({chosen})' if chosen else ''}. The same seeds chose it and are shown, so a row is a little below what "
         "fresh seeds would give, the more so the more was tried."
         f"{f' At an edge, so that the best may lie beyond what was tried: {beyond}.' if beyond else ''}"
