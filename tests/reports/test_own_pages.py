@@ -214,11 +214,15 @@ def test_an_arm_for_which_a_search_has_no_rates_is_refused(made):
 
 
 def test_a_page_that_is_no_page_is_refused_in_one_line(tmp_path):
-    for given, message in ((None, "nothing.yaml: No such file"), ("[1, 2]\n", "is a list; allowed: keys")):
-        file = tmp_path / ("nothing.yaml" if given is None else "mine.yaml")
-        if given:
-            file.write_text(given)
-        words = [sys.executable, "-m", "adafrugal.reports", "--page", str(file)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert re.search(message, done.stderr) and len(done.stderr.splitlines()) == 1
+    words = [sys.executable, "-m", "adafrugal.reports", "--page", "nothing.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: nothing\.yaml: No such file or directory; name a file .*\n", done.stderr)
+    for given, message in (
+        ("[1, 2]\n", "is a list; allowed: keys"),
+        ("sections: {commands: [seed=0]}\n", r"sections is \{'comm.*; allowed: a list of tables"),
+        ("sections: [a]\n", r"sections is \['a'\]; allowed: a list of tables"),
+    ):
+        (tmp_path / "mine.yaml").write_text(given)
+        with pytest.raises(SettingError, match=message):
+            page_file.read(tmp_path / "mine.yaml")

@@ -4,7 +4,7 @@ import pytest
 from made import recorded, section
 
 from adafrugal.reports import plan
-from adafrugal.reports.arms import compose_once, jobs, settings_key
+from adafrugal.reports.arms import as_typed, compose_once, jobs, settings_key
 from adafrugal.settings import compose
 from adafrugal.system.errors import SettingError
 
@@ -55,6 +55,12 @@ def test_a_typed_value_replaces_that_of_the_sweep():
     assert [job.command for job in one] == [f"experiments=c4_130m/frugal {BASE} optimizer.density=0.3"]
     assert [job.name for job in two] == ["ρ=0.3", "ρ=0.4"]
     assert {job.seeds for job in [*one, *two]} == {(0,)}
+
+
+def test_a_command_that_sweeps_is_shown_as_train_takes_it():
+    for command in ("-m seed=0,1", "sweeps=density optimizer.density=0.1,0.2", "optimizer.betas=[0.9,0.99]"):
+        assert as_typed(command) == command
+    assert as_typed("optimizer=adamw seed=0,1") == "-m optimizer=adamw seed=0,1"
 
 
 @pytest.mark.parametrize("sweep", ["sweeps=glue_minilm_rates data.source=mirrors/glue", "sweeps=density scale=mini"])
@@ -110,10 +116,9 @@ def test_a_run_that_diverged_is_not_missing(page, record):
     ("sections: [{name: main, title: Main}]\n", r"page\.yaml: sections\[0\]\.commands: "),
     ("sections: [{name: main, title: Main, commands: seed=0}]\n", r"commands is seed=0; allowed: a list"),
     (COMMAND % "experiments=nothing", "section main: experiments: there is no 'nothing'"),
-    (COMMAND % "-m optimizer.lr=1e-3,-1", "section main: optimizer.lr is -1"),
+    (COMMAND % "optimizer.lr=1e-3,-1", "section main: optimizer.lr is -1"),
     (COMMAND % "optimzer.lr=1", "section main: .*optimzer"),
     (COMMAND % "optimizer.lr=[", "section main: 'optimizer.lr=.' is not a setting"),
-    (COMMAND % "seed=0,1", "section main: 'seed=0,1' sweeps values; begin it with -m"),
     (COMMAND % "seed=null", "section main: seed is null"),
     ("sections: [{name: main, titel: Main, commands: [seed=0]}]\n", r"titel: .*no such setting; did you mean title"),
     ("sections: [{name: main, title: Main, commands: [seed=0]}]\n", r"main: reference is 'adamw'; allowed: adafrugal"),

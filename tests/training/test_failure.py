@@ -87,6 +87,36 @@ def test_an_interruption_that_an_import_swallowed_is_one_all_the_same(interrupte
     assert [status_after(set_up, raised)] == found == [status]
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["data=text", "data.source=./nowhere.txt"], "data.source is ./nowhere.txt, and there is no such file"),
+        (["data=text", "data.source=nowhere/*.txt"], r"data.source is nowhere/\*.txt, which no file matches"),
+        (["data=c4", "data.source=nobody/nowhere"], "data.source is nobody/nowhere, but HF_HUB_OFFLINE is set"),
+        (["data=rte", "data.source=./nowhere"], "data.source is ./nowhere, and there is no such directory"),
+        (["data=rte", "model.name=./nowhere"], "model.name is ./nowhere, and there is no such directory"),
+    ],
+)
+def test_a_name_of_nothing_leaves_no_run_behind(typed, says, settings, finetune_words, tmp_path, monkeypatch):
+    """Unless it ran before: then its record stays, and says why it cannot go on."""
+    import datasets
+    from huggingface_hub import constants
+
+    for module in (constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    words = [word for word in finetune_words() if "data=rte" in typed]
+    chosen, choices = settings(*words, *typed)
+    with pytest.raises(SettingError, match=says):
+        session.run(chosen, choices)
+    assert list((tmp_path / "runs").iterdir()) == []
+    record = Record(identify(chosen, choices).directory)
+    record.begin({})
+    record.set_status("interrupted")
+    with pytest.raises(SettingError, match=says):
+        session.run(chosen, choices)
+    assert record.status == "failed" and record.reason.startswith(says.partition(",")[0].replace("\\", ""))
+
+
 @pytest.mark.parametrize(("error", "waits"), [(None, True), (ValueError, True), (KeyboardInterrupt, False)])
 def test_a_process_that_is_stopped_at_once_waits_for_nothing(error, waits):
     waited = []

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,19 @@ class Corpus:
                 validation(preparation.validation.shards(), plan.layout, tokens, rows)
                 for tokens in (settings.eval.tokens, settings.eval.last_tokens or settings.eval.tokens)
             )
-            self.unigram_loss: float = (state or {}).get("unigram_loss") or unigram_loss(
-                self._batches.window(0).shards, plan.tokenizer.size, self.last_validation.batches
-            )
+            self._state = state or {}
         except BaseException:
             preparation.close()
             raise
         self.batches = Prefetched(self._batches, trainer.steps, pin)
         self.epochs = self._batches.epochs
+
+    @cached_property
+    def unigram_loss(self) -> float:
+        """The loss of a unigram model of the first window, which an evaluation alone need not wait for."""
+        if "unigram_loss" in self._state:
+            return self._state["unigram_loss"]
+        return unigram_loss(self._batches.window(0).shards, self.plan.tokenizer.size, self.last_validation.batches)
 
     @property
     def about(self) -> dict[str, Any]:

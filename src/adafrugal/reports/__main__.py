@@ -96,7 +96,7 @@ def _one(page: plan.Page, out: Path, count: int, looked: str) -> str:
         lines.append(f"{section.title}: {len(section.runs)} of {wanted} runs" if wanted else section.title)
         if said := pages.missing(section) if section.runs or section.waiting else pages.made_by(section):
             lines.append(said)
-    return "\n".join([*lines, f"of {count} runs in {looked} → {out / page.name / 'README.md'}"]) + "\n"
+    return "\n".join([*lines, f"{count} runs read in {looked} → {out / page.name / 'README.md'}"]) + "\n"
 
 
 if __name__ == "__main__":

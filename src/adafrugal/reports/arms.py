@@ -104,7 +104,7 @@ def _jobs_of(command: str) -> list[Job]:
 def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
     """Return the words common to all jobs of a command, and the swept values by name; expand `sweeps=`."""
     words = [word for word in shlex.split(command) if word != "-m"]
-    several = [word for word in words if word.startswith("seed=") or ("," in word and not set("[{") & set(word))]
+    several = [word for word in words if word.startswith("seed=") or _is_swept(word)]
     swept = dict(word.split("=", 1) for word in several)
     typed = {word.split("=", 1)[0]: word for word in words if word not in several}
     if sweep := typed.pop("sweeps", None):
@@ -113,6 +113,17 @@ def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
         if choices.get("scale") and "scale" not in typed:
             swept["scale"] = choices["scale"]
     return list(typed.values()), {name: [v.strip() for v in str(given).split(",")] for name, given in swept.items()}
+
+
+def _is_swept(word: str) -> bool:
+    return "," in word and not set("[{") & set(word)
+
+
+def as_typed(command: str) -> str:
+    """Return a command as train.py takes it: with -m, if it sweeps values and no file of sweeps/ says so."""
+    words = shlex.split(command)
+    is_said = "-m" in words or any(word.startswith("sweeps=") for word in words)
+    return command if is_said or not any(map(_is_swept, words)) else f"-m {command}"
 
 
 def compose_once(words: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:

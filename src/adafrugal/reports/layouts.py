@@ -98,7 +98,7 @@ def _side_by_side(section: Section) -> dict[str, Grid]:
 
 def rules(section: Section) -> list[str]:
     """Return paragraphs that say how the numbers of a section's tables were made, where they need it."""
-    is_searched = section.kind == "search" or section.search or section.best_of
+    is_searched = section.kind == "search" or section.search or section.best_of or section.source
     return [
         *([lengths.RULE] if section.kind == "lengths" else []),
         *([decisions.RULE] if section.decisions else []),

@@ -60,7 +60,7 @@ def read(path: Path) -> PageFile:
         given = OmegaConf.to_container(OmegaConf.load(path))
         if not isinstance(given, dict):
             raise SettingError(f"{path} is a {type(given).__name__}; allowed: keys with values, such as sections: […]")
-        made = OmegaConf.merge(OmegaConf.structured(PageFile), _plain(given))
+        made = OmegaConf.merge(OmegaConf.structured(PageFile), _plain(given, path))
         file: PageFile = OmegaConf.to_object(made)
     except OSError as error:
         raise SettingError(f"{path}: {error.strerror}; name a file such as experiments/tables/density.yaml") from error
@@ -75,12 +75,14 @@ def read(path: Path) -> PageFile:
     return file
 
 
-def _plain(given: dict[str, Any]) -> dict[str, Any]:
+def _plain(given: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write one name where a list of names is expected as a list, and a list of arms as rows that keep their names."""
-    sections = given.get("sections")
-    for section in sections if isinstance(sections, list) else []:
-        if not isinstance(section, dict):
-            continue
+    sections = given.get("sections", [])
+    if not (isinstance(sections, list) and all(isinstance(section, dict) for section in sections)):
+        raise SettingError(
+            f"{path}: sections is {sections!r}; allowed: a list of tables, each with its keys: '- commands: […]'"
+        )
+    for section in sections:
         for key in ("reference", "best_of", "columns", "decisions", "pictures", "claims"):
             if key in section and not isinstance(section[key], list | dict):
                 section[key] = [] if section[key] is None else [section[key]]
@@ -125,11 +127,6 @@ def _refuse_both(section: SectionFile, where: str) -> None:
     chosen = [key for key in ("best_of", "rates", "search") if getattr(section, key)]
     if len(chosen) > 1:
         raise SettingError(f"{where}: {' and '.join(chosen)} choose the rows' settings; keep one of them")
-    for command in section.commands:
-        words = command.split()
-        is_sweep = section.search or "-m" in words or any(word.startswith("sweeps=") for word in words)
-        if not is_sweep and any("," in word and not set("[{'\"") & set(word) for word in words):
-            raise SettingError(f"{where}: {command!r} sweeps values; begin it with -m, as train.py needs it")
 
 
 def refuse_other(name: str, allowed: Iterable[str] | Mapping[str, Any], what: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adafrugal.reports import claims, gpu, layouts, origin, pictures
+from adafrugal.reports.arms import as_typed
 from adafrugal.reports.plan import Page, Section
 from adafrugal.reports.records import Packed
 from adafrugal.system.errors import SettingError
@@ -76,8 +77,8 @@ def _page(page: Page, out: Path, made: str) -> dict[Path, str | None]:
     return files
 
 
-def _commands(commands: Sequence[str], program: str = "train.py", options: str = "") -> str:
-    return "\n".join(f"    python {program} {command}{options}" for command in commands)
+def _commands(commands: Sequence[str]) -> str:
+    return "\n".join(f"    python train.py {as_typed(command)}" for command in commands)
 
 
 def made_by(section: Section) -> str:
@@ -88,7 +89,7 @@ def made_by(section: Section) -> str:
     if section.search is None:
         return _commands(section.commands)
     options = f" --trials {section.search.trials} --seeds {','.join(map(str, section.search.seeds))}"
-    return _commands(section.commands, "-m adafrugal.launching.search", options)
+    return "\n".join(f"    python -m adafrugal.launching.search {command}{options}" for command in section.commands)
 
 
 def missing(section: Section) -> str:

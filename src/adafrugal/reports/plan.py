@@ -113,11 +113,11 @@ def _section(file: SectionFile, path: Path) -> Section:
     _refuse_doubles([job.name for job in section.jobs], f"{where}: two rows")
     if section.kind == "side_by_side":
         return section
-    for name in section.arms:
-        page_file.refuse_other(name, rows, f"{where}: arms")
     for name in section.best_of:
         swept = dict.fromkeys(name for job in section.jobs for name in job.swept)
         page_file.refuse_other(name, [name for name in swept if name not in ARMS], f"{where}: best_of")
+    for name in section.arms:
+        page_file.refuse_other(name, rows, f"{where}: arms")
     _refuse_other_rows(section, rows, where)
     return _chosen(section)
 
@@ -127,7 +127,8 @@ def _refuse_other_rows(section: Section, rows: Sequence[str], where: str) -> Non
     rows = [name for name in rows if name in section.arms] if section.arms else rows
     for name in section.reference if section.kind in ("comparison", "lengths") else ():
         if name not in rows:
-            raise SettingError(f"{where}: reference is {name!r}; {nearest(name, rows)}")
+            none = "" if section.kind == "lengths" else ", or null for none"
+            raise SettingError(f"{where}: reference is {name!r}; {nearest(name, rows)}{none}")
     if section.kind == "lengths" and not section.reference:
         raise SettingError(f"{where}: reference is missing; {nearest('', rows)}")
     for name in section.decisions:

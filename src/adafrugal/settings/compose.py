@@ -125,12 +125,44 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
     _refuse_choices(choices)
     found.arm = found.arm or choices["optimizer"]
     refuse_impossible(found)
+    if to_run:
+        _refuse_missing_packages(found)
     for part in parts(found):
-        if to_run and part.package is not None and find_spec(part.package) is None:
-            what = f"{part.path} needs the package {part.package}, which is not installed"
-            raise SettingError(f"{what}; pip install {part.package.replace('_', '-')}, or choose another {part.path}")
         part.canonical(found)
     return found
+
+
+def recorded(config: Mapping[str, Any]) -> Settings:
+    """Return the settings of a record's config.yaml, or of one with values exchanged; unknown keys are dropped.
+
+    Raises:
+        SettingError: an impossible value; the message is one line.
+    """
+    typed = OmegaConf.structured(Settings)
+    try:
+        for name, value in config.items():
+            schemas = SCHEMAS.get(name, ())
+            schema = next((s for s in schemas if s.kind == value["kind"]), OmegaConf.get_type(typed, name))
+            if is_dataclass(schema):
+                known = {f.name for f in fields(schema)}
+                kept = {key: v for key, v in value.items() if key in known}  # an older version had others
+                typed[name] = OmegaConf.merge(OmegaConf.structured(schema), kept)
+            else:
+                typed[name] = value
+        found: Settings = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise SettingError(explain.explain(error)) from error
+    refuse_impossible(found)
+    _refuse_missing_packages(found)
+    return found
+
+
+def _refuse_missing_packages(settings: Settings) -> None:
+    """Raise a SettingError about a part whose package is not installed."""
+    for part in parts(settings):
+        if part.package is not None and find_spec(part.package) is None:
+            what = f"{part.path} needs the package {part.package}, which is not installed"
+            raise SettingError(f"{what}; pip install {part.package.replace('_', '-')}, or choose another {part.path}")
 
 
 def refuse_impossible(settings: Settings) -> None:

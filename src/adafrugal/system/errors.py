@@ -11,6 +11,10 @@ class SettingError(ValueError):
     """A wrong setting or a missing input: one line that says what was given, what is allowed, what to do."""
 
 
+class MissingError(SettingError):
+    """An input that does not exist or cannot be reached: a run that meets it first has begun nothing."""
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on: one line that says why and what to set."""
 

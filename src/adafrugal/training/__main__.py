@@ -6,6 +6,7 @@ transformers' `from_pretrained` reads that form. Training continues from either 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def _convert(source: Path, target: Path) -> None:
     def fill() -> None:
         scratch.mkdir(parents=True)
         model.save_pretrained(scratch)
+        for file in source.iterdir():  # the tokenizer and the model card
+            if file.suffix != ".safetensors" and file.name != "state.pt" and not (scratch / file.name).exists():
+                shutil.copyfile(file, scratch / file.name)
 
     checkpoint.save(target, fill, state)
 

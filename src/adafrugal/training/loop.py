@@ -21,7 +21,7 @@ from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 from adafrugal.training import compiling
-from adafrugal.training.checkpoints import checkpoint, sharded
+from adafrugal.training.checkpoints import checkpoint, model_card, sharded
 from adafrugal.training.checkpoints.writer import Writer, Written
 from adafrugal.training.clock import PhaseClock
 from adafrugal.training.compiling import Compilation
@@ -63,6 +63,8 @@ class Loop:
         self._saved_step = 0
         self._is_sharded = ranks.size > 1 and settings.trainer.parallel == "fsdp"
         self._writer = Writer(record.directory / "checkpoints", settings.checkpoint.keep, ranks, self._is_sharded)
+        self._card = model_card.ModelCard(settings, known_as, task)
+        self._evaluated: dict[str, float] = {}  # at the last evaluation, with its step
         copies = settings.trainer.replicas if self._is_sharded else ranks.size
         self._gradient_norm = GradientNorm(task.model, ranks, copies)
         self._refreshed_at = 0
@@ -246,6 +248,7 @@ class Loop:
         with self.clock("evaluation"):
             found = self.task.evaluate(last=self.progress.step == self.settings.trainer.steps)
         self._insist_on_a_number("validation loss", found["validation_loss"], self.progress.step)
+        self._evaluated = {"step": self.progress.step, **found}
         return found
 
     def _is_best(self, evaluated: dict[str, float]) -> bool:
@@ -321,7 +324,13 @@ class Loop:
             }
             self.record.to_disk()  # after a power cut the record reaches as far as the checkpoint
             best = self.progress.best["step"] if self.progress.best else None
-            self._note(self._writer.save(self.progress.step, self.task.saved, state, best, begun))
+            files = {**self.task.files, model_card.NAME: self._model_card().encode()}
+            self._note(self._writer.save(self.progress.step, self.task.model, files, state, best, begun))
+
+    def _model_card(self) -> str:
+        step = self.progress.step
+        evaluated = self._evaluated if self._evaluated.get("step") == step else {}
+        return self._card.text(checkpoint.name(step), self.progress, self._state_bytes().total, evaluated)
 
     def _note(self, written: Written | None) -> None:
         if written is not None:

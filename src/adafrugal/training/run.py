@@ -20,7 +20,7 @@ from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
-from adafrugal.training import devices
+from adafrugal.training import devices, tasks
 from adafrugal.training.checkpoints import checkpoint
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
@@ -139,11 +139,7 @@ class Run:
 
     def _task(self, settings: Settings, place: Place, state: dict[str, Any] | None) -> Task:
         """The task, continued from `state`."""
-        if settings.task.kind == "pretrain":
-            from adafrugal.training.tasks.pretrain import Pretrain as Kind
-        else:
-            from adafrugal.training.tasks.finetune import Finetune as Kind
-        task = Kind(settings, place, self.display.say, state, self.ranks)
+        task = tasks.named(settings.task.kind)(settings, place, self.display.say, state, self.ranks)
         self.session.ends.push(unless_at_once(task.close))
         return task
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from adafrugal.settings.identity import Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import MissingError, SettingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record, Unwritten
 from adafrugal.training import failure
@@ -81,7 +82,10 @@ class Session:
         error = failure.explained(caught, self.stop, self.ranks, self.made, self.record.directory)
         if self.begun:
             with suppress(OSError):  # a full disk, for example: the error is reported all the same
-                if isinstance(error, Exception):
+                if isinstance(error, MissingError) and self.ranks.first and self.record.status == "created":
+                    shutil.rmtree(self.record.directory)  # a mistyped name leaves nothing behind
+                    self.record.directory.parent.rmdir()  # unless there are other runs in it
+                elif isinstance(error, Exception):
                     self.record.set_status("failed", reason=failure.reason(error)[:1000])
                 else:
                     self.record.set_status("interrupted")

@@ -20,7 +20,7 @@ def save(tmp_path, model):
 
     def make(step, state=(), keep=1, best=None, model=model):
         writer = Writer(tmp_path, keep, Ranks(), is_sharded=False)
-        writer.save(step, {"model": model}, dict(state), best, begun=0.0)
+        writer.save(step, model, {}, dict(state), best, begun=0.0)
         writer.wait()
         return tmp_path / checkpoint.name(step)
 

@@ -51,7 +51,7 @@ def test_what_the_training_does_meanwhile_is_not_in_it(tmp_path, model, monkeypa
     monkeypatch.setattr(checkpoint, "save", lambda *given: may_write.wait(60) and save(*given))
     writer, moments = Writer(tmp_path, 1, Ranks(), is_sharded=False), torch.ones(5)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert writer.save(3, {"model": model}, {"moments": moments}, None, 0.0) is None
+    assert writer.save(3, model, {}, {"moments": moments}, None, 0.0) is None
     assert writer.done() is None
     with torch.no_grad():
         moments.zero_()
@@ -70,16 +70,16 @@ def test_what_the_training_does_meanwhile_is_not_in_it(tmp_path, model, monkeypa
 
 def test_one_is_written_at_a_time_and_each_is_told_of_once(tmp_path, model):
     writer = Writer(tmp_path, 5, Ranks(), is_sharded=False)
-    told = [writer.save(step, {"model": model}, {"step": step}, None, 0.0) for step in (1, 2, 3)]
+    told = [writer.save(step, model, {}, {"step": step}, None, 0.0) for step in (1, 2, 3)]
     told += [writer.wait(), writer.wait(), writer.done()]
     assert [written and written.step for written in told] == [None, 1, 2, 3, None, None]
     assert [checkpoint.load_state(d)["step"] for d in sorted(tmp_path.iterdir())] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("ask", [Writer.wait, lambda writer: writer.save(2, {}, {}, None, 0.0)])
+@pytest.mark.parametrize("ask", [Writer.wait, lambda writer: writer.save(2, None, {}, {}, None, 0.0)])
 def test_what_could_not_be_written_is_told_to_who_asks_next(tmp_path, model, monkeypatch, ask):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     writer = Writer(tmp_path, 1, Ranks(), is_sharded=False)
-    writer.save(1, {"model": model}, {}, None, 0.0)
+    writer.save(1, model, {}, {}, None, 0.0)
     with pytest.raises(TrainingError, match=r"step-00000001 cannot be written to .*: Input/output error"):
         ask(writer)

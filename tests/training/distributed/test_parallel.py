@@ -15,6 +15,7 @@ from torture import LONG
 from adafrugal.system.errors import DONE, WRONG
 from adafrugal.tracking.record import Record
 from adafrugal.training import __main__ as command_of_training
+from adafrugal.training import evaluate
 
 STEPS = 30 if LONG else 14
 LEFT_AT = STEPS // 2
@@ -220,14 +221,24 @@ def whole(runs, tmp_path_factory):
 
 
 def test_a_checkpoint_in_shards_becomes_one_that_transformers_reads(whole):
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source, target = whole
+    assert (source / "README.md").read_bytes() == (target / "README.md").read_bytes()
+    ours, theirs = (AutoTokenizer.from_pretrained(place).encode("a </s> gradient") for place in (source, target))
+    assert ours == theirs and len(ours) > 4
     found = AutoModelForCausalLM.from_pretrained(target).state_dict()
     files = [safetensors.torch.load_file(file) for file in sorted(source.glob("shard-*.safetensors"))]
     assert len(files) == 2
     for name, tensor in found.items():
         assert torch.equal(tensor, torch.cat([file[name] for file in files if name in file])), name
+
+
+def test_one_process_evaluates_a_checkpoint_in_shards(whole, cache_root):
+    source, _ = whole
+    line = Record(source.parents[1]).metrics()[-1]
+    found = evaluate.evaluate(source, [f"cache_root={cache_root}"])
+    assert found["validation_loss"] == pytest.approx(line["validation_loss"], rel=1e-6)
 
 
 def test_and_its_state_is_that_of_one_process(whole, runs):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adafrugal.system.errors import SettingError, chain, line
+from adafrugal.system.errors import MissingError, SettingError, chain, line
 
 
 def is_path(name: str, needs_owner: bool = True) -> bool:
@@ -18,7 +18,7 @@ def is_path(name: str, needs_owner: bool = True) -> bool:
 
 @contextmanager
 def of_hub(setting: str, name: str, otherwise: str = "") -> Iterator[None]:
-    """Convert errors of the hub's client to a SettingError of one line; `setting` has the value `name`.
+    """Convert errors of the hub's client to a MissingError of one line; `setting` has the value `name`.
 
     `otherwise` begins the line of any other error, which is not converted if it is empty.
     """
@@ -31,10 +31,10 @@ def of_hub(setting: str, name: str, otherwise: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         if reason := _of_hub(error, setting):
-            raise SettingError(f"{setting} is {name}, {reason}") from error
+            raise MissingError(f"{setting} is {name}, {reason}") from error
         if not otherwise:
             raise
-        raise SettingError(f"{otherwise}: {line(error).partition(' Example of usage')[0]}") from error
+        raise MissingError(f"{otherwise}: {line(error).partition(' Example of usage')[0]}") from error
 
 
 def _of_hub(error: BaseException, setting: str) -> str | None:

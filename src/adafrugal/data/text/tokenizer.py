@@ -119,7 +119,7 @@ class PretrainedTokenizer(Tokenizer):
     def __init__(self, described: str, end: int, pad: int) -> None:
         import tokenizers
 
-        self._made_of = described, end, pad
+        self._made_of, self.described = (described, end, pad), described
         self._files = {"tokenizer.json": described.encode(), "tokenizer.yaml": b"end: %d\npad: %d\n" % (end, pad)}
         self._model = tokenizers.Tokenizer.from_str(described)
         self._model.encode_special_tokens = True
@@ -257,7 +257,7 @@ def _without_specials(described: dict[str, Any], kept: Sequence[int]) -> str:
         while len(pieces) - 1 in special - set(kept):
             pieces.pop()
         for number in special - {model.get("unk_id")}:
-            if number < len(pieces):
+            if number < len(pieces) and not pieces[number][0].startswith(" "):  # in a checkpoint they are renamed
                 pieces[number][0] = f" {pieces[number][0]} "
         described["added_tokens"] = [token for token in described["added_tokens"] if not token["special"]]
     described["post_processor"] = described["truncation"] = described["padding"] = None

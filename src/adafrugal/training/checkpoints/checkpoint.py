@@ -1,8 +1,9 @@
 """A checkpoint: the model as transformers reads it, and beside it everything else as tensors and numbers.
 
 checkpoints/step-00000100/
-model.safetensors, config.json   for `from_pretrained`, and a tokenizer's files where the task has one; LoRA's names are
-                                 those of peft's `inject_adapter_in_model`
+model.safetensors, config.json   for `from_pretrained`; LoRA's names are those of peft's `inject_adapter_in_model`
+tokenizer.json, …                the tokenizer, for `AutoTokenizer`
+README.md                        the model card (`model_card`)
 state.pt                         optimizer, schedule, random state, progress; loads with weights_only=True
 checksums.json                   SHA-256 of each of these files, to detect damage
 

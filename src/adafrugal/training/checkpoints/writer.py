@@ -18,9 +18,8 @@ from adafrugal.training.checkpoints import checkpoint, sharded
 from adafrugal.training.distributed.ranks import Ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-    Saved = PreTrainedModel | PreTrainedTokenizerBase
     Copied = tuple[Callable[[], None], Mapping[str, Any] | None]
 
 
@@ -47,26 +46,38 @@ class Writer:
         self._writing: Future[Written] | None = None
 
     def save(
-        self, step: int, parts: Mapping[str, Saved], state: Mapping[str, Any], best: int | None, begun: float
+        self,
+        step: int,
+        model: PreTrainedModel,
+        files: Mapping[str, bytes],
+        state: Mapping[str, Any],
+        best: int | None,
+        begun: float,
     ) -> Written | None:
         """Copy what a checkpoint needs, and begin to write the copy; return the one before, or raise, as `wait` does.
 
         Args:
             step: of the run.
-            parts: `model`, and `tokenizer` where there is one.
+            model: written as transformers reads it.
+            files: to write beside it, by name.
             state: tensors, numbers and strings, nested.
             best: the step of a checkpoint that stays although there are newer ones.
             begun: `time.perf_counter()` when training began to wait for it.
         """
         before, final = self.wait(), self._root / checkpoint.name(step)
-        fill, rest = (self._copied_shards if self._is_sharded else self._copied)(final, parts, state)
+        fill, rest = (self._copied_shards if self._is_sharded else self._copied)(final, model, state)
         held = time.perf_counter() - begun
         self._writing = writing = Future()
+
+        def fill_all() -> None:
+            fill()
+            for name, content in files.items() if self._ranks.first else ():
+                (checkpoint.scratch(final) / name).write_bytes(content)
 
         def write() -> None:
             started = time.perf_counter()
             try:
-                checkpoint.save(final, fill, rest)
+                checkpoint.save(final, fill_all, rest)
                 if self._ranks.first:
                     checkpoint.prune(self._root, self._keep, best)
                 writing.set_result(Written(step, final.name, held, time.perf_counter() - started))
@@ -76,21 +87,19 @@ class Writer:
         threading.Thread(target=write, name=f"checkpoint of step {step}", daemon=True).start()
         return before
 
-    def _copied(self, final: Path, parts: Mapping[str, Saved], state: Mapping[str, Any]) -> Copied:
-        """Copy all tensors; return a function that writes the parts, and the state."""
-        weights, state = self._staging.copy([parts["model"].state_dict(), state])
+    def _copied(self, final: Path, model: PreTrainedModel, state: Mapping[str, Any]) -> Copied:
+        """Copy all tensors; return a function that writes the model, and the state."""
+        weights, state = self._staging.copy([model.state_dict(), state])
 
         def fill() -> None:
-            place = checkpoint.begin(final)
-            for name, part in parts.items():
-                part.save_pretrained(place, **({"state_dict": dict(weights)} if name == "model" else {}))
+            model.save_pretrained(checkpoint.begin(final), state_dict=dict(weights))
 
         return fill, state
 
-    def _copied_shards(self, final: Path, parts: Mapping[str, Saved], state: Mapping[str, Any]) -> Copied:
+    def _copied_shards(self, final: Path, model: PreTrainedModel, state: Mapping[str, Any]) -> Copied:
         """Begin to write the shards; return a function that waits for them, and on rank 0 the rest of the state."""
         tensors, rest = sharded.taken_apart(state)
-        place, model = checkpoint.scratch(final), parts["model"]
+        place = checkpoint.scratch(final)
         with self._ranks.first_goes_first():  # rank 0 removes what a killed process left before any writes
             if self._ranks.first:
                 checkpoint.begin(final)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from adafrugal.data.labelled import Labelled, LabelledBatch, TrainingOrder
-from adafrugal.data.text import faults
+from adafrugal.data.text import as_transformers, faults
 from adafrugal.models import encoder
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import EncoderSettings, Settings
 from adafrugal.system import errors
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import MissingError, SettingError
 from adafrugal.training.tasks.metrics import better, scores
 from adafrugal.training.tasks.task import StepBatch, Task
 
@@ -35,6 +35,7 @@ class Finetune(Task):
         self._metrics, self._is_score = list(data.metrics), data.classes is None
         torch.manual_seed(settings.seed)  # of the new head
         self.model, tokenizer, weights = _encoder(settings.model, data.classes or 1)
+        self.files = as_transformers.saved(tokenizer)  # before it is used, which sets how it truncates
         longest = encoder.longest_input(self.model, tokenizer)
         if trainer.sequence_length > longest:
             given = f"trainer.sequence_length is {trainer.sequence_length}"
@@ -50,7 +51,6 @@ class Finetune(Task):
         self.module = self.model
         self.data = self._labelled.about() | {"pretrained_weights": weights}
         self.epoch = self._order.steps
-        self.saved = {"model": self.model, "tokenizer": tokenizer}
         self._prefixes = ["validation"]  # of the names of each validation set's numbers
         self._prefixes += [f"validation_{name.removeprefix('validation_')}" for name in data.validation_splits[1:]]
         self.headline = tuple(f"{prefix}_{metric}" for prefix in self._prefixes for metric in self._metrics)
@@ -132,14 +132,14 @@ class Finetune(Task):
 def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     name = str(settings.name or settings.package)
     if faults.is_path(name, needs_owner=False) and not Path(name).is_dir():
-        raise SettingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
+        raise MissingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
     try:
         with faults.of_hub("model.name", name):
             return encoder.load(settings, outputs)
     except SettingError as error:
         near = Path(name).parent
         if "/" in name and near.is_dir() and not Path(name).exists():  # a path, perhaps
-            raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
+            raise MissingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
         raise
     except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
         reason = errors.line(error).partition(" If this is a private repository")[0]

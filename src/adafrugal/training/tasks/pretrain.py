@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adafrugal.data.corpus import Corpus
 from adafrugal.data.rows import Batch
+from adafrugal.data.text import as_transformers
 from adafrugal.memory import on_device
 from adafrugal.models import llama
 from adafrugal.models.loss import TokenNats
@@ -41,7 +42,17 @@ class Pretrain(Task):
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
         nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self.ranks.size))
         self.module = parallel.spread(nats, settings.trainer, place, self.ranks)
-        self.saved = {"model": self.model}
+        self._make_whole(settings.data.tokenizer.normalization, say)
+
+    def _make_whole(self, normalization: str, say: Callable[[str], None]) -> None:
+        """Make the tokenizer's files for transformers, and tell the model how the run ends and pads a document."""
+        tokenizer = self._corpus.plan.tokenizer
+        for config in (self.model.config, self.model.generation_config):
+            config.eos_token_id, config.pad_token_id = tokenizer.end, tokenizer.pad
+        self.model.generation_config.use_cache = True  # training has none
+        self.files, differs = as_transformers.export(tokenizer, normalization)
+        if differs is not None and self.ranks.first:
+            say(f"AutoTokenizer will give the text {differs[:40]!r} other ids than this run does; see docs/runs.md")
 
     def shapes(self) -> Iterator[Batch]:
         """A batch of each shape that the run will see."""

@@ -34,7 +34,7 @@ class Task:
     model: PreTrainedModel  # on the run's device, with float32 weights
     module: nn.Module  # called by `forward`; wraps or shards the model where there are several processes
     shapes_vary: bool  # whether batches have many shapes
-    saved: dict[str, Any]  # for transformers: `model`, and `tokenizer` if the model came with one
+    files: Mapping[str, bytes]  # by name: the tokenizer for transformers, to stand in each checkpoint
     last_is_alike: bool  # the last evaluation reads the same data as those before it
     headline: tuple[str, ...]  # names of the evaluation's numbers that are displayed beside the loss
     epoch: int | None  # steps of an epoch; None if the length of the training data is unknown
