@@ -123,3 +123,6 @@ class _RandomText(Pretrain):
         rows = next(batch.split(self._micro_batch_size))
         self.rows_of_evaluation = rows.tokens.numel()
         return _Tokens(batch, Validation([rows], rows.count(), rows.count()))
+
+    def _make_whole(self, *_: Any) -> None:
+        """Make no tokenizer's files: nothing is saved."""
