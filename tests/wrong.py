@@ -95,6 +95,8 @@ WRONG = ALWAYS | {  # beside the defaults
     "optimizer.density.fit_gib=8 optimizer.fit_gib=4": ["optimizer.fit_gib is 4.0", "density.fit_gib is 8"],
     "optimizer.density=0.1 optimizer.density.fit_gib=1": ["optimizer.density.fit_gib", "optimizer.fit_gib=…"],
     "schedule.warmup=1000": ["schedule.warmup is 1000", "trainer.steps (500)"],
+    "model=decoder model.name=a/b": ["data.tokenizer.kind is 'train'", "pretrained", "data.tokenizer.name=a/b"],
+    "model.revision=main": ["model.revision is 'main'", "null without model.weights"],
     "schedule=wsd schedule.cooldown=451": ["schedule.cooldown is 451", "after the warm-up (450)", "share of the run"],
     "schedule=wsd schedule.cooldown=1.0": ["schedule.cooldown is 1.0", "above 0 and below 1"],
     "schedule=cosine_restarts schedule.cycle=900": ["schedule.cycle is 900", "trainer.steps (500)"],

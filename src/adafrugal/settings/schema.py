@@ -117,7 +117,7 @@ class DecoderSettings(Part, path="model"):
     name: str | None = None  # hub repository, or directory: also a checkpoint of a run
     revision: str | None = None  # of a hub repository; null: the newest
     pretrained: bool = True  # begin with its weights; false: with random ones, in the shape of its config.json
-    vocabulary_size: int | None = None  # its config.json has it
+    vocabulary_size: int | None = at_least(1, None)  # null: its config.json has it
     loss_chunk_rows: int | str | None = _chunk_rows()
 
     def check(self, s: Settings) -> None:

@@ -130,7 +130,7 @@ def _settings(directory: Path, record: Record, words: Sequence[str]) -> tuple[Se
     if found.model.kind == "llama":
         found.model.weights = found.model.revision = None  # it has its own now
     elif found.model.kind == "decoder":
-        found.model.name, found.model.revision = str(directory), None
+        found.model.name, found.model.revision, found.model.pretrained = str(directory), None, False
     if (classes := getattr(found.data, "classes", None)) != before.get("classes"):
         raise SettingError(f"data.classes is {classes}; allowed: {before['classes']}, as the checkpoint's head has")
     alone = {"parallel": "none", "replicas": 1, "offload": False, "update_in_backward": False}

@@ -73,7 +73,7 @@ def test_a_llama_begins_with_the_weights_of_a_run_at_step_0(settings, finished, 
 
 def test_another_shape_is_refused_with_the_setting_to_change(settings, source):
     found = settings(*SHORT, f"model.weights={source.directory}", "model.hidden_size=64")
-    with pytest.raises(SettingError, match="whose hidden_size is 32, and the model has 64; allowed: model.hidden_size=32"):
+    with pytest.raises(SettingError, match=r"hidden_size is 32, and the model has 64; allowed: model.hidden_size=32"):
         run(*found)
     with pytest.raises(MissingError, match=r"model.weights is /nowhere, and there is no such directory"):
         run(*settings(*SHORT, "model.weights=/nowhere"))
@@ -108,7 +108,7 @@ def test_other_weights_in_the_directory_are_refused_at_a_resume(settings, gpt2, 
 
 
 def test_a_decoder_that_cannot_be_trained_here_is_refused_in_a_line(settings, gpt2, tmp_path, source):
-    with pytest.raises(SettingError, match="data.tokenizer.kind is 'train'; allowed: pretrained with model=decoder"):
+    with pytest.raises(SettingError, match=r"data.tokenizer.kind is 'train'; allowed: pretrained with model=decoder"):
         settings("model=decoder", f"model.name={gpt2}")
     with pytest.raises(SettingError, match=r"sequence_length is 65; allowed: up to the decoder's positions \(64\)"):
         run(*settings(*SHORT, *of(gpt2), "trainer.sequence_length=65"))
