@@ -64,7 +64,9 @@ def draw_run(record: Record, file: Path) -> None:
             loss.axhline(summary["unigram"]["loss"], color="grey", linestyle=":", label="unigram model")
         loss.set_ylabel("loss" if metrics else "loss (nats per token)")
         loss.legend(frameon=False)
-        loss.set_title(f"{record.directory.parent.name} / {record.directory.name}", fontsize=10)
+        begins = summary.get("continued_from")
+        begun = f"\nafter step {begins['step']:,} of {begins['run']}" if begins else ""
+        loss.set_title(f"{record.directory.parent.name} / {record.directory.name}{begun}", fontsize=10)
         for place, name in enumerate(metrics):
             values, color = [line[name] for line in evaluated], f"C{4 + place % 4}"
             panels["scores"].plot(at, values, "o-", color=color, markersize=3, label=spoken(name))

@@ -15,6 +15,7 @@ def text(record: Record) -> str:
     rows = [
         *(_scores(found) if "metrics" in found else _language(found)),
         ("trained on", _trained_on(found)),
+        *_began(found),
         ("optimizer state", f"{_mib(state['start'])} at the start, {_mib(state['end'])} at the end; "
                             f"AdamW keeps {_mib(state['adamw'])}"),
         *_memory(found.get("memory", {})),
@@ -67,6 +68,12 @@ def _trained_on(found: dict[str, Any]) -> str:
     if found.get("padding"):
         more.append(f"{found['padding']:.1%} padding")
     return f"{found['tokens']:,} tokens in {found['steps']:,} steps" + (f" ({', '.join(more)})" if more else "")
+
+
+def _began(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the checkpoint with which the run began, if it was another run's; seconds and peaks are since then."""
+    begins = found.get("continued_from")
+    return [("continued from", f"{begins['run']} after step {begins['step']:,}")] if begins else []
 
 
 def _mib(count: float) -> str:

@@ -5,14 +5,16 @@ Needs no torch, so that a finished run is recognised at once.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from adafrugal.optim import controls
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.schema import Settings
 
 NOT_PART = (
@@ -26,6 +28,7 @@ NOT_PART = (
     "data.store",  # removed; old records have it
     "optimizer.fused", "optimizer.compile",
 )  # fmt: skip
+CONTINUE_FROM = "trainer.continue_from"
 _CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
 
 
@@ -41,10 +44,36 @@ class Identity:
 def identify(settings: Settings, choices: Mapping[str, str]) -> Identity:
     """Return the identity of a run; `choices` maps groups to the chosen files."""
     chosen = {group: choices[group] for group in ("task", "data", "model")}
-    digest = hashlib.sha256(json.dumps(differing(settings), sort_keys=True).encode()).hexdigest()[:10]
-    key = f"{settings.arm}-{digest}"
+    key = f"{settings.arm}-{digest(differing(settings))}"
     directory = Path(settings.run_root).absolute() / "-".join(chosen.values()) / key
     return Identity(directory, key, chosen | {"arm": settings.arm, "seed": settings.seed})
+
+
+def digest(differs: Mapping[str, Any]) -> str:
+    """Return the hash of the result of `differing`."""
+    return hashlib.sha256(json.dumps(differs, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def beside(identity: Identity, differs: Mapping[str, Any], *but: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield each run of the same arm in the same directory that differs in the settings `but` alone, with `differing`.
+
+    The run itself is among them, if it has begun.
+    """
+    arm = glob.escape(identity.key.rpartition("-")[0])
+    for run in sorted(identity.directory.parent.glob(f"{arm}-{'[0-9a-f]' * 10}")):
+        theirs = checkpoint_names.recorded(run).get("identity", {}).get("differs", {})
+        if theirs and all(theirs.get(name, ...) == differs.get(name, ...) for name in {*theirs, *differs} - {*but}):
+            yield run, theirs
+
+
+def locate_origin(settings: Settings, choices: Mapping[str, str]) -> None:
+    """Replace `trainer.continue_from` by the absolute path of the checkpoint that it means."""
+    given = settings.trainer.continue_from
+    if given is not None:
+        settings.trainer.continue_from = None
+        alike = beside(identify(settings, choices), differing(settings), CONTINUE_FROM)
+        known = [theirs[CONTINUE_FROM] for _, theirs in alike if CONTINUE_FROM in theirs]
+        settings.trainer.continue_from = checkpoint_names.located(CONTINUE_FROM, given, known)
 
 
 def differing(settings: Any, path: str = "") -> dict[str, Any]:
@@ -63,6 +92,8 @@ def differing(settings: Any, path: str = "") -> dict[str, Any]:
         elif name in _CONTROLS and isinstance(value, Mapping):
             usual = {f.name: f.default for f in fields((controls.DENSITIES | controls.INTERVALS)[value["kind"]])}
             found |= {f"{name}.{key}": v for key, v in value.items() if key == "kind" or v != usual[key]}
+        elif name == CONTINUE_FROM and value is not None:
+            found[name] = checkpoint_names.name(value)
         elif field.name == "kind" or value != getattr(defaults, field.name):
             found[name] = value
     return found

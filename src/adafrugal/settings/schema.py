@@ -127,6 +127,7 @@ class TrainerSettings(Part, path="trainer"):
 
     steps: int | None = at_least(1, 500)  # null: those of `epochs`
     epochs: float | None = above(0, None)  # if steps is null
+    continue_from: str | None = None  # another run's directory, or a checkpoint in it, from which this run goes on
     batch_size: int = ranged(8, lambda rows: 1 <= rows <= 2**32, "1 to 2^32")  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward and backward; null: all, on a GPU as many as fit
     sequence_length: int = at_least(2, 128)
@@ -154,6 +155,8 @@ class TrainerSettings(Part, path="trainer"):
         if self.steps is None:
             self.need(task.has_epochs, "steps", f"1 or more; task={task.kind} has no epochs that are known before")
             self.need(self.epochs is not None, "epochs", "above 0, since trainer.steps is null")
+        texts = "null, since only pre-training goes on from another run; or task=pretrain"
+        self.need(self.continue_from is None or task.kind == "pretrain", "continue_from", texts)
         other = f"null, since trainer.steps is {self.steps}{'; or trainer.steps=null' if task.has_epochs else ''}"
         self.need(self.steps is None or self.epochs is None, "epochs", other)
         if micro is not None:

@@ -50,6 +50,7 @@ class Progress:
     unobserved: Sums = field(default_factory=Sums)  # the steps since a control last observed the training loss
     fitted_density: float | None = None  # at the start of the run, if `optimizer.fit_gib` chose it
     last_line: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None  # of a run that goes on from another's checkpoint: its run, step and code
     best: dict[str, Any] | None = None  # the line of the best evaluation so far, without those for a control
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,6 +62,11 @@ class Progress:
         """Inverse of `state_dict`; reads those of older versions, too."""
         windows = {name: Sums(**state.get(name, {})) for name in ("window", "unobserved")}
         return cls(**{**state, **windows})
+
+    def branched(self, origin: Mapping[str, Any]) -> Progress:
+        """The progress of another run that begins here: steps and tokens are counted on, all measurements begin."""
+        counted = ("step", "tokens", "real_tokens", "refreshes", "skips", "overflows", "unobserved", "fitted_density")
+        return Progress(**{name: getattr(self, name) for name in counted}, origin=dict(origin))
 
     def add_step(self, tokens: int, real_tokens: int, count: int) -> None:
         """Count a step: its tokens, those without padding, and the count that its loss is averaged over."""
@@ -159,6 +165,8 @@ class Progress:
             "skips": self.skips,
             "overflows": self.overflows,
         }
+        if self.origin is not None:
+            found["continued_from"] = self.origin
         if isinstance(optimizer, Frugal):
             names = {n for g in optimizer.param_groups if g["split"] for n in g["param_names"]}
             moments = sum(counted[name].get("moments", 0) for name in names & counted.keys())

@@ -20,7 +20,7 @@ from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
-from adafrugal.training import devices, tasks
+from adafrugal.training import branch, devices, lineage, tasks
 from adafrugal.training.checkpoints import checkpoint
 from adafrugal.training.devices import Place
 from adafrugal.training.display import Display
@@ -79,12 +79,9 @@ class Run:
     def _set_up(self, place: Place) -> Loop:
         """Build all parts of the run, print its groups, and resume from the latest checkpoint."""
         settings, display = self.settings, self.display
-        saved = self._latest_checkpoint()
-        state = checkpoint.load_state(saved) if saved else None
-        if state is not None:
-            _refuse_another(state, differing(settings), self.record.directory)
-            if settings.trainer.precision == "auto":  # the run keeps its first
-                place = replace(place, precision=state["precision"])
+        saved, state = self._beginning()
+        if state is not None and settings.trainer.precision == "auto":  # the run keeps its first
+            place = replace(place, precision=state["precision"])
         self._memory_before = measure.begin(place.device)
         self._is_alone = next(_begun) == 0 and saved is None
         settings = self._on_device(place)
@@ -102,8 +99,9 @@ class Run:
         loop = Loop(settings, task, optimizer, self.record, display, known_as, progress)
         display.say(f"{self.session.identity.key} → {self.record.directory}\n\n{groups}\n")
         if saved is not None:
-            loop.resume(state, saved)
-            display.say(f"continuing after step {loop.progress.step}")
+            is_own = saved.parent == self.record.directory / "checkpoints"
+            (loop.resume(state, saved) if is_own else branch.begin(loop, state, saved))
+            display.say(f"continuing {'' if is_own else saved.parents[1].name + ' '}after step {loop.progress.step}")
         self.record.go_back_to(loop.progress.step)
         if fitted is not None:
             self.record.add_event("fitted", step=1, **asdict(fitted))
@@ -112,6 +110,19 @@ class Run:
             self.session.ends.callback(torch.compiler.reset)
         self._describe(loop)
         return loop
+
+    def _beginning(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The checkpoint to go on from, and its state: this run's latest, else that of `trainer.continue_from`."""
+        saved, other = self._latest_checkpoint(), self.settings.trainer.continue_from
+        if saved is not None:
+            state = checkpoint.load_state(saved)
+            _refuse_another(state, differing(self.settings), self.record.directory)
+            return saved, state
+        if other is not None:
+            return Path(other), branch.state_of(Path(other), self.ranks.first)
+        if line := lineage.shorter(self.settings, self.session.identity):
+            self.display.say(line)
+        return None, None
 
     def _latest_checkpoint(self) -> Path | None:
         """The checkpoint to continue from; rank 0 looks, and puts damaged ones aside."""
@@ -167,6 +178,8 @@ class Run:
         if self.ranks.size > 1:
             here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
         found = environment.describe() | here | {"data": loop.task.data}
+        if loop.progress.origin is not None:
+            found["continued_from"] = loop.progress.origin
         found["identity"] = asdict(self.session.identity) | {"differs": loop.known_as}
         del found["identity"]["directory"]
         self.record.write_config(self.session.config())

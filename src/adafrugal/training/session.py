@@ -9,13 +9,14 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.identity import Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
 from adafrugal.system.errors import MissingError, SettingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record, Unwritten
-from adafrugal.training import failure
+from adafrugal.training import failure, lineage
 from adafrugal.training.distributed.ranks import Ranks, is_alone, is_first
 
 Outcome = Literal["finished", "finished before", "interrupted"]
@@ -66,6 +67,8 @@ class Session:
         self.ends.callback(self.ranks.leave)
         self.ranks.join(self.settings.trainer)
         if self.ranks.first:
+            if self.settings.trainer.continue_from and not self.has_checkpoints():
+                lineage.refuse_another_past(self.settings)
             self._lock()
         if self.ranks.tell(self.record.status) == "finished":  # by a process that held the lock until now
             return "finished before"
@@ -74,8 +77,15 @@ class Session:
         return Run(self).train()
 
     def config(self) -> dict[str, Any]:
-        """The settings without run_root and cache_root: a record may be moved, published, or sent to W&B."""
-        return {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
+        """The settings without directories of this machine: a record may be moved, published, or sent to W&B."""
+        found = {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
+        if (begins := self.settings.trainer.continue_from) is not None:
+            found["trainer"]["continue_from"] = checkpoint_names.name(begins)
+        return found
+
+    def has_checkpoints(self) -> bool:
+        """Whether there are checkpoints of this run, whole or not."""
+        return any((self.record.directory / "checkpoints").glob("step-*"))
 
     def note(self, caught: BaseException) -> BaseException:
         """Record what ended the run, tell the other processes, and return the error to raise."""

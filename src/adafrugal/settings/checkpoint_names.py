@@ -1,0 +1,64 @@
+"""Checkpoints that a run begins from: as paths, and by names that stay when a run_root moves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from adafrugal.system.errors import SettingError
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def is_checkpoint(path: str) -> bool:
+    """Return whether a path has the form of a checkpoint's in its run: …/<key>/checkpoints/step-00000100."""
+    place = Path(path)
+    return bool(_STEP.fullmatch(place.name)) and place.parent.name == "checkpoints"
+
+
+def name(path: str) -> str:
+    """Return a checkpoint's name, <key>/step-100, from its path, or from its name; a run's directory has its key."""
+    return f"{Path(path).parents[1].name}/step-{step(path)}" if is_checkpoint(path) else path
+
+
+def step(path: str) -> int:
+    """Return the step of a checkpoint from its path."""
+    return int(Path(path).name.removeprefix("step-"))
+
+
+def located(setting: str, given: str, known: Iterable[str]) -> str:
+    """Return the absolute path of the checkpoint that a setting means.
+
+    A path to a checkpoint need not exist, since a run that has begun does not need it. A run's directory means the
+    checkpoint with which a run of these settings began before, else the newest.
+
+    Args:
+        setting: its name.
+        given: a run's directory, or a checkpoint in it.
+        known: the names of checkpoints (`name`) with which runs of these settings began.
+
+    Raises:
+        SettingError: there is no checkpoint.
+    """
+    place = Path(given).resolve()
+    if is_checkpoint(str(place)):
+        return str(place)
+    run = place.parent if place.name == "checkpoints" else place
+    before = [int(at.rpartition("-")[2]) for at in known if at.rpartition("/")[0] == run.name]
+    found = [step(str(path)) for path in run.glob("checkpoints/step-*") if is_checkpoint(str(path))]
+    if not (before or found):
+        such = "such as runs/pretrain-embedded-llama_3m/adafrugal-a78b40b200, or one of its checkpoints/step-…"
+        raise SettingError(f"{setting} is {given}, which has no checkpoint; allowed: a run's directory, {such}")
+    return str(run / "checkpoints" / f"step-{max(before or found):08d}")
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """Return the environment.json of a run's record; empty if there is none that can be read."""
+    try:
+        found: dict[str, Any] = json.loads((run / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
