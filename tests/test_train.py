@@ -31,7 +31,7 @@ def records(root):
 
 
 def without_times(lines):
-    timed = ("seconds", "tokens_per_second", "memory", "time")
+    timed = ("seconds", "elapsed", "tokens_per_second", "memory", "time")
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 

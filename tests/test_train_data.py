@@ -14,7 +14,7 @@ from adafrugal.data.text import sources
 from adafrugal.tracking.record import Record
 
 OWN = ["data=c4", "data.tokenizer.kind=train", "data.tokenizer.name=null", "eval.tokens=500", "data.processes=1"]
-TIMED = ("seconds", "tokens_per_second", "memory", "time")
+TIMED = ("seconds", "elapsed", "tokens_per_second", "memory", "time")
 
 
 @pytest.fixture

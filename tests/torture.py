@@ -16,7 +16,7 @@ from adafrugal.tracking.record import Record
 
 LONG = os.environ.get("ADAFRUGAL_TORTURE") == "1"
 RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "results" / "faults.json"
-TIMED = ("seconds", "tokens_per_second", "memory", "time", "optimizer_share")
+TIMED = ("seconds", "elapsed", "tokens_per_second", "memory", "time", "optimizer_share")
 TALLY = "survived"
 FEWER = "it touches fewer"  # files than a test is made for, which leaves nothing untried
 

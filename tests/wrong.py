@@ -37,6 +37,10 @@ ALWAYS = {  # whatever else is typed
     "experiments=rte": ["experiments", "'rte'", "did you mean glue/rte?"],
     "sweeps=glu": ["sweeps", "'glu'", "density"],
     "data=rte": ["data is of kind labelled and task is pretrain", "data=embedded", "another task"],
+    "tracking.x_axis=loss": ["tracking.x_axis is 'loss'", "step, tokens, elapsed"],
+    "tracking.tags=[a,'']": ["tracking.tags is ['a', '']", "1 to 64 characters"],
+    "tracking.tags=a": ["tracking.tags is a", "'[a]'"],
+    "tracking.name=''": ["tracking.name is ''", "1 to 128 characters, or null"],
     "trainer.epochs=3": ["trainer.epochs is 3.0; allowed: null, since trainer.steps is "],
     "eval.tokens=1": ["eval.tokens is 1; allowed: one sequence"],
 }

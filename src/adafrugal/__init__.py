@@ -23,9 +23,11 @@ def train(settings: Sequence[str]) -> Record:
         KeyboardInterrupt: a signal arrived before training. One during training ends the run after its step: then
             `record.status` is "interrupted", and the same call continues it.
     """
-    from adafrugal.settings import compose
+    from adafrugal.settings import compose, naming
     from adafrugal.training import session
 
     composed, choices, _ = compose.composed(settings)
-    record, _ = session.run(compose.check(composed, choices), choices)
+    checked = compose.check(composed, choices)
+    naming.name_run(checked, settings)
+    record, _ = session.run(checked, choices)
     return record

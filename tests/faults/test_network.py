@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torture import LONG, record_under
 
-from adafrugal.tracking.wandb import SECONDS
+from adafrugal.tracking.copying import SECONDS
 
 
 @pytest.fixture

@@ -367,7 +367,8 @@ def test_only_the_first_process_of_a_slurm_job_puts_it_back(slurm, monkeypatch):
         monkeypatch.setenv(name, value)
     seen = []
 
-    def interrupted(composed, choices, stop):
+    def interrupted(composed, choices, stop, words):
+        assert words == ["seed=1"]
         seen.append([os.environ[name] for name in names])
         os.kill(os.getpid(), signal.SIGUSR2)
 

@@ -80,3 +80,11 @@ def test_c_is_searched_where_a_part_keeps_state_and_another_does_not():
 def test_what_cannot_be_searched_is_refused(command, message, tmp_path):
     with pytest.raises(SettingError, match=message):
         section(jobs([command]), tmp_path, search=SearchFile())
+
+
+def test_a_search_that_names_no_text_is_of_the_text_of_most_runs(tmp_path):
+    command = "experiments=c4_60m/adamw scale=mini data=embedded"
+    for place, (text, seed) in enumerate((("b", 100), ("a", 100), ("a", 0))):
+        recorded(tmp_path / str(place), command, 4.5, seed, data=text * 64)
+    (found,) = section(jobs([command]), tmp_path, search=SearchFile(2)).searches
+    assert found.trials[0].runs[100].environment()["data"]["fingerprint"] == "a" * 64

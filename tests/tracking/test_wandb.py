@@ -3,8 +3,11 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,9 +15,9 @@ import pytest
 from torture import LONG
 
 from adafrugal.settings.schema import WandbTracking
-from adafrugal.tracking import wandb as tracking
+from adafrugal.tracking import copying
+from adafrugal.tracking.copying import Copy
 from adafrugal.tracking.record import Record
-from adafrugal.tracking.wandb import WandbCopy
 
 LABELS = {"task": "pretrain", "data": "embedded", "model": "llama_3m", "arm": "adafrugal", "seed": 3}
 
@@ -41,17 +44,17 @@ def eventually(condition):
     return found
 
 
-def read_back(directory, start):
-    """The header, history and summary of an offline run."""
+def read_back(directory, start, kind=""):
+    """The header, history, summary and axes of an offline run; `kind` precedes the name of one that has a successor."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = directory.glob(f"wandb/offline-run-*-{start}/*.wandb")
+    (file,) = directory.glob(f"wandb/{kind}offline-run-*-{start}/*.wandb")
 
     def ended():  # W&B's own process writes the end of the file, also after `finish` has returned
         found = [wandb_internal_pb2.Record.FromString(data) for data in entries(file.read_bytes())]
         return found if any(entry.HasField("exit") for entry in found) else None
 
-    header, history, summary = None, [], {}
+    header, history, summary, axes = None, [], {}, {}
     for entry in eventually(ended):
         kind = entry.WhichOneof("record_type")
         if kind == "run":
@@ -61,7 +64,9 @@ def read_back(directory, start):
             history.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
         elif kind == "summary":
             summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in entry.summary.update}
-    return header, history, summary
+        elif kind == "metric":
+            axes[entry.metric.name or entry.metric.glob_name] = entry.metric.step_metric
+    return header, history, summary, axes
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ def copied(record):
     warnings = []
 
     def start(**settings):
-        return WandbCopy(WandbTracking(**settings), record, "adafrugal-0123456789", LABELS, warnings.append)
+        return Copy(WandbTracking(**settings), record, "adafrugal-0123456789", LABELS, warnings.append)
 
     return start, warnings
 
@@ -98,16 +103,20 @@ def test_each_start_is_an_offline_run_of_its_own_with_metrics_settings_group_and
     record.write_summary({"validation_loss": 5.5, "state_bytes": {"end": 77}})
     again.finish(0)
     assert warnings == []
-    _, first, _ = read_back(record.directory, 1)
-    header, history, summary = read_back(record.directory, 2)
+    _, first, _, _ = read_back(record.directory, 1, "earlier-")  # which no `wandb sync …/offline-run-*` sends
+    header, history, summary, axes = read_back(record.directory, 2)
+    assert axes == {"step": "", "*": "step"}
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *record.directory.glob("wandb/offline-run-*")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert re.findall(r"/run-(\S+)\.wandb", done.stdout + done.stderr) == ["adafrugal-0123456789-2"]
     assert header.run_group == "pretrain-embedded-llama_3m"
-    assert header.display_name == "adafrugal-seed3"
+    assert header.display_name == "adafrugal seed=3"
     assert set(header.tags) == {"task:pretrain", "data:embedded", "model:llama_3m", "arm:adafrugal", "seed:3"}
     config = {item.key: json.loads(item.value_json) for item in header.config.update}
     assert config["optimizer"] == {"lr": 0.001}
     for lines in (first, history):
-        assert [(line["loss"], line["seconds/forward"], line["_step"]) for line in lines] == [
-            (6.5, 1.5, 10), (6.0, 1.25, 20)
+        assert [(line["loss"], line["seconds/forward"], line["step"], line["_step"]) for line in lines] == [
+            (6.5, 1.5, 10, 10), (6.0, 1.25, 20, 20)
         ]  # fmt: skip
     assert summary["validation_loss"] == 5.5
     assert summary["state_bytes/end"] == 77
@@ -116,7 +125,8 @@ def test_each_start_is_an_offline_run_of_its_own_with_metrics_settings_group_and
 SETTINGS = "class Settings:\n    def __init__(self, **_): pass\n"
 BREAKS = {  # a module in the place of wandb, and what the warning says
     "log": (
-        SETTINGS + "class Run:\n    def log(self, *_, **__): raise RuntimeError('no login\\nand no network')\n"
+        SETTINGS + "class Run:\n    def define_metric(self, *_, **__): pass\n"
+        "    def log(self, *_, **__): raise RuntimeError('no login\\nand no network')\n"
         "def init(**_): return Run()",
         "no login and no network",
     ),
@@ -147,7 +157,7 @@ def test_any_failure_is_one_warning(record, copied, tmp_path, monkeypatch, broke
 
 
 def test_a_copy_that_hangs_is_waited_for_until_the_limit(record, copied, monkeypatch, tally):
-    monkeypatch.setattr(tracking, "SECONDS", 1)
+    monkeypatch.setattr(copying, "SECONDS", 1)
     start, warnings = copied
     made = start()
     os.kill(made._helper.process.pid, signal.SIGSTOP)
@@ -158,6 +168,17 @@ def test_a_copy_that_hangs_is_waited_for_until_the_limit(record, copied, monkeyp
     assert len(warnings) == 1
     assert "has not taken the rest within 1 seconds" in warnings[0]
     tally("faults: W&B stands still")
+
+
+def test_names_group_tags_and_axis_are_those_that_are_set(record, copied):
+    start, warnings = copied
+    record.add_metrics({"step": 10, "tokens": 80, "loss": 6.5})
+    start(name="mine", group="ours", tags=["first try"], x_axis="tokens").finish(0)
+    header, _, _, axes = read_back(record.directory, 1)
+    assert warnings == []
+    assert (header.display_name, header.run_group) == ("mine", "ours")
+    assert {"first try", "arm:adafrugal"} < set(header.tags)
+    assert axes == {"tokens": "", "*": "tokens"}
 
 
 def test_a_copy_ends_by_itself_when_its_run_is_killed(record, copied):

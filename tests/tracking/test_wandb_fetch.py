@@ -12,6 +12,7 @@ from made import recorded
 from adafrugal.reports import records, table
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import wandb as copies
+from adafrugal.tracking.copying import flat
 
 
 class Answer:
@@ -21,14 +22,14 @@ class Answer:
         self.id, self.name, self.state = f"{record.directory.name}-{start}", record.directory.name, state
         self.config = json.loads(json.dumps(record.config() | {"environment": record.environment()}))
         self.config |= {"_wandb": {"cli_version": "0"}}
-        last = copies._flat(record.metrics()[-1])
-        ours = copies._flat(record.summary()) if state == "finished" else {}
+        last = flat(record.metrics()[-1])
+        ours = flat(record.summary()) if state == "finished" else {}
         self.summary = last | ours | {"_step": 400, "_runtime": 12.5, "_timestamp": 1.7e9, "_wandb": {"runtime": 12}}
         self._lines = record.metrics()
 
     def scan_history(self):
         for line in reversed(self._lines):
-            yield copies._flat(line) | {"_step": line["step"], "_runtime": 1.0, "_timestamp": 1.7e9}
+            yield flat(line) | {"_step": line["step"], "_runtime": 1.0, "_timestamp": 1.7e9}
 
 
 @pytest.fixture

@@ -102,6 +102,37 @@ def test_gradients_do_not_depend_on_how_the_batch_is_divided(loop, clip):
             torch.testing.assert_close(other[name], grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("words", [["trainer.clip_norm=0.1"], ["trainer.micro_batch_size=4"]], ids=str)
+def test_the_norm_of_the_gradients_is_that_of_the_step_whose_line_it_stands_in_before_clipping(loop, words):
+    built, seen = loop("optimizer=adamw", "trainer.log_every=2", *words), []
+    measure, params = built._gradient_norm.measure, [*built.task.model.parameters()]
+
+    def watched(scale):
+        seen.append(math.sqrt(sum(p.grad.double().square().sum().item() for p in params)))
+        measure(scale)
+
+    built._gradient_norm.measure = watched
+    advance(built, steps=4)
+    assert [line["gradient_norm"] for line in built.record.metrics()] == pytest.approx(seen, rel=1e-5)
+    assert len(seen) == 2, "only where a line is written"
+
+
+def test_gradients_that_are_freed_in_the_backward_pass_have_no_norm(loop):
+    built = loop("optimizer=adamw", "trainer.update_in_backward=true", "trainer.log_every=1")
+    advance(built)
+    assert "gradient_norm" not in built.record.metrics()[0]
+
+
+def test_seconds_since_the_start_go_on_where_a_run_is_resumed(loop):
+    built = loop("optimizer=adamw", "trainer.log_every=1")
+    advance(built, steps=2)
+    built._save()
+    built.close()
+    resumed = type(built.progress).from_state(built.progress.state_dict())
+    first, second = (line["elapsed"] for line in built.record.metrics())
+    assert 0 < first < second <= resumed.wall
+
+
 def test_evaluation_is_the_token_weighted_loss_and_bits_of_the_decoded_bytes(pretrain):
     task, _ = pretrain("trainer.micro_batch_size=1", "eval.tokens=700")
     found = task.evaluate(last=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from adafrugal.settings.compose import check
+from adafrugal.settings.naming import name_run
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.secrets import hidden
 from adafrugal.system.signals import Stop
@@ -51,7 +52,8 @@ class Jobs:
     def __call__(self, composed: DictConfig) -> Job:
         """Run one job in this process. Return its error as a `Job`, so that a sweep's other jobs still run."""
         hydra_config = HydraConfig.get()
-        words = " ".join(OmegaConf.to_container(hydra_config.overrides.task, resolve=False))
+        typed = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        words = " ".join(typed)
         number = OmegaConf.select(hydra_config, "job.num", default=0)
         # stays if the job is interrupted
         self.ends[number] = job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
@@ -63,7 +65,7 @@ class Jobs:
             end = ended(SettingError(f"{launcher} starts the jobs of a sweep; add -m, or leave it out"), self.stop)
         else:
             sys.stdout.write(f"\n── job {number + 1}: {words}\n" if is_sweep else "")
-            end = run(composed, hydra_config.runtime.choices, self.stop)
+            end = run(composed, hydra_config.runtime.choices, self.stop, typed)
         self.ends[number] = job = Job(words, end.code, end.reason)
         if (file := os.environ.get(TOLD)) and ranks.is_first():
             Path(file).write_text(json.dumps(job))
@@ -85,8 +87,8 @@ class Jobs:
             sys.stdout.write(hidden("\n" + "".join(lines)))
 
 
-def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
-    """Check the settings and make their run.
+def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop, words: Sequence[str]) -> End:
+    """Check the settings and make their run, which `words` name at W&B.
 
     Raises:
         KeyboardInterrupt: a signal arrived before the run could end in order. Nothing else is raised.
@@ -94,6 +96,7 @@ def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop) -> End:
     settings = None
     try:
         settings = check(composed, choices)
+        name_run(settings, words)
         record, outcome = session.run(settings, choices, stop)
         if outcome != "interrupted" and ranks.is_first():
             if outcome == "finished before":

@@ -18,6 +18,7 @@ from adafrugal.launching import local
 from adafrugal.reports import arms, plan, records
 from adafrugal.reports.arms import Job
 from adafrugal.reports.searches import Search, SearchFile, search
+from adafrugal.settings.naming import SHORT
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.signals import Stop
 from adafrugal.system.stderr import tell
@@ -117,7 +118,7 @@ class _Work:
     def _print(self, searches: Sequence[Search]) -> None:
         for each in searches:
             losses = [run.summary()["validation_loss"] for run in self._made(each.best).values() if run.summary()]
-            rates = ", ".join(f"{arms.SHORT[name]} {rate:g}" for name, rate in each.best.rates.items())
+            rates = ", ".join(f"{SHORT[name]} {rate:g}" for name, rate in each.best.rates.items())
             shown = " ".join(f"{loss:.4f}" for loss in losses)
             sides = f" (at an edge: {', '.join(open_sides)})" if (open_sides := each.found.open_sides()) else ""
             sys.stdout.write(f"{each.arm.name}: {rates} after {len(each.trials)} trials{sides}: {shown}\n")

@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> Job:
                 TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             try:
                 composed, choices, _ = compose.composed(words)
-                end = jobs.run(composed, choices, stop)
+                end = jobs.run(composed, choices, stop, words)
             except SettingError as error:
                 end = jobs.ended(error, stop, is_alike=True)
     except KeyboardInterrupt:

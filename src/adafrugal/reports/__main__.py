@@ -5,6 +5,9 @@ it, its missing runs, pictures and claims. Results of `make gpu` have a page, to
 describes, wherever that lies, in the directory of --pages (default: tables), from the runs of its commands' run_root
 unless directories are named.
 
+--watch writes index.html into the first directory, a page of all runs below, again and again while they go on; --once
+writes it once.
+
 --pack DIRECTORY writes the records of all runs below it to DIRECTORY.tar.xz, the same file for the same records. Every
 command here reads such a file like the directory. --unpack DIRECTORY.tar.xz [elsewhere] writes the records back, each
 byte as it was.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from adafrugal.reports import gpu, pages, plan, records, table
@@ -29,11 +33,18 @@ def main() -> int:
     parser.add_argument("directories", nargs="*", help="where to look for runs")
     parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="copy a W&B project's finished runs to runs/wandb")
     parser.add_argument("--pages", metavar="DIRECTORY", type=Path, help="write the pages of all tables there")
+    parser.add_argument("--watch", action="store_true", help="write a page of the runs, index.html, until Ctrl-C")
+    parser.add_argument("--once", action="store_true", help="write that page once")
     parser.add_argument("--page", metavar="FILE", type=Path, help="check this page's file, and write the page alone")
     parser.add_argument("--pack", metavar="DIRECTORY", type=Path, help="write the records below it to one file")
     parser.add_argument("--unpack", metavar="FILE", type=Path, help="write the records of such a file to a directory")
     given = parser.parse_args()
     try:
+        if given.watch or given.once:
+            from adafrugal.reports import live
+
+            live.watch(_places(given.directories or ["runs"]), given.once)
+            return 0
         sys.stdout.write(_report(given))
     except SettingError as error:
         tell(f"error: {error}")
@@ -52,7 +63,7 @@ def _report(given: argparse.Namespace) -> str:
         raise SettingError(f"{error.filename}: {error.strerror}; choose a directory that can be written to") from error
     page = plan.page(given.page) if given.page else None  # before the runs are read
     named = given.directories or ([] if given.wandb else plan.roots(page) if page else ["runs"])
-    places = [Path(name.removeprefix("run_root=")) for name in named]
+    places = _places(named)
     found = records.find(places)
     if given.wandb:
         from adafrugal.tracking import wandb
@@ -70,6 +81,10 @@ def _report(given: argparse.Namespace) -> str:
     files = pages.write(made, given.pages, gpu.find(places))
     used = {run.directory for page in made for section in page.sections for run in section.runs}
     return f"{len(made)} pages in {len(files)} files, with {len(used)} of {len(found)} runs → {given.pages}\n"
+
+
+def _places(named: Sequence[str]) -> list[Path]:
+    return [Path(name.removeprefix("run_root=")) for name in named]
 
 
 def _one(page: plan.Page, out: Path, count: int, looked: str) -> str:

@@ -22,15 +22,10 @@ from adafrugal.reports.descent import RATES
 from adafrugal.settings import REPOSITORY, compose
 from adafrugal.settings.explain import explain
 from adafrugal.settings.identity import differing, still_part
+from adafrugal.settings.naming import short
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
-
-SHORT = {  # names of settings in a row's name
-    "optimizer.lr": "lr", "optimizer.split_lr_scale": "s", "optimizer.state_free_lr_scale": "c",
-    "optimizer.density": "ρ", "optimizer.interval": "T", "optimizer.density.end": "ρ_end",
-    "optimizer.density.steps": "K", "optimizer.interval.threshold": "τ", "optimizer.interval.factor": "γ",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ def row_name(varied: Mapping[str, str]) -> str:
     parts = []
     for name, value in varied.items():
         is_file, shown = name in ("experiments", "optimizer"), "all" if value == "null" else value  # of a decay's steps
-        parts.append(value.rpartition("/")[2] if is_file else f"{SHORT.get(name, name.rpartition('.')[2])}={shown}")
+        parts.append(value.rpartition("/")[2] if is_file else f"{short(name)}={shown}")
     return " ".join(parts)
 
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adafrugal.reports.arms import RATES, SHORT, Job, row_name
+from adafrugal.reports.arms import RATES, Job, row_name
 from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
 from adafrugal.reports.statistics import Sample
+from adafrugal.settings.naming import SHORT, short
 
 if TYPE_CHECKING:
     from adafrugal.reports.plan import Section
@@ -90,7 +91,7 @@ def rule(section: Section) -> str:
     at_edge = {section.shown(name): edges(group, section.best_of) for name, group in section.groups.items()}
     beyond = ", ".join(f"{name} ({', '.join(of)})" for name, of in at_edge.items() if of)
     return (
-        f"Each arm is at the {' and '.join(map(_short, section.best_of))} of its smallest mean loss"
+        f"Each arm is at the {' and '.join(map(short, section.best_of))} of its smallest mean loss"
         f"{f' ({chosen})' if chosen else ''}. The same seeds chose it and are shown, so a row is a little below what "
         "fresh seeds would give, the more so the more was tried."
         f"{f' At an edge, so that the best may lie beyond what was tried: {beyond}.' if beyond else ''}"
@@ -106,7 +107,7 @@ def edges(jobs: Sequence[Job], settings: Sequence[str]) -> list[str]:
         beside = [_values(job, settings) for job in tried]
         line = sorted({each[place] for each in beside if _without(each, place) == _without(mine, place)}, key=_order)
         if len(line) > 1 and mine[place] in (line[0], line[-1]):
-            at_edge.append(_short(name))
+            at_edge.append(short(name))
     return at_edge
 
 
@@ -125,7 +126,7 @@ def _at(job: Job, settings: Sequence[str]) -> str:
 
 
 def _titled(settings: Sequence[str], values: Sequence[str]) -> str:
-    return " ".join(f"{_short(name)} {value}" for name, value in zip(settings, values, strict=True))
+    return " ".join(f"{short(name)} {value}" for name, value in zip(settings, values, strict=True))
 
 
 def _spelled(value: str) -> str:
@@ -140,10 +141,6 @@ def _order(value: str) -> tuple[float, str]:
         return float(value), value
     except ValueError:
         return math.inf, value
-
-
-def _short(name: str) -> str:
-    return SHORT.get(name, name.rpartition(".")[2])
 
 
 def cell(job: Job | None, chosen: Job | None = None) -> str | Cell:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from adafrugal.reports import best, decisions, lengths, table
-from adafrugal.reports.arms import RATES, SHORT, Job
+from adafrugal.reports.arms import RATES, Job
 from adafrugal.reports.cells import COLUMNS, compared
 from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid
 from adafrugal.settings import REPOSITORY
+from adafrugal.settings.naming import SHORT
 
 if TYPE_CHECKING:
     from adafrugal.reports.page_file import SectionFile

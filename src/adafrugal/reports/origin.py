@@ -25,7 +25,7 @@ def line(section: Section) -> str:
     facts = [f"{what}{said}" for what, read in _FACTS if (said := _counted([read(found) for found in environments]))]
     days = sorted(day for run in runs.values() if (day := _day(run)))
     facts += [days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"] if days else []
-    return f"{len(runs)} runs: {'; '.join(facts)}." if facts else ""
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {'; '.join(facts)}." if facts else ""
 
 
 def _counted(found: Sequence[str | None]) -> str:

@@ -117,8 +117,6 @@ def refuse_unknown(section: SectionFile, page: PageFile, where: str) -> None:
 
 def _refuse_both(section: SectionFile, where: str) -> None:
     """Refuse keys that do not go together."""
-    if section.search and not section.text:
-        raise SettingError(f"{where}: search needs text, the start of a fingerprint, since two do not compare")
     if section.decisions and section.kind == "scores":
         raise SettingError(f"{where}: decisions are of validation losses; kind scores has none, so leave them out")
     if section.best_of and section.decisions:

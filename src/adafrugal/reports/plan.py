@@ -215,9 +215,21 @@ def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> S
     """Return the section with its arms at the best rates of their searches."""
     if section.search is None:
         return section
-    how, text = section.search, section.text or ""
+    how, text = section.search, section.text or _usual_text(section.jobs, found)
     searches = [search(job, how, lambda job: runs_of(job, found, text)) for job in section.jobs]
     return replace(section, searches=searches, jobs=[each.best for each in searches])
+
+
+def _usual_text(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]]) -> str:
+    """Return the fingerprint of most runs that read what the jobs read; empty without any."""
+    reads = {(job.data, getattr(job.settings.data, "source", None)) for job in jobs}
+    environments = (run.environment() for runs in found.values() for run in runs)
+    texts = Counter(
+        str(each["data"]["fingerprint"])
+        for each in environments
+        if (each["identity"]["labels"]["data"], each["identity"]["differs"].get("data.source")) in reads
+    )
+    return texts.most_common(1)[0][0] if texts else ""
 
 
 def _with_rates(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:

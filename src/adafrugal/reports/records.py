@@ -21,8 +21,9 @@ class Packed(Record):
         super().__init__(unpacked(archive) / name)
         self.archive, self.name, self.files = archive, name, files
 
-    def _bytes(self, name: str) -> bytes | None:
-        return self.files.get(name)
+    def _bytes(self, name: str, offset: int = 0) -> bytes | None:
+        found = self.files.get(name)
+        return None if found is None else found[offset:]
 
 
 def find(places: Iterable[Path]) -> list[Record]:

@@ -222,6 +222,21 @@ class WandbTracking(Part, path="tracking"):
     mode: str = one_of("offline", "online")
     project: str = "adafrugal"
     entity: str | None = None
+    # of the run's chart lines; null: the arm, what was typed beside its defaults, and the seed
+    name: str | None = ranged(None, lambda name: 1 <= len(name) <= 128, "1 to 128 characters, or null")
+    # runs that W&B shows as one line; null: <task>-<data>-<model>
+    group: str | None = ranged(None, lambda name: 1 <= len(name) <= 128, "1 to 128 characters, or null")
+    # beside the run's task, data, model, arm and seed
+    tags: list[str] = ranged([], lambda tags: all(1 <= len(tag) <= 64 for tag in tags), "tags of 1 to 64 characters")
+    x_axis: str = one_of("step", "tokens", "elapsed")  # of its charts
+
+
+@dataclass
+class TensorboardTracking(Part, path="tracking"):
+    """The record, and a copy of its numbers for TensorBoard in the run's directory."""
+
+    package: ClassVar = "tensorboard"
+    kind: str = "tensorboard"
 
 
 @dataclass
@@ -267,5 +282,5 @@ SCHEMAS: dict[str, tuple[type, ...]] = {
         FiraSettings, ScaleSettings,
     ),
     "schedule": (ConstantSchedule, LinearSchedule, CosineSchedule, RestartingSchedule, WsdSchedule),
-    "tracking": (LocalTracking, WandbTracking),
+    "tracking": (LocalTracking, WandbTracking, TensorboardTracking),
 }

@@ -1,1 +1,1 @@
-"""The record of a run, and its copy at W&B."""
+"""The record of a run, and its copies at W&B and for TensorBoard."""

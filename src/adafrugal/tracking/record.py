@@ -21,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,20 @@ class Record:
         """Read the complete lines of events.jsonl."""
         return self._lines("events.jsonl")[0]
 
-    def _bytes(self, name: str) -> bytes | None:
+    def _bytes(self, name: str, offset: int = 0) -> bytes | None:
         file = self.directory / name
-        return file.read_bytes() if file.exists() else None
+        if not file.exists():
+            return None
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            return opened.read()
 
     def _json(self, name: str) -> dict[str, Any] | None:
         found = self._bytes(name)
         return None if found is None else _read(self.directory / name, found)
 
     def _lines(self, name: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        text = (self._bytes(name) or b"")[offset:]
+        text = self._bytes(name, offset) or b""
         whole, end, _torn = text.rpartition(b"\n")  # a killed process may leave an incomplete line
         return [_read(self.directory / name, line) for line in whole.splitlines()], offset + len(whole + end)
 
@@ -243,5 +248,13 @@ def _numbers(found: dict[str, Any]) -> dict[str, Any]:
     return {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in found.items()}
 
 
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
+
+
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return time.strftime(_TIME)
+
+
+def read_time(text: str) -> float:
+    """Return the seconds since 1970 of a `time` in a record."""
+    return datetime.strptime(text, _TIME).timestamp()

@@ -1,102 +1,40 @@
-"""Copy a run's record to Weights & Biases, and fetch records from there. If copying fails, the run warns once."""
+"""Copy a run's record to Weights & Biases, and fetch records from there."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from adafrugal.settings.naming import run_name
 from adafrugal.settings.schema import WandbTracking, is_plain_name
 from adafrugal.system.errors import SettingError, line
-from adafrugal.system.processes import Helper, end_with_parent
+from adafrugal.tracking.copying import SECONDS, Source, flat, work
 from adafrugal.tracking.record import Record
 
-SECONDS = 30  # that a run waits for W&B at its end
 _WANDB_SECONDS = SECONDS - 10  # limit of W&B's own start and end; leaves time to report its error
-_POLL = 1.0  # seconds between reads of the record
-
-
-class WandbCopy:
-    """A process that sends the growing record to W&B, so that W&B cannot disturb the run.
-
-    Each start of a run is a separate W&B run that begins with all metrics so far: W&B cannot continue offline runs, and
-    two processes that write to one id overwrite each other.
-
-    Args:
-        settings: mode, project and entity.
-        record: to copy; W&B's files go into its directory.
-        identity: of the run; the W&B id is this and the number of the start.
-        labels: task, data, model, arm and seed, for W&B's group, name and tags.
-        warn: called at most once, with one sentence, if the copy fails; possibly from a thread.
-    """
-
-    def __init__(
-        self,
-        settings: WandbTracking,
-        record: Record,
-        identity: str,
-        labels: Mapping[str, Any],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._warn: Callable[[str], None] | None = warn
-        self._helper: Helper | None = None
-        try:
-            self._helper = Helper(__name__, quiet=True)
-        except OSError as error:  # no memory for another process
-            self._say(error.strerror)
-            return
-        starts = sum(event["event"] == "start" for event in record.events())
-        sent = (asdict(settings), str(record.directory.absolute()), f"{identity}-{starts}", dict(labels))
-        with suppress(OSError):  # the process has ended; `finish` reports that
-            self._helper.pipe.send(sent)
-        self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B")
-        self._listener.start()
-
-    def finish(self, exit_code: int) -> None:
-        """Wait up to `SECONDS` for the process to copy the rest; `exit_code` is 0 for a finished run."""
-        if self._helper is None:
-            return
-        with suppress(OSError):  # the process has ended and said why
-            self._helper.pipe.send(exit_code)
-        ended = self._helper.end(SECONDS)
-        self._listener.join(1)  # for the last message
-        if ended != 0:
-            late = f"it has not taken the rest within {SECONDS} seconds"
-            self._say(late if ended is None else f"its process ended with {ended}")
-
-    def _listen(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                self._say(self._helper.pipe.recv())
-
-    def _say(self, reason: str) -> None:
-        warn, self._warn = self._warn, None
-        if warn:
-            warn(f"W&B gets no copy of this run ({reason}); the record is complete without it")
 
 
 def main(pipe: Connection) -> None:
-    """Copy the record, in the helper process, until the run sends its exit code or is gone."""
-    end_with_parent(grace=SECONDS)
-    settings, directory, identity, labels = pipe.recv()
-    try:
-        _copy(WandbTracking(**settings), Record(Path(directory)), identity, labels, pipe)
-    except Exception as error:  # W&B raises errors of many classes
-        with suppress(OSError):
-            pipe.send(line(error))
-        os._exit(0)  # a normal exit would wait for W&B again
+    """Copy a record in the helper process."""
+    work(pipe, _copy)
 
 
-def _copy(settings: WandbTracking, record: Record, identity: str, labels: Mapping[str, Any], pipe: Connection) -> None:
+def _copy(given: Mapping[str, Any], source: Source) -> None:
+    """Send the record as a W&B run.
+
+    Each start of a run is a W&B run of its own: W&B cannot continue offline runs, and two processes that write to one
+    id overwrite each other.
+    """
     import wandb
 
+    settings, record, labels = WandbTracking(**given), source.record, source.labels
     if settings.mode == "online" and not wandb.login(prompt=False):
         raise RuntimeError("there is no login: type `wandb login`, or set tracking.mode=offline")
+    for earlier in record.directory.glob("wandb/offline-run-*"):  # this copy has what it has, up to the checkpoint
+        earlier.rename(earlier.with_name(f"earlier-{earlier.name}"))
     limits = {"init_timeout": _WANDB_SECONDS, "finish_timeout": _WANDB_SECONDS, "finish_timeout_raises": True}
     training = os.getppid()  # W&B's charts show this process's memory and processor
     run = wandb.init(
@@ -104,25 +42,21 @@ def _copy(settings: WandbTracking, record: Record, identity: str, labels: Mappin
         entity=settings.entity,
         mode=settings.mode,
         dir=str(record.directory),
-        id=identity,
-        group=_group(labels),
-        name=f"{labels['arm']}-seed{labels['seed']}",
-        tags=[f"{key}:{value}"[:64] for key, value in labels.items()],
+        id=source.identity,
+        group=settings.group or _group(labels),
+        name=settings.name or run_name(labels["arm"], labels["seed"], ()),
+        tags=[*settings.tags, *(f"{key}:{value}"[:64] for key, value in labels.items())],
         config=record.config() | {"environment": record.environment()},
         reinit="create_new",
         settings=wandb.Settings(silent=True, console="off", disable_git=True, x_stats_pid=training, **limits),
     )
-    offset, code = 0, None
-    while code is None:
-        try:
-            code = pipe.recv() if pipe.poll(_POLL) else None
-        except (EOFError, OSError):  # the run was killed
-            code = 1
-        lines, offset = record.metrics_from(offset)
+    run.define_metric(settings.x_axis)
+    run.define_metric("*", step_metric=settings.x_axis)
+    for lines in source.lines():
         for metrics in lines:
-            run.log(_flat(metrics), step=metrics["step"])
-    run.summary.update(_flat(record.summary() or {}))
-    run.finish(exit_code=code)
+            run.log(flat(metrics), step=metrics["step"])
+    run.summary.update(flat(record.summary() or {}))
+    run.finish(exit_code=source.code)
 
 
 def _group(labels: Mapping[str, Any]) -> str:
@@ -170,7 +104,7 @@ def _fetched(run: Any, directory: Path) -> Record:
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `_flat`; drops the names that W&B adds, which begin with _.
+    """Inverse of `flat`; drops the names that W&B adds, which begin with _.
 
     W&B adds the last line of metrics to its summary. If that has a number `state_bytes` and ours a group of the same
     name, as in `state_bytes/end`, the group wins, since it is sorted after the number.
@@ -187,11 +121,3 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             place = place[part]
         place[last] = value
     return nested
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested values; join their names by slashes."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

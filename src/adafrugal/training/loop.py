@@ -27,6 +27,7 @@ from adafrugal.training.clock import PhaseClock
 from adafrugal.training.compiling import Compilation
 from adafrugal.training.display import Display
 from adafrugal.training.distributed import parallel
+from adafrugal.training.gradient_norm import GradientNorm
 from adafrugal.training.progress import Progress
 from adafrugal.training.tasks.task import StepBatch, Task
 from adafrugal.training.throughput import Meter
@@ -64,6 +65,8 @@ class Loop:
         self._writer = Writer(record.directory / "checkpoints", settings.checkpoint.keep, ranks, self._is_sharded)
         self._card = model_card.ModelCard(settings, known_as, task)
         self._evaluated: dict[str, float] = {}  # at the last evaluation, with its step
+        copies = settings.trainer.replicas if self._is_sharded else ranks.size
+        self._gradient_norm = GradientNorm(task.model, ranks, copies)
         self._refreshed_at = 0
         self._observes, self._observed = _observation(optimizer)
         if isinstance(optimizer, Frugal):
@@ -99,17 +102,22 @@ class Loop:
         """One step, and what is due after it: evaluation, a line of the record, a checkpoint."""
         self._train_step(batch)
         step, settings = self.progress.step, self.settings
-        every = [settings.eval.every, *([self._observes] if self._observed == "validation" else [])]
-        is_due = step == settings.trainer.steps or any(step % n == 0 for n in every)
-        evaluated = self._evaluate() if is_due else {}
+        evaluated = self._evaluate() if self._is_evaluated(step) else {}
         if self._observes and step % self._observes == 0:
             self._observe(evaluated)
-        if evaluated or step % settings.trainer.log_every == 0:
+        if self._is_logged(step):
             self._log(evaluated)
         self.display.step(step)
         if self._is_best(evaluated) or step % settings.checkpoint.every == 0:
             self._save()
         self._note(self._writer.done())
+
+    def _is_evaluated(self, step: int) -> bool:
+        every = [self.settings.eval.every, *([self._observes] if self._observed == "validation" else [])]
+        return step == self.settings.trainer.steps or any(step % n == 0 for n in every)
+
+    def _is_logged(self, step: int) -> bool:
+        return self._is_evaluated(step) or step % self.settings.trainer.log_every == 0
 
     def close(self) -> None:
         """Complete a checkpoint under way. After an error, report that error, not the checkpoint's."""
@@ -163,6 +171,8 @@ class Loop:
         # the last group is not split, so that its rate is not scaled; torchao keeps rates as tensors
         self._lr = float(self.optimizer.param_groups[-1]["lr"])
         if is_sound:
+            if self._is_logged(step):
+                self._gradient_norm.measure(self.scaler.get_scale())
             with self.clock("optimizer"):
                 self._update()
             self._losses.append((step, summed))
@@ -286,7 +296,7 @@ class Loop:
         self._fold()
         memory = measure.read(self.place.device, self.compilation.replays)
         line = self.progress.close_window(self.optimizer, self._state_bytes(), self._lr, memory, evaluated)
-        line |= self._meter.mfu(line["tokens_per_second"])
+        line |= self._gradient_norm.take() | self._meter.mfu(line["tokens_per_second"])
         if text := self._meter.idle(line):
             self.display.say(text)
         self.record.add_metrics(line)

@@ -118,6 +118,7 @@ class Progress:
             "interval": optimizer.interval if is_frugal else None,
             "tokens": self.tokens,
             "real_tokens": self.real_tokens,
+            "elapsed": self.wall,
             "tokens_per_second": window.tokens / training if training > 0 else 0.0,
             "seconds": window.seconds | {"wall": window.wall},
             "state_bytes": counted.total,

@@ -53,7 +53,7 @@ class Run:
         for note in notes:
             self._warn(note)
         loop = self._set_up(place)
-        self._copy_to_wandb()
+        self._copy_record()
         session.ends.push(unless_at_once(loop.close))
         session.stop.training = True
         outcome: Outcome = "finished" if loop.fit(session.stop) else "interrupted"
@@ -187,14 +187,14 @@ class Run:
         self.record.add_event("start", step=loop.progress.step, code=found["code"], **here)
         self.record.set_status("running")
 
-    def _copy_to_wandb(self) -> None:
-        """Copy the record to W&B until the run ends, if the settings ask for it."""
-        if self.settings.tracking.kind != "wandb" or not self.ranks.first:
+    def _copy_record(self) -> None:
+        """Copy the record to W&B or for TensorBoard until the run ends, if the settings ask for it."""
+        if self.settings.tracking.kind == "local" or not self.ranks.first:
             return
-        from adafrugal.tracking.wandb import WandbCopy
+        from adafrugal.tracking.copying import Copy
 
         identity = self.session.identity
-        copy = WandbCopy(self.settings.tracking, self.record, identity.key, identity.labels, self._warn)
+        copy = Copy(self.settings.tracking, self.record, identity.key, identity.labels, self._warn)
         self.session.ends.push(unless_at_once(lambda: copy.finish(0 if self.record.status == "finished" else 1)))
 
     # -- after the last -------------------------------------------------------------------------------------------

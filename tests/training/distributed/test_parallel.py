@@ -111,6 +111,11 @@ def events(run, *kinds):
     ]
 
 
+def norms(run):
+    """The gradient's norm of each line."""
+    return [line["gradient_norm"] for line in Record(Path(run["directory"])).metrics()]
+
+
 def assert_alike(run, other):
     assert run["outcome"] == other["outcome"] == "finished"
     for ours, theirs in zip(losses(run), losses(other), strict=True):
@@ -128,11 +133,15 @@ def test_losses_are_those_of_one_process(runs, arm, way):
     kinds = "refresh", "shrink", "interval"
     assert events(run, *kinds) == events(alone, *kinds)
     assert arm == "adamw" or len(events(run, "refresh")) > 3
+    assert norms(run) == pytest.approx(norms(alone), rel=1e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_way_of_sharding_changes_no_loss(runs, way):
-    assert_alike(runs("fsdp")[way], runs("none")["blocks"])
+    run, alone = runs("fsdp")[way], runs("none")["blocks"]
+    assert_alike(run, alone)
+    if way != "updates in the backward pass":  # which has freed the gradients
+        assert norms(run) == pytest.approx(norms(alone), rel=1e-3)
 
 
 @pytest.mark.parametrize("arm", ARMS)

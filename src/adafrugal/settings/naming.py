@@ -1,0 +1,51 @@
+"""Short names: of settings beside their values, and of a run among others of its arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from adafrugal.settings.identity import NOT_PART
+from adafrugal.settings.schema import Settings
+
+SHORT = {
+    "optimizer.lr": "lr", "optimizer.split_lr_scale": "s", "optimizer.state_free_lr_scale": "c",
+    "optimizer.density": "ρ", "optimizer.interval": "T", "optimizer.density.end": "ρ_end",
+    "optimizer.density.steps": "K", "optimizer.interval.threshold": "τ", "optimizer.interval.factor": "γ",
+    "data.seed": "data.seed",
+}  # fmt: skip
+_LONGEST = 128  # characters of a name that W&B takes
+# settings that do not change what a run comes to; task.lr does, by way of optimizer.lr
+_LEFT_OUT = ("trainer.log_every", *(name for name in NOT_PART if name != "task.lr"))
+_SAID_ELSEWHERE = {"task", "data", "model", "optimizer", "seed", "sweeps"}  # by W&B's group, the arm, or at the end
+
+
+def short(name: str) -> str:
+    """Return the short name of a setting, such as optimizer.lr, or of a group, such as optimizer/density."""
+    return SHORT.get(name, name.replace("/", ".").rpartition(".")[2])
+
+
+def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
+    """Return a run's name: its arm, what was typed beside the arm's or the experiment's defaults, and its seed.
+
+    Args:
+        arm: of the run.
+        seed: of the run.
+        words: as typed after train.py, or by a sweep for one job. Those that do not change what a run is are left out.
+    """
+    parts = []
+    for word in words:
+        name, _, value = word.lstrip("+").partition("=")
+        is_elsewhere = name in _SAID_ELSEWHERE or name.startswith(("~", *_LEFT_OUT))
+        if name == "experiments":
+            last = value.rpartition("/")[2]
+            parts += [last] if last != arm else []
+        elif not is_elsewhere:
+            parts.append(f"{short(name)}={value}")
+    return " ".join([arm, *parts, f"seed={seed}"])[:_LONGEST]
+
+
+def name_run(settings: Settings, words: Iterable[str]) -> None:
+    """Fill in `tracking.name` of a run at W&B that has none."""
+    tracking = settings.tracking
+    if tracking.kind == "wandb" and tracking.name is None:
+        tracking.name = run_name(settings.arm or "", settings.seed, words)

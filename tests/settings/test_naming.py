@@ -1,0 +1,35 @@
+"""Names that tell the runs of a grid apart."""
+
+import pytest
+
+from adafrugal.settings.naming import name_run, run_name
+
+
+@pytest.mark.parametrize(("words", "name"), [
+    ("", "frugal seed=3"),
+    ("optimizer=frugal optimizer.lr=1e-3 optimizer.state_free_lr_scale=0.5", "frugal lr=1e-3 c=0.5 seed=3"),
+    ("experiments=c4_60m/frugal scale=mini optimizer.density.end=0.1 seed=3", "frugal scale=mini ρ_end=0.1 seed=3"),
+    ("experiments=glue/rte optimizer=frugal task.lr=2e-4", "frugal rte lr=2e-4 seed=3"),
+    ("optimizer/density=constant +trainer.steps=9 data.seed=1", "frugal density=constant steps=9 data.seed=1 seed=3"),
+    # what decides only where and how a run is made
+    ("run_root=elsewhere tracking.mode=online checkpoint.every=7 trainer.device=cpu ~experiments", "frugal seed=3"),
+    ("trainer.log_every=9 trainer.compile=false task.lr=3e-4", "frugal lr=3e-4 seed=3"),
+    ("sweeps=density model=llama_9m data=c4", "frugal seed=3"),
+])  # fmt: skip
+def test_a_name_has_the_arm_what_was_typed_beside_its_defaults_and_the_seed(words, name):
+    assert run_name("frugal", 3, words.split()) == name
+
+
+def test_a_name_is_cut_where_wandb_would_refuse_it():
+    assert len(run_name("frugal", 3, [f"trainer.steps={'9' * 200}"])) == 128
+
+
+def test_a_run_keeps_the_name_that_it_is_given(settings):
+    typed = ["optimizer=frugal", "optimizer.lr=0.01"]
+    for name, found in (("null", "frugal lr=0.01 seed=0"), ("mine", "mine")):
+        chosen, _ = settings(*typed, "tracking=wandb", f"tracking.name={name}")
+        name_run(chosen, typed)
+        assert chosen.tracking.name == found
+    local, _ = settings(*typed)
+    name_run(local, typed)
+    assert vars(local.tracking) == {"kind": "local"}
