@@ -56,6 +56,19 @@ def test_the_memory_is_a_gpus_peak_where_there_is_one():
     assert pictures.in_use({}) is None
 
 
+def test_the_memory_of_a_process_that_made_runs_before_is_not_drawn(tmp_path):
+    from matplotlib import pyplot
+
+    arms = [f"experiments=c4_60m/{arm} scale=mini data=embedded" for arm in ("adamw", "adafrugal")]
+    for arm, is_alone in zip(arms, (True, False), strict=True):
+        run = recorded(tmp_path, arm)
+        run.write_summary(run.summary() | {"memory": {"alone": is_alone}})
+    _, panel = pyplot.subplots()
+    pictures.DRAWN["memory"][1](panel, section(jobs(arms), tmp_path))
+    assert list(curves(panel)) == ["adamw"]
+    pyplot.close("all")
+
+
 def test_the_trade_off_has_a_point_at_the_end_and_a_line_from_the_start(axes, monkeypatch):
     monkeypatch.setattr(pictures, "FAR", 2)
     panel = axes("tradeoff")

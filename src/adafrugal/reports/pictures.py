@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,9 +194,14 @@ def _always_state_full(run: Record) -> float:
 
 
 def _memory(axes: Any, section: Section) -> None:
+    """Draw what is in use; of a CPU's runs those that are not known to have shared their process with earlier ones."""
     for place, job in enumerate(_jobs(section)):
-        steps, sizes = _mean_curve(job, lambda line: in_use(line.get("memory", {})))
-        axes.plot(steps, sizes, color=f"C{place}", label=job.name)
+        memories = {seed: run.summary().get("memory", {}) for seed, run in job.runs.items()}
+        kept = [seed for seed, memory in memories.items() if memory.get("alone", True) or "allocated" in memory]
+        if kept:
+            measured = replace(job, runs={seed: job.runs[seed] for seed in kept})
+            steps, sizes = _mean_curve(measured, lambda line: in_use(line.get("memory", {})))
+            axes.plot(steps, sizes, color=f"C{place}", label=job.name)
     ylabel = "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU"
     axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
     axes.legend(**LEGEND)
