@@ -102,6 +102,14 @@ def test_a_figure_that_is_not_known_is_a_dash_with_its_reason(train):
     assert re.search(r"^tokens +10,240 in 20 steps of 8 × 64$", done.stdout, re.MULTILINE)
 
 
+def test_a_decoder_of_another_shape_has_tokens_alone(train):
+    done = train("model=decoder", "model.name=someone/gpt", "optimizer=adamw", "--dry-run", "--card", "h100")
+    assert (done.returncode, done.stderr) == (DONE, "")
+    assert re.search(r"^tokens +10,240 in", done.stdout, re.MULTILINE)
+    assert re.search(r"^model FLOPs +–$", done.stdout, re.MULTILINE)
+    assert f"– hours: {of.OTHER_SHAPE}" in done.stdout
+
+
 def test_fine_tuning_has_as_many_steps_as_a_data_set_on_disk_gives(finetune_settings, settings_of):
     on_disk, _ = finetune_settings("rte", "trainer.steps=null", "trainer.epochs=3", "trainer.batch_size=8")
     found = Counter(None, measure=False).costs(on_disk)

@@ -39,6 +39,7 @@ WITH = {  # file of a group -> what it needs
     "data/labelled": [*RTE, "data.source=a/b", "data.fields=[text]"],
     "data/text": ["data.source=corpus/*.txt"],
     "model/encoder": [*RTE, "model.name=a/b"],
+    "model/decoder": ["model.name=a/b", "data.tokenizer.kind=pretrained", "data.tokenizer.name=a/b"],
 }
 EXTRAS = {
     "optimizer/adamw_8bit": "torchao", "optimizer/lora": "peft", "tracking/tensorboard": "tensorboard",

@@ -246,7 +246,7 @@ def test_a_longer_run_says_that_it_begins_anew_and_what_to_do(settings, capsys):
 def test_the_commands_of_the_page_run(made, identity_of):
     """With a fiftieth of the steps, and the tiny model."""
     page = (REPOSITORY / "docs" / "runs.md").read_text()
-    section = page.partition("## Longer, branched and continued runs\n")[2].partition("\n## ")[0].replace("\\\n", "")
+    section = page.partition("## Longer, branched and continued runs\n")[2].partition("\n##")[0].replace("\\\n", "")
     typed = [shlex.split(line)[2:] for line in re.findall(r"^python train.py .*", section, re.MULTILINE)]
     key = identity_of(*typed[0]).key
     records = []

@@ -56,6 +56,16 @@ def test_it_repeats_the_last_evaluation_to_the_bit_and_writes_nothing_into_the_r
     assert contents(record.directory) == before
 
 
+def test_so_it_does_for_a_run_that_continues_another_whose_card_says_so(finished, numbers):
+    words = ["optimizer=adamw", "schedule=constant", "schedule.warmup=2"]
+    source = finished(*words, "trainer.steps=4")
+    record = finished(*words, "trainer.steps=6", f"trainer.continue_from={source.directory}")
+    found = numbers(record.directory)
+    assert {name: found[name] for name in ending(record)} == ending(record)
+    (place,) = record.directory.glob("checkpoints/step-*")
+    assert f"| continued from | {source.directory.name}, step 4 |" in (place / "README.md").read_text()
+
+
 @pytest.mark.parametrize("arm", ["adafrugal", LORA])
 def test_an_encoder_is_scored_by_its_task(arm, finetune_settings, numbers, glue):
     record, _ = run(*finetune_settings("mrpc", f"optimizer={arm}", "task.lr=1e-2", "trainer.epochs=1"))

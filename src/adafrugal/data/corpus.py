@@ -106,11 +106,13 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
     cache_root = Path(settings.cache_root).absolute()
     source = sources.resolve(data, cache_root, say)
     cutter = _tokenizer(settings, source, cache_root / "tokenizers", say)
-    if cutter.size > settings.model.vocabulary_size:
+    if cutter.size > (settings.model.vocabulary_size or cutter.size):
+        larger = f"{cutter.size:,} or more (model=llama_9m and larger have 32,000); or data.tokenizer.kind=train for a "
+        larger += "smaller tokenizer"
+        own = "the decoder's own tokenizer: data.tokenizer.kind=pretrained data.tokenizer.name=…"
         raise SettingError(
             f"model.vocabulary_size is {settings.model.vocabulary_size:,}, and the tokenizer can emit ids up to "
-            f"{cutter.size - 1:,}; allowed: {cutter.size:,} or more (model=llama_9m and larger have 32,000); or "
-            "data.tokenizer.kind=train for a smaller tokenizer"
+            f"{cutter.size - 1:,}; allowed: {own if settings.model.kind == 'decoder' else larger}"
         )
     packed = data.rows == "packed"
     fingerprint = hashlib.sha256(source.fingerprint.encode() + cutter.serialized).hexdigest()

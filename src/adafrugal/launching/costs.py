@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKENS_OF_A_DOCUMENT = 400  # C4's, about (docs/data.md)
 NO_SIZE = "needs the data set's size, and it is not on disk"
+OTHER_SHAPE = "FLOPs are counted of LLaMAs alone"
 NOT_COUNTED = "a batch is as long as its longest example: what that computes is not known before"
 
 
@@ -81,14 +82,15 @@ class Counter:
         if isinstance(found, SettingError):
             unknown.append(f"memory and checkpoints: {found}")
         estimate = None if isinstance(found, SettingError) else found
-        seconds, why = self._seconds(settings)
+        is_counted = settings.model.kind == "llama"
+        seconds, why = self._seconds(settings) if is_counted else (None, OTHER_SHAPE)
         if why:
             unknown.append(f"hours: {why}")
         documents = None if settings.data.rows == "packed" else trainer.steps * trainer.batch_size
         stored = _stored(settings, tokens if documents is None else documents * TOKENS_OF_A_DOCUMENT)
         return Costs(
-            trainer.steps, tokens, False, model_flops(settings), estimate, _checkpoints(settings, estimate),
-            stored, documents, seconds, tuple(unknown),
+            trainer.steps, tokens, False, model_flops(settings) if is_counted else None, estimate,
+            _checkpoints(settings, estimate), stored, documents, seconds, tuple(unknown),
         )  # fmt: skip
 
     def _of_finetuning(self, settings: Settings) -> Costs:
@@ -191,7 +193,7 @@ def _checkpoints(settings: Settings, estimate: Estimate | None) -> int | None:
 def _stored(settings: Settings, tokens: int) -> int:
     """Return the bytes of the training tokens on disk, at most: a text may be shorter, and is read again."""
     limit = settings.data.store_limit_gib
-    size = tokens * (2 if settings.model.vocabulary_size <= 1 << 16 else 4)
+    size = tokens * (2 if (settings.model.vocabulary_size or 1 << 17) <= 1 << 16 else 4)  # None: its config.json has it
     return size if limit is None else min(size, int(limit * 2**30))
 
 

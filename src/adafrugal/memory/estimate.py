@@ -50,6 +50,8 @@ def estimate(settings: Settings) -> Estimate:
     """
     if settings.task.kind != "pretrain":
         raise SettingError(f"task is {settings.task.kind}; allowed: pretrain, since an encoder is read from its files")
+    if settings.model.kind != "llama":
+        raise SettingError(f"model is of kind {settings.model.kind}; allowed: llama, since others are not estimated")
     if settings.trainer.parallel == "fsdp":
         raise SettingError("trainer.parallel is fsdp; allowed: none or ddp, since shards of a model are not estimated")
     settings = with_chunks(settled(settings, None, settings.model.hidden_size))

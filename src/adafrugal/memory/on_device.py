@@ -44,7 +44,7 @@ def with_chunks(settings: Settings, memory: int | None = None, processes: int = 
 def chooses_micro_batch(settings: Settings) -> bool:
     """Whether a GPU's memory decides the micro-batch: none is set, memory can be estimated, a batch can be divided."""
     trainer = settings.trainer
-    is_estimated = settings.task.kind == "pretrain" and trainer.parallel != "fsdp"
+    is_estimated = settings.model.kind == "llama" and trainer.parallel != "fsdp"
     return is_estimated and not trainer.update_in_backward and trainer.micro_batch_size is None
 
 

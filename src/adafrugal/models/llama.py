@@ -24,7 +24,8 @@ def build(settings: LlamaSettings) -> LlamaForCausalLM:
 
     logging.disable_progress_bar()  # else every checkpoint draws one
     shape = asdict(settings)
-    ours = {name: shape.pop(name) for name in ("kind", "vocabulary_size", "dtype", "loss_chunk_rows")}
+    others = ("kind", "vocabulary_size", "dtype", "loss_chunk_rows", "weights", "revision")
+    ours = {name: shape.pop(name) for name in others}
     config = LlamaConfig(
         vocab_size=ours["vocabulary_size"], **shape, tie_word_embeddings=False, use_cache=False,
         attn_implementation="sdpa", pad_token_id=0, eos_token_id=1, bos_token_id=None,  # ids of the tokenizers, as T5's

@@ -14,7 +14,7 @@ class TokenNats(nn.Module):
     Logits have the autocast type and become float32 before the softmax.
 
     Args:
-        model: a transformers decoder: `model.model` gives hidden states, `model.lm_head` logits.
+        model: a transformers decoder: its `base_model` gives hidden states, its output embeddings logits.
         chunk_rows: positions whose logits are held at once, each chunk recomputed in the backward pass; None: all. The
             logits of a whole batch are otherwise the largest tensor of a small model.
     """
@@ -32,8 +32,8 @@ class TokenNats(nn.Module):
             positions: int64 (rows, length), which restart at each document of a row and confine attention to it;
                 None: a row is one text.
         """
-        states = self.model.model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        states, targets, head = states.flatten(0, 1), targets.flatten(), self.model.lm_head
+        states = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+        states, targets, head = states.flatten(0, 1), targets.flatten(), self.model.get_output_embeddings()
         if self._chunk_rows is None:
             return _nats(head, states, targets)
         total = torch.zeros((), dtype=torch.float32, device=states.device)

@@ -19,6 +19,11 @@ def is_checkpoint(path: str) -> bool:
     return bool(_STEP.fullmatch(place.name)) and place.parent.name == "checkpoints"
 
 
+def is_of_a_run(path: str) -> bool:
+    """Return whether a path is a run's directory, or has the form of a checkpoint's in one."""
+    return is_checkpoint(path) or (Path(path) / "checkpoints").is_dir()
+
+
 def name(path: str) -> str:
     """Return a checkpoint's name, <key>/step-100, from its path, or from its name; a run's directory has its key."""
     return f"{Path(path).parents[1].name}/step-{step(path)}" if is_checkpoint(path) else path

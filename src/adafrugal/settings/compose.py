@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.optim import controls
 from adafrugal.settings import REPOSITORY, explain
-from adafrugal.settings.identity import locate_origin
+from adafrugal.settings.identity import locate_checkpoints
 from adafrugal.settings.ranges import check_ranges, parts
 from adafrugal.settings.schema import SCHEMAS, Settings, is_plain_name
 from adafrugal.system import secrets
@@ -136,7 +136,7 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
         _refuse_missing_packages(found)
     for part in parts(found):
         part.canonical(found)
-    locate_origin(found, choices)
+    locate_checkpoints(found, choices)
     return found
 
 

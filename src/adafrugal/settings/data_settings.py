@@ -40,6 +40,8 @@ class TokenizerSettings(Part, path="data.tokenizer"):
     def check(self, s: Settings) -> None:
         """Require a name for a tokenizer from files, and a possible size for a trained one."""
         if self.kind == "train":
+            if s.model.kind == "decoder":  # whose weights know the ids of its own
+                self.need(False, "kind", f"pretrained with model=decoder, with data.tokenizer.name={s.model.name}")
             alone = "null, since data.tokenizer.kind is train; or data.tokenizer.kind=pretrained (or sentencepiece)"
             self.need(self.name is None, "name", alone)
             most = s.model.vocabulary_size

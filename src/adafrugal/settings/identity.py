@@ -29,6 +29,7 @@ NOT_PART = (
     "optimizer.fused", "optimizer.compile",
 )  # fmt: skip
 CONTINUE_FROM = "trainer.continue_from"
+CHECKPOINTS = ("model.name", "model.weights", CONTINUE_FROM)  # which may name a run's
 _CONTROLS = ("optimizer.density", "optimizer.rank", "optimizer.interval")
 
 
@@ -66,14 +67,18 @@ def beside(identity: Identity, differs: Mapping[str, Any], *but: str) -> Iterato
             yield run, theirs
 
 
-def locate_origin(settings: Settings, choices: Mapping[str, str]) -> None:
-    """Replace `trainer.continue_from` by the absolute path of the checkpoint that it means."""
-    given = settings.trainer.continue_from
-    if given is not None:
-        settings.trainer.continue_from = None
-        alike = beside(identify(settings, choices), differing(settings), CONTINUE_FROM)
-        known = [theirs[CONTINUE_FROM] for _, theirs in alike if CONTINUE_FROM in theirs]
-        settings.trainer.continue_from = checkpoint_names.located(CONTINUE_FROM, given, known)
+def locate_checkpoints(settings: Settings, choices: Mapping[str, str]) -> None:
+    """Replace each setting of `CHECKPOINTS` that names a run, or its checkpoint, by the checkpoint's absolute path."""
+    for name in CHECKPOINTS:
+        group, _, key = name.rpartition(".")
+        part = getattr(settings, group)
+        given = getattr(part, key, None)
+        if given is None or not (name == CONTINUE_FROM or checkpoint_names.is_of_a_run(given)):
+            continue
+        setattr(part, key, None)
+        alike = beside(identify(settings, choices), differing(settings), name)
+        known = [theirs[name] for _, theirs in alike if name in theirs]
+        setattr(part, key, checkpoint_names.located(name, given, known))
 
 
 def differing(settings: Any, path: str = "") -> dict[str, Any]:
@@ -92,7 +97,7 @@ def differing(settings: Any, path: str = "") -> dict[str, Any]:
         elif name in _CONTROLS and isinstance(value, Mapping):
             usual = {f.name: f.default for f in fields((controls.DENSITIES | controls.INTERVALS)[value["kind"]])}
             found |= {f"{name}.{key}": v for key, v in value.items() if key == "kind" or v != usual[key]}
-        elif name == CONTINUE_FROM and value is not None:
+        elif name in CHECKPOINTS and value is not None:
             found[name] = checkpoint_names.name(value)
         elif field.name == "kind" or value != getattr(defaults, field.name):
             found[name] = value

@@ -55,9 +55,9 @@ class TaskSettings(Part, path="task"):
 
 @dataclass
 class PretrainSettings(TaskSettings):
-    """Causal language modelling from random weights."""
+    """Causal language modelling, from random weights or from others."""
 
-    takes: ClassVar = {"data": (("embedded", "corpus"), "embedded"), "model": (("llama",), "llama_3m")}
+    takes: ClassVar = {"data": (("embedded", "corpus"), "embedded"), "model": (("llama", "decoder"), "llama_3m")}
     kind: str = "pretrain"
 
 
@@ -69,6 +69,13 @@ class FinetuneSettings(TaskSettings):
     takes: ClassVar = {"data": (("labelled",), "rte"), "model": (("encoder",), "roberta_base")}
     kind: str = "finetune"
     lr: float = at_least(0, 1e-4)  # of FRUGAL's family on this task: their optimizer.lr refers to it
+
+
+def _chunk_rows() -> Any:
+    """Return the field of the rows of logits held at once; null: all of a micro-batch; auto: as many as fit."""
+    return ranged(
+        "auto", lambda rows: rows == "auto" or (is_number(rows) and rows >= 1), "auto, 1 or more, or null for no chunks"
+    )
 
 
 @dataclass
@@ -85,10 +92,9 @@ class LlamaSettings(Part, path="model"):
     rms_norm_eps: float = ranged(1e-6, lambda eps: 0 < eps < 1, "above 0, below 1")
     initializer_range: float = ranged(0.02, lambda deviation: 0 <= deviation < 10, "0 or more, below 10")
     dtype: str = one_of("float32", "bfloat16")  # of the weights
-    # rows of logits held at once; null: all of a micro-batch; auto: as many as fit
-    loss_chunk_rows: int | str | None = ranged(
-        "auto", lambda rows: rows == "auto" or (is_number(rows) and rows >= 1), "auto, 1 or more, or null for no chunks"
-    )
+    loss_chunk_rows: int | str | None = _chunk_rows()
+    weights: str | None = None  # to begin with: a run's checkpoint, a directory or a hub repository; null: random ones
+    revision: str | None = None  # of weights from the hub; null: the newest
 
     def check(self, s: Settings) -> None:
         """Require heads of an even size, enough positions, and a precision that suits the dtype."""
@@ -98,8 +104,28 @@ class LlamaSettings(Part, path="model"):
         self.need(pairs % heads == 0, "num_attention_heads", even)
         positions = f"up to model.max_position_embeddings ({longest})"
         s.trainer.need(s.trainer.sequence_length <= longest, "sequence_length", positions)
+        self.need(self.revision is None or self.weights is not None, "revision", "null without model.weights")
         is_same = self.dtype == "float32" or s.trainer.precision == "bf16"
         s.trainer.need(is_same, "precision", "bf16, since model.dtype is bfloat16")
+
+
+@dataclass
+class DecoderSettings(Part, path="model"):
+    """Any decoder that transformers' AutoModelForCausalLM reads, in float32, with its own tokenizer."""
+
+    kind: str = "decoder"
+    name: str | None = None  # hub repository, or directory: also a checkpoint of a run
+    revision: str | None = None  # of a hub repository; null: the newest
+    pretrained: bool = True  # begin with its weights; false: with random ones, in the shape of its config.json
+    vocabulary_size: int | None = at_least(1, None)  # null: its config.json has it
+    loss_chunk_rows: int | str | None = _chunk_rows()
+
+    def check(self, s: Settings) -> None:
+        """Require a name, one process, and rows of one text."""
+        self.need(bool(self.name), "name", "a hub repository or a directory, such as openai-community/gpt2")
+        alone = "with model=decoder"
+        s.data.need(not s.data.mask_documents, "mask_documents", f"false {alone}")
+        s.trainer.need(s.trainer.parallel == "none", "parallel", f"none {alone}, which may have dropout")
 
 
 @dataclass
@@ -276,7 +302,7 @@ class Settings(Part):
 SCHEMAS: dict[str, tuple[type, ...]] = {
     "task": (PretrainSettings, FinetuneSettings),
     "data": (EmbeddedSettings, CorpusSettings, LabelledSettings),
-    "model": (LlamaSettings, EncoderSettings),
+    "model": (LlamaSettings, DecoderSettings, EncoderSettings),
     "optimizer": (
         AdamWSettings, FrugalSettings, AdafactorSettings, MuonSettings, AdamW8bitSettings, LoraSettings, ApolloSettings,
         FiraSettings, ScaleSettings,

@@ -33,7 +33,7 @@ def state_of(source: Path, is_first: bool) -> dict[str, Any]:
         raise SettingError(f"trainer.continue_from is {source}, which is of another run or step; allowed: {where}")
     begins = {"run": run.name, "step": step, "code": checkpoint_names.recorded(run).get("code")}
     # the unigram loss is of the validation text, whose length may differ
-    task = {"fingerprint": state["task"]["fingerprint"]}
+    task = {name: value for name, value in state["task"].items() if name != "unigram_loss"}
     return {**state, "account": progress.branched(begins).state_dict(), "task": task}
 
 

@@ -79,7 +79,7 @@ def evaluate(place: Path, words: Sequence[str] = ()) -> dict[str, Any]:
     if not any(word.startswith("trainer.precision=") for word in words):  # a run keeps its first
         settings = replace(settings, trainer=replace(settings.trainer, precision=state["precision"]))
     device = devices.open_device(settings.trainer, warn=tell)
-    settings = on_device.resolved(settings, device.precision, device.memory(), device.free())
+    settings = on_device.resolved(tasks.sized(settings), device.precision, device.memory(), device.free())
     task = tasks.named(settings.task.kind)(settings, device, tell, state["task"] if is_same else None)
     try:
         _refuse_another_tokenizer(task.data, record)
@@ -127,6 +127,10 @@ def _settings(directory: Path, record: Record, words: Sequence[str]) -> tuple[Se
     if not is_same and "tokenizer" in before and "tokenizer" in config["data"]:
         config["data"]["tokenizer"] = _tokenizer(directory, names, before["tokenizer"], config["data"]["tokenizer"])
     found = compose.recorded(config)
+    if found.model.kind == "llama":
+        found.model.weights = found.model.revision = None  # it has its own now
+    elif found.model.kind == "decoder":
+        found.model.name, found.model.revision, found.model.pretrained = str(directory), None, False
     if (classes := getattr(found.data, "classes", None)) != before.get("classes"):
         raise SettingError(f"data.classes is {classes}; allowed: {before['classes']}, as the checkpoint's head has")
     alone = {"parallel": "none", "replicas": 1, "offload": False, "update_in_backward": False}

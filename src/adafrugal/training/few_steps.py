@@ -52,7 +52,7 @@ def measure(settings: Settings) -> Measured | str:
     """
     alone = replace(settings.trainer, parallel="none", replicas=1, offload=False)
     try:
-        return _measured(replace(settings, trainer=alone))
+        return _measured(replace(settings, trainer=alone, model=replace(settings.model, weights=None)))
     except (RuntimeError, MemoryError) as error:
         if out_of_memory.is_memory(error):
             return f"{settings.arm} does not fit into the memory here"

@@ -132,7 +132,7 @@ class Run:
 
     def _on_device(self, place: Place) -> Settings:
         """The settings completed for the device: precision, micro-batch, rows of logits."""
-        settings, size = self.settings, self.ranks.size
+        settings, size = tasks.sized(self.settings), self.ranks.size
         free = min(self.ranks.gather(place.free()))
         chooses = place.is_gpu and on_device.chooses_micro_batch(settings)
         if chooses:
@@ -209,7 +209,7 @@ class Run:
 
     def _add_estimate(self, summary: dict[str, Any]) -> None:
         """Add the estimate of `python -m adafrugal.memory` to the memory that was measured."""
-        if self.settings.task.kind != "pretrain" or self.settings.trainer.parallel == "fsdp":
+        if self.settings.model.kind != "llama" or self.settings.trainer.parallel == "fsdp":
             return
         try:
             foretold = estimate.estimate(self._of_one_process(self.session.made)).peak

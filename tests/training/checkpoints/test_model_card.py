@@ -5,6 +5,7 @@ import re
 import shutil
 from importlib.util import find_spec
 
+import huggingface_hub
 import pytest
 import yaml
 from labelled_sets import WORDS
@@ -18,6 +19,7 @@ from adafrugal.settings.compose import recorded
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 from adafrugal.training.checkpoints import checkpoint
+from adafrugal.training.checkpoints.model_card import ModelCard
 from adafrugal.training.session import run
 
 pytestmark = pytest.mark.usefixtures("no_estimate")
@@ -77,7 +79,21 @@ def test_the_card_says_what_the_run_was_and_its_program_generates_text(smoke, mo
     }  # fmt: skip
 
 
-def test_a_card_names_a_hub_repository_and_no_path_of_this_machine(finetune_settings, tmp_path):
+def test_a_header_names_what_is_at_the_hub(settings_of):
+    """As the hub's own client reads it."""
+    glue = {"datasets": ["nyu-mll/glue"], "base_model": "FacebookAI/roberta-base"}
+    for words, kind, more in (
+        (("data=c4",), "text-generation", {"datasets": ["allenai/c4"]}),
+        (("experiments=glue/rte",), "text-classification", glue),
+        (("data=text", "data.source=corpus/*.txt"), "text-generation", {}),
+    ):
+        card = ModelCard(settings_of(*words), {}, None)
+        found = huggingface_hub.ModelCard(f"---\n{card._header()}\n---\n").data.to_dict()
+        assert {name: found.get(name) for name in ("datasets", "base_model") if found.get(name)} == more
+        assert (found["pipeline_tag"], found["library_name"]) == (kind, "transformers") and "license" not in found
+
+
+def test_a_card_names_no_path_of_this_machine(finetune_settings, tmp_path):
     record, _ = run(*finetune_settings("rte", "optimizer=adamw", "trainer.epochs=1"))
     text = (newest(record) / "README.md").read_text()
     assert "/tmp" not in text and str(tmp_path.parent) not in text and "datasets:" not in text

@@ -76,8 +76,8 @@ def saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
 
 
 def _of_pieces(made: Tokenizer) -> Iterator[str]:
-    """Yield texts that together have every piece of the vocabulary."""
-    for first in range(0, made.size, PIECES_AT_ONCE):
+    """Yield texts that together have every piece of a SentencePiece model, which alone is converted."""
+    for first in range(0, made.size if isinstance(made, SentencePieceTokenizer) else 0, PIECES_AT_ONCE):
         yield made.decode(range(first, min(first + PIECES_AT_ONCE, made.size)))
 
 

@@ -37,6 +37,24 @@ def of_hub(setting: str, name: str, otherwise: str = "") -> Iterator[None]:
         raise MissingError(f"{otherwise}: {line(error).partition(' Example of usage')[0]}") from error
 
 
+@contextmanager
+def of_model(setting: str, name: str) -> Iterator[None]:
+    """Convert errors in reading a model from a directory or the hub to a SettingError of one line."""
+    if is_path(name, needs_owner=False) and not Path(name).is_dir():
+        raise MissingError(f"{setting} is {name}, and there is no such directory; a hub repository is owner/name")
+    try:
+        with of_hub(setting, name):
+            yield
+    except SettingError as error:
+        near = Path(name).parent
+        if "/" in name and near.is_dir() and not Path(name).exists():  # a path, perhaps
+            raise MissingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
+        raise
+    except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
+        reason = line(error).partition(" If this is a private repository")[0]
+        raise SettingError(f"{setting} is {name}, which transformers cannot read: {reason}") from error
+
+
 def _of_hub(error: BaseException, setting: str) -> str | None:
     """Explain an error of the hub or of a missing local path; None for any other error."""
     local = f"or copy it to this machine and set {setting} to that directory"

@@ -136,6 +136,7 @@ class ModelCard:
         cutter = data.get("tokenizer", {})
         return [
             ("steps", f"{progress.step:,} of {self._settings.trainer.steps:,}"),
+            *([("continued from", f"{origin['run']}, step {origin['step']:,}")] if (origin := progress.origin) else []),
             ("tokens", f"{progress.tokens:,}"),
             *((name.replace("_", " "), f"{value:.4f}") for name, value in numbers.items()),
             *([] if numbers else [("evaluation", "none at this step")]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from adafrugal.settings.schema import Settings
     from adafrugal.training.tasks.task import Task
 
 
@@ -17,3 +18,12 @@ def named(kind: str) -> type[Task]:
     from adafrugal.training.tasks.finetune import Finetune
 
     return Finetune
+
+
+def sized(settings: Settings) -> Settings:
+    """The settings with what a decoder's config.json decides."""
+    if settings.model.kind != "decoder":
+        return settings
+    from adafrugal.training.tasks import pretrain
+
+    return pretrain.sized(settings)

@@ -15,8 +15,7 @@ from adafrugal.data.text import as_transformers, faults
 from adafrugal.models import encoder
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import EncoderSettings, Settings
-from adafrugal.system import errors
-from adafrugal.system.errors import MissingError, SettingError
+from adafrugal.system.errors import SettingError
 from adafrugal.training.tasks.metrics import better, scores
 from adafrugal.training.tasks.task import StepBatch, Task
 
@@ -130,17 +129,5 @@ class Finetune(Task):
 
 
 def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    name = str(settings.name or settings.package)
-    if faults.is_path(name, needs_owner=False) and not Path(name).is_dir():
-        raise MissingError(f"model.name is {name}, and there is no such directory; a hub repository is owner/name")
-    try:
-        with faults.of_hub("model.name", name):
-            return encoder.load(settings, outputs)
-    except SettingError as error:
-        near = Path(name).parent
-        if "/" in name and near.is_dir() and not Path(name).exists():  # a path, perhaps
-            raise MissingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
-        raise
-    except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
-        reason = errors.line(error).partition(" If this is a private repository")[0]
-        raise SettingError(f"model.name is {name}, which transformers cannot read: {reason}") from error
+    with faults.of_model("model.name", str(settings.name or settings.package)):
+        return encoder.load(settings, outputs)

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from adafrugal.data.corpus import Corpus
 from adafrugal.data.rows import Batch
-from adafrugal.data.text import as_transformers
+from adafrugal.data.text import as_transformers, faults
 from adafrugal.memory import on_device
-from adafrugal.models import llama
+from adafrugal.models import decoder, llama
 from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
-from adafrugal.settings.schema import Settings
+from adafrugal.settings.schema import DecoderSettings, Settings
+from adafrugal.system.errors import SettingError
 from adafrugal.training.distributed import parallel
 from adafrugal.training.tasks.task import StepBatch, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def sized(settings: Settings) -> Settings:
+    """The settings with the vocabulary size of a decoder that is read."""
+    with faults.of_model("model.name", str(settings.model.name)):
+        return decoder.sized(settings)
+
 
 class Pretrain(Task):
-    """Causal language modelling from random weights."""
+    """Causal language modelling, from random weights or from others."""
 
     headline = ("validation_perplexity",)
     epoch = None  # the length of a text may be unknown
@@ -33,15 +43,38 @@ class Pretrain(Task):
         self._length, self._masked = settings.trainer.sequence_length, settings.data.mask_documents
         self.last_is_alike = settings.eval.last_tokens in (None, settings.eval.tokens)
         self._corpus = self._text(settings, say, state)
+        self._weights = self._fingerprint_of_weights(settings.model, state)
         torch.manual_seed(settings.seed)
         with parallel.made_on(place.device, settings.trainer):
-            self.model = llama.build(settings.model)
-        if not settings.data.mask_documents:
+            self.model = self._model(settings.model, reads=state is None)
+        if settings.model.kind == "llama" and not settings.data.mask_documents:
             llama.attend_causally(self.model)
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
         nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self.ranks.size))
         self.module = parallel.spread(nats, settings.trainer, place, self.ranks)
         self._make_whole(settings.data.tokenizer.normalization, say)
+
+    def _model(self, settings: Any, reads: bool) -> PreTrainedModel:
+        """The model, with the weights that its settings name, if it `reads` them."""
+        if isinstance(settings, DecoderSettings):
+            with faults.of_model("model.name", str(settings.name)):
+                return decoder.build(settings, reads)
+        model = llama.build(settings)
+        if reads and settings.weights is not None:
+            with faults.of_model("model.weights", settings.weights):
+                decoder.read_weights(model, settings)
+        return model
+
+    def _fingerprint_of_weights(self, settings: Any, state: dict[str, Any] | None) -> str | None:
+        """The hash of the weights with which the run began; one that goes on needs them no more, but not others."""
+        place, before = decoder.weights_of(settings), (state or {}).get("pretrained_weights")
+        now = None if place is None else decoder.fingerprint(place)
+        if None not in (before, now) and now != before:
+            raise SettingError(
+                f"the weights in {place} are not those with which the run began (fingerprint {before[:12]}, now "
+                f"{now[:12]}): bring those back, or remove the run's directory to begin anew"
+            )
+        return before or now
 
     def _make_whole(self, normalization: str, say: Callable[[str], None]) -> None:
         """Make the tokenizer's files for transformers, and tell the model how the run ends and pads a document."""
@@ -68,7 +101,7 @@ class Pretrain(Task):
     @property
     def data(self) -> dict[str, Any]:
         """The identity and the size of the data."""
-        return self._corpus.about
+        return self._corpus.about | ({"pretrained_weights": self._weights} if self._weights else {})
 
     def epochs(self, steps: int) -> float | None:
         """How often the training text has been read after so many steps; None where its length is not known."""
@@ -91,7 +124,7 @@ class Pretrain(Task):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which a resumed run continues its data."""
-        return self._corpus.state_dict()
+        return self._corpus.state_dict() | ({"pretrained_weights": self._weights} if self._weights else {})
 
     def close(self) -> None:
         """End the work in the background."""
