@@ -103,7 +103,8 @@ def test_a_figure_that_is_not_known_is_a_dash_with_its_reason(train):
 
 
 def test_a_decoder_of_another_shape_has_tokens_alone(train):
-    done = train("model=decoder", "model.name=someone/gpt", "optimizer=adamw", "--dry-run", "--card", "h100")
+    tokens = "data.tokenizer.kind=pretrained", "data.tokenizer.name=someone/gpt"
+    done = train("model=decoder", "model.name=someone/gpt", *tokens, "optimizer=adamw", "--dry-run", "--card", "h100")
     assert (done.returncode, done.stderr) == (DONE, "")
     assert re.search(r"^tokens +10,240 in", done.stdout, re.MULTILINE)
     assert re.search(r"^model FLOPs +–$", done.stdout, re.MULTILINE)
