@@ -111,4 +111,6 @@ class WsdSchedule(LinearSchedule):
     def canonical(self, s: Settings) -> None:
         """Write a tenth and a fifth as null."""
         super().canonical(s)
-        self.cooldown = None if self.cooldown == max(1, run_steps(s) // 5) else self.cooldown
+        steps = s.trainer.steps  # a share of a length that is not known may be other than a fifth
+        is_usual = steps is not None and self.cooldown_steps(steps) == WsdSchedule().cooldown_steps(steps)
+        self.cooldown = None if is_usual else self.cooldown
