@@ -76,6 +76,22 @@ def test_memory_is_the_estimate_of_each_job(settings):
     assert len(counter._estimates) == 5
 
 
+def test_a_continued_run_costs_what_it_adds(settings):
+    words = ("trainer.steps=1250", "checkpoint.every=250", "checkpoint.keep=8", "eval.every=250")
+    words += ("eval.last_tokens=null", "optimizer.interval.every=250")
+    whole, _ = settings(*words)
+    branch, _ = settings(*words, "trainer.continue_from=/runs/x/adafrugal-0123456789/checkpoints/step-00001000")
+    counter = Counter(OnCard("h100", 0.5), measure=False)
+    all_of_it, added = counter.costs(whole), counter.costs(branch)
+    assert (all_of_it.steps, added.steps) == (1250, 250)
+    assert added.tokens * 5 == all_of_it.tokens
+    assert of.evaluated_tokens(branch) * 5 == of.evaluated_tokens(whole)
+    assert added.flops * 5 == all_of_it.flops
+    assert added.seconds * 5 == pytest.approx(all_of_it.seconds)
+    kept = 5 + whole.checkpoint.best, 1 + whole.checkpoint.best
+    assert added.checkpoints * kept[0] == all_of_it.checkpoints * kept[1]
+
+
 def test_hours_count_what_recompute_repeats_and_the_cards_precision(settings):
     chosen, _ = settings("model=llama_3m", "trainer.precision=bf16")
     plain = OnCard("h100", 0.4).seconds(chosen)

@@ -56,7 +56,8 @@ def test_a_trial_that_diverges_is_a_result_and_the_search_goes_on(search, tmp_pa
 
 
 def test_a_signal_ends_the_runs_in_order_and_the_same_command_goes_on(search, tmp_path, cache_root):
-    words = ["trainer.steps=150", "eval.every=150", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"]
+    words = ["trainer.steps=300", "eval.every=300", "trainer.log_every=1", f"run_root={tmp_path / 'runs'}"]
+    words.append(f"cache_root={cache_root}")
     command = [sys.executable, "-m", "adafrugal.launching.search", *WORDS, *words, "--trials", "1"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **pipes, cwd=REPOSITORY, start_new_session=True)
@@ -70,7 +71,7 @@ def test_a_signal_ends_the_runs_in_order_and_the_same_command_goes_on(search, tm
     assert process.returncode == 75, err
     assert err.splitlines()[-1] == "interrupted; the same command goes on"
     assert [run.status for run in records.find([tmp_path / "runs"])] == ["interrupted"]
-    done = search(*words[:2], "--trials", "1")
+    done = search(*words[:3], "--trials", "1")
     assert done.returncode == 0, done.stderr
     assert [run.status for run in records.find([tmp_path / "runs"])] == ["finished", "finished"]
 

@@ -169,6 +169,46 @@ def test_all_text_is_escaped(root):
     assert html.escape(bad) in page
 
 
+def test_a_status_that_no_run_has_is_damage(root):
+    record = begun(root)
+    (record.directory / "status.json").write_text(json.dumps({"status": "<script>alert(1)</script>"}))
+    page = page_of(root)
+    assert "<script>alert" not in page
+    assert "1 damaged" in page
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"validation_loss": None}, {"memory": []}, {"elapsed": math.nan}, {"state_bytes": "many"},
+        {"interval": math.inf}, {"density": "low"}, {"tokens_per_second": {}},
+    ],
+)  # fmt: skip
+def test_an_odd_line_does_not_end_the_page(root, odd):
+    begun(root, "frugal-1")
+    add(Record(root / "pretrain-embedded-llama_3m" / "frugal-1"), 10)
+    add(begun(root), 10, **odd)
+    runs, page = follow.Runs([root]), live.Page(0.0)
+    for _ in range(2):
+        text = page.of(runs.update())
+        assert row_of(text, "frugal-1")[4] == "5.0000"
+        assert row_of(text, "adamw-0123456789")
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"labels": {"arm": []}, "differs": {}}, {"labels": {}, "differs": "lr"}, {"labels": 3, "differs": {}},
+        {"labels": {}, "differs": {"trainer.steps": "many"}},
+    ],
+)  # fmt: skip
+def test_an_odd_identity_does_not_end_the_page(root, identity):
+    record = begun(root)
+    record.write_environment({"identity": identity})
+    add(record, 10, interval=200.0)
+    assert row_of(page_of(root), "adamw-0123456789")[7] == "200"
+
+
 def test_runs_of_an_arm_are_told_apart_by_what_differs(root):
     for seed, lr in ((0, 0.001), (1, 0.001), (0, 0.003)):
         begun(root, f"adamw-{seed}{lr}", **{"seed": seed, "optimizer.lr": lr, "optimizer.kind": "adamw"})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adafrugal.models import flops
 from adafrugal.optim import choices
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.canonical import with_run_length
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
@@ -77,7 +78,8 @@ class Counter:
         if settings.task.kind != "pretrain":
             return self._of_finetuning(settings)
         trainer, unknown = settings.trainer, []
-        tokens = trainer.steps * trainer.batch_size * trainer.sequence_length
+        steps = trainer.steps - begins(settings)
+        tokens = steps * trainer.batch_size * trainer.sequence_length
         found = self._estimate(settings)
         if isinstance(found, SettingError):
             unknown.append(f"memory and checkpoints: {found}")
@@ -86,10 +88,10 @@ class Counter:
         seconds, why = self._seconds(settings) if is_counted else (None, OTHER_SHAPE)
         if why:
             unknown.append(f"hours: {why}")
-        documents = None if settings.data.rows == "packed" else trainer.steps * trainer.batch_size
+        documents = None if settings.data.rows == "packed" else steps * trainer.batch_size
         stored = _stored(settings, tokens if documents is None else documents * TOKENS_OF_A_DOCUMENT)
         return Costs(
-            trainer.steps, tokens, False, model_flops(settings) if is_counted else None, estimate,
+            steps, tokens, False, model_flops(settings) if is_counted else None, estimate,
             _checkpoints(settings, estimate), stored, documents, seconds, tuple(unknown),
         )  # fmt: skip
 
@@ -139,13 +141,20 @@ class Counter:
             self.measured[key] = found = few_steps.measure(settings)
         if isinstance(found, str):
             return None, found
-        return found.seconds(settings.trainer.steps, _refreshes(settings), evaluated_tokens(settings)), ""
+        steps = settings.trainer.steps - begins(settings)
+        return found.seconds(steps, _refreshes(settings), evaluated_tokens(settings)), ""
+
+
+def begins(settings: Settings) -> int:
+    """Return the steps that are behind a run when it begins: those of the run that it continues."""
+    source = settings.trainer.continue_from
+    return checkpoint_names.step(source) if source else 0
 
 
 def model_flops(settings: Settings) -> int:
     """Return the model FLOPs of a pre-training run: forward and backward passes, and evaluations forward only."""
     trainer = settings.trainer
-    tokens = trainer.steps * trainer.batch_size * trainer.sequence_length
+    tokens = (trainer.steps - begins(settings)) * trainer.batch_size * trainer.sequence_length
     forward = flops.forward(settings.model, trainer.sequence_length).all
     return tokens * flops.trained(settings) + evaluated_tokens(settings) * forward
 
@@ -154,7 +163,7 @@ def evaluated_tokens(settings: Settings) -> int:
     """Return the tokens of all evaluations of a pre-training run; padding of short documents is not counted."""
     read, steps = settings.eval, settings.trainer.steps
     pace = read.every, *_observed(settings)
-    due = {step for every in pace for step in range(every, steps, every)}
+    due = {step for every in pace for step in range(every, steps, every) if step > begins(settings)}
     return len(due) * read.tokens + (read.last_tokens or read.tokens)
 
 
@@ -170,14 +179,14 @@ def _observed(settings: Settings) -> tuple[int, ...]:
 
 
 def _refreshes(settings: Settings) -> int:
-    """Return the refreshes of the whole run if T stays what it is at first; it can only grow."""
+    """Return the refreshes of the run if T stays what it is at first; it can only grow."""
     from adafrugal.optim import controls
 
     given = getattr(settings.optimizer, "interval", None)
     if given is None:
         return 0
     first = controls.interval(with_run_length(given, settings.trainer.steps)).at(1)
-    return -(-settings.trainer.steps // max(1, int(first)))
+    return -(-(settings.trainer.steps - begins(settings)) // max(1, int(first)))
 
 
 def _checkpoints(settings: Settings, estimate: Estimate | None) -> int | None:
@@ -186,7 +195,7 @@ def _checkpoints(settings: Settings, estimate: Estimate | None) -> int | None:
         return None
     weights = estimate.parameters * (2 if settings.model.dtype == "bfloat16" else 4)
     state = max(stage.peak.state for stage in estimate.stages)
-    made = -(-settings.trainer.steps // settings.checkpoint.every)
+    made = -(-settings.trainer.steps // settings.checkpoint.every) - begins(settings) // settings.checkpoint.every
     return (weights + state) * (min(settings.checkpoint.keep, made) + settings.checkpoint.best)
 
 

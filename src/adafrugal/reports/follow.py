@@ -13,13 +13,13 @@ from typing import Any
 from adafrugal.settings.naming import short
 from adafrugal.settings.schema import TrainerSettings
 from adafrugal.system.errors import SettingError
-from adafrugal.tracking.record import Record
+from adafrugal.tracking.record import STATUSES, Record
 
 _POINTS = 120  # of a curve, at most twice as many
 _PATIENCE = 60.0  # seconds after which a run may count as silent,
 _WINDOWS = 10  # if it has not written for as many times the seconds of its last line
 _TO_START = 600.0  # seconds without a line: text is prepared, or a model compiled
-_STRANGE = (SettingError, OSError, KeyError, TypeError, ValueError, AttributeError)  # a record may hold anything
+STRANGE = (SettingError, OSError, KeyError, TypeError, ValueError, AttributeError)  # a record may hold anything
 
 
 class Curve:
@@ -96,16 +96,20 @@ class Run:
                 read()
             except FileNotFoundError:
                 continue
-            except _STRANGE as error:
+            except STRANGE as error:
                 self.damage[name] = f"{name}: {error}".replace(f"{name}: {self.record.directory}/", "")
 
     def _identity(self) -> None:
         identity = self.record.environment()["identity"]
-        self.labels, self.differs = identity["labels"], identity["differs"]
-        self.steps = self.differs.get("trainer.steps", TrainerSettings.steps)
+        labels, differs = dict(identity["labels"]), dict(identity["differs"])
+        steps = differs.get("trainer.steps", TrainerSettings.steps)
+        self.labels, self.differs, self.steps = labels, differs, None if steps is None else int(steps)
 
     def _status(self) -> None:
-        self.recorded, self.reason = str(self.record.status), self.record.reason
+        status = self.record.status
+        if status not in STATUSES:
+            raise ValueError(f"{status!r} is no status")
+        self.recorded, self.reason = status, str(self.record.reason)
 
     def _lines(self) -> None:
         lines, self._offset = self.record.metrics_from(self._offset)
@@ -117,6 +121,11 @@ class Run:
             self.results |= {name: value for name, value in line.items() if name.startswith("validation_")}
             self.seconds = line.get("elapsed", self.seconds + line["seconds"].get("wall", 0.0))
             self.line = line
+
+    def refuse(self, error: Exception) -> None:
+        """Take nothing from its lines, since a value in them cannot be shown."""
+        self._begin()
+        self.damage["metrics.jsonl"] = f"metrics.jsonl: {error}"
 
     @property
     def sign(self) -> float:
@@ -161,7 +170,7 @@ def apart(runs: Iterable[Run]) -> dict[Run, str]:
     """Return for each run the settings in which it differs from others of its arm beside it, in short."""
     arms: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
-        arms[(run.record.directory.parent, run.labels.get("arm"))].append(run)
+        arms[(run.record.directory.parent, str(run.labels.get("arm")))].append(run)
     found = {}
     for those in arms.values():
         names = sorted({name for run in those for name in run.differs}, key=lambda name: (name == "seed", name))

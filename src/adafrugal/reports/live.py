@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adafrugal.reports.follow import Curve, Run, Runs, apart
+from adafrugal.reports.follow import STRANGE, Curve, Run, Runs, apart
 from adafrugal.reports.pictures import MIB, in_use
 from adafrugal.system.errors import SettingError
 
@@ -81,15 +81,24 @@ class Page:
         for run in runs:
             made_of = run.changes, run.status, settings[run]
             known = self._rows.get(run)
-            rows[run] = known if known and known[0] == made_of else (made_of, _row(run, settings[run]))
+            rows[run] = known if known and known[0] == made_of else (made_of, _row_of(run, settings[run]))
         self._rows = rows
         return _page(runs, "\n".join(row for _, row in rows.values()), self._every)
+
+
+def _row_of(run: Run, settings: str) -> str:
+    """Return the row of a run, whatever its record holds."""
+    try:
+        return _row(run, settings)
+    except STRANGE as error:
+        run.refuse(error)
+        return _row(run, settings)
 
 
 def _page(runs: Sequence[Run], rows: str, every: float) -> str:
     now = time.time()
     counts = Counter(run.status for run in runs)
-    said = ", ".join(f"{number} {status}" for status, number in counts.most_common()) or "no runs yet"
+    said = escape(", ".join(f"{number} {status}" for status, number in counts.most_common())) or "no runs yet"
     clock = f"written {_date(now)}"
     heads = "".join(
         f'<th scope="col" data-key="{key}"{_TEXT if is_text else ""}><button>{name}</button></th>'
@@ -148,7 +157,7 @@ def _row(run: Run, settings: str) -> str:
         _cell(line.get("loss"), _number(line.get("loss"), ".4f")),
         _cell(run.results.get("validation_loss"), _number(run.results.get("validation_loss"), ".4f"), results),
         _cell(line.get("density"), _number(line.get("density"), ".3f")),
-        _cell(line.get("interval"), _number(line.get("interval"), ",d")),
+        _cell(line.get("interval"), _number(line.get("interval"), ",.0f")),
         _cell(state, _number(state and state / MIB, ",.1f")),
         _cell(memory, _number(memory, ",.0f")),
         _cell(line.get("tokens_per_second"), _number(line.get("tokens_per_second"), ",.0f")),

@@ -113,6 +113,9 @@ def _section(file: SectionFile, path: Path) -> Section:
     _refuse_doubles([job.name for job in section.jobs], f"{where}: two rows")
     if section.kind == "side_by_side":
         return section
+    tuned = next((job.name for job in section.jobs if job.settings.task.kind == "finetune"), None)
+    if tuned is not None and section.kind in ("comparison", "lengths"):
+        raise SettingError(f"{where}: kind is {section.kind}, and {tuned} is fine-tuning; allowed: scores")
     for name in section.best_of:
         swept = dict.fromkeys(name for job in section.jobs for name in job.swept)
         page_file.refuse_other(name, [name for name in swept if name not in ARMS], f"{where}: best_of")

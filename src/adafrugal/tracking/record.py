@@ -32,6 +32,7 @@ from adafrugal.system.files import to_disk
 from adafrugal.system.secrets import hidden
 
 _LINES = ("metrics.jsonl", "events.jsonl")
+STATUSES = ("created", "running", "interrupted", "failed", "finished")
 FILES = ("config.yaml", "environment.json", "events.jsonl", "metrics.jsonl", "status.json", "summary.json")
 
 
