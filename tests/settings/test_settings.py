@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 from conftest import REPOSITORY
+from omegaconf import OmegaConf
 from wrong import COMMANDS, WRONG
 
 from adafrugal.reports.arms import jobs
@@ -57,6 +58,12 @@ def test_every_file_of_a_group_composes_into_a_run_that_is_possible(file, compos
     is_missing = extra and not find_spec(extra.replace("-", "_"))
     with pytest.raises(SettingError, match=f"pip install {extra}") if is_missing else nullcontext():
         compose.check(found, choices)
+
+
+def test_a_record_is_read_without_the_package_that_copied_it(composed):
+    found, _ = composed("tracking=tensorboard")
+    config = OmegaConf.to_container(found, resolve=True) | {"arm": "adafrugal"}
+    assert compose.recorded(config).tracking == schema.LocalTracking()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -50,6 +50,10 @@ def test_it_repeats_the_last_evaluation_to_the_bit_and_writes_nothing_into_the_r
     assert {name: found[name] for name in ending(record)} == ending(record)
     assert (found["step"], found["data"]) == (20, "the embedded text")
     assert found["fingerprint"] == record.environment()["data"]["fingerprint"]
+    words = ["trainer.batch_size=16", "trainer.micro_batch_size=8", "trainer.device=cpu", "trainer.precision=fp32"]
+    assert numbers(record.directory / "checkpoints", *words)["validation_loss"] == pytest.approx(
+        found["validation_loss"]
+    )
     earlier = numbers(record.directory / "checkpoints" / "step-00000010", "eval.last_tokens=null")
     (at_10,) = (line for line in record.metrics() if line["step"] == 10)
     assert earlier["validation_loss"] == at_10["validation_loss"]
@@ -103,7 +107,13 @@ def test_a_checkpoint_without_a_tokenizer_needs_its_name(smoke, numbers, c4_layo
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["optimizer=adamw"], "optimizer=adamw changes no evaluation; allowed: data, eval, trainer, cache_root"),
+        (["optimizer=adamw"], "optimizer=adamw changes no evaluation; allowed: data, cache_root, trainer.device"),
+        (["trainer.steps=7"], "trainer.steps=7 changes no evaluation"),
+        (["trainer.precision=fp32", "trainer.compile=true"], "trainer.compile=true changes no evaluation"),
+        (["trainer.continue_from=/nonexistent"], "trainer.continue_from=/nonexistent changes no evaluation"),
+        (["eval.every=5"], "eval.every=5 changes no evaluation"),
+        (["data.seed=5"], "data.seed=5 changes no evaluation"),
+        (["eval.last_tokens=256", "eval.tokens=512"], "eval.tokens=512 changes no evaluation"),
         (["model.hidden_size=8"], "model.hidden_size=8 changes no evaluation"),
         (["anything"], "anything changes no evaluation"),
         (["data=txt"], "data: there is no 'txt'; did you mean text?"),
@@ -132,6 +142,8 @@ def test_what_is_no_checkpoint_is_one_line(smoke, tmp_path, capsys):
         assert evaluate.main([str(place)]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {says}") and said.count("\n") == 1, said
+    assert evaluate.main(["--json"]) == 0, "it prints the help, as without a word"
+    assert capsys.readouterr().out == evaluate.__doc__
 
 
 def test_the_section_of_the_docs_runs(smoke, cache_root, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from adafrugal.system.errors import SettingError
 
+_is_directory = os.path.isdir  # which answers for any text, as Path's own does not
 _STEP = re.compile(r"step-(\d+)")
 _NAME = re.compile(r"(.+)/step-(\d+)")
 
@@ -22,7 +24,7 @@ def is_checkpoint(path: str) -> bool:
 
 def is_of_a_run(path: str) -> bool:
     """Return whether a path is a run's directory, or has the form of a checkpoint's in one."""
-    return is_checkpoint(path) or (Path(path) / "checkpoints").is_dir()
+    return is_checkpoint(path) or _is_directory(f"{path}/checkpoints")
 
 
 def name(path: str) -> str:

@@ -17,7 +17,7 @@ from adafrugal.optim import controls
 from adafrugal.settings import REPOSITORY, explain
 from adafrugal.settings.identity import locate_checkpoints
 from adafrugal.settings.ranges import check_ranges, parts
-from adafrugal.settings.schema import SCHEMAS, Settings, is_plain_name
+from adafrugal.settings.schema import SCHEMAS, LocalTracking, Settings, is_plain_name
 from adafrugal.system import secrets
 from adafrugal.system.errors import SettingError
 
@@ -143,12 +143,14 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
 def recorded(config: Mapping[str, Any]) -> Settings:
     """Return the settings of a record's config.yaml, or of one with values exchanged; unknown keys are dropped.
 
+    Its tracking is local, since who reads a record copies nothing, and may lack the package with which the run did.
+
     Raises:
         SettingError: an impossible value; the message is one line.
     """
     typed = OmegaConf.structured(Settings)
     try:
-        for name, value in config.items():
+        for name, value in {**config, "tracking": {"kind": LocalTracking.kind}}.items():
             schemas = SCHEMAS.get(name, ())
             schema = next((s for s in schemas if s.kind == value["kind"]), OmegaConf.get_type(typed, name))
             if is_dataclass(schema):

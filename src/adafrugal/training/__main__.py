@@ -54,8 +54,9 @@ def _convert(source: Path, target: Path) -> None:
     def fill() -> None:
         scratch.mkdir(parents=True)
         model.save_pretrained(scratch)
+        written = {"state.pt", checkpoint.CHECKSUMS, *(file.name for file in scratch.iterdir())}
         for file in source.iterdir():  # the tokenizer and the model card
-            if file.suffix != ".safetensors" and file.name != "state.pt" and not (scratch / file.name).exists():
+            if file.suffix != ".safetensors" and file.name not in written:
                 shutil.copyfile(file, scratch / file.name)
 
     checkpoint.save(target, fill, state)

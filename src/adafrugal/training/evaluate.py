@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,23 @@ from adafrugal.system.stderr import tell
 from adafrugal.tracking.record import Record, spoken
 from adafrugal.training.failure import classify
 
-TAKEN = ("data", "eval", "trainer", "cache_root", "model.name", "model.revision", "model.package")  # what may be typed
+TAKEN = (  # what may be typed for every task
+    "data", "cache_root", "trainer.device", "trainer.precision", "trainer.sequence_length", "trainer.batch_size",
+    "trainer.micro_batch_size",
+)  # fmt: skip
+OF_TRAINING = ("data.seed", "data.repeat", "data.examples")  # which change no validation split
 OTHERWISE = ("data.processes", "data.store_limit_gib")  # settings of the same data
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the numbers; return the exit code, as train.py's."""
     threads.wait_asleep()
-    if not arguments or {"-h", "--help"} & set(arguments):
+    given = [argument for argument in arguments if argument != "--json"]
+    if not given or {"-h", "--help"} & set(given):
         sys.stdout.write(__doc__)
         return DONE
-    given, *words = [argument for argument in arguments if argument != "--json"]
     try:
-        found = evaluate(Path(given), words)
+        found = evaluate(Path(given[0]), given[1:])
     except (Exception, KeyboardInterrupt) as error:
         end = classify(error)
         tell(end.text)
@@ -60,7 +64,7 @@ def evaluate(place: Path, words: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate a checkpoint, or a run's newest, and return what was evaluated with the numbers `validation_…`.
 
     Args:
-        place: a directory step-…, or a run's.
+        place: a directory step-…, or a run's, or its checkpoints.
         words: of train.py, which exchange settings of the run's record.
 
     Raises:
@@ -97,7 +101,7 @@ def evaluate(place: Path, words: Sequence[str] = ()) -> dict[str, Any]:
 def _found(place: Path) -> tuple[Path, Record]:
     """Find the checkpoint, and the record of its run."""
     here = place.resolve()
-    inside = sorted(here.glob("checkpoints/step-*"))
+    inside = sorted((here.parent if here.name == "checkpoints" else here).glob("checkpoints/step-*"))
     if not (here / "state.pt").exists() and not inside:
         raise SettingError(f"{place} is no checkpoint; allowed: a run's directory, or a step-… of its checkpoints")
     directory = inside[-1] if inside else here
@@ -111,10 +115,8 @@ def _found(place: Path) -> tuple[Path, Record]:
 def _settings(directory: Path, record: Record, words: Sequence[str]) -> tuple[Settings, bool]:
     """Return the record's settings with those that the words name, and whether the data are the run's."""
     names = [word.partition("=")[0] for word in words]
-    for word, name in zip(words, names, strict=True):
-        if "=" not in word or not any(name == taken or name.startswith(f"{taken}.") for taken in TAKEN):
-            raise SettingError(f"{word} changes no evaluation; allowed: {', '.join(TAKEN)}, as name=value")
-    config, given = record.config(), _composed(record, words)
+    config, given = record.config(), _composed(record, [word for word in words if "=" in word])
+    _refuse_without_effect(words, config | {"eval": given["eval"]} if "eval.last_tokens" in names else config)
     before = copy.deepcopy(config["data"])
     config |= {name: given[name] for name in ("run_root", "cache_root")}
     for name in sorted(names):  # a group before its settings
@@ -137,6 +139,20 @@ def _settings(directory: Path, record: Record, words: Sequence[str]) -> tuple[Se
     if found.task.kind == "pretrain":  # a batch is enough of the training text
         alone["steps"], found.data.repeat = 1, True
     return replace(found, trainer=replace(found.trainer, **alone)), is_same
+
+
+def _refuse_without_effect(words: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Refuse words that change nothing of an evaluation of this task, with these settings of `eval`."""
+    if config["model"]["kind"] == "encoder":  # whose files may have moved, and whose validation splits are read whole
+        own = ["model.name", "model.revision", "model.package"]
+    else:
+        own = ["eval.last_tokens", *(["eval.tokens"] if config["eval"].get("last_tokens") is None else [])]
+    for word in words:
+        name = word.partition("=")[0]
+        is_taken = any(name == taken or name.startswith(f"{taken}.") for taken in (*TAKEN, *own))
+        if "=" not in word or not is_taken or name in OF_TRAINING:
+            allowed = f"{', '.join((*TAKEN, *own))}, as name=value, without {', '.join(OF_TRAINING)}"
+            raise SettingError(f"{word} changes no evaluation; allowed: {allowed}")
 
 
 def _composed(record: Record, words: Sequence[str]) -> dict[str, Any]:

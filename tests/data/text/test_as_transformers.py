@@ -113,6 +113,12 @@ def test_one_that_cannot_be_the_same_is_told(sentences):
     assert as_transformers.export(dropping).differs == "  a  b  "
 
 
+def test_more_chat_templates_which_are_a_directory_are_left_out(tmp_path):
+    of_hub(tmp_path / "hub")
+    found = AutoTokenizer.from_pretrained(tmp_path / "hub", chat_template={"default": "a", "tool": "b"})
+    assert as_transformers.saved(found).keys() == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
 def test_a_run_reads_the_tokenizer_of_a_checkpoint(sentences, tmp_path):
     """As the evaluation of other data does: the same ids again."""
     made = of_hub(tmp_path / "hub")

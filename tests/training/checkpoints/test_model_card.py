@@ -18,11 +18,12 @@ from adafrugal.data.text.documents import select
 from adafrugal.settings.compose import recorded
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
-from adafrugal.training.checkpoints import checkpoint
+from adafrugal.training.checkpoints import checkpoint, model_card
 from adafrugal.training.checkpoints.model_card import ModelCard
 from adafrugal.training.session import run
 
 pytestmark = pytest.mark.usefixtures("no_estimate")
+DECODER = ["model=decoder", "model.name=a/b", "data.tokenizer.kind=pretrained", "data.tokenizer.name=a/b"]
 LORA = pytest.param("lora", marks=pytest.mark.skipif(not find_spec("peft"), reason="peft is an extra"))
 
 
@@ -79,6 +80,31 @@ def test_the_card_says_what_the_run_was_and_its_program_generates_text(smoke, mo
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "about", "base"),
+    [
+        ([], "A LLaMA decoder, trained from random weights", None),
+        (["model.weights=a/b"], "A LLaMA decoder, trained from the weights of a/b", "a/b"),
+        (["model.weights=/home/me/b"], "A LLaMA decoder, trained from the weights of b", None),
+        (["model.weights=runs/k/checkpoints/step-00000004"],
+         "A LLaMA decoder, trained from the weights of k/step-4", None),
+        (DECODER, "The decoder a/b, trained from its weights", "a/b"),
+        ([*DECODER, "model.pretrained=false"], "The decoder a/b, trained from random weights", None),
+        (["experiments=glue/rte"], "The encoder FacebookAI/roberta-base, fine-tuned", "FacebookAI/roberta-base"),
+    ],
+)  # fmt: skip
+def test_a_card_says_with_which_weights_the_run_began(words, about, base, settings_of):
+    card = ModelCard(settings_of(*words), {}, None)
+    assert card._about().startswith(f"{about} with the optimizer")
+    assert yaml.safe_load(card._header()).get("base_model") == base
+
+
+def test_a_name_too_long_for_a_path_is_none(settings_of):
+    assert model_card._public("a" * 300) == "a" * 300
+    card = ModelCard(settings_of(*DECODER[:1], f"model.name={'a' * 300}/b", *DECODER[2:]), {}, None)
+    assert f"base_model: {'a' * 300}/b" in card._header()
+
+
 def test_a_header_names_what_is_at_the_hub(settings_of):
     """As the hub's own client reads it."""
     glue = {"datasets": ["nyu-mll/glue"], "base_model": "FacebookAI/roberta-base"}
@@ -93,11 +119,14 @@ def test_a_header_names_what_is_at_the_hub(settings_of):
         assert (found["pipeline_tag"], found["library_name"]) == (kind, "transformers") and "license" not in found
 
 
-def test_a_card_names_no_path_of_this_machine(finetune_settings, tmp_path):
-    record, _ = run(*finetune_settings("rte", "optimizer=adamw", "trainer.epochs=1"))
+def test_a_card_names_no_path_of_this_machine_and_its_table_holds_any_name(finetune_settings, tmp_path):
+    chosen, choices = finetune_settings("rte", "optimizer=adamw", "trainer.epochs=1")
+    (odd := tmp_path / "a|b<img src=x>\nzz").symlink_to(chosen.data.source)
+    chosen.data.source = str(odd)
+    record, _ = run(chosen, choices)
     text = (newest(record) / "README.md").read_text()
     assert "/tmp" not in text and str(tmp_path.parent) not in text and "datasets:" not in text
-    assert "| data | glue rte |" in text and 'model.name: "bert"' in text
+    assert "| data | a&#124;b&lt;img src=x> zz rte |" in text and 'model.name: "bert"' in text
 
 
 @pytest.mark.parametrize("arm", ["adafrugal", LORA])

@@ -16,6 +16,7 @@ from adafrugal.system.errors import DONE, WRONG
 from adafrugal.tracking.record import Record
 from adafrugal.training import __main__ as command_of_training
 from adafrugal.training import evaluate
+from adafrugal.training.checkpoints import checkpoint
 
 STEPS = 30 if LONG else 14
 LEFT_AT = STEPS // 2
@@ -224,6 +225,7 @@ def test_a_checkpoint_in_shards_becomes_one_that_transformers_reads(whole):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source, target = whole
+    assert checkpoint.damage(target) is None
     assert (source / "README.md").read_bytes() == (target / "README.md").read_bytes()
     ours, theirs = (AutoTokenizer.from_pretrained(place).encode("a </s> gradient") for place in (source, target))
     assert ours == theirs and len(ours) > 4

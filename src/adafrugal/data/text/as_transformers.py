@@ -69,10 +69,10 @@ def export(made: Tokenizer, normalization: str = "none") -> Exported:
 
 
 def saved(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """Return the files that `save_pretrained` writes, by name."""
+    """Return the files that `save_pretrained` writes, by name, without its directory of more chat templates."""
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
-        return {file.name: file.read_bytes() for file in sorted(Path(directory).iterdir())}
+        return {file.name: file.read_bytes() for file in sorted(Path(directory).iterdir()) if file.is_file()}
 
 
 def _of_pieces(made: Tokenizer) -> Iterator[str]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adafrugal.models import decoder
+from adafrugal.settings import checkpoint_names
 from adafrugal.settings.optimizer_settings import LoraSettings
-from adafrugal.settings.schema import EncoderSettings, Settings
+from adafrugal.settings.schema import DecoderSettings, EncoderSettings, Settings
 from adafrugal.tracking import environment
 from adafrugal.training.progress import Progress
 from adafrugal.training.tasks.task import Task
 
 NAME = "README.md"
+_exists = os.path.exists  # which answers for any text, as Path's own does not
 _PACKAGES = ("adafrugal", "torch", "transformers")
 
 _GENERATE = """\
@@ -101,32 +105,41 @@ class ModelCard:
             state_bytes: of the optimizer, over all processes.
             evaluated: the numbers of this step's evaluation, empty if there was none.
         """
+        rows = self._rows(progress, state_bytes, evaluated)
         shown = {name: _public(value) for name, value in sorted(self._known_as.items())}
         return _TEXT.format(
             header=self._header(), title=f"{self._settings.arm}, step {progress.step:,}", about=self._about(),
-            rows="\n".join(f"| {name} | {value} |" for name, value in self._rows(progress, state_bytes, evaluated)),
+            rows="\n".join(f"| {name} | {_plain(value)} |" for name, value in rows),
             settings="\n".join(f"{name}: {json.dumps(value)}" for name, value in shown.items()),
             snippet=self._snippet(place), tokens=self._tokens(), place=place,
         )  # fmt: skip
 
     def _header(self) -> str:
         """The YAML that the hub reads."""
-        data, model = self._settings.data, self._settings.model
+        data = self._settings.data
         kind = "text-generation" if self._settings.task.kind == "pretrain" else "text-classification"
         lines = ["library_name: transformers", f"pipeline_tag: {kind}"]
         lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(("adafrugal", self._settings.arm)))]
         if _is_at_the_hub(source := getattr(data, "source", None)):
             lines += ["datasets:", f"- {source}"]
-        if _is_at_the_hub(name := getattr(model, "name", None)):
-            lines.append(f"base_model: {name}")
+        if _is_at_the_hub(base := self._base()):
+            lines.append(f"base_model: {base}")
         return "\n".join(lines)
 
     def _about(self) -> str:
-        model, optimizer = self._settings.model, self._settings.optimizer
-        what = "A LLaMA decoder, trained from random weights"
+        settings, model, base = self._settings, self._settings.model, self._base()
         if isinstance(model, EncoderSettings):
-            what = f"The encoder {_public(model.name or model.package)}, fine-tuned"
-        return f"{what} with the optimizer `{optimizer.kind}` (arm `{self._settings.arm}`) by adafrugal's train.py."
+            what = f"The encoder {_named(str(base or model.package))}, fine-tuned"
+        elif isinstance(model, DecoderSettings):
+            what = f"The decoder {_named(str(model.name))}, trained from {'its' if base else 'random'} weights"
+        else:
+            what = f"A LLaMA decoder, trained from {f'the weights of {_named(base)}' if base else 'random weights'}"
+        return f"{what} with the optimizer `{settings.optimizer.kind}` (arm `{settings.arm}`) by adafrugal's train.py."
+
+    def _base(self) -> str | None:
+        """The place of the weights with which the run began; None for random ones, and for a package's."""
+        model = self._settings.model
+        return model.name if isinstance(model, EncoderSettings) else decoder.weights_of(model)
 
     def _rows(self, progress: Progress, state_bytes: int, evaluated: Mapping[str, Any]) -> list[tuple[str, str]]:
         data, here = self._task.data, environment.describe()
@@ -175,10 +188,20 @@ class ModelCard:
 
 def _is_at_the_hub(name: str | None) -> bool:
     """Whether a source or a model is a hub repository, owner/name, and not a path."""
-    return bool(name and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(str(name)).exists()
+    return bool(name and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not _exists(str(name))
 
 
 def _public(value: Any) -> Any:
     """A value for everybody to see: of a path on this machine the last part."""
-    is_path = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists())
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or _exists(value))
     return Path(value).name if is_path else value
+
+
+def _named(place: str) -> str:
+    """The public name of a model's place, of a run's checkpoint with the run's."""
+    return _plain(checkpoint_names.name(place) if checkpoint_names.is_checkpoint(place) else _public(place))
+
+
+def _plain(text: str) -> str:
+    """Text for one line or cell of Markdown, in which nothing is HTML or ends a cell."""
+    return " ".join(text.splitlines()).replace("<", "&lt;").replace("|", "&#124;")
