@@ -47,6 +47,10 @@ def test_the_default_run_and_one_of_each_paper_keep_the_identity_of_the_first_re
     ("trainer.steps=500 optimizer.subspace={kind:blocks,order:descending} optimizer.density.steps=500 "
      "optimizer.interval.every=25 schedule.warmup=50 optimizer.density.start=0.25 optimizer.interval.gate=20 "
      "data.tokenizer.vocabulary_size=4096", ""),
+    ("schedule.warmup=0.1", ""),
+    ("schedule=cosine_restarts schedule.cycle=50 schedule.warmup=0.1", "schedule=cosine_restarts schedule.cycle=50"),
+    ("schedule=wsd schedule.cooldown=0.2", "schedule=wsd schedule.cooldown=100"),
+    ("schedule=wsd schedule.cooldown=100", "schedule=wsd"),
     ("optimizer=frugal optimizer.density=0.25", "optimizer=frugal"),
     ("optimizer=frugal optimizer.density=1", "optimizer=frugal optimizer.density=1.0"),
     ("optimizer=frugal optimizer.modules.density_scale={}", "optimizer=frugal"),
@@ -75,6 +79,12 @@ WHAT = (
 def test_what_a_run_is_changes_its_key_and_an_arm_names_the_directory_beside_the_same_hash(identity):
     assert len({identity(words).key for words in ("", *WHAT)}) == 1 + len(WHAT)
     assert identity("arm=mine").key.split("-") == ["mine", identity("").key.split("-")[1]]
+
+
+def test_a_share_of_a_length_that_is_not_known_is_no_tenth_or_fifth(identity):
+    """0.1 and 0.2 of 8 steps are 1 and 2; a tenth is 0, a fifth 1."""
+    epochs = f"{RTE} schedule=wsd trainer.steps=null trainer.epochs=1 schedule.warmup="
+    assert len({identity(f"{epochs}{more}").key for more in ("null", "0.1", "null schedule.cooldown=0.2")}) == 3
 
 
 def test_only_what_differs_from_the_schemas_defaults_is_hashed(settings_of):

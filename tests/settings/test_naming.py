@@ -4,6 +4,8 @@ import pytest
 
 from adafrugal.settings.naming import name_run, run_name
 
+RUN = "runs/pretrain-embedded-llama_3m/adamw-0123456789"
+
 
 @pytest.mark.parametrize(("words", "name"), [
     ("", "frugal seed=3"),
@@ -15,13 +17,23 @@ from adafrugal.settings.naming import name_run, run_name
     ("run_root=elsewhere tracking.mode=online checkpoint.every=7 trainer.device=cpu ~experiments", "frugal seed=3"),
     ("trainer.log_every=9 trainer.compile=false task.lr=3e-4", "frugal lr=3e-4 seed=3"),
     ("sweeps=density model=llama_9m data=c4", "frugal seed=3"),
+    # this machine's directories
+    (f"trainer.continue_from={RUN}/checkpoints/step-00000100", "frugal continue_from=adamw-0123456789/step-100 seed=3"),
+    (f"model.weights=/a/{RUN} data.seed=1", "frugal weights=adamw-0123456789 data.seed=1 seed=3"),
+    (f"trainer.continue_from={RUN}/checkpoints/", "frugal continue_from=adamw-0123456789 seed=3"),
+    ("model.name=owner/model", "frugal name=owner/model seed=3"),
+    ("data.source='/a/b/*.txt' data.tokenizer={kind:x,name:/c/d/}",
+     "frugal source='*.txt' tokenizer={kind:x,name:d/} seed=3"),
+    ("data.source=[/a/b/c.txt,texts/d.txt,https://e/f]", "frugal source=[c.txt,texts/d.txt,https://e/f] seed=3"),
 ])  # fmt: skip
 def test_a_name_has_the_arm_what_was_typed_beside_its_defaults_and_the_seed(words, name):
     assert run_name("frugal", 3, words.split()) == name
 
 
 def test_a_name_is_cut_where_wandb_would_refuse_it():
-    assert len(run_name("frugal", 3, [f"trainer.steps={'9' * 200}"])) == 128
+    name = run_name("frugal", 3, [f"trainer.steps={'9' * 200}"])
+    assert len(name) == 128
+    assert name.endswith("9 seed=3"), "which tells it from the same of other seeds"
 
 
 def test_a_run_keeps_the_name_that_it_is_given(settings):

@@ -1,5 +1,7 @@
 """Runs that go on from another run's checkpoint: to the bit what they would have been, recorded, or refused."""
 
+import hashlib
+import json
 import re
 import shlex
 import shutil
@@ -83,6 +85,16 @@ def end(record):
     state = torch.load(newest / "state.pt", weights_only=True)
     kept = [state[name] for name in ("optimizer", "scheduler", "random", "task")]
     return newest.name, (newest / "model.safetensors").read_bytes(), kept
+
+
+def rewrite(source, target, change):
+    """Write a checkpoint's state with a change to it, as if it had been saved so."""
+    state = torch.load(source / "state.pt", weights_only=True)
+    change(state)
+    torch.save(state, target / "state.pt")
+    digests = json.loads((source / "checksums.json").read_text())
+    digests["state.pt"] = hashlib.sha256((target / "state.pt").read_bytes()).hexdigest()
+    (target / "checksums.json").write_text(json.dumps(digests))
 
 
 def assert_same(one, other):
@@ -217,6 +229,11 @@ def test_a_checkpoint_that_is_not_there_damaged_or_of_another_run_is_refused_in_
     shutil.copytree(copied, tmp_path / "renamed")
     with pytest.raises(SettingError, match=f"environment.json is of the run {copied.name}"):
         begin(tmp_path / "renamed")
+    for change in (lambda state: state.pop("settings"), lambda state: state["account"].update(unknown=1),
+                   lambda state: state["optimizer"]["param_groups"].pop()):  # fmt: skip
+        rewrite(source.directory / "checkpoints" / "step-00000008", copied / "checkpoints" / "step-00000008", change)
+        with pytest.raises(TrainingError, match="the checkpoint was written by another version of this code"):
+            begin(copied)
     (copied / "checkpoints" / "step-00000008").rename(copied / "checkpoints" / "step-00000006")
     with pytest.raises(SettingError, match="another run or step"):
         begin(copied)

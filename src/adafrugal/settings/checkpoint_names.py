@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from adafrugal.system.errors import SettingError
 
 _is_directory = os.path.isdir  # which answers for any text, as Path's own does not
 _STEP = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"(.+)/step-(\d+)")
 
 
 def is_checkpoint(path: str) -> bool:
@@ -36,7 +37,26 @@ def step(path: str) -> int:
     return int(Path(path).name.removeprefix("step-"))
 
 
-def located(setting: str, given: str, known: Iterable[str]) -> str:
+def run_of(path: str) -> Path:
+    """Return the directory of a run from its path, or from that of its checkpoints."""
+    place = Path(path).resolve()
+    return place.parent if place.name == "checkpoints" else place
+
+
+def steps(path: str, known: Iterable[str]) -> list[int]:
+    """Return the steps of a run among names of checkpoints (`name`); its directory, `path`, need not exist."""
+    key, found = run_of(path).name, (_NAME.fullmatch(at) for at in known)
+    return [int(match[2]) for match in found if match and match[1] == key]
+
+
+def may_mean(given: str | None, known: str | None) -> bool:
+    """Return whether a setting that is given so may have been recorded so (`name`)."""
+    if given is None or known is None:
+        return given == known
+    return known in (given, name(str(Path(given).resolve()))) or bool(steps(given, [known]))
+
+
+def located(setting: str, given: str, before: Sequence[int]) -> str:
     """Return the absolute path of the checkpoint that a setting means.
 
     A path to a checkpoint need not exist, since a run that has begun does not need it. A run's directory means the
@@ -45,7 +65,7 @@ def located(setting: str, given: str, known: Iterable[str]) -> str:
     Args:
         setting: its name.
         given: a run's directory, or a checkpoint in it.
-        known: the names of checkpoints (`name`) with which runs of these settings began.
+        before: the steps of the checkpoints in it with which runs of these settings began.
 
     Raises:
         SettingError: there is no checkpoint.
@@ -53,8 +73,7 @@ def located(setting: str, given: str, known: Iterable[str]) -> str:
     place = Path(given).resolve()
     if is_checkpoint(str(place)):
         return str(place)
-    run = place.parent if place.name == "checkpoints" else place
-    before = [int(at.rpartition("-")[2]) for at in known if at.rpartition("/")[0] == run.name]
+    run = run_of(given)
     found = [step(str(path)) for path in run.glob("checkpoints/step-*") if is_checkpoint(str(path))]
     if not (before or found):
         such = "such as runs/pretrain-embedded-llama_3m/adafrugal-a78b40b200, or one of its checkpoints/step-…"

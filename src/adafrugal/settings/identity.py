@@ -68,17 +68,25 @@ def beside(identity: Identity, differs: Mapping[str, Any], *but: str) -> Iterato
 
 
 def locate_checkpoints(settings: Settings, choices: Mapping[str, str]) -> None:
-    """Replace each setting of `CHECKPOINTS` that names a run, or its checkpoint, by the checkpoint's absolute path."""
-    for name in CHECKPOINTS:
-        group, _, key = name.rpartition(".")
-        part = getattr(settings, group)
-        given = getattr(part, key, None)
-        if given is None or not (name == CONTINUE_FROM or checkpoint_names.is_of_a_run(given)):
-            continue
-        setattr(part, key, None)
-        alike = beside(identify(settings, choices), differing(settings), name)
-        known = [theirs[name] for _, theirs in alike if name in theirs]
-        setattr(part, key, checkpoint_names.located(name, given, known))
+    """Replace each setting of `CHECKPOINTS` that names a run, or its checkpoint, by the checkpoint's absolute path.
+
+    A run that is gone is known by the runs that began with it.
+    """
+    places = {name: (getattr(settings, group), key) for name in CHECKPOINTS for group, _, key in [name.rpartition(".")]}
+    given = {name: value for name, place in places.items() if (value := getattr(*place, None)) is not None}
+    if not given:
+        return
+    for name in given:  # so that what one of them comes to does not hide the runs by which another is known
+        setattr(*places[name], None)
+    alike = [
+        theirs
+        for _, theirs in beside(identify(settings, choices), differing(settings), *CHECKPOINTS)
+        if all(checkpoint_names.may_mean(given.get(name), theirs.get(name)) for name in CHECKPOINTS)
+    ]
+    for name, value in given.items():
+        before = checkpoint_names.steps(value, (theirs[name] for theirs in alike))
+        is_of_a_run = before or name == CONTINUE_FROM or checkpoint_names.is_of_a_run(value)
+        setattr(*places[name], checkpoint_names.located(name, value, before) if is_of_a_run else value)
 
 
 def differing(settings: Any, path: str = "") -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from adafrugal.settings.identity import NOT_PART
+from adafrugal.settings import checkpoint_names
+from adafrugal.settings.identity import CHECKPOINTS, NOT_PART
 from adafrugal.settings.schema import Settings
 
 SHORT = {
@@ -14,6 +16,8 @@ SHORT = {
     "data.seed": "data.seed",
 }  # fmt: skip
 _LONGEST = 128  # characters of a name that W&B takes
+# the directories of an absolute path: "/" after no part of a path, to the last "/" before a character of a path
+_DIRECTORIES = re.compile(r"""(?<![\w.~*/-])/(?!/)(?:[^,{}'"\[\]]*/)?(?=[^,{}'"\[\]/])""")
 # settings that do not change what a run comes to; task.lr does, by way of optimizer.lr
 _LEFT_OUT = ("trainer.log_every", *(name for name in NOT_PART if name != "task.lr"))
 _SAID_ELSEWHERE = {"task", "data", "model", "optimizer", "seed", "sweeps"}  # by W&B's group, the arm, or at the end
@@ -26,6 +30,9 @@ def short(name: str) -> str:
 
 def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
     """Return a run's name: its arm, what was typed beside the arm's or the experiment's defaults, and its seed.
+
+    It is shown to others: a checkpoint has its name, and a path its last part. What is too long loses its end, and
+    keeps the seed.
 
     Args:
         arm: of the run.
@@ -40,8 +47,17 @@ def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
             last = value.rpartition("/")[2]
             parts += [last] if last != arm else []
         elif not is_elsewhere:
-            parts.append(f"{short(name)}={value}")
-    return " ".join([arm, *parts, f"seed={seed}"])[:_LONGEST]
+            parts.append(f"{short(name)}={_public(name, value)}")
+    end = f" seed={seed}"
+    return " ".join([arm, *parts])[: _LONGEST - len(end)] + end
+
+
+def _public(name: str, value: str) -> str:
+    """Return a value without this machine's directories."""
+    if name in CHECKPOINTS:
+        is_path = value.count("/") > 1 and not checkpoint_names.is_checkpoint(value)  # a repository is owner/name
+        value = checkpoint_names.run_of(value).name if is_path else checkpoint_names.name(value)
+    return _DIRECTORIES.sub("", value)
 
 
 def name_run(settings: Settings, words: Iterable[str]) -> None:

@@ -39,8 +39,10 @@ class ConstantSchedule(Part, path="schedule"):
         self.need(is_below, "warmup", f"0 to below {longest}, a share of it below 1, or null for a tenth")
 
     def canonical(self, s: Settings) -> None:
-        """Write a tenth as null."""
-        self.warmup = None if self.warmup == self.period(s) // 10 else self.warmup
+        """Write a tenth as null, also one that is typed as a share; of a length that is not known that is another."""
+        period = self.period(s)
+        is_usual = self.warmup_steps(period) == ConstantSchedule().warmup_steps(period)
+        self.warmup = None if is_usual else self.warmup
 
 
 @dataclass
@@ -111,4 +113,6 @@ class WsdSchedule(LinearSchedule):
     def canonical(self, s: Settings) -> None:
         """Write a tenth and a fifth as null."""
         super().canonical(s)
-        self.cooldown = None if self.cooldown == max(1, run_steps(s) // 5) else self.cooldown
+        steps = s.trainer.steps  # a fifth of a length that is not known is rounded otherwise than a share
+        is_usual = steps is not None and self.cooldown_steps(steps) == WsdSchedule().cooldown_steps(steps)
+        self.cooldown = None if is_usual else self.cooldown

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,20 @@ def state_of(source: Path, is_first: bool) -> dict[str, Any]:
 
     Raises:
         SettingError: the checkpoint is of another run than its directory says.
-        TrainingError: it is damaged.
+        TrainingError: it is damaged, or another version of this code wrote it.
     """
     run, step = source.parents[1], checkpoint_names.step(str(source))
     if is_first and (damage := checkpoint.damage(source)) is not None:
         raise TrainingError(f"trainer.continue_from is {source}, which is damaged ({damage}); name a whole checkpoint")
     state = checkpoint.load_state(source)
-    progress = Progress.from_state(state["account"])
-    if digest(state["settings"]) != run.name.rpartition("-")[2] or progress.step != step:
+    with _of_this_version():
+        key, progress = digest(state["settings"]), Progress.from_state(state["account"])
+        # the unigram loss is of the validation text, whose length may differ
+        task = {name: value for name, value in state["task"].items() if name != "unigram_loss"}
+    if key != run.name.rpartition("-")[2] or progress.step != step:
         where = "a checkpoint where its run saved it"
         raise SettingError(f"trainer.continue_from is {source}, which is of another run or step; allowed: {where}")
     begins = {"run": run.name, "step": step, "code": checkpoint_names.recorded(run).get("code")}
-    # the unigram loss is of the validation text, whose length may differ
-    task = {name: value for name, value in state["task"].items() if name != "unigram_loss"}
     return {**state, "account": progress.branched(begins).state_dict(), "task": task}
 
 
@@ -43,12 +45,22 @@ def begin(loop: Loop, state: Mapping[str, Any], source: Path) -> None:
     What a control made of the losses that it observed is in the checkpoint.
     """
     if loop.settings.optimizer.kind == "frugal":
-        state = {**state, "optimizer": _with_controls(state["optimizer"], loop.optimizer.param_groups)}
+        with _of_this_version():
+            state = {**state, "optimizer": _with_controls(state["optimizer"], loop.optimizer.param_groups)}
     loop.resume(state, source)
     scheduler = loop.scheduler
     scheduler.last_epoch -= 1  # the next step's rate is this schedule's
     scheduler.step()
     scheduler._step_count -= 1  # which was one of the steps made
+
+
+@contextmanager
+def _of_this_version() -> Iterator[None]:
+    """Turn what is missing or other in a checkpoint of another version into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.of_another_version(error) from error
 
 
 def _with_controls(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

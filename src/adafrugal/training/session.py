@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from adafrugal.settings import checkpoint_names
-from adafrugal.settings.identity import Identity, identify
+from adafrugal.settings.identity import CHECKPOINTS, Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
 from adafrugal.system.errors import MissingError, SettingError
@@ -79,8 +79,11 @@ class Session:
     def config(self) -> dict[str, Any]:
         """The settings without directories of this machine: a record may be moved, published, or sent to W&B."""
         found = {key: value for key, value in asdict(self.settings).items() if key not in ("run_root", "cache_root")}
-        if (begins := self.settings.trainer.continue_from) is not None:
-            found["trainer"]["continue_from"] = checkpoint_names.name(begins)
+        for setting in CHECKPOINTS:
+            group, _, key = setting.rpartition(".")
+            is_needed = found[group].get("kind") == "encoder"  # by its evaluation, which reads its tokenizer there
+            if (begins := found[group].get(key)) is not None and not is_needed:
+                found[group][key] = checkpoint_names.name(begins)
         return found
 
     def has_checkpoints(self) -> bool:

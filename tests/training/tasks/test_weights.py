@@ -14,8 +14,10 @@ from adafrugal.settings.identity import differing, identify
 from adafrugal.settings.schema import DecoderSettings
 from adafrugal.system.errors import MissingError, SettingError
 from adafrugal.training import evaluate
+from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.session import run
+from adafrugal.training.tasks.pretrain import Pretrain
 
 pytestmark = pytest.mark.usefixtures("no_estimate")
 
@@ -69,6 +71,45 @@ def test_a_llama_begins_with_the_weights_of_a_run_at_step_0(settings, finished, 
     assert identify(*named).key == identify(found, choices).key != identify(*settings(*SHORT, *STILL)).key
     shutil.rmtree(source.directory)
     assert run(*named)[1] == "finished before"
+
+
+def test_a_run_stays_itself_while_the_runs_that_it_began_with_go_and_grow(settings, source, tmp_path, monkeypatch):
+    words = [*SHORT, "optimizer=adamw", "schedule=constant", "schedule.warmup=1", f"model.weights={source.directory}"]
+    comes = Loop._next_batch
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_next_batch", lambda loop, stop: comes(loop, stop) if loop.progress.step < 2 else None)
+        assert run(*settings(*words))[1] == "interrupted"
+    source.directory.rename(tmp_path / "aside")
+    first, outcome = run(*settings(*words))
+    assert outcome == "finished"
+    assert [event["step"] for event in first.events() if event["event"] == "start"] == [0, 2]
+    (tmp_path / "aside").rename(source.directory)
+
+    further = [*words, "trainer.steps=6", f"trainer.continue_from={first.directory}"]
+    second, outcome = run(*settings(*further))
+    assert outcome == "finished"
+    for directory in (source.directory, first.directory):
+        shutil.copytree(directory / "checkpoints" / "step-00000004", directory / "checkpoints" / "step-00000006")
+    assert run(*settings(*further))[1] == run(*settings(*words))[1] == "finished before"
+
+    config = second.config()
+    assert config["model"]["weights"] == f"{source.directory.name}/step-4"
+    assert config["trainer"]["continue_from"] == f"{first.directory.name}/step-4"
+    numbers = evaluate.evaluate(second.directory, [f"cache_root={settings()[0].cache_root}"])
+    assert numbers["validation_loss"] == second.summary()["validation_loss"]
+
+
+def test_one_of_several_processes_reads_the_weights_for_their_hash(gpt2, settings, monkeypatch):
+    made, store = [], torch.distributed.HashStore()
+    fingerprint = decoder.fingerprint
+    monkeypatch.setattr(decoder, "fingerprint", lambda place: made.append(fingerprint(place)) or made[-1])
+    found = []
+    for rank in range(2):
+        task = Pretrain.__new__(Pretrain)
+        task.ranks = Ranks(rank, 2)
+        task.ranks._store = store
+        found.append(task._fingerprint_of_weights(settings(*of(gpt2))[0].model, None))
+    assert found == made * 2
 
 
 def test_another_shape_is_refused_with_the_setting_to_change(settings, source):

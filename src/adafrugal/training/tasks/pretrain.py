@@ -68,7 +68,7 @@ class Pretrain(Task):
     def _fingerprint_of_weights(self, settings: Any, state: dict[str, Any] | None) -> str | None:
         """The hash of the weights with which the run began; one that goes on needs them no more, but not others."""
         place, before = decoder.weights_of(settings), (state or {}).get("pretrained_weights")
-        now = None if place is None else decoder.fingerprint(place)
+        now = self.ranks.tell(decoder.fingerprint(place) if place is not None and self.ranks.first else None)
         if None not in (before, now) and now != before:
             raise SettingError(
                 f"the weights in {place} are not those with which the run began (fingerprint {before[:12]}, now "
