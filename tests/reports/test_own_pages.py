@@ -80,7 +80,8 @@ def test_the_three_commands_make_a_table_of_ones_own(train, tmp_path):
     for arm in ("AdamW", "GaLore", "AdaFRUGAL (ours)"):
         assert re.search(rf"^\| {re.escape(arm)} \| 2 \| \d+\.\d{{4}} ± ", page, re.MULTILINE), arm
     assert "| arm | lr 0.003 | lr 0.03 | at an edge |" in page
-    assert "Not searched: β 0.9, 0.999, weight decay 0." in page
+    assert "Not searched: adamw: β 0.9, 0.999, weight decay 0, s 1; " in page
+    assert "β 0.9, 0.999, weight decay 0, s 1, c 1." in page
     assert "12 runs: code " in page
     tex = (out / "table.tex").read_text()
     assert r"\toprule" in tex and "AdaFRUGAL (ours) & 2 & " in tex
@@ -136,7 +137,8 @@ def test_each_arm_is_at_the_best_of_a_grid_and_an_edge_is_said(made):
     assert [cell.is_best for cell in second.rows[0][1:4]] == [False, False, True]
     (rule, fixed) = layouts.rules(section)
     assert "(FRUGAL: lr 0.1, adamw: lr 0.01)" in rule and rule.endswith("what was tried: FRUGAL (lr).")
-    assert fixed == "Not searched: β 0.9, 0.999, weight decay 0."
+    usual = "β 0.9, 0.999, weight decay 0"
+    assert fixed == f"Not searched: frugal: {usual}, s 0.015625, c 1; the others: {usual}, s 0.03125."
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -151,6 +153,41 @@ def test_a_rate_of_which_a_seed_is_missing_or_diverged_is_not_the_best(made, tmp
     assert section.rows["adamw"].rates["optimizer.lr"] == 0.01
     (adamw, _) = cells(layouts.grids(section)["Everything that was tried, by its validation loss:"]).values()
     assert adamw[3:] == [{1: "1.0000", 2: "diverged"}[len(seeds)], "no"]
+
+
+def test_runs_of_another_text_are_not_taken_for_those_of_the_text_that_is_named(tmp_path):
+    words = "optimizer=adamw data=text tracking=local"
+    page = tmp_path / "mine.yaml"
+    page.write_text(f"sections: [{{commands: ['-m {words} data.source=b/other seed=0,1']}}]\n")
+
+    def section():
+        (found,) = plan.filled([plan.page(page)], records.find([tmp_path / "runs"]))[0].sections
+        return sorted(found.jobs[0].runs), len(found.others)
+
+    for seed in (0, 1):
+        recorded(tmp_path / "runs", f"{words} data.source=a/mine", seed=seed)
+    assert section() == ([], 2)
+    recorded(tmp_path / "runs", f"{words} data.source=elsewhere/other", seed=0, data="1" * 64)
+    assert section() == ([0], 2)  # a copy of the same name
+    recorded(tmp_path / "runs", f"{words} data.source=b/other", seed=1, data="2" * 64)
+    assert section() == ([1], 3)  # the very source
+
+
+def test_records_that_do_not_exist_leave_the_page_as_it_is(tmp_path):
+    page = tmp_path / "mine.yaml"
+    page.write_text("sections: [{commands: [optimizer=adamw seed=0]}]\n")
+    command = [sys.executable, "-m", "adafrugal.reports", "nosuch", "--page", page, "--pages", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nosuch does not exist; name a directory or an archive of runs, or leave it out\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quote_that_is_not_closed_is_one_line(tmp_path):
+    page = tmp_path / "mine.yaml"
+    page.write_text("sections: [{commands: ['optimizer=adamw scale=\"smoke']}]\n")
+    with pytest.raises(SettingError, match=r"mine.yaml, section table: commands: a quote is not closed in 'optimizer"):
+        plan.page(page)
 
 
 def test_rows_can_have_two_references(made):

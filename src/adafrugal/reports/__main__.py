@@ -64,6 +64,9 @@ def _report(given: argparse.Namespace) -> str:
     page = plan.page(given.page) if given.page else None  # before the runs are read
     named = given.directories or ([] if given.wandb else plan.roots(page) if page else ["runs"])
     places = _places(named)
+    for place in places if page and given.directories else ():  # else a page without runs would replace the page
+        if not (place.exists() or Path(f"{place}{records.SUFFIX}").exists()):
+            raise SettingError(f"{place} does not exist; name a directory or an archive of runs, or leave it out")
     found = records.find(places)
     if given.wandb:
         from adafrugal.tracking import wandb

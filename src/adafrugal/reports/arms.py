@@ -103,7 +103,10 @@ def _jobs_of(command: str) -> list[Job]:
 
 def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
     """Return the words common to all jobs of a command, and the swept values by name; expand `sweeps=`."""
-    words = [word for word in shlex.split(command) if word != "-m"]
+    try:
+        words = [word for word in shlex.split(command) if word != "-m"]
+    except ValueError as error:
+        raise SettingError(f"commands: a quote is not closed in {command!r}; close it") from error
     several = [word for word in words if word.startswith("seed=") or _is_swept(word)]
     swept = dict(word.split("=", 1) for word in several)
     typed = {word.split("=", 1)[0]: word for word in words if word not in several}

@@ -6,7 +6,7 @@ import math
 import shlex
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,8 @@ def grid(section: Section) -> Grid:
         found = {_values(job, section.best_of): job for job in group}
         chosen = best(group)
         cells = (cell(found.get(column), chosen) for column in columns)
-        rows.append([section.shown(name), *cells, ", ".join(edges(group, section.best_of)) or "no"])
+        at_edge = ", ".join(edges(group, section.best_of)) or "no"
+        rows.append([section.shown(name), *cells, "–" if chosen is None else at_edge])
     return Grid(["arm", *(_titled(section.best_of, column) for column in columns), "at an edge"], rows)
 
 
@@ -152,8 +153,8 @@ def cell(job: Job | None, chosen: Job | None = None) -> str | Cell:
     return replace(number(Sample.of(job.numbers("validation_loss")), ".4f"), is_best=job is chosen)
 
 
-def not_searched(jobs: Sequence[Job]) -> str:
-    """Return what a search of rates leaves as it is: β, momentum and weight decay of the arms."""
+def not_searched(jobs: Sequence[Job], searched: Container[str]) -> str:
+    """Return what a search leaves as it is: β, momentum, weight decay and other rates than those `searched`."""
     found: dict[str, list[str]] = defaultdict(list)
     for job in jobs:
         optimizer, parts = job.settings.optimizer, []
@@ -162,6 +163,7 @@ def not_searched(jobs: Sequence[Job]) -> str:
         if momentum := getattr(optimizer, "momentum", None):
             parts.append(f"momentum {momentum:g}")
         parts.append(f"weight decay {getattr(optimizer, 'weight_decay', 0.0):g}")
+        parts += [f"{SHORT[name]} {rate:g}" for name, rate in job.rates.items() if name not in searched]
         if job.arm not in found[", ".join(parts)]:
             found[", ".join(parts)].append(job.arm)
     *others, usual = sorted(found, key=lambda what: len(found[what]))

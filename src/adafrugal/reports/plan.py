@@ -198,20 +198,45 @@ def has_diverged(reason: str) -> bool:
 
 
 def runs_of(job: Job, found: Mapping[str, Sequence[Record]], text: str = "") -> dict[int, Record]:
-    """Return the runs of a job by seed, the first by name of each, whose data's fingerprint begins with `text`."""
+    """Return the runs of a job by seed, the first by name of each.
+
+    Args:
+        job: the job.
+        found: runs, from `by_settings`.
+        text: the start of their data's fingerprint; empty: they read the source that the job names.
+    """
     runs: dict[int, Record] = {}
-    for run in _of_its_source(job, found):
-        environment = run.environment()
-        if str(environment["data"]["fingerprint"]).startswith(text):
-            runs.setdefault(int(environment["identity"]["labels"]["seed"]), run)
+    for run in _reading([job], found, text)[job.name]:
+        runs.setdefault(int(run.environment()["identity"]["labels"]["seed"]), run)
     return {seed: runs[seed] for seed in job.seeds if seed in runs}
 
 
-def _of_its_source(job: Job, found: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
-    """Return the runs of a job that read the very path that it names, if there are any: copies may differ."""
-    runs, source = found.get(job.key, ()), getattr(job.settings.data, "source", None)
-    same = [run for run in runs if run.environment()["identity"]["differs"].get("data.source") == source]
-    return same or runs
+def _reading(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]], text: str) -> dict[str, list[Record]]:
+    """Return the runs of each job, by its name, whose data's fingerprint begins with `text`.
+
+    Without a text they are those that read the very source that the job names. If no run of a job with this source
+    does, they are those of a path with the same last part, since a local copy may lie elsewhere.
+    """
+    if text:
+        fits = lambda job, run: str(run.environment()["data"]["fingerprint"]).startswith(text)  # noqa: E731
+        return {job.name: [run for run in found.get(job.key, ()) if fits(job, run)] for job in jobs}
+    pairs = [(job, run) for job in jobs for run in found.get(job.key, ())]
+    named = {_to_read(job) for job, run in pairs if _was_read(run) == _to_read(job)}
+    runs: dict[str, list[Record]] = {job.name: [] for job in jobs}
+    for job, run in pairs:
+        has, wants = str(_was_read(run)), str(_to_read(job))
+        if has == wants or (_to_read(job) not in named and Path(has).name == Path(wants).name):
+            runs[job.name].append(run)
+    return runs
+
+
+def _to_read(job: Job) -> str | None:
+    return getattr(job.settings.data, "source", None)
+
+
+def _was_read(run: Record) -> str | None:
+    found: str | None = run.environment()["identity"]["differs"].get("data.source")
+    return found
 
 
 def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
@@ -225,12 +250,14 @@ def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> S
 
 def _usual_text(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]]) -> str:
     """Return the fingerprint of most runs that read what the jobs read; empty without any."""
-    reads = {(job.data, getattr(job.settings.data, "source", None)) for job in jobs}
-    environments = (run.environment() for runs in found.values() for run in runs)
+    reads = {(job.data, _to_read(job)) for job in jobs}
+    environments = (
+        (run.environment(), _was_read(run)) for runs in found.values() for run in runs
+    )
     texts = Counter(
         str(each["data"]["fingerprint"])
-        for each in environments
-        if (each["identity"]["labels"]["data"], each["identity"]["differs"].get("data.source")) in reads
+        for each, source in environments
+        if (each["identity"]["labels"]["data"], source) in reads
     )
     return texts.most_common(1)[0][0] if texts else ""
 
@@ -246,18 +273,24 @@ def _with_rates(section: Section, found: Mapping[str, Sequence[Record]]) -> Sect
 
 def _filled(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:
     """Return the section with one run for each seed: the first, by name, of the section's text."""
+    jobs = [job for job in section.jobs if job.name not in section.waiting]
+    reading = _reading(jobs, found, section.text or "")
     wanted = []  # job, seed, data set, fingerprint, run
     texts: dict[str, Counter[str]] = defaultdict(Counter)  # data set -> fingerprints of the runs
-    for job in section.jobs:
-        for run in _of_its_source(job, found) if job.name not in section.waiting else ():
+    others = []
+    for job in jobs:
+        for run in found.get(job.key, ()):
             environment = run.environment()
             labels, text = environment["identity"]["labels"], str(environment["data"]["fingerprint"])
-            if (seed := int(labels["seed"])) in job.seeds:
+            if (seed := int(labels["seed"])) not in job.seeds:
+                continue
+            if run in reading[job.name]:
                 wanted.append((job.name, seed, labels["data"], text, run))
                 texts[labels["data"]][text] += 1
+            else:
+                others.append(run)
     usual = {data: counted.most_common(1)[0][0] for data, counted in texts.items()}
     taken: dict[str, dict[int, Record]] = defaultdict(dict)  # job -> seed -> run
-    others = []
     for name, seed, data, text, run in wanted:
         if text.startswith(section.text or usual[data]) and seed not in taken[name]:
             taken[name][seed] = run
