@@ -1,5 +1,6 @@
 """Pre-training that begins with weights: of a run, of a directory, of any decoder."""
 
+import json
 import re
 import shutil
 
@@ -71,6 +72,21 @@ def test_a_llama_begins_with_the_weights_of_a_run_at_step_0(settings, finished, 
     assert identify(*named).key == identify(found, choices).key != identify(*settings(*SHORT, *STILL)).key
     shutil.rmtree(source.directory)
     assert run(*named)[1] == "finished before"
+
+
+def test_a_run_with_other_ids_than_its_weights_know_says_so(finished, source, tmp_path, capsys):
+    shutil.copytree(newest(source), tmp_path / "weights")
+    file = tmp_path / "weights" / "tokenizer.json"
+    said = f"data.tokenizer.kind=pretrained data.tokenizer.name={file.parent}"
+    finished(*SHORT, f"model.weights={file.parent}")
+    assert said not in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    vocabulary = found["model"]["vocab"]
+    one, other = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(found))
+    finished(*SHORT, f"model.weights={file.parent}", "seed=1")
+    assert said in capsys.readouterr().out
 
 
 def test_a_run_stays_itself_while_the_runs_that_it_began_with_go_and_grow(settings, source, tmp_path, monkeypatch):

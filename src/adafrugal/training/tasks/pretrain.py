@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +54,8 @@ class Pretrain(Task):
         checkpoint_activations(self.model, settings.trainer.activation_checkpointing)
         nats = TokenNats(self.model, on_device.chunk_rows(settings, place.memory(), self.ranks.size))
         self.module = parallel.spread(nats, settings.trainer, place, self.ranks)
-        self._make_whole(settings.data.tokenizer.normalization, say)
+        weights = decoder.weights_of(settings.model) if state is None else None
+        self._make_whole(settings.data.tokenizer.normalization, weights, say)
 
     def _model(self, settings: Any, reads: bool) -> PreTrainedModel:
         """The model, with the weights that its settings name, if it `reads` them."""
@@ -76,8 +79,11 @@ class Pretrain(Task):
             )
         return before or now
 
-    def _make_whole(self, normalization: str, say: Callable[[str], None]) -> None:
-        """Make the tokenizer's files for transformers, and tell the model how the run ends and pads a document."""
+    def _make_whole(self, normalization: str, weights: str | None, say: Callable[[str], None]) -> None:
+        """Make the tokenizer's files for transformers, and tell the model how the run ends and pads a document.
+
+        Say so if the run begins with `weights` that lie beside a tokenizer of other ids.
+        """
         tokenizer = self._corpus.plan.tokenizer
         for config in (self.model.config, self.model.generation_config):
             config.eos_token_id, config.pad_token_id = tokenizer.end, tokenizer.pad
@@ -85,6 +91,12 @@ class Pretrain(Task):
         self.files, differs = as_transformers.export(tokenizer, normalization)
         if differs is not None and self.ranks.first:
             say(f"AutoTokenizer will give the text {differs[:40]!r} other ids than this run does; see docs/runs.md")
+        if weights is not None and self.ranks.first:
+            theirs = Path(weights) / "tokenizer.json"
+            ids, known = _ids(self.files.get(theirs.name)), _ids(theirs.read_bytes() if theirs.is_file() else None)
+            if None not in (ids, known) and ids != known:
+                name = f"data.tokenizer.kind=pretrained data.tokenizer.name={weights}"
+                say(f"the weights in {weights} know other ids, those of the tokenizer there; to use it: {name}")
 
     def _text(self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None) -> Corpus:
         with self.ranks.first_goes_first():  # one process trains the tokenizer and prepares the tokens
@@ -167,3 +179,11 @@ class Pretrain(Task):
             "best_validation_loss": {"step": best["step"], "value": best["validation_loss"]},
             "unigram": {"loss": unigram, "perplexity": math.exp(unigram)},
         }
+
+
+def _ids(file: bytes | None) -> Any:
+    """The ids by token in a tokenizer.json; None if there is none that can be read."""
+    try:
+        return json.loads(file or b"")["model"]["vocab"]
+    except (ValueError, KeyError, TypeError):
+        return None
