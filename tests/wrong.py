@@ -97,6 +97,7 @@ WRONG = ALWAYS | {  # beside the defaults
     "schedule.warmup=1000": ["schedule.warmup is 1000", "trainer.steps (500)"],
     "model=decoder model.name=a/b": ["data.tokenizer.kind is 'train'", "pretrained", "data.tokenizer.name=a/b"],
     "model.revision=main": ["model.revision is 'main'", "null without model.weights"],
+    f"trainer.continue_from={'x' * 5000}": ["which has no checkpoint", "a run's directory, such as"],
     "schedule=wsd schedule.cooldown=451": ["schedule.cooldown is 451", "after the warm-up (450)", "share of the run"],
     "schedule=wsd schedule.cooldown=1.0": ["schedule.cooldown is 1.0", "above 0 and below 1"],
     "schedule=cosine_restarts schedule.cycle=900": ["schedule.cycle is 900", "trainer.steps (500)"],

@@ -81,6 +81,10 @@ def test_what_a_run_is_changes_its_key_and_an_arm_names_the_directory_beside_the
     assert identity("arm=mine").key.split("-") == ["mine", identity("").key.split("-")[1]]
 
 
+def test_a_place_of_weights_may_be_any_text(settings_of):
+    assert settings_of("model.weights='a\0b'").model.weights == "a\0b"
+
+
 def test_a_share_of_a_length_that_is_not_known_is_no_tenth_or_fifth(identity):
     """0.1 and 0.2 of 8 steps are 1 and 2; a tenth is 0, a fifth 1."""
     epochs = f"{RTE} schedule=wsd trainer.steps=null trainer.epochs=1 schedule.warmup="

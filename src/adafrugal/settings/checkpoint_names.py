@@ -39,8 +39,12 @@ def step(path: str) -> int:
 
 def run_of(path: str) -> Path:
     """Return the directory of a run from its path, or from that of its checkpoints."""
-    place = Path(path).resolve()
+    place = _resolved(path)
     return place.parent if place.name == "checkpoints" else place
+
+
+def _resolved(path: str) -> Path:
+    return Path(path) if "\0" in path else Path(path).resolve()  # any text may be typed
 
 
 def steps(path: str, known: Iterable[str]) -> list[int]:
@@ -53,7 +57,7 @@ def may_mean(given: str | None, known: str | None) -> bool:
     """Return whether a setting that is given so may have been recorded so (`name`)."""
     if given is None or known is None:
         return given == known
-    return known in (given, name(str(Path(given).resolve()))) or bool(steps(given, [known]))
+    return known in (given, name(str(_resolved(given)))) or bool(steps(given, [known]))
 
 
 def located(setting: str, given: str, before: Sequence[int]) -> str:
@@ -70,11 +74,12 @@ def located(setting: str, given: str, before: Sequence[int]) -> str:
     Raises:
         SettingError: there is no checkpoint.
     """
-    place = Path(given).resolve()
+    place = _resolved(given)
     if is_checkpoint(str(place)):
         return str(place)
     run = run_of(given)
-    found = [step(str(path)) for path in run.glob("checkpoints/step-*") if is_checkpoint(str(path))]
+    inside = run.glob("checkpoints/step-*") if _is_directory(run) else ()
+    found = [step(str(path)) for path in inside if is_checkpoint(str(path))]
     if not (before or found):
         such = "such as runs/pretrain-embedded-llama_3m/adafrugal-a78b40b200, or one of its checkpoints/step-…"
         raise SettingError(f"{setting} is {given}, which has no checkpoint; allowed: a run's directory, {such}")
