@@ -164,5 +164,5 @@ def of_another_version(detail: object) -> TrainingError:
     """The error for a checkpoint that another version of this code wrote; `detail` is the difference."""
     return TrainingError(
         f"the checkpoint was written by another version of this code ({detail}): continue with that version, or "
-        "remove the run's directory to begin anew"
+        "begin anew: remove the run's directory, or leave trainer.continue_from out"
     )
