@@ -49,11 +49,11 @@ def survives(forks, cache_root, tmp_path, whole):
     return check
 
 
-@pytest.mark.parametrize("part", range(300 if LONG else 3))
+@pytest.mark.parametrize("part", range(360 if LONG else 3))
 def test_when_it_touches_a_file(part, whole, survives, tally):
     """Between any two files of a checkpoint, of the record, in the middle of removing an old one, …"""
     files = whole[1]
-    assert 40 < files <= 300
+    assert 40 < files <= 360
     n = part + 1 if LONG else round((part + 0.5) * files / 3)
     if n > files:
         pytest.skip(FEWER)

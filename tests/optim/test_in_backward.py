@@ -108,7 +108,8 @@ def test_gradients_are_never_all_there():
     there = []
     for param in layers.parameters():  # before the update's hook, so that it sees the gradient
         param.register_post_accumulate_grad_hook(lambda _: there.append([p.grad for p in layers.parameters()]))
-    UpdateInBackward(frugal(list(layers.parameters())))
+    optimizer = frugal(list(layers.parameters()))  # held by its name
+    UpdateInBackward(optimizer)
     layers(torch.randn(4, 16)).sum().backward()
     assert [sum(grad is not None for grad in grads) for grads in there] == [1] * 6
 
@@ -149,14 +150,16 @@ def test_a_gradient_of_another_tensor_is_refused_and_not_used_twice(make):
 
 def test_a_sparse_gradient_is_refused_in_frugals_own_words():
     embedding = nn.Embedding(10, 4, sparse=True)
-    UpdateInBackward(frugal([embedding.weight]))
+    optimizer = frugal([embedding.weight])  # held by its name
+    UpdateInBackward(optimizer)
     with pytest.raises(ValueError, match="Frugal takes no sparse gradients"):
         embedding(torch.arange(3)).sum().backward()
 
 
 def test_what_is_frozen_stays_so():
     frozen, param = nn.Parameter(torch.ones(2), requires_grad=False), nn.Parameter(torch.ones(2))
-    UpdateInBackward(torch.optim.SGD([frozen, param], lr=1.0))
+    optimizer = torch.optim.SGD([frozen, param], lr=1.0)  # held by its name
+    UpdateInBackward(optimizer)
     (frozen * param).sum().backward()
     assert (frozen.tolist(), param.tolist()) == ([1, 1], [0, 0])
 
@@ -172,6 +175,16 @@ def test_model_and_optimizer_go_when_nobody_holds_them(is_frugal):
     del model, optimizer
     gc.collect()
     assert [ref() for ref in left] == [None, None]
+
+
+def test_a_model_whose_optimizer_is_gone_keeps_its_gradients():
+    model = Model()
+    UpdateInBackward(Frugal(model.groups()))
+    gc.collect()
+    before = model.up.weight.detach().clone()
+    model(torch.arange(30)).backward()
+    assert model.up.weight.grad is not None
+    assert torch.equal(model.up.weight, before)
 
 
 @pytest.mark.parametrize("late", [0, 1])

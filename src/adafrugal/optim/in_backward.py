@@ -30,7 +30,8 @@ class UpdateInBackward:
 
     Args:
         optimizer: `Frugal`, or a torch optimizer whose update of a tensor depends on no other tensor. It steps once for
-            each tensor, when only that tensor has a gradient. Add all of its groups before.
+            each tensor, when only that tensor has a gradient. Add all of its groups before, and keep a reference to it:
+            once it is gone, gradients stay as they are without this.
         around: makes a context around each update, for example to time it.
 
     Raises:
@@ -48,7 +49,11 @@ class UpdateInBackward:
         self._updates = False
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         update = weakref.WeakMethod(self._update)  # the garbage collector cannot see references in a tensor's hook
-        hook = lambda param: update()(param)  # type: ignore[misc]  # noqa: E731
+
+        def hook(param: Tensor) -> None:
+            if (of_optimizer := update()) is not None:  # else nobody holds the optimizer any more
+                of_optimizer(param)
+
         self._handles = [param.register_post_accumulate_grad_hook(hook) for param in params]
         self._handles.append(optimizer.register_step_post_hook(self._stepped))  # a reference that keeps this alive
 
