@@ -183,10 +183,17 @@ def test_records_that_do_not_exist_leave_the_page_as_it_is(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_quote_that_is_not_closed_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ('optimizer=adamw scale="smoke', r"a quote is not closed in 'optimizer"),
+        ("python train.py -m seed=0,1", r"'python train.py -m seed=0,1' names train.py; allowed: the words after it"),
+    ],
+)
+def test_what_is_no_command_is_one_line(command, message, tmp_path):
     page = tmp_path / "mine.yaml"
-    page.write_text("sections: [{commands: ['optimizer=adamw scale=\"smoke']}]\n")
-    with pytest.raises(SettingError, match=r"mine.yaml, section table: commands: a quote is not closed in 'optimizer"):
+    page.write_text(f"sections: [{{commands: ['{command}']}}]\n")
+    with pytest.raises(SettingError, match=rf"mine.yaml, section table: commands: {message}"):
         plan.page(page)
 
 

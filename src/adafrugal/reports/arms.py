@@ -107,6 +107,8 @@ def _words(command: str) -> tuple[list[str], dict[str, list[str]]]:
         words = [word for word in shlex.split(command) if word != "-m"]
     except ValueError as error:
         raise SettingError(f"commands: a quote is not closed in {command!r}; close it") from error
+    if "train.py" in words:
+        raise SettingError(f"commands: {command!r} names train.py; allowed: the words after it, such as seed=0,1")
     several = [word for word in words if word.startswith("seed=") or _is_swept(word)]
     swept = dict(word.split("=", 1) for word in several)
     typed = {word.split("=", 1)[0]: word for word in words if word not in several}
