@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 _CAUSAL = "causal_sdpa"  # torch's fused attention under a name for which transformers makes no mask
 
 
-def build(settings: LlamaSettings) -> LlamaForCausalLM:
+def build(settings: LlamaSettings, padding: int | None = 0) -> LlamaForCausalLM:
     """Build a LLaMA of the given shape: untied head, rotary positions, RMSNorm, SiLU, torch's fused attention.
 
     Weights have the type `settings.dtype` and are drawn from torch's global generator: seed it first.
+
+    Args:
+        settings: the shape.
+        padding: the id whose embedding stays zero; None if no id is for padding alone.
     """
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -28,7 +32,7 @@ def build(settings: LlamaSettings) -> LlamaForCausalLM:
     ours = {name: shape.pop(name) for name in others}
     config = LlamaConfig(
         vocab_size=ours["vocabulary_size"], **shape, tie_word_embeddings=False, use_cache=False,
-        attn_implementation="sdpa", pad_token_id=0, eos_token_id=1, bos_token_id=None,  # ids of the tokenizers, as T5's
+        attn_implementation="sdpa", pad_token_id=padding, eos_token_id=1, bos_token_id=None,  # ids as T5's
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
 

@@ -124,5 +124,9 @@ class _RandomText(Pretrain):
         self.rows_of_evaluation = rows.tokens.numel()
         return _Tokens(batch, Validation([rows], rows.count(), rows.count()))
 
+    def _padding(self) -> int:
+        """Return the id for padding of most tokenizers."""
+        return 0
+
     def _make_whole(self, *_: Any) -> None:
         """Make no tokenizer's files: nothing is saved."""

@@ -5,9 +5,17 @@ import re
 import shutil
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from adafrugal.memory.estimate import estimate
 from adafrugal.models import decoder
@@ -182,3 +190,17 @@ def test_a_decoder_that_cannot_be_trained_here_is_refused_in_a_line(settings, gp
     Gemma2ForCausalLM(capped).save_pretrained(tmp_path / "capped")
     with pytest.raises(SettingError, match="whose logits are not its head's of the hidden states"):
         decoder.build(DecoderSettings(name=str(tmp_path / "capped")), reads=True)
+
+
+def test_every_token_is_trained_whichever_id_pads(finished, tmp_path):
+    """Where the end of a document pads, as with GPT-2's tokenizer, token 0 is a token like any other."""
+    words = {word: number for number, word in enumerate(["the", "a", "of", "[UNK]", "<end>"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    theirs = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", eos_token="<end>")
+    theirs.save_pretrained(tmp_path / "own")
+    of_theirs = ["data.tokenizer.kind=pretrained", f"data.tokenizer.name={tmp_path / 'own'}"]
+    for own, is_zero in (([], True), (of_theirs, False)):
+        rows = weights(newest(finished(*SHORT, *own)))["model.embed_tokens.weight"]
+        assert bool((rows[0] == 0).all()) == is_zero
+        assert not (rows[1:5] == 0).all(1).any()

@@ -62,11 +62,16 @@ class Pretrain(Task):
         if isinstance(settings, DecoderSettings):
             with faults.of_model("model.name", str(settings.name)):
                 return decoder.build(settings, reads)
-        model = llama.build(settings)
+        model = llama.build(settings, self._padding())
         if reads and settings.weights is not None:
             with faults.of_model("model.weights", settings.weights):
                 decoder.read_weights(model, settings)
         return model
+
+    def _padding(self) -> int | None:
+        """The id that is for padding alone; None if the end of a document pads, too."""
+        tokenizer = self._corpus.plan.tokenizer
+        return None if tokenizer.pad == tokenizer.end else tokenizer.pad
 
     def _fingerprint_of_weights(self, settings: Any, state: dict[str, Any] | None) -> str | None:
         """The hash of the weights with which the run began; one that goes on needs them no more, but not others."""
