@@ -155,21 +155,22 @@ def test_a_rate_of_which_a_seed_is_missing_or_diverged_is_not_the_best(made, tmp
     assert adamw[3:] == [{1: "1.0000", 2: "diverged"}[len(seeds)], "no"]
 
 
-def test_runs_of_another_text_are_not_taken_for_those_of_the_text_that_is_named(tmp_path):
+@pytest.mark.parametrize("files", ["", "/*.txt"])
+def test_runs_of_another_text_are_not_taken_for_those_of_the_text_that_is_named(files, tmp_path):
     words = "optimizer=adamw data=text tracking=local"
     page = tmp_path / "mine.yaml"
-    page.write_text(f"sections: [{{commands: ['-m {words} data.source=b/other seed=0,1']}}]\n")
+    page.write_text(f"sections: [{{commands: ['-m {words} data.source=b/other{files} seed=0,1']}}]\n")
 
     def section():
         (found,) = plan.filled([plan.page(page)], records.find([tmp_path / "runs"]))[0].sections
         return sorted(found.jobs[0].runs), len(found.others)
 
     for seed in (0, 1):
-        recorded(tmp_path / "runs", f"{words} data.source=a/mine", seed=seed)
+        recorded(tmp_path / "runs", f"{words} data.source=a/mine{files}", seed=seed)
     assert section() == ([], 2)
-    recorded(tmp_path / "runs", f"{words} data.source=elsewhere/other", seed=0, data="1" * 64)
+    recorded(tmp_path / "runs", f"{words} data.source=elsewhere/other{files}", seed=0, data="1" * 64)
     assert section() == ([0], 2)  # a copy of the same name
-    recorded(tmp_path / "runs", f"{words} data.source=b/other", seed=1, data="2" * 64)
+    recorded(tmp_path / "runs", f"{words} data.source=b/other{files}", seed=1, data="2" * 64)
     assert section() == ([1], 3)  # the very source
 
 

@@ -64,7 +64,8 @@ def test_updates_in_the_backward_pass_and_activations_made_again_change_no_bit(
     assert one.directory.name == other.directory.name, "how a run is made is no part of what it is"
     assert plain == same
     for record, has_norms in ((one, True), (other, not less.trainer.update_in_backward)):
-        assert any("gradient_norm" in line for line in record.metrics()) == has_norms
+        made = [line for line in record.metrics() if str(line["loss"]) != "nan"]  # a step that is left out has none
+        assert {"gradient_norm" in line for line in made} == {has_norms}
     summary = other.summary()
     assert summary["skips"] == (2 if arm == "steps left out" else 0)
     assert min(summary["seconds"]["optimizer"], summary["seconds"]["backward"]) > 0

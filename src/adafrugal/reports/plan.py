@@ -225,9 +225,16 @@ def _reading(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]], text: s
     runs: dict[str, list[Record]] = {job.name: [] for job in jobs}
     for job, run in pairs:
         has, wants = str(_was_read(run)), str(_to_read(job))
-        if has == wants or (_to_read(job) not in named and Path(has).name == Path(wants).name):
+        if has == wants or (_to_read(job) not in named and _last_part(has) == _last_part(wants)):
             runs[job.name].append(run)
     return runs
+
+
+def _last_part(source: str) -> tuple[str, ...]:
+    """Return the end of a path from its last name without * or ? on: of corpus/*.txt both parts."""
+    parts = Path(source).parts
+    plain = [place for place, part in enumerate(parts) if not set("*?") & set(part)]
+    return parts[plain[-1] if plain else 0 :]
 
 
 def _to_read(job: Job) -> str | None:
@@ -251,9 +258,7 @@ def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> S
 def _usual_text(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]]) -> str:
     """Return the fingerprint of most runs that read what the jobs read; empty without any."""
     reads = {(job.data, _to_read(job)) for job in jobs}
-    environments = (
-        (run.environment(), _was_read(run)) for runs in found.values() for run in runs
-    )
+    environments = ((run.environment(), _was_read(run)) for runs in found.values() for run in runs)
     texts = Counter(
         str(each["data"]["fingerprint"])
         for each, source in environments
