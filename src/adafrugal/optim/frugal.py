@@ -67,7 +67,9 @@ class Frugal(SavedOptimizer):
             "at_refresh".
         stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
             never spread.
-        state_dtype: of the moments: "float32" or "bfloat16"; None: float32, and float64 for float64 parameters.
+        state_dtype: of the moments: "float32", "bfloat16" or "int8"; None: float32, and float64 for float64 parameters.
+            "int8": of matrices of 4,096 entries or more, 1.016 bytes a moment (`eight_bits`), always rounded
+            stochastically; the others' are float32.
         stochastic_rounding: round weights and moments stored in bfloat16 stochastically.
         nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host

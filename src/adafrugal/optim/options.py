@@ -132,8 +132,10 @@ def check(group: Group) -> None:
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, given[name], choices.allowed(name, given[name]))
     group["fused"] = group["fused"] is None or bool(group["fused"])
-    if group["capturable"] and (group["stochastic_rounding"] or group["nonfinite"]):
-        name, why = ("stochastic_rounding", "noise") if group["stochastic_rounding"] else ("nonfinite", "decision")
+    noisy = "stochastic_rounding" if group["stochastic_rounding"] else "state_dtype int8"
+    is_noisy = group["stochastic_rounding"] or group["state_dtype"] == "int8"
+    if group["capturable"] and (is_noisy or group["nonfinite"]):
+        name, why = (noisy, "noise") if is_noisy else ("nonfinite", "decision")
         raise ValueError(f"capturable with {name}: a CUDA graph would repeat the {why} of one step; set one of the two")
     if group["split"]:
         settle(group)

@@ -21,11 +21,11 @@ from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.rules import MOMENTS
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.state import complete, has_moments, selection
+from adafrugal.optim.state import SCALES, complete, has_moments, selection
 from adafrugal.optim.state_free import StateFree, state_free
+from adafrugal.optim.storage import in_codes, step_device
 from adafrugal.optim.subspaces import RowRange, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
-from adafrugal.optim.updates import step_device
 from adafrugal.optim.values import as_plain
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # modules that torch puts around others
@@ -151,8 +151,8 @@ def _rows(state: Mapping[str, Any], param: Tensor, group: Group) -> RowRange:
 
 
 def _lies_by_rows(name: str, value: Any, param: Tensor, group: Group) -> bool:
-    """Return whether a value is a moment, the first gradient of a selection, or has a step count for each row."""
-    if name in MOMENTS[group["state_full"]] or (name == "first_grad" and value.shape != (0,)):
+    """Return whether a value is a moment, its scales, the first gradient of a selection, or a step count a row."""
+    if name in MOMENTS[group["state_full"]] or (name in ("first_grad", *SCALES.values()) and value.shape != (0,)):
         return True
     return name == "step" and value.ndim > 0 and group["subspace"].axis(param.shape) == 0
 
@@ -268,6 +268,7 @@ def _refuse_state(saved: Mapping[str, Any], name: str, param: Tensor, group: Gro
         needed = ["entries", *(group["subspace"].remembers if saved.get("entries") else ())]
     if has_moments(saved):
         needed += MOMENTS[group["state_full"]]
+        needed += [SCALES[name] for name in in_codes(saved, group)]
     lacking = [key for key in needed if not isinstance(saved.get(key), Tensor | int)]
     if lacking:
         raise ValueError(
