@@ -64,7 +64,8 @@ def _by_rows(values: Tensor) -> Tensor:
 
 def _blocks(rows: Tensor) -> Tensor:
     """Return a copy [rows, blocks, BLOCK], with zeros beyond the end of a row."""
-    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % BLOCK)).view(len(rows), -1, BLOCK)
+    length = rows.shape[1]
+    return torch.nn.functional.pad(rows, (0, -length % BLOCK)).view(len(rows), -(-length // BLOCK), BLOCK)
 
 
 def _spread(scales: Tensor, length: int) -> Tensor:

@@ -61,6 +61,7 @@ class Group(SplitOptions, Clocks, total=False):
     weight_decay: float
     state_full: str
     state_dtype: str | None
+    state_on: str
     stochastic_rounding: bool
     fused: bool
     foreach: bool | None
@@ -132,6 +133,8 @@ def check(group: Group) -> None:
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, given[name], choices.allowed(name, given[name]))
     group["fused"] = group["fused"] is None or bool(group["fused"])
+    if group["state_on"] != "device" and any(map(shards.is_sharded, group["params"])):
+        _refuse("state_on", group["state_on"], "device with sharded parameters")
     noisy = "stochastic_rounding" if group["stochastic_rounding"] else "state_dtype int8"
     is_noisy = group["stochastic_rounding"] or group["state_dtype"] == "int8"
     if group["capturable"] and (is_noisy or group["nonfinite"]):

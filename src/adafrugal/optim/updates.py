@@ -4,7 +4,7 @@
 one shape that are projected, or whose state-free rule sees more than entries and takes stacks. Elsewhere `together`:
 tensors that rules update in place, all of a group in few calls. `alone`: matrices whose subspace works on copies, or
 whose state-free rule sees more than entries, one after the other, so that only one matrix is copied at a time.
-`in fewer bits`: tensors stored in fewer bits than they are updated in, by copies in float32.
+`by copies`: tensors that are stored in fewer bits than they are updated in, or whose moments lie elsewhere.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def update(group: Group, states: States, kept: Kept) -> None:
         state, target, grad = states[param], local(param), local_grad(param)
         chosen = selection_here(param, state, group)
         storage.begin(param, state, group, chosen)
-        in_fewer_bits = storage.is_in_fewer_bits(target, state, group)
-        if not in_fewer_bits:
+        needs_copies = storage.needs_copies(target, state, group)
+        if not needs_copies:
             grad = grad.to(target.dtype)  # autograd may keep it in another (`grad_dtype`)
         due = Due(place, target, grad, state, chosen)
-        if in_fewer_bits:
+        if needs_copies:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
-            _update_in_fewer_bits(due, group, rounding, apply)
+            _update_copies(due, group, rounding, apply)
         elif (kind := _kind_of_batch(due, group)) is not None:
             batches.setdefault(kind, []).append(due)
         elif _takes_direction(state, group, chosen) or (not together and state.get("entries")):
@@ -329,7 +329,7 @@ def _update_projected(batch: Sequence[Due], group: Group, _: Apply) -> None:
     tables.close_batch(targets, rest, moved, group["state_free"].kind, rates_free)
 
 
-def _update_in_fewer_bits(due: Due, group: Group, rounding: Rounding, apply: Apply) -> None:
+def _update_copies(due: Due, group: Group, rounding: Rounding, apply: Apply) -> None:
     """Update copies of a tensor and its moments in the working dtype; store the results."""
     place, target, grad, state, chosen = due
     dtype = storage.working_dtype(target)
@@ -337,10 +337,10 @@ def _update_in_fewer_bits(due: Due, group: Group, rounding: Rounding, apply: App
     part = state
     is_whole = chosen or (_takes_direction(state, group, chosen) and not choices.goes_by_rows(group["state_free"].sees))
     for rows in [...] if is_whole else _slices(target):
-        part = state | {name: storage.widened(state, name, rows, dtype) for name in moments}
+        wide = target[rows].to(dtype, copy=True)
+        part = state | {name: storage.widened(state, name, rows, wide) for name in moments}
         if moments:
             part["step"] = state["step"].clone()
-        wide = target[rows].to(dtype, copy=True)
         _update_in_turn([Due(place, wide, grad[rows].to(dtype), part, chosen)], group, apply)
         part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
         part_rounding.store(target[rows], wide, 0)
