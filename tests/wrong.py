@@ -35,7 +35,7 @@ ALWAYS = {  # whatever else is typed
     "run_root=${oc.env:NO_SUCH_VARIABLE}": ["NO_SUCH_VARIABLE"],
     "experiments=glue/rt": ["experiments", "'glue/rt'", "did you mean glue/rte?", "glue/cola"],
     "experiments=rte": ["experiments", "'rte'", "did you mean glue/rte?"],
-    "sweeps=glu": ["sweeps", "'glu'", "density"],
+    "sweeps=glu": ["sweeps", "'glu'", "did you mean glue?", "others (--help lists them)"],
     "data=rte": ["data is of kind labelled and task is pretrain", "data=embedded", "another task"],
     "tracking.x_axis=loss": ["tracking.x_axis is 'loss'", "step, tokens, elapsed"],
     "tracking.tags=[a,'']": ["tracking.tags is ['a', '']", "1 to 64 characters"],
