@@ -112,7 +112,6 @@ WRONG = ALWAYS | {  # beside the defaults
     f"{FRUGAL} optimizer.rank=-1": ["optimizer.rank is -1", "0 or more"],
     f"{FRUGAL} optimizer.rank={{kind:linear,start:2,end:8}}": ["optimizer.rank", "end is"],
     f"{FRUGAL} optimizer.subspace=blocks": ["optimizer.rank is 8", "null with blocks", "columns"],
-    f"{FRUGAL} optimizer.fit_gib=3": ["optimizer.fit_gib is 3.0", "only a LLaMA"],
     f"{GLUE} optimizer=adamw {DDP}": ["trainer.parallel is 'ddp'", "none, since dropout"],
     f"{GLUE} trainer.steps=9": ["trainer.epochs is 80", "null, since trainer.steps is 9"],
     f"{GLUE} trainer.epochs=null": ["trainer.epochs is null", "above 0"],
