@@ -101,6 +101,13 @@ def test_what_is_not_finite_shows_in_its_block_and_in_no_other(wrong):
     assert back[1, BLOCK:].isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(0, BLOCK), (0, 3), (2, 0), (0,)])
+def test_a_part_without_entries_has_codes(shape):
+    codes, scales = encode(torch.ones(shape), True)
+    assert codes.shape == decode(codes, scales).shape == shape
+    assert scales.shape == zeros(torch.ones(shape), True)[1].shape
+
+
 def test_zeros_take_a_byte_an_entry_and_four_a_block():
     codes, scales = zeros(torch.ones(3, BLOCK + 1), is_signed=False)
     assert codes.nbytes + scales.nbytes == 3 * (BLOCK + 1) + 4 * 3 * 2

@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 from adafrugal.optim import state_bytes
-from adafrugal.optim.updates import few_slices
 from adafrugal.settings.schema import TrainerSettings
 
 
@@ -76,8 +75,8 @@ class Answers(TorchFunctionMode):
 
 @contextmanager
 def shadows() -> Iterator[None]:
-    """Make all new tensors fake, update few slices of each, and show no warnings: the run itself will."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers(), few_slices():
+    """Make all new tensors fake, and show no warnings: the run itself will."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers():
         warnings.simplefilter("ignore")
         yield
 

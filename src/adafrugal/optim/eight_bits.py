@@ -18,24 +18,33 @@ BLOCK = 256  # entries of a row that share a scale
 
 def zeros(like: Tensor, is_signed: bool) -> tuple[Tensor, Tensor]:
     """Return codes of the shape of `like`, int8 or uint8, and scales [rows, blocks], float32, all 0."""
-    rows = _by_rows(like)
     codes = torch.zeros_like(like, dtype=torch.int8 if is_signed else torch.uint8)
-    return codes, like.new_zeros(len(rows), -(-rows.shape[1] // BLOCK), dtype=torch.float32)
+    return codes, like.new_zeros(scales_shape(like.shape), dtype=torch.float32)
+
+
+def scales_shape(shape: torch.Size) -> tuple[int, int]:
+    """Return the shape of the scales of codes of this shape: rows and blocks."""
+    rows, length = _rows(shape)
+    return rows, -(-length // BLOCK)
 
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:
     """Return the float32 values of codes."""
     values = codes.float().div_(torch.iinfo(codes.dtype).max)
-    values = values.abs().pow_(4).copysign_(values)
-    rows = _by_rows(values)
-    return rows.mul_(_spread(scales, rows.shape[1])).view(codes.shape)
+    values = values.square().square_().copysign_(values)
+    rows, length = _rows(codes.shape)
+    if length % BLOCK:
+        values.view(rows, length).mul_(scales.repeat_interleave(BLOCK, 1)[:, :length])
+    else:
+        values.view(rows, length // BLOCK, BLOCK).mul_(scales.unsqueeze(2))
+    return values
 
 
 def encode(values: Tensor, is_signed: bool, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return codes and scales of float32 values of any shape.
 
-    A code without a sign is at least 1 for a value above 0, so that AdamW's denominator never vanishes. Values that
-    are not finite make their block not finite.
+    A code without a sign is at least 1 for a value above 0, so that m/√v stays bounded. Values that are not finite make
+    their block not finite.
 
     Args:
         values: to store.
@@ -44,30 +53,20 @@ def encode(values: Tensor, is_signed: bool, noise: Tensor | None = None) -> tupl
             kept; None: to the nearest.
     """
     dtype = torch.int8 if is_signed else torch.uint8
-    most, rows = torch.iinfo(dtype).max, _by_rows(values)
-    scales = _blocks(rows.abs()).amax(2)
-    size = (rows.abs() / _spread(scales, rows.shape[1])).view(values.shape)  # NaN in a block of zeros
+    most, (rows, length) = torch.iinfo(dtype).max, _rows(values.shape)
+    blocks = -(-length // BLOCK)
+    size = torch.nn.functional.pad(values.abs().reshape(rows, length), (0, blocks * BLOCK - length))
+    scales = size.view(rows, blocks, BLOCK).amax(2)
+    size.view(rows, blocks, BLOCK).div_(scales.unsqueeze(2))  # NaN in a block of zeros
+    size = size[:, :length].reshape(values.shape)
     below = size.sqrt().sqrt_().mul_(most).floor_().clamp_(max=most - 1)
-    low, high = (below / most).pow_(4), ((below + 1) / most).pow_(4)
+    low, high = (below / most).square_().square_(), (below + 1).div_(most).square_().square_()
     above = size.sub_(low).div_(high.sub_(low))  # the share of the way to the next code
-    is_up = above >= 0.5 if noise is None else above.mul_(2**16) > noise
-    codes = below.add_(is_up).nan_to_num_(0.0)
-    if not is_signed:
-        codes = torch.maximum(codes, (values > 0).to(codes.dtype))
-    return codes.copysign_(values).to(dtype), scales
+    above = above.ge_(0.5) if noise is None else above.mul_(2**16).gt_(noise)
+    codes = below.add_(above).nan_to_num_(0.0)
+    return (codes.copysign_(values) if is_signed else torch.maximum(codes, values.sign())).to(dtype), scales
 
 
-def _by_rows(values: Tensor) -> Tensor:
-    """Return a view [rows, entries of a row]; a vector is one row."""
-    return values.view(1, -1) if values.ndim < 2 else values.flatten(1)
-
-
-def _blocks(rows: Tensor) -> Tensor:
-    """Return a copy [rows, blocks, BLOCK], with zeros beyond the end of a row."""
-    length = rows.shape[1]
-    return torch.nn.functional.pad(rows, (0, -length % BLOCK)).view(len(rows), -(-length // BLOCK), BLOCK)
-
-
-def _spread(scales: Tensor, length: int) -> Tensor:
-    """Return the scale of each entry of rows of this length."""
-    return scales.repeat_interleave(BLOCK, 1)[:, :length]
+def _rows(shape: torch.Size) -> tuple[int, int]:
+    """Return the number of rows, and the entries of one; a vector is one row."""
+    return (1, shape.numel()) if len(shape) < 2 else (shape[0], shape[1:].numel())

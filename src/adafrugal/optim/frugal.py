@@ -68,8 +68,8 @@ class Frugal(SavedOptimizer):
         stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
             never spread.
         state_dtype: of the moments: "float32", "bfloat16" or "int8"; None: float32, and float64 for float64 parameters.
-            "int8": of matrices of 4,096 entries or more, 1.016 bytes a moment (`eight_bits`), always rounded
-            stochastically; the others' are float32.
+            "int8": of matrices of 4,096 entries or more, about a byte a moment (`eight_bits`), rounded stochastically
+            at each step; the others' as with None.
         state_on: where moments lie: "device", that of the parameters; or "cpu_always_full", those of groups that are
             not split in the CPU's memory, from which an update on a GPU copies a slice at a time.
         stochastic_rounding: round weights and moments stored in bfloat16 stochastically.

@@ -135,11 +135,8 @@ def check(group: Group) -> None:
     group["fused"] = group["fused"] is None or bool(group["fused"])
     if group["state_on"] != "device" and any(map(shards.is_sharded, group["params"])):
         _refuse("state_on", group["state_on"], "device with sharded parameters")
-    noisy = "stochastic_rounding" if group["stochastic_rounding"] else "state_dtype int8"
-    is_noisy = group["stochastic_rounding"] or group["state_dtype"] == "int8"
-    if group["capturable"] and (is_noisy or group["nonfinite"]):
-        name, why = (noisy, "noise") if is_noisy else ("nonfinite", "decision")
-        raise ValueError(f"capturable with {name}: a CUDA graph would repeat the {why} of one step; set one of the two")
+    if group["capturable"]:
+        _check_capturable(group)
     if group["split"]:
         settle(group)
         if group["density"] == controls.Constant(0) and group["state_free"].sees == "nothing":
@@ -147,6 +144,19 @@ def check(group: Group) -> None:
             raise ValueError(f"{what}: leave its parameters out, or set another value of either")
         stagger, first = group["stagger"], group["interval"].at(1)
         _refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, first))
+
+
+def _check_capturable(group: Group) -> None:
+    repeats = "repeat the noise of one step"
+    found = {
+        "stochastic_rounding": repeats if group["stochastic_rounding"] else None,
+        "state_dtype int8": repeats if group["state_dtype"] == "int8" else None,
+        "state_on cpu_always_full": None if group["state_on"] == "device" else "not copy moments to the GPU",
+        "nonfinite": "repeat the decision of one step" if group["nonfinite"] else None,
+    }
+    for name, what in found.items():
+        if what:
+            raise ValueError(f"capturable with {name}: a CUDA graph would {what}; set one of the two")
 
 
 def _refuse(name: str, value: Any, allowed: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Store float32 results in bfloat16 without losing small updates.
+"""Store float32 results in fewer bits without losing small updates.
 
 Rounded to the nearest, a bfloat16 weight does not move if the update is under 2⁻⁹ of it, however often the update is
 repeated. Rounded stochastically, it moves to the next value with the probability that makes the mean exact (Zamirai et
@@ -62,7 +62,7 @@ class Rounding:
     """Copies results into tensors of fewer bits, rounded to the nearest or stochastically.
 
     Args:
-        stochastic: for bfloat16; all other dtypes are rounded to the nearest.
+        stochastic: for bfloat16; other floating dtypes are rounded to the nearest. (8 bits: `storage.store`.)
         key: of the noise at this step.
         number: the tensor's index among all parameters.
         first: index of the first entry here, within the whole weight and within the whole moments.
@@ -84,10 +84,10 @@ class Rounding:
     def store(self, target: Tensor, result: Tensor, role: Role) -> None:
         """Write `result` (same shape, any floating dtype) into `target`."""
         if not (self.stochastic and target.dtype == torch.bfloat16):
-            target.copy_(result)
+            target.copy_(result.to(target.dtype))
             return
         # add 16 bits of noise to the 16 bits that bfloat16 drops: the probability that the sum carries into the bits
         # that stay is the fraction that the dropped bits are
         bits = result.float().contiguous().view(torch.int32)
         rounded = self.noise(result, role).add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
-        target.copy_(torch.where(result.isfinite(), rounded, result))
+        target.copy_(torch.where(result.isfinite(), rounded, result).to(target.dtype))

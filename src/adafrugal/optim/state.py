@@ -24,6 +24,8 @@ def complete(state: dict[str, Any], param: Tensor, group: Group) -> dict[str, An
     """Add the keys that a parameter's state lacks, on its device; return the state."""
     numbers: tuple[str, ...] = ()
     tensors = moment_keys(group)
+    if group["state_dtype"] != "int8":
+        tensors = tuple(name for name in tensors if name not in SCALES.values())
     if group["split"]:
         subspace = group["subspace"]
         numbers = "entries", "turn", *subspace.numbers  # `turn` is the period of the selection
@@ -52,7 +54,7 @@ def has_moments(state: Mapping[str, Any]) -> bool:
 def moment_keys(group: Group) -> tuple[str, ...]:
     """Return the keys of a state that begin anew with the moments: step count, moments, scales of 8-bit moments."""
     names = MOMENTS[group["state_full"]]
-    return "step", *names, *(SCALES[name] for name in names if group["state_dtype"] == "int8")
+    return "step", *names, *map(SCALES.__getitem__, names)
 
 
 def moment_names(state: Mapping[str, Any], group: Group) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from adafrugal.optim import choices, controls, options, storage
+from adafrugal.optim import choices, controls, eight_bits, options, storage
 from adafrugal.optim.ambient import apart
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
@@ -231,8 +231,8 @@ def bare(names: Sequence[str]) -> list[str]:
 
 
 def _merged(theirs: Mapping[str, Any], ours: Group) -> Group:
-    """Return the saved group over ours, with our parameters and their names, and controls and subspace as objects."""
-    kept = {key: ours[key] for key in ("params", "param_names", "shapes", "layers") if key in ours}
+    """Return the saved group over ours, but for our parameters and where moments lie; parts are objects."""
+    kept = {key: ours[key] for key in ("params", "param_names", "shapes", "layers", "state_on") if key in ours}
     group = cast(Group, {**ours, **theirs, **kept})
     if group["split"]:
         if "density" in theirs:
@@ -276,11 +276,13 @@ def _refuse_state(saved: Mapping[str, Any], name: str, param: Tensor, group: Gro
         )
     chosen = selection(saved, group)
     expected = group["subspace"].compact(param.shape, chosen) if chosen else param.shape
-    for key in MOMENTS[group["state_full"]] if has_moments(saved) else ():
-        if saved[key].shape != expected:
+    shapes = dict.fromkeys(MOMENTS[group["state_full"]] if has_moments(saved) else (), tuple(expected))
+    shapes |= {SCALES[key]: eight_bits.scales_shape(expected) for key in storage.in_codes(saved, group)}
+    for key, whole in shapes.items():
+        if saved[key].shape != whole:
             raise ValueError(
                 f"the saved {key} of parameter {name} has shape {list(saved[key].shape)}; its whole has "
-                f"{list(expected)}: load a state as state_dict gave it, not one process's part"
+                f"{list(whole)}: load a state as state_dict gave it, not one process's part"
             )
 
 
@@ -347,9 +349,8 @@ def announced(saved: Mapping[str, Any], groups: list[Group]) -> dict[Tensor, dic
         names = bare(group.get("param_names") or [""] * len(group["params"]))
         for number, (name, param) in enumerate(zip(names, group["params"], strict=True), group["first"]):
             theirs = entries.get(name, entries.get(str(number), {}))
-            found[param] = {
-                key: _zeros(key, theirs[key], param, group) for key in complete({}, param, group) if key in theirs
-            }
+            keys = dict.fromkeys((*complete({}, param, group), *SCALES.values()))  # scales, though ours may have none
+            found[param] = {key: _zeros(key, theirs[key], param, group) for key in keys if key in theirs}
     if not any(found.values()):
         some = ", ".join(list(entries)[:3]) or "no parameter"
         raise ValueError(

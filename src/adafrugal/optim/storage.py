@@ -16,11 +16,12 @@ from adafrugal.optim import eight_bits
 from adafrugal.optim.options import Group
 from adafrugal.optim.rounding import Rounding
 from adafrugal.optim.rules import MOMENTS
-from adafrugal.optim.sharding.shards import local
+from adafrugal.optim.sharding.shards import is_split_by_rows, local
 from adafrugal.optim.state import SCALES, has_moments, moment_keys, moment_names
 from adafrugal.optim.subspaces import Selection
 
 _FEWEST = 4096  # entries of a matrix whose moments are stored in 8 bits
+_SHORTEST = 16  # entries of a row; scales of shorter ones would take what the codes save
 _WITHOUT_SIGN = ("exp_avg_sq",)
 
 
@@ -36,7 +37,7 @@ def begin(param: Tensor, state: dict[str, Any], group: Group, chosen: Selection)
     like = torch.empty(shape, dtype=dtype, device="meta")
     for name in MOMENTS[group["state_full"]]:
         parts = {name: like}
-        if given == "int8" and _takes_codes(param):
+        if given == "int8" and _takes_codes(param, like):
             parts = dict(zip((name, SCALES[name]), eight_bits.zeros(like, name not in _WITHOUT_SIGN), strict=True))
         for key, part in parts.items():
             state[key] = empty_like(key, part, param, group).zero_()
@@ -49,13 +50,15 @@ def empty_like(name: str, value: Tensor, param: Tensor, group: Group) -> Tensor:
         device = step_device(param, group)
     elif name in moment_keys(group):
         device = moment_device(param, group)
-    is_pinned = bool(value.ndim) and device != param.device  # so that copies to a GPU are fast
+    is_pinned = bool(value.ndim) and param.is_cuda and device != param.device  # so that copies to the GPU are fast
     return torch.empty_like(value, device=device, pin_memory=is_pinned)
 
 
-def _takes_codes(param: Tensor) -> bool:
-    """Return whether a parameter is large enough for 8 bits; of a sharded one all processes say the same."""
-    return param.ndim > 1 and param.numel() >= _FEWEST and param.dtype != torch.float64
+def _takes_codes(param: Tensor, moment: Tensor) -> bool:
+    """Return whether a parameter's moments are stored in 8 bits; of a sharded one all processes say the same."""
+    is_large = param.ndim > 1 and param.numel() >= _FEWEST
+    length = moment.shape[min(1, moment.ndim - 1) :].numel()
+    return is_large and length >= _SHORTEST and param.dtype != torch.float64 and is_split_by_rows(param)
 
 
 def in_codes(state: Mapping[str, Any], group: Group) -> list[str]:
@@ -81,8 +84,6 @@ def working_dtype(param: Tensor) -> torch.dtype:
 
 def needs_copies(param: Tensor, state: Mapping[str, Any], group: Group) -> bool:
     """Return whether a tensor or its moments are stored in another dtype, or elsewhere, than they are updated in."""
-    if (param.dtype, group["state_dtype"], group["state_on"]) == (torch.float32, None, "device"):  # the usual case
-        return False
     stored = [param, *(state[name] for name in moment_names(state, group))]
     return any(value.dtype != working_dtype(param) or value.device != param.device for value in stored)
 
@@ -91,7 +92,7 @@ def widened(state: Mapping[str, Any], name: str, rows: Any, like: Tensor) -> Ten
     """Return some rows (`...`: all) of a moment in dtype and on device of `like`: a view if it is so, else a copy."""
     if _is_in_codes(state, name):
         return eight_bits.decode(*(state[key][rows].to(like.device) for key in (name, SCALES[name])))
-    value: Tensor = state[name][rows].to(like)
+    value: Tensor = state[name][rows].to(like.device).to(like.dtype)  # one copy of both would be by pageable memory
     return value
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from adafrugal.optim import choices, storage
 from adafrugal.optim.kernels import compiled, lists, tables
@@ -35,7 +35,6 @@ from adafrugal.optim.subspaces.projections import Projection
 _IN_A_BATCH = 2**23  # entries of matrices projected, or given to a rule, at once
 _IN_A_SLICE = 2**18  # entries copied at once, to update them in more bits than they are stored in
 _SLICES_OF_A_LAUNCH = 16  # on a GPU, where each operation costs a launch
-_most_slices: int | None = None  # of a tensor; None: all
 
 
 class Launches(NamedTuple):
@@ -340,13 +339,14 @@ def _update_copies(due: Due, group: Group, rounding: Rounding, apply: Apply) -> 
     part = state
     is_whole = chosen or (_takes_direction(state, group, chosen) and not choices.goes_by_rows(group["state_free"].sees))
     for rows in [...] if is_whole else _slices(target):
-        wide = target[rows].to(dtype, copy=True)
+        wide = target[rows].to(dtype)
         part = state | {name: storage.widened(state, name, rows, wide) for name in moments}
         if moments:
             part["step"] = state["step"].clone()
         _update_in_turn([Due(place, wide, grad[rows].to(dtype), part, chosen)], group, apply)
         part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
-        part_rounding.store(target[rows], wide, 0)
+        if target.dtype != dtype:
+            part_rounding.store(target[rows], wide, 0)
         for role, name in enumerate(moments, 1):
             storage.store(state, name, rows, part[name], part_rounding, role)
     if moments:
@@ -360,16 +360,6 @@ def _slices(tensor: Tensor) -> Iterator[Any]:
         yield ...
         return
     rows = max(1, most * len(tensor) // tensor.numel())
-    for first in itertools.islice(range(0, len(tensor), rows), _most_slices):
+    most_slices = 2 if isinstance(tensor, FakeTensor) else None  # an estimate: all slices take the same memory
+    for first in itertools.islice(range(0, len(tensor), rows), most_slices):
         yield slice(first, first + rows)
-
-
-@contextmanager
-def few_slices() -> Iterator[None]:
-    """Update only two slices of each tensor, to trace the memory that all of them take in turn."""
-    global _most_slices
-    before, _most_slices = _most_slices, 2
-    try:
-        yield
-    finally:
-        _most_slices = before

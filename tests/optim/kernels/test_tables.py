@@ -214,6 +214,11 @@ def test_what_a_replay_would_repeat_is_refused_with_capturable(option):
         frugal(matrices(), capturable=True, **option)
 
 
+def test_moments_elsewhere_are_refused_with_capturable():
+    with pytest.raises(ValueError, match="capturable with state_on cpu_always_full: a CUDA graph would not copy"):
+        frugal(matrices(), capturable=True, state_on="cpu_always_full")
+
+
 @pytest.mark.parametrize("arguments", [{"fused": None}, {"foreach": True}, {"foreach": False, "fused": True}])
 def test_arguments_of_torchs_optimizers_are_accepted(arguments):
     ends = [stepped(frugal(matrices(), **given), range(3)).param_groups[0]["params"] for given in ({}, arguments)]

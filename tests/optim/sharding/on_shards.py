@@ -358,7 +358,7 @@ def run(rank):
     found["directed"] = {kind: directed(mesh, kind) for kind in ("whiten", "sinkhorn", "colnorm", "rownorm")}
     found["as shards lie"] = as_shards_lie(mesh)
     found["rounded"] = {arm: rounded(mesh, arm) for arm in ("blocks", "columns", "slab", "swan, blocks")}
-    storage._FEWEST = 1  # small matrices take 8 bits, too
+    storage._FEWEST = storage._SHORTEST = 1  # small matrices take 8 bits, too
     found["in 8 bits"] = {
         arm: {
             "as one": rounded(mesh, arm, "int8"),
