@@ -31,18 +31,21 @@ from adafrugal.settings.schema import Settings
 from adafrugal.training import few_steps
 from adafrugal.training.distributed.ranks import Ranks
 
-LOCAL = ("data.fields=[text]", "data.classes=2", "eval.every=null", "trainer.batch_size=8")
+_TEXTS = ("data.fields=[text]", "data.classes=2", "eval.every=null")
+_TOKENS = ("data.tokenizer.kind=pretrained", "model.pretrained=false")
 REPEATS = 3  # of what several processes take
 
 _ENCODER = {"vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12,
             "num_hidden_layers": 6, "max_position_embeddings": 130, "pad_token_id": 1}  # fmt: skip
 _GPT2 = {"vocab_size": 4096, "n_positions": 256, "n_embd": 384, "n_layer": 6, "n_head": 6}
-_FINETUNE = ("task=finetune", "model=encoder", "data=labelled", "trainer.steps=4", "trainer.sequence_length=128")
+_FINETUNE = ("task=finetune", "model=encoder", "data=labelled", "trainer.steps=4", "trainer.batch_size=8",
+             "trainer.sequence_length=128")  # fmt: skip
 _DECODER = ("model=decoder", "trainer.batch_size=4", "trainer.sequence_length=128")
 _BF16, _FP32, _LAYERS = "trainer.precision=bf16", "trainer.precision=fp32", "trainer.activation_checkpointing=layers"
 ALONE = [
     ("model=llama_20m", "optimizer=adafrugal", "trainer.batch_size=4", _BF16),
-    ("model=llama_20m", "optimizer=adafrugal", "trainer.batch_size=4", _BF16, _LAYERS, "trainer.update_in_backward=true"),
+    ("model=llama_20m", "optimizer=adafrugal", "trainer.batch_size=4", _BF16, _LAYERS,
+     "trainer.update_in_backward=true"),
     ("model=llama_20m", "optimizer=adamw_8bit", "trainer.batch_size=1", "trainer.sequence_length=32", _FP32),
     *((*_FINETUNE, f"optimizer={optimizer}", *more)
       for optimizer, more in (("adamw", (_FP32,)), ("adafrugal", (_BF16, "trainer.micro_batch_size=2")),
@@ -50,14 +53,13 @@ ALONE = [
     (*_DECODER, "optimizer=adamw", _FP32),
     (*_DECODER, "optimizer=adafrugal", _BF16),
 ]  # fmt: skip
-_TOGETHER = ("model=llama_20m", "trainer.batch_size=8", "trainer.device=cpu")
+_TOGETHER = ("model=llama_9m", "trainer.batch_size=8", "trainer.device=cpu")
 TOGETHER = [
     (*_TOGETHER, f"trainer.parallel={parallel}", *words)
     for parallel in ("ddp", "fsdp")
     for words in (
         ("optimizer=adamw", _FP32),
         ("optimizer=adafrugal", _BF16, "trainer.micro_batch_size=2"),
-        ("optimizer=adafrugal", _BF16, "trainer.sequence_length=32", _LAYERS),
     )
 ]
 
@@ -109,10 +111,10 @@ def held_against(words: Sequence[str], ranks: Ranks) -> dict[str, Any]:
     found = [peaks(settings, ranks) for _ in range(REPEATS if ranks.size > 1 else 1)]
     least = [min(each) for each in zip(*found, strict=True)]
     allocated = [max(each) for each in zip(*ranks.gather(least), strict=True)]
-    return {
-        "words": [word for word in words if "=/" not in word and word not in LOCAL], "processes": ranks.size, "phase": expected.peak.phase,
-        "estimate": [expected.training.total, expected.evaluation.total], "allocated": allocated,
-    }  # fmt: skip
+    typed = [word for word in words if "=/" not in word and word not in (*_TEXTS, *_TOKENS)]
+    both = [expected.training.total, expected.evaluation.total]
+    return {"words": typed, "processes": ranks.size, "phase": expected.peak.phase, "estimate": both,
+            "allocated": allocated}  # fmt: skip
 
 
 def measured_together(runs: Sequence[Sequence[str]], processes: int = 1) -> list[dict[str, Any]]:
@@ -159,18 +161,15 @@ def _local() -> Iterator[dict[str, list[str]]]:
             texts = [{"text": "word " * (128 if n % 4 else 100), "label": n % 2} for n in range(8)]
             parquet.write_table(Table.from_pylist(texts), root / "texts" / f"{split}.parquet")
         places = [f"model.name={root}/encoder", f"data.source={root}/texts", f"cache_root={root}/cache"]
-        tokens = ["data.tokenizer.kind=pretrained", f"data.tokenizer.name={root}/decoder", "model.pretrained=false"]
-        yield {"finetune": [*LOCAL, *places], "decoder": [f"model.name={root}/decoder", *tokens], "llama": []}
+        tokens = [f"data.tokenizer.name={root}/decoder", *_TOKENS]
+        yield {"finetune": [*_TEXTS, *places], "decoder": [f"model.name={root}/decoder", *tokens], "llama": []}
 
 
 def all_kinds() -> list[dict[str, Any]]:
-    """Each kind, in processes of its own."""
+    """Runs of one process, and of two."""
     with _local() as local:
-        alone = []
-        for words in ALONE:
-            kind = next((kind for kind in ("finetune", "decoder") if any(kind in word for word in words[:2])), "llama")
-            alone += measured_together([[*words, *local[kind]]])
-    return alone + [measured_together([words], 2)[0] for words in TOGETHER]
+        runs = [[*words, *local[words[0].partition("=")[2].partition("_")[0]]] for words in ALONE]
+        return [*measured_together(runs), *measured_together(TOGETHER, 2)]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -63,7 +63,7 @@ class Estimate:
 def estimate(settings: Settings) -> Estimate:
     """Trace steps, an evaluation, and the refreshes of a whole cycle of subspaces, on fake tensors.
 
-    Where several processes have met (`torch.distributed`, or `built.met`), it is of this one of those that share the run.
+    Where several processes have met (by torch.distributed, or `built.met`), it is of this one of them.
 
     Raises:
         SettingError: the optimizer refuses the model, its config.json cannot be read, or its shards cannot be told.
@@ -86,7 +86,7 @@ def shared(trainer: TrainerSettings) -> int:
     """
     if trainer.parallel == "none":
         return 1
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         trainer.need(not trainer.offload, "offload", "false, since what lies in the CPU's memory is not told apart")
         return dist.get_world_size()
     many = "none, or with a number of processes: python -m adafrugal.memory … --processes N"
@@ -119,7 +119,8 @@ def _traced(settings: Settings, processes: int) -> Estimate:
         state = _largest_state(optimizer, density)
         optimizer.zero_grad(set_to_none=True)
         found.append((density, state, footprint(built, optimizer, passes, steps=2)))  # each with a refresh
-    evaluated = _once(built, "evaluation", lambda: evaluation(built))  # last: FSDP leaves gathered what is not in blocks
+    # last, since FSDP leaves gathered what is not in blocks
+    evaluated = _once(built, "evaluation", lambda: evaluation(built))
     stages = (
         Stage(density, state, *(replace(peak, state=sum(state.values())) for peak in (training, evaluated)))
         for density, state, training in found
@@ -164,7 +165,7 @@ def _once(built: Built, what: str, trace: Callable[[], Footprint]) -> Footprint:
     shape = built.rows, built.micro_batches > 1, trainer.sequence_length, trainer.precision
     how = trainer.activation_checkpointing, trainer.clip_norm, getattr(settings.data, "mask_documents", False)
     weights = [(tuple(p.shape), p.requires_grad) for p in built.model.parameters()]
-    among = built.processes, trainer.parallel, trainer.replicas
+    among = built.processes, trainer.parallel, trainer.replicas, trainer.device
     key = repr((what, settings.model, shape, how, weights, among))
     if key not in _KNOWN:
         _KNOWN[key] = trace()
