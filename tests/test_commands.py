@@ -9,7 +9,10 @@ from conftest import REPOSITORY
 from made import recorded
 
 from adafrugal.reports import __main__ as reports
+from adafrugal.reports.arms import jobs
+from adafrugal.settings.compose import check
 from adafrugal.settings.naming import SHORT
+from adafrugal.training.session import run
 
 ELSEWHERE = {  # beginning of a command, or all of it with $ at the end -> the test that runs it or all its parts
     "python train.py -m optimizer.lr=1e-3,3e-3": "tracking/test_wandb.py: names_group_tags_and_axis",
@@ -39,6 +42,11 @@ NOT_RUN = {  # beginning of a command -> why; it is composed by tests/test_readm
     "python train.py experiments=c4_130m/adafrugal": "needs C4, and a GPU for days",
     "python train.py sweeps=c4_130m$": "needs C4, and a GPU for days",
 }  # fmt: skip
+FEW = ["trainer.steps=4", "eval.tokens=64"]
+SMALL = [  # what is beside scale=smoke in place of scale=mini
+    "trainer.batch_size=8", "trainer.micro_batch_size=8", "trainer.precision=fp32", "model.num_hidden_layers=4",
+    "schedule.warmup=1", "schedule.cycle=4",
+]  # fmt: skip
 
 
 def commands():
@@ -68,8 +76,8 @@ def test_each_command_has_one_entry_at_most_each_entry_a_command_and_each_test_i
 
 
 @pytest.mark.parametrize("command", [command for command in HERE if command.startswith("python train.py")])
-def test_a_command_of_train_py_makes_its_runs(command, train, finished, no_estimate, smoke, tmp_path, monkeypatch):
-    """With two steps of the tiny model, one seed of a sweep, and the checkpoint of another run."""
+def test_a_command_of_train_py_makes_its_runs(command, train, made, smoke, tmp_path, monkeypatch):
+    """Four steps of the tiny model, two seeds, the first and the last job of a sweep, the checkpoint of another run."""
     monkeypatch.chdir(tmp_path)
     if "corpus/" in command:
         (tmp_path / "corpus").mkdir()
@@ -77,14 +85,30 @@ def test_a_command_of_train_py_makes_its_runs(command, train, finished, no_estim
         (tmp_path / "corpus" / "a.txt").write_text(text)
     (checkpoint,) = smoke.directory.glob("checkpoints/step-*")
     words = [re.sub(r"runs/.*", str(checkpoint), word) for word in shlex.split(command)[2:]]
-    words = [word for word in words if word not in ("scale=mini", "scale=smoke")] + ["trainer.steps=2"]
-    if "-m" in words or any(word.startswith("sweeps=") for word in words):
-        one = ["seed=0"] if "sweeps=" in command else []
-        done = train(*(word.replace("0,1,2,3,4", "0,1") for word in words), *one)
+    words = [word for word in words if not word.startswith("scale=")] + FEW
+    if "-m" in words:
+        done = train(*(word.replace("0,1,2,3,4", "0,1") for word in words))
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.count("validation loss") > 1
+        assert done.stdout.count("validation loss") == 2
+    elif any(word.startswith("sweeps=") for word in words):
+        small = SMALL if "scale=mini" in command else []
+        first, *_, last = jobs([shlex.join(["scale=smoke", *words, *small])])
+        for job in (first, last):
+            assert made(*shlex.split(job.command)).summary()["steps"] == 4
     else:
-        assert finished(*words).summary()["steps"] == 2
+        assert made("scale=smoke", *words).summary()["steps"] == 4
+
+
+@pytest.fixture
+def made(composed, cache_root, tmp_path, no_estimate):
+    """A function: words of train.py -> the record of their run."""
+
+    def make(*words):
+        places = [f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}", "tracking=local"]
+        settings, choices = composed(*[word for word in words if word != "tracking=local"], *places)
+        return run(check(settings, choices), choices)[0]
+
+    return make
 
 
 def test_the_commands_of_reports_read_the_runs_and_write_what_the_pages_say(tmp_path, monkeypatch, capsys):
