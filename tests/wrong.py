@@ -93,6 +93,8 @@ WRONG = ALWAYS | {  # beside the defaults
     f"{FSDP} optimizer.fit_gib=4": ["optimizer.fit_gib is 4", "null with trainer.parallel=fsdp"],
     f"{FSDP} optimizer=galore": ["optimizer.subspace is 'svd'", "{kind: svd, side: right}"],
     "optimizer.density.fit_gib=8 optimizer.fit_gib=4": ["optimizer.fit_gib is 4.0", "density.fit_gib is 8"],
+    "optimizer.density.fit_card_gib=8 optimizer.fit_gib=4": ["fit_gib is 4", "fit_card_gib is 8", "whole card"],
+    "optimizer.density=0.1 optimizer.density.fit_card_gib=1": ["density.fit_card_gib", "optimizer.fit_card_gib=…"],
     "optimizer.density=0.1 optimizer.density.fit_gib=1": ["optimizer.density.fit_gib", "optimizer.fit_gib=…"],
     "schedule.warmup=1000": ["schedule.warmup is 1000", "trainer.steps (500)"],
     "model=decoder model.name=a/b": ["data.tokenizer.kind is 'train'", "pretrained", "data.tokenizer.name=a/b"],

@@ -43,9 +43,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 def no_such(key: str, allowed: Iterable[str]) -> str:
     """Return the message for a setting that does not exist, with the names that do."""
-    if key == "optimizer.density.fit_gib":
-        return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
     path, _, last = key.rpartition(".")
+    if key in ("optimizer.density.fit_gib", "optimizer.density.fit_card_gib"):
+        return f"{key}: the density is a number here, which has no settings; write optimizer.{last}=…"
     if key == "data.store":
         return f"{key} is gone: tokens are always kept under cache_root; data.store_limit_gib limits them"
     what = f"{path} has no {last!r}" if path else "there is no such setting"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adafrugal.memory import breakdown, estimate, fit, measure, on_device
+from adafrugal.memory import breakdown, card, estimate, fit, measure, on_device
 from adafrugal.memory.fit import Fitted
 from adafrugal.models import optimizers
 from adafrugal.settings.canonical import settled
@@ -155,8 +155,8 @@ class Run:
         return task
 
     def _within_budget(self, settings: Settings, state: Mapping[str, Any] | None) -> tuple[Settings, Fitted | None]:
-        """The settings with a density that fits `optimizer.fit_gib`, and the choice if it is made now."""
-        if getattr(settings.optimizer, "fit_gib", None) is None:
+        """The settings with a density that fits the budget that they may have, and the choice if it is made now."""
+        if card.of_settings(settings) is None:
             return settings, None
         if state is not None:
             return fit.beginning_with(settings, state["account"]["fitted_density"]), None
