@@ -83,6 +83,7 @@ WRONG = ALWAYS | {  # beside the defaults
     f"{IN_BACKWARD} trainer.compile=true": ["false with trainer.compile=true", "at once"],
     f"{IN_BACKWARD} optimizer.nonfinite=skip": ["optimizer.nonfinite=skip", "trainer.on_nonfinite"],
     f"{IN_BACKWARD} {DDP}": ["trainer.update_in_backward is true", "summed in buckets"],
+    "trainer.device=cpu trainer.memory_limit_gib=15": ["memory_limit_gib is 15.0", "null with trainer.device=cpu"],
     "trainer.replicas=2": ["trainer.replicas is 2", "1, or more with trainer.parallel=fsdp"],
     f"{DDP} trainer.offload=true": ["trainer.offload is true", "false, or true with"],
     f"{DDP} optimizer.modules.head=frozen": ["optimizer.modules.head is 'frozen'", "every gradient"],

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adafrugal.memory import out_of_memory
+from adafrugal.memory.estimate import estimate
 from adafrugal.tracking.record import Record
 
 
@@ -11,12 +12,12 @@ def test_torchs_error_on_a_cpu_is_explained(settings):
     chosen, _ = settings()
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    line = out_of_memory.reason(caught.value, chosen)
-    assert line.startswith("memory was refused (")
-    assert "trainer.micro_batch_size (now 8), trainer.sequence_length" in line
-    assert "trainer.activation_checkpointing=layers, trainer.update_in_backward=true, optimizer.density" in line
-    assert "a smaller model; the estimate of the peak is 0.01 GiB, in the backward phase; `python -m" in line
-    assert "\n" not in line
+    head, *cuts, last = out_of_memory.reason(caught.value, chosen).splitlines()
+    assert head.startswith("memory was refused (")
+    assert "by the estimate it takes 0.01 GiB, most in the backward phase, and there are" in head
+    assert "so that something else takes the rest; each of these, with those above it, would leave" in head
+    assert "model.loss_chunk_rows=256" in cuts[0] and "trainer.activation_checkpointing=layers" in cuts[1]
+    assert len(cuts) <= 6 and last.startswith("Settings of trainer and model.loss_chunk_rows leave the run what it is")
 
 
 def test_other_errors_of_memory_are_explained_and_no_others(settings, monkeypatch):
@@ -25,10 +26,12 @@ def test_other_errors_of_memory_are_explained_and_no_others(settings, monkeypatc
     def refused(_):
         raise MemoryError
 
-    monkeypatch.setattr("adafrugal.memory.estimate.estimate", refused)
+    monkeypatch.setattr("adafrugal.memory.cuts.estimate", refused)
     chosen, _ = settings()
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
-        assert "a smaller model; `python -m adafrugal.memory` says" in out_of_memory.reason(error, chosen)
+        said = out_of_memory.reason(error, chosen)
+        assert "trainer.micro_batch_size (now 8), trainer.sequence_length" in said
+        assert said.endswith("a smaller model; docs/memory.md has what each saves") and "\n" not in said
     for error in (RuntimeError("size mismatch"), ValueError("can't allocate memory"), KeyError()):
         assert out_of_memory.reason(error, chosen) is None
 
@@ -40,18 +43,28 @@ def test_a_gpus_error_is_explained(settings):
     assert out_of_memory.reason(caught.value, settings()[0])
 
 
-def test_a_run_that_is_refused_memory_fails_with_that_line(forks, cache_root, tmp_path, tally):
-    """For real, under a limit of the address space: 400,000 pieces make logits of 13 GB."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, resource.RLIM_INFINITY))"
-    large = ["trainer.batch_size=128", "model.vocabulary_size=400000", "model.loss_chunk_rows=null"]
+def test_a_run_that_is_refused_memory_goes_on_with_what_its_error_says(forks, cache_root, tmp_path, settings, tally):
+    """For real, under a limit of the address space: half of the estimate, and two GiB for the libraries."""
+    large = ["trainer.batch_size=128", "model.vocabulary_size=100000", "model.loss_chunk_rows=null"]
+    peak = estimate(settings(*large)[0]).peak.total
+    bound = 2 * 2**30 + peak // 2
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({bound}, resource.RLIM_INFINITY))"
     places = [f"run_root={tmp_path}", f"cache_root={cache_root}", "data.tokenizer.vocabulary_size=512"]
-    done = forks("scale=smoke", "tracking=local", *large, *places, cwd=tmp_path, before=limit)
+    words = ["scale=smoke", "tracking=local", *large, *places]
+    done = forks(*words, cwd=tmp_path, before=limit)
     assert done.code == 1, done.err
-    (line,) = done.err.splitlines()
-    assert line.startswith("error: memory was refused (")
-    assert "; the estimate of the peak is " in line
-    assert "trainer.micro_batch_size (now 128), trainer.sequence_length (64), model.loss_chunk_rows (null" in line
+    head, *cuts, last = done.err.splitlines()
+    assert head.startswith("error: memory was refused (")
+    assert f"by the estimate it takes {peak / 2**30:.2f} GiB" in head
+    assert f"and there are {peak / 2**31:.2f} GiB" in head
+    assert cuts[-1].endswith(" less, which fits")
+    assert last.startswith("Settings of trainer and model.loss_chunk_rows leave the run what it is")
     (status,) = tmp_path.glob("*/*/status.json")
     record = Record(status.parent)
-    assert (record.status, record.reason[:18]) == ("failed", "memory was refused")
+    assert (record.status, record.reason) == ("failed", head.removeprefix("error: "))
+    said = [word for line in cuts for word in line.split() if "=" in word]
+    assert not any(word.startswith("optimizer.") for word in said)
+    again = forks(*words, *said, cwd=tmp_path, before=limit)
+    assert again.code == 0, again.err
+    assert Record(status.parent).status == "finished"
     tally("faults: memory is refused")

@@ -168,7 +168,7 @@ OUT_OF_RANGE = {
     "": {"seed": (-1, 2**63), "arm": ("../x", "..", ".")},
     "trainer": {"steps": (0,), "epochs": (0, math.nan), "batch_size": (0, 10**20), "sequence_length": (1,),
                 "clip_norm": (0, math.nan), "replicas": (0,), "timeout": (0, math.inf), "log_every": (0,),
-                "max_skips": (0,), "compile": ("fast",)},
+                "max_skips": (0,), "compile": ("fast",), "memory_limit_gib": (1, math.nan)},
     "eval": {"every": (0,)},
     "checkpoint": {"every": (0,), "keep": (0,)},
     "tracking": {"name": ("", "x" * 129), "group": ("", "x" * 129), "tags": ([""], ["x" * 65])},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from adafrugal.memory.trace import Footprint
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
+
+if TYPE_CHECKING:
+    from adafrugal.memory.trace import Footprint
 
 GIB = 2**30
 # Fitted to memory.json and llama_7b.json of experiments/results/gpu (60M to 7B on an H100, eager, without expandable
@@ -26,6 +29,11 @@ def reserve(peak: Footprint) -> int:
 def needed(peak: Footprint) -> int:
     """Bytes that a card must have for a run with this peak of tensors."""
     return peak.total + reserve(peak) + CONTEXT
+
+
+def within_limit(gib: float) -> int:
+    """Bytes that torch's allocator may hold for a process to stay within so many GiB of the card, context included."""
+    return max(0, int(gib * GIB) - CONTEXT)
 
 
 def usable(gigabytes: float) -> float:

@@ -75,18 +75,19 @@ def resolved(
             is_within = budget is None or budget.holds(peak)
             return is_within and peak.total + card.reserve(peak) <= free  # the context is there already
 
-        trainer = replace(trainer, micro_batch_size=_micro_batch(own, memory, fits))
+        trainer = replace(trainer, micro_batch_size=micro_batch(own, memory, fits))
     return with_chunks(replace(settings, trainer=trainer), memory, processes)
 
 
-def _micro_batch(settings: Settings, memory: int, fits: Callable[[Footprint], bool]) -> int:
-    """The largest divisor of one process's batch whose estimated peak fits; 1 where none does.
+def micro_batch(settings: Settings, memory: int | None, fits: Callable[[Footprint], bool]) -> int:
+    """The largest divisor of a process's batch, up to its micro-batch, whose estimated peak fits; 1 where none does.
 
     Only activations and logits grow with the rows, so that each estimate says which divisor to try next.
     """
     from adafrugal.memory.estimate import estimate
 
-    rows = size = settings.trainer.batch_size
+    size = settings.trainer.batch_size
+    rows = settings.trainer.micro_batch_size or size
     while True:
         tried = replace(settings, trainer=replace(settings.trainer, micro_batch_size=rows))
         peak = estimate(with_chunks(tried, memory)).peak

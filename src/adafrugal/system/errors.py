@@ -19,6 +19,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: one line that says why and what to set."""
 
 
+class MemoryRefusedError(TrainingError):
+    """A run that was refused memory: one line that says so, and lines below it that say what lowers it."""
+
+
 def line(error: BaseException) -> str:
     """The message of an error in one line; the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

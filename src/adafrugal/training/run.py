@@ -18,6 +18,7 @@ from adafrugal.settings.canonical import settled
 from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
+from adafrugal.system import allocator
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking import environment
 from adafrugal.training import branch, devices, lineage, tasks
@@ -175,6 +176,8 @@ class Run:
         """Record the environment; set status to running."""
         here = {"device": loop.place.name(), "precision": loop.place.precision}
         here |= loop.compilation.decided(loop.settings)
+        if loop.place.is_gpu and (configured := allocator.configured()) is not None:
+            here["allocator"] = configured
         if self.ranks.size > 1:
             here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
         found = environment.describe() | here | {"data": loop.task.data}
