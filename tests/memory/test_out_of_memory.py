@@ -17,7 +17,9 @@ def test_torchs_error_on_a_cpu_is_explained(settings):
     assert "by the estimate it takes 0.01 GiB, most in the backward phase, and there are" in head
     assert "so that something else takes the rest; each of these, with those above it, would leave" in head
     assert "model.loss_chunk_rows=256" in cuts[0] and "trainer.activation_checkpointing=layers" in cuts[1]
-    assert len(cuts) <= 6 and last.startswith("Settings of trainer and model.loss_chunk_rows leave the run what it is")
+    assert len(cuts) <= 6 and last.startswith("What does not make another run may be added to the same command")
+    assert ["another run" in line for line in cuts[:2]] == [False, False] and cuts[-1].endswith("less, another run")
+    assert not any("state_on" in line for line in cuts), "it saves nothing on a CPU"
 
 
 def test_other_errors_of_memory_are_explained_and_no_others(settings, monkeypatch):
@@ -58,12 +60,12 @@ def test_a_run_that_is_refused_memory_goes_on_with_what_its_error_says(forks, ca
     assert f"by the estimate it takes {peak / 2**30:.2f} GiB" in head
     assert f"and there are {peak / 2**31:.2f} GiB" in head
     assert cuts[-1].endswith(" less, which fits")
-    assert last.startswith("Settings of trainer and model.loss_chunk_rows leave the run what it is")
+    assert last.startswith("What does not make another run may be added to the same command")
     (status,) = tmp_path.glob("*/*/status.json")
     record = Record(status.parent)
     assert (record.status, record.reason) == ("failed", head.removeprefix("error: "))
     said = [word for line in cuts for word in line.split() if "=" in word]
-    assert not any(word.startswith("optimizer.") for word in said)
+    assert not any("another run" in line for line in cuts)
     again = forks(*words, *said, cwd=tmp_path, before=limit)
     assert again.code == 0, again.err
     assert Record(status.parent).status == "finished"

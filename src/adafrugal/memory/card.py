@@ -28,7 +28,12 @@ def reserve(peak: Footprint) -> int:
 
 def needed(peak: Footprint) -> int:
     """Bytes that a card must have for a run with this peak of tensors."""
-    return peak.total + reserve(peak) + CONTEXT
+    return held(peak) + CONTEXT
+
+
+def held(peak: Footprint) -> int:
+    """Bytes that torch's allocator holds on a GPU at this peak."""
+    return peak.on_gpu + reserve(peak)
 
 
 def within_limit(gib: float) -> int:
@@ -55,7 +60,7 @@ class Budget:
 
     def takes(self, peak: Footprint) -> int:
         """Bytes of a peak that count."""
-        return needed(peak) if self.whole else peak.total
+        return needed(peak) if self.whole else peak.on_gpu
 
     def holds(self, peak: Footprint) -> bool:
         """Whether a peak fits."""

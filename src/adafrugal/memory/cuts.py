@@ -18,7 +18,6 @@ from adafrugal.system.errors import SettingError
 CHUNK = 256  # rows of logits made at once
 DENSITY = 0.05  # the end of AdaFRUGAL's ρ in the paper
 _Values = dict[str, Any]  # dotted name -> value
-Estimated = Callable[[Settings], Footprint]
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,31 @@ def foretold(settings: Settings) -> Footprint:
 
 
 def cuts(
-    settings: Settings, fits: Callable[[Footprint], bool], seconds: float = 60, peak_of: Estimated = foretold
+    settings: Settings,
+    takes: Callable[[Footprint], int],
+    room: int = 0,
+    seconds: float = 60,
+    peak_of: Callable[[Settings], Footprint] = foretold,
 ) -> Iterator[Cut]:
     """Yield what lowers the peak, each beside those before, until it fits: first what leaves the run as it is.
 
     What saves less than a hundredth is left out, as is what the other settings do not allow. At most a dozen estimates
     are made, and none begins after so many seconds.
 
+    Args:
+        settings: of a run.
+        takes: the bytes of a peak that count, such as those on a GPU.
+        room: bytes that there are for them; 0 yields all that lowers the peak.
+        seconds: for the estimates.
+        peak_of: the estimate.
+
     Raises:
         SettingError: such a run is not estimated.
     """
+
+    def fits(peak: Footprint) -> bool:
+        return takes(peak) <= room
+
     begun, peak = time.monotonic(), peak_of(settings)
     for choose in (_chunks, _checkpoints, _one_by_one, _state_elsewhere, _small_state, _fewer_entries, _small_weights):
         if time.monotonic() - begun > seconds:
@@ -56,7 +70,7 @@ def cuts(
         if not values or changed is None:
             continue
         after = peak_of(changed)
-        if after.total > 0.99 * peak.total:
+        if takes(after) > 0.99 * takes(peak):
             continue
         yield Cut(" ".join(f"{name}={_typed(value)}" for name, value in values.items()), changed, peak, after)
         if fits(after):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from adafrugal.memory import card
+from adafrugal.memory.built import hidden_size
 from adafrugal.memory.card import GIB, Budget
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import with_chunks
@@ -61,7 +62,7 @@ def fitted(settings: Settings) -> Fitted:
     Raises:
         SettingError: no density fits, or the one set selects nothing.
     """
-    settings = settled(settings, None, settings.model.hidden_size)
+    settings = settled(settings, None, hidden_size(settings))
     budget, density = card.of_settings(settings), settings.optimizer.density
     assert budget is not None
     highest, lowest = (density["start"], density["end"]) if "start" in density else (density["value"], 0.0)
@@ -95,7 +96,7 @@ def within_budget(settings: Settings) -> Settings:
 
 def beginning_with(settings: Settings, density: float) -> Settings:
     """The same settings with another density at the start of the run."""
-    changed = settled(settings, None, settings.model.hidden_size)
+    changed = settled(settings, None, hidden_size(settings))
     control = changed.optimizer.density
     control["start" if "start" in control else "value"] = density
     return changed

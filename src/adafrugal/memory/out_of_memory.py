@@ -9,6 +9,7 @@ import torch
 
 from adafrugal.memory import card
 from adafrugal.memory.trace import Footprint
+from adafrugal.settings.identity import differing
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import line
 
@@ -46,29 +47,28 @@ def _advice(settings: Settings) -> str:
     room, is_gpu = _room(settings)
 
     def takes(peak: Footprint) -> int:
-        return peak.total + (card.reserve(peak) if is_gpu else 0)
-
-    def fits(peak: Footprint) -> bool:
-        return takes(peak) <= room
+        return card.held(peak) if is_gpu else peak.total
 
     peak = foretold(settings)
-    should_fit = fits(peak)  # then something else takes memory, and no cut is known to be enough
-    found = list(cuts(settings, (lambda _: False) if should_fit else fits))
+    should_fit = takes(peak) <= room  # then something else takes memory, and no cut is known to be enough
+    found = list(cuts(settings, takes, 0 if should_fit else room))
     head = f"by the estimate it takes {_gib(takes(peak))}, most in the {peak.phase} phase, and there are {_gib(room)}"
     if not found:
         return f"{head}; what lowers it: {_names(settings)}, a smaller model"
     width = max(len(cut.words) for cut in found)
-    lines = [f"{head}; each of these, with those above it, would leave"]
+    lines, known_as = [f"{head}; each of these, with those above it, would leave"], differing(settings)
     for cut in found:
+        other = ", another run" if differing(cut.settings) != known_as else ""
         saved = takes(cut.before) - takes(cut.after)
-        lines.append(f"  {cut.words:<{width}}  {_gib(takes(cut.after))}, {saved / GIB:.2f} less")
+        lines.append(f"  {cut.words:<{width}}  {_gib(takes(cut.after))}, {saved / GIB:.2f} less{other}")
     if should_fit:
         lines[0] = lines[0].replace("; each", ", so that something else takes the rest; each")
-    elif fits(found[-1].after):
+    elif takes(found[-1].after) <= room:
         lines[-1] += ", which fits"
     else:
         lines[-1] += ", which does not fit yet: a shorter trainer.sequence_length, or a smaller model"
-    lines.append("Settings of trainer and model.loss_chunk_rows leave the run what it is: with them it goes on.")
+    if differing(found[0].settings) == known_as:
+        lines.append("What does not make another run may be added to the same command, which then goes on.")
     return "\n".join(lines)
 
 

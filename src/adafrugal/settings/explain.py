@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from adafrugal.settings import REPOSITORY
 from adafrugal.system.errors import chain, line
 
+_LONG, _FEW = 300, 6  # characters of a list of allowed names that is shortened, and to how many names
+_ALIKE = 0.6  # from here on a name may be meant
 _PLACES = ("experiments", "sweeps")  # beside conf/; their groups are nested
 _NO_EXPERIMENTS = tuple(f"experiments/{name}" for name in ("published", "results", "tables"))
 
@@ -33,12 +37,28 @@ def _choices(place: str, repository: Path = REPOSITORY) -> list[Path]:
     return [file for file in files if not file.relative_to(repository).as_posix().startswith(_NO_EXPERIMENTS)]
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return the end of a message: the allowed name nearest to the given one, and all allowed names."""
+def nearest(name: str, allowed: Iterable[str], rest: str = "") -> str:
+    """Return the end of a message: the allowed name nearest to the given one, and all allowed names.
+
+    Of a list that is too long to read it has the nearest few, and `rest`, which says where the others are.
+    """
     allowed = [a for a in allowed if not a.startswith("schema_")]
-    near = difflib.get_close_matches(name, allowed, n=1) or [a for a in allowed if a.rpartition("/")[2] == name]
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"{guess}allowed: {', '.join(allowed) or 'nothing'}"
+    ranked = sorted(allowed, key=lambda other: _likeness(name, other), reverse=True)
+    guess = f"did you mean {ranked[0]}? " if ranked and _likeness(name, ranked[0])[0] >= _ALIKE else ""
+    if len(listed := ", ".join(allowed)) > _LONG:
+        listed = f"{', '.join(ranked[:_FEW])} and {len(allowed) - _FEW} others{f' ({rest})' if rest else ''}"
+    return f"{guess}allowed: {listed or 'nothing'}"
+
+
+def _likeness(name: str, other: str) -> tuple[float, int]:
+    """Return how much alike two names are, from 0 to 1, and how many characters they begin with in common.
+
+    The end of a path or its beginning is nearly the whole; a longer name that has it as a word comes after these.
+    """
+    name, last, other = name.lower(), re.split(r"[./]", other.lower())[-1], other.lower()
+    part = 0.9 if name and last.startswith(name) else 0.7 if last in re.split(r"[._/ ]", name) else 0.0
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+    return max(difflib.SequenceMatcher(None, name, other).ratio(), part), sum(1 for _ in common)
 
 
 def no_such(key: str, allowed: Iterable[str]) -> str:
@@ -49,7 +69,7 @@ def no_such(key: str, allowed: Iterable[str]) -> str:
     if key == "data.store":
         return f"{key} is gone: tokens are always kept under cache_root; data.store_limit_gib limits them"
     what = f"{path} has no {last!r}" if path else "there is no such setting"
-    return f"{key}: {what}; {nearest(last, allowed)}"
+    return f"{key}: {what}; {nearest(last, allowed, 'python train.py --cfg job shows them')}"
 
 
 def explain(error: Exception) -> str:
@@ -83,7 +103,7 @@ def _explain_hydra(error: Exception) -> str:
         if root in _PLACES:
             group, name = root, rest
             names = [file.relative_to(REPOSITORY / root).with_suffix("").as_posix() for file in _choices(root)]
-        return f"{group}: there is no {name!r}; {nearest(name, names)}"
+        return f"{group}: there is no {name!r}; {nearest(name, names, '--help lists them')}"
     if getattr(error, "override", None):
         detail = " ".join(error.message.split("\nSee ")[0].split())
         return f"{error.override!r} is not a setting: {detail}; write name=value (quote spaces, commas and brackets)"

@@ -139,7 +139,6 @@ class FrugalSettings(AdamWSettings):
             raise SettingError(f"{both}: the first counts tensors alone, the second the whole card; set one to null")
         for name in BUDGETS:
             fits = getattr(self, name) is not None
-            self.need(not fits or s.model.kind == "llama", name, "null, since only a LLaMA is estimated")
             has_start = {"start", "value"} & described(self.density).keys()
             self.need(not fits or bool(has_start), name, "null with a density of your own that has no start")
             sharded = "null with trainer.parallel=fsdp, which is not estimated"
