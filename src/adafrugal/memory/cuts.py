@@ -18,6 +18,7 @@ from adafrugal.system.errors import SettingError
 CHUNK = 256  # rows of logits made at once
 DENSITY = 0.05  # the end of AdaFRUGAL's ρ in the paper
 _Values = dict[str, Any]  # dotted name -> value
+_Fits = Callable[[Footprint], bool] | None  # None: there is no time to estimate
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Cut:
     words: str  # as one types them
     settings: Settings  # with all cuts so far
     before: Footprint
-    after: Footprint
+    after: Footprint | None  # None: not estimated, for want of time
 
 
 def foretold(settings: Settings) -> Footprint:
@@ -45,7 +46,7 @@ def cuts(
     """Yield what lowers the peak, each beside those before, until it fits: first what leaves the run as it is.
 
     What saves less than a hundredth is left out, as is what the other settings do not allow. At most a dozen estimates
-    are made, and none begins after so many seconds.
+    are made, and none begins after so many seconds: what is left comes without.
 
     Args:
         settings: of a run.
@@ -63,34 +64,33 @@ def cuts(
 
     begun, peak = time.monotonic(), peak_of(settings)
     for choose in (_chunks, _checkpoints, _one_by_one, _state_elsewhere, _small_state, _fewer_entries, _small_weights):
-        if time.monotonic() - begun > seconds:
-            return
-        values = choose(settings, peak, fits)
+        is_late = time.monotonic() - begun > seconds
+        values = choose(settings, peak, None if is_late else fits)
         changed = _with(settings, values)
         if not values or changed is None:
             continue
-        after = peak_of(changed)
-        if takes(after) > 0.99 * takes(peak):
+        after = None if is_late else peak_of(changed)
+        if after is not None and takes(after) > 0.99 * takes(peak):
             continue
         yield Cut(" ".join(f"{name}={_typed(value)}" for name, value in values.items()), changed, peak, after)
-        if fits(after):
+        if after is not None and fits(after):
             return
-        settings, peak = changed, after
+        settings, peak = changed, after or peak
 
 
-def _chunks(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _chunks(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     trainer = settings.trainer
     rows = (trainer.micro_batch_size or trainer.batch_size) * trainer.sequence_length
     is_able = hasattr(settings.model, "loss_chunk_rows") and settings.task.kind == "pretrain"
     return {"model.loss_chunk_rows": CHUNK} if is_able and (chunk_rows(settings) or rows) > CHUNK else {}
 
 
-def _checkpoints(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _checkpoints(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     is_done = settings.trainer.activation_checkpointing == "layers"
     return {} if is_done else {"trainer.activation_checkpointing": "layers"}
 
 
-def _one_by_one(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _one_by_one(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     """One gradient at a time, or fewer rows at a time, by which is the larger part: they exclude each other."""
     trainer = settings.trainer
     in_backward: _Values = {"trainer.update_in_backward": True}
@@ -100,21 +100,21 @@ def _one_by_one(settings: Settings, peak: Footprint, fits: Callable[[Footprint],
     is_of_gradients = peak.gradients > peak.activations + peak.temporaries or rows == 1
     if is_of_gradients and _with(settings, in_backward) is not None:
         return in_backward
-    fewer = 1 if rows == 1 else micro_batch(settings, None, fits)
+    fewer = 1 if rows == 1 or fits is None else micro_batch(settings, None, fits)
     return {"trainer.micro_batch_size": fewer} if fewer < rows else {}
 
 
-def _state_elsewhere(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _state_elsewhere(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     has_it = getattr(settings.optimizer, "state_on", "") == "device"
     return {"optimizer.state_on": "cpu_always_full"} if has_it else {}
 
 
-def _small_state(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _small_state(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     is_large = getattr(settings.optimizer, "state_dtype", "int8") != "int8"
     return {"optimizer.state_dtype": "int8"} if is_large else {}
 
 
-def _fewer_entries(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _fewer_entries(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     density = getattr(settings.optimizer, "density", None)
     if not isinstance(density, dict):
         return {}
@@ -124,7 +124,7 @@ def _fewer_entries(settings: Settings, peak: Footprint, fits: Callable[[Footprin
     return {"optimizer.density" if key == "value" else "optimizer.density.start": DENSITY}
 
 
-def _small_weights(settings: Settings, peak: Footprint, fits: Callable[[Footprint], bool]) -> _Values:
+def _small_weights(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     if getattr(settings.model, "dtype", "bfloat16") == "bfloat16":
         return {}
     rounded = {"optimizer.stochastic_rounding": True} if hasattr(settings.optimizer, "stochastic_rounding") else {}

@@ -59,13 +59,16 @@ def _advice(settings: Settings) -> str:
     lines, known_as = [f"{head}; each of these, with those above it, would leave"], differing(settings)
     for cut in found:
         other = ", another run" if differing(cut.settings) != known_as else ""
-        saved = takes(cut.before) - takes(cut.after)
-        lines.append(f"  {cut.words:<{width}}  {_gib(takes(cut.after))}, {saved / GIB:.2f} less{other}")
+        left = "not estimated in the time"
+        if cut.after is not None:
+            left = f"{_gib(takes(cut.after))}, {(takes(cut.before) - takes(cut.after)) / GIB:.2f} less"
+        lines.append(f"  {cut.words:<{width}}  {left}{other}")
+    last = found[-1].after
     if should_fit:
         lines[0] = lines[0].replace("; each", ", so that something else takes the rest; each")
-    elif takes(found[-1].after) <= room:
+    elif last is not None and takes(last) <= room:
         lines[-1] += ", which fits"
-    else:
+    elif last is not None:
         lines[-1] += ", which does not fit yet: a shorter trainer.sequence_length, or a smaller model"
     if differing(found[0].settings) == known_as:
         lines.append("What does not make another run may be added to the same command, which then goes on.")
