@@ -58,7 +58,7 @@ def bars() -> list[dict[str, Any]]:
         stages = estimate(compose.settings([*_SEVEN, *words])).stages
         for stage in stages:
             peak = stage.peak
-            sizes = [peak.weights, peak.gradients, peak.state - peak.away, peak.activations]
+            sizes = [peak.weights, peak.gradients, peak.state, peak.activations]
             sizes += [peak.temporaries + card.reserve(peak), card.CONTEXT]
             when = "" if stage.density is None else f", ρ {stage.density:.2g}"
             parts = dict(zip(PARTS, sizes, strict=True))
@@ -88,7 +88,7 @@ def table() -> list[dict[str, Any]]:
             room = int(card.usable(size) * GIB) - card.CONTEXT
             some, last = [], peak_of(settings)
             if card.held(last) > room:
-                some = list(cuts(settings, card.held, room, seconds=1e9, peak_of=peak_of))
+                some = list(cuts(settings, room, seconds=1e9, peak_of=peak_of))
                 last = some[-1].after
             row = {"model": model, "card": size, "cuts": [cut.words for cut in some]}
             found.append(row | {"bytes": card.needed(last), "fits": card.held(last) <= room})

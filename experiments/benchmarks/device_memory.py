@@ -60,7 +60,7 @@ def cases(device: str, cuts: bool) -> dict[str, Words]:
 def foretold(words: Words) -> dict[str, Any]:
     """The estimate of the peak, and the phase that it comes in."""
     peak = estimate(compose.settings(list(words))).peak
-    return {"peak": peak.on_gpu, "phase": peak.phase}
+    return {"peak": peak.total, "phase": peak.phase}
 
 
 def on_a_gpu(words: Words, steps: int) -> dict[str, Any]:

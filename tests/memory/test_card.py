@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from adafrugal.memory import card
-from adafrugal.memory.estimate import estimate
 from adafrugal.memory.trace import Footprint
-from adafrugal.settings import compose
 from adafrugal.system.errors import SettingError
 
 GIB = 2**30
@@ -50,13 +48,3 @@ def test_a_size_is_of_tensors_or_of_a_card():
 def test_another_size_is_refused(words):
     with pytest.raises(SettingError, match=r"--fits is .*; allowed: GiB of tensors above 0, such as 14.5, or a card's"):
         card.of_words(words)
-
-
-def test_an_estimate_in_slices_is_that_of_two_of_them():
-    """A matrix of 2¹⁹ entries is updated in two slices of equal peaks, one of 2²⁰ in four."""
-    words = ["scale=smoke", "optimizer=frugal", "model.dtype=bfloat16", "optimizer.state_dtype=bfloat16",
-             "trainer.precision=bf16", "optimizer.stochastic_rounding=true", "trainer.batch_size=1",
-             "trainer.sequence_length=8", "model.num_hidden_layers=1"]  # fmt: skip
-    two, four = (estimate(compose.settings([*words, f"model.vocabulary_size={n}"])) for n in (2**14, 2**15))
-    assert two.peak.phase == four.peak.phase == "optimizer"
-    assert two.peak.temporaries == four.peak.temporaries

@@ -12,20 +12,16 @@ ALL = (
 )  # fmt: skip
 
 
-def on_gpu(peak):
-    return peak.on_gpu
-
-
 def test_each_lowers_the_estimate_beside_those_before(settings):
     words = ["model.vocabulary_size=2000", "model.hidden_size=64", "trainer.batch_size=16", "optimizer=adafrugal"]
     chosen, _ = settings(*words)
-    found = list(cuts(chosen, on_gpu))
+    found = list(cuts(chosen))
     assert [cut.words for cut in found] == [words for words in ALL if words in [cut.words for cut in found]]
     assert {ALL[0], ALL[1], ALL[2], ALL[6]} <= {cut.words for cut in found}
     assert found[0].before == estimate(chosen).peak
     for one, next_one in pairwise(found):
-        assert next_one.after.on_gpu < 0.99 * next_one.before.on_gpu and next_one.before == one.after
-    assert not list(cuts(chosen, lambda peak: 7))
+        assert next_one.after.total < 0.99 * next_one.before.total and next_one.before == one.after
+    assert not any("state_on" in cut.words for cut in cuts(chosen, is_gpu=False)), "it saves nothing on a CPU"
     typed, _ = settings(*words, *(word for cut in found for word in cut.words.split()))
     assert estimate(typed).peak == found[-1].after
 
@@ -33,9 +29,9 @@ def test_each_lowers_the_estimate_beside_those_before(settings):
 def test_it_ends_with_what_fits(settings):
     chosen, _ = settings("model.vocabulary_size=2000", "trainer.batch_size=16")
     room = estimate(chosen).peak.total // 2
-    found = list(cuts(chosen, on_gpu, room))
-    assert [cut.after.on_gpu <= room for cut in found] == [False] * (len(found) - 1) + [True]
-    late = list(cuts(chosen, on_gpu, seconds=-1))
+    found = list(cuts(chosen, room, is_gpu=False))
+    assert [cut.after.total <= room for cut in found] == [False] * (len(found) - 1) + [True]
+    late = list(cuts(chosen, seconds=-1))
     assert {cut.after for cut in late} == {None}
     assert "trainer.micro_batch_size=1" in [cut.words for cut in late]
 
@@ -43,6 +39,6 @@ def test_it_ends_with_what_fits(settings):
 def test_one_row_has_gradients_one_at_a_time(settings):
     one = ["trainer.batch_size=1", "trainer.sequence_length=8", "model.hidden_size=256"]
     chosen, _ = settings(*one, "optimizer=adamw")
-    found = [cut.words for cut in cuts(chosen, on_gpu)]
+    found = [cut.words for cut in cuts(chosen)]
     assert found[0] == "trainer.update_in_backward=true"
     assert not any("micro_batch_size" in words or "optimizer." in words for words in found)

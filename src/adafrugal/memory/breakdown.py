@@ -47,8 +47,6 @@ def _rows(stages: Sequence[Stage]) -> list[list[str]]:
     sizes["evaluation"] = [stage.evaluation.total for stage in stages]
     sizes["peak"] = [stage.peak.total for stage in stages]
     rows = [[name, *(f"{size / 2**20:,.2f}" for size in row)] for name, row in sizes.items()]
-    if any(stage.peak.away for stage in stages):
-        rows.append(["  in the CPU's memory beside a GPU", *(f"{stage.peak.away / 2**20:,.2f}" for stage in stages)])
     rows.append(["  in phase", *(stage.peak.phase for stage in stages)])
     return [*rows, ["what the card must have", *(f"{card.needed(stage.peak) / 2**20:,.2f}" for stage in stages)]]
 

@@ -33,7 +33,7 @@ def needed(peak: Footprint) -> int:
 
 def held(peak: Footprint) -> int:
     """Bytes that torch's allocator holds on a GPU at this peak."""
-    return peak.on_gpu + reserve(peak)
+    return peak.total + reserve(peak)
 
 
 def within_limit(gib: float) -> int:
@@ -60,7 +60,7 @@ class Budget:
 
     def takes(self, peak: Footprint) -> int:
         """Bytes of a peak that count."""
-        return needed(peak) if self.whole else peak.on_gpu
+        return needed(peak) if self.whole else peak.total
 
     def holds(self, peak: Footprint) -> bool:
         """Whether a peak fits."""

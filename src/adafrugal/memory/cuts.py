@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from adafrugal.memory import card
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import chunk_rows, micro_batch
 from adafrugal.memory.trace import Footprint
@@ -36,10 +37,15 @@ def foretold(settings: Settings) -> Footprint:
     return estimate(settings).peak
 
 
+def takes(peak: Footprint, is_gpu: bool) -> int:
+    """Bytes of a peak of tensors, on a GPU with what torch's allocator keeps beyond them."""
+    return card.held(peak) if is_gpu else peak.total
+
+
 def cuts(
     settings: Settings,
-    takes: Callable[[Footprint], int],
     room: int = 0,
+    is_gpu: bool = True,
     seconds: float = 60,
     peak_of: Callable[[Settings], Footprint] = foretold,
 ) -> Iterator[Cut]:
@@ -50,8 +56,8 @@ def cuts(
 
     Args:
         settings: of a run.
-        takes: the bytes of a peak that count, such as those on a GPU.
-        room: bytes that there are for them; 0 yields all that lowers the peak.
+        room: bytes that there are for tensors and what an allocator keeps; 0 yields all that lowers the peak.
+        is_gpu: whether they are a GPU's.
         seconds: for the estimates.
         peak_of: the estimate.
 
@@ -60,17 +66,18 @@ def cuts(
     """
 
     def fits(peak: Footprint) -> bool:
-        return takes(peak) <= room
+        return takes(peak, is_gpu) <= room
 
     begun, peak = time.monotonic(), peak_of(settings)
-    for choose in (_chunks, _checkpoints, _one_by_one, _state_elsewhere, _small_state, _fewer_entries, _small_weights):
+    elsewhere = (_state_elsewhere,) if is_gpu else ()
+    for choose in (_chunks, _checkpoints, _one_by_one, *elsewhere, _small_state, _fewer_entries, _small_weights):
         is_late = time.monotonic() - begun > seconds
         values = choose(settings, peak, None if is_late else fits)
         changed = _with(settings, values)
         if not values or changed is None:
             continue
         after = None if is_late else peak_of(changed)
-        if after is not None and takes(after) > 0.99 * takes(peak):
+        if after is not None and after.total > 0.99 * peak.total:
             continue
         yield Cut(" ".join(f"{name}={_typed(value)}" for name, value in values.items()), changed, peak, after)
         if after is not None and fits(after):

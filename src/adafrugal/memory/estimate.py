@@ -102,9 +102,7 @@ def _traced(settings: Settings) -> Estimate:
         state = _largest_state(optimizer, density)
         optimizer.zero_grad(set_to_none=True)
         peak = footprint(model, optimizer, passes, steps=2)  # each with a refresh
-        is_away = getattr(settings.optimizer, "state_on", "device") == "cpu_always_full"
-        sizes = {"state": sum(state.values()), "away": state.get(("state-full", "moments"), 0) if is_away else 0}
-        stages.append(Stage(density, state, *(replace(one, **sizes) for one in (peak, evaluated))))
+        stages.append(Stage(density, state, *(replace(one, state=sum(state.values())) for one in (peak, evaluated))))
     return Estimate(sum(parameter.numel() for parameter in model.parameters()), first_state, tuple(stages))
 
 
@@ -176,9 +174,13 @@ def _largest_state(optimizer: torch.optim.Optimizer, density: float | None) -> M
 
 
 def _state(optimizer: torch.optim.Optimizer) -> Counter[tuple[str, str]]:
+    """Count the state in the device's memory."""
+    away = any(group.get("state_on") == "cpu_always_full" for group in optimizer.param_groups)
     split = {name for group in optimizer.param_groups if group.get("split") for name in group.get("param_names", ())}
     found: Counter[tuple[str, str]] = Counter()
     for name, roles in state_bytes(optimizer).items():
         for role, size in roles.items():
-            found["split" if name in split else "state-full", role] += size
+            whose = "split" if name in split else "state-full"
+            if not (away and (whose, role) == ("state-full", "moments")):
+                found[whose, role] += size
     return found

@@ -8,7 +8,6 @@ import resource
 import torch
 
 from adafrugal.memory import card
-from adafrugal.memory.trace import Footprint
 from adafrugal.settings.identity import differing
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import line
@@ -42,17 +41,14 @@ def reason(error: BaseException, settings: Settings) -> str | None:
 
 def _advice(settings: Settings) -> str:
     """The estimate, what there is for it, and a line for each setting that lowers it."""
-    from adafrugal.memory.cuts import cuts, foretold
+    from adafrugal.memory.cuts import cuts, foretold, takes
 
     room, is_gpu = _room(settings)
-
-    def takes(peak: Footprint) -> int:
-        return card.held(peak) if is_gpu else peak.total
-
     peak = foretold(settings)
-    should_fit = takes(peak) <= room  # then something else takes memory, and no cut is known to be enough
-    found = list(cuts(settings, takes, 0 if should_fit else room))
-    head = f"by the estimate it takes {_gib(takes(peak))}, most in the {peak.phase} phase, and there are {_gib(room)}"
+    size = takes(peak, is_gpu)
+    should_fit = size <= room  # then something else takes memory, and no cut is known to be enough
+    found = list(cuts(settings, 0 if should_fit else room, is_gpu))
+    head = f"by the estimate it takes {_gib(size)}, most in the {peak.phase} phase, and there are {_gib(room)}"
     if not found:
         return f"{head}; what lowers it: {_names(settings)}, a smaller model"
     width = max(len(cut.words) for cut in found)
@@ -61,12 +57,13 @@ def _advice(settings: Settings) -> str:
         other = ", another run" if differing(cut.settings) != known_as else ""
         left = "not estimated in the time"
         if cut.after is not None:
-            left = f"{_gib(takes(cut.after))}, {(takes(cut.before) - takes(cut.after)) / GIB:.2f} less"
+            before, size = size, takes(cut.after, is_gpu)
+            left = f"{_gib(size)}, {(before - size) / GIB:.2f} less"
         lines.append(f"  {cut.words:<{width}}  {left}{other}")
     last = found[-1].after
     if should_fit:
         lines[0] = lines[0].replace("; each", ", so that something else takes the rest; each")
-    elif last is not None and takes(last) <= room:
+    elif last is not None and size <= room:
         lines[-1] += ", which fits"
     elif last is not None:
         lines[-1] += ", which does not fit yet: a shorter trainer.sequence_length, or a smaller model"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-from adafrugal.optim import state_bytes, updates
+from adafrugal.optim import state_bytes
+from adafrugal.optim.updates import few_slices
 from adafrugal.settings.schema import TrainerSettings
 
 
@@ -37,17 +37,11 @@ class Footprint:
     activations: int  # kept by the blocks for the backward pass
     temporaries: int  # all else: logits and their gradients, the working memory of single operations
     phase: str  # of the peak: forward, backward, optimizer or evaluation
-    away: int = 0  # of the state: what a run on a GPU keeps in the CPU's memory (optimizer.state_on)
 
     @property
     def total(self) -> int:
         """The sum."""
         return self.weights + self.gradients + self.state + self.activations + self.temporaries
-
-    @property
-    def on_gpu(self) -> int:
-        """The sum of what lies on a GPU."""
-        return self.total - self.away
 
 
 _ANSWERS: dict[Callable[..., Any], Callable[[Tensor], Any]] = {
@@ -80,23 +74,10 @@ class Answers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_slices = updates._slices
-
-
-def _two_slices(tensor: Tensor) -> Iterator[Any]:
-    """Yield the first and the last of the slices in which a tensor is updated in more bits: all have the same peak.
-
-    LLaMA 7B has 25,000 in a step, and each costs as much to trace as one of a small model.
-    """
-    first, *others = _slices(tensor)
-    yield from (first, *others[-1:])
-
-
 @contextmanager
 def shadows() -> Iterator[None]:
-    """Make all new tensors fake, and show no warnings: the run itself will."""
-    fewer = mock.patch.object(updates, "_slices", _two_slices)
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers(), fewer:
+    """Make all new tensors fake, update few slices of each, and show no warnings: the run itself will."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers(), few_slices():
         warnings.simplefilter("ignore")
         yield
 

@@ -62,7 +62,7 @@ class Run:
             summary = loop.summary()
             if self.ranks.first:
                 summary["memory"] |= self._growth(summary["memory"]["peak_of_the_run"], place)
-                self._add_estimate(summary, place)
+                self._add_estimate(summary)
                 self.record.write_summary(summary)
         self.record.set_status(outcome, step=loop.progress.step)
         if outcome == "interrupted":
@@ -210,20 +210,19 @@ class Run:
         grown = {"grown": peak - self._memory_before} if place.is_gpu or self._is_alone else {}
         return {"alone": self._is_alone} | grown
 
-    def _add_estimate(self, summary: dict[str, Any], place: Place) -> None:
+    def _add_estimate(self, summary: dict[str, Any]) -> None:
         """Add the estimate of `python -m adafrugal.memory` to the memory that was measured."""
         if self.settings.trainer.parallel == "fsdp":
             return
         try:
             foretold = estimate.estimate(self._of_one_process(self.session.made)).peak
-            size = foretold.on_gpu if place.is_gpu else foretold.total
         except Exception as error:  # of any kind: a finished run must not fail because its estimate fails
             self._warn(f"there is no estimate of the memory in the summary: {error}")
             return
         memory = summary["memory"]
         if (grown := memory.get("grown", 0)) > 0:
-            memory["estimate_error"] = size / grown - 1
-        memory |= {"estimate": size, "estimate_phase": foretold.phase}
+            memory["estimate_error"] = foretold.total / grown - 1
+        memory |= {"estimate": foretold.total, "estimate_phase": foretold.phase}
         memory["is_upper_bound"] = summary["compile"] is not None
 
 
