@@ -261,6 +261,15 @@ def test_the_tables_of_figures_are_those_of_their_files():
     assert fit["total"] < 16 * 2**30
 
 
+def test_the_picture_and_the_table_of_cards_are_those_of_their_file(tmp_path):
+    found, cards = json.loads((RESULTS / "benchmarks" / "cards.json").read_text()), script("cards")
+    assert cards.markdown(found["table"]) in PAGES["docs/memory.md"]
+    cards.draw(found["picture"], tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").read_bytes() == (REPOSITORY / "docs" / "memory_7b.svg").read_bytes()
+    last = found["picture"][-1]["bytes"]
+    assert sum(last.values()) <= 15 * 2**30, "LLaMA 7B at ρ 0.05"
+
+
 def test_two_commands_of_the_data_page_made_its_records(composed):
     made = {r.config()["data"]["source"]: r for r in records.find([RESULTS / "data"])}
     typed = {command.split("data.source=")[-1].split()[0]: command for command in commands("docs/data.md")}

@@ -116,8 +116,8 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
         for place, total in enumerate(left):
             axes.text(total * 1.02, place, f"{total:.1f}", va="center", fontsize=8)
         for size in CARDS:
-            axes.axvline(size, color=grey, linewidth=0.8, linestyle="--", zorder=0)
-            axes.text(size, -0.75, f"{size} GB", ha="center", fontsize=8)
+            axes.axvline(size, color=grey, linewidth=0.8, linestyle="--", zorder=3)
+            axes.text(size, -0.5, str(size) if size < CARDS[-1] else f"{size} GB", ha="center", va="bottom", fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.08 * max(left))
         axes.set_xlabel("GiB of the card, by the estimate: LLaMA 7B, 256 tokens, every weight trained")

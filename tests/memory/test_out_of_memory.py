@@ -47,7 +47,7 @@ def test_a_gpus_error_is_explained(settings):
 
 def test_a_run_that_is_refused_memory_goes_on_with_what_its_error_says(forks, cache_root, tmp_path, settings, tally):
     """For real, under a limit of the address space: half of the estimate, and two GiB for the libraries."""
-    large = ["trainer.batch_size=128", "model.vocabulary_size=100000", "model.loss_chunk_rows=null"]
+    large = ["trainer.batch_size=128", "model.vocabulary_size=50000", "model.loss_chunk_rows=null", "trainer.steps=1"]
     peak = estimate(settings(*large)[0]).peak.total
     bound = 2 * 2**30 + peak // 2
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({bound}, resource.RLIM_INFINITY))"
