@@ -12,14 +12,23 @@ def test_torchs_error_on_a_cpu_is_explained(settings):
     chosen, _ = settings()
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    head, *cuts, last = out_of_memory.reason(caught.value, chosen).splitlines()
-    assert head.startswith("memory was refused (")
-    assert "by the estimate it takes 0.01 GiB, most in the backward phase, and there are" in head
-    assert "so that something else takes the rest; each of these, with those above it, would leave" in head
-    assert "model.loss_chunk_rows=256" in cuts[0] and "trainer.activation_checkpointing=layers" in cuts[1]
-    assert len(cuts) <= 6 and last.startswith("What does not make another run may be added to the same command")
-    assert ["another run" in line for line in cuts[:2]] == [False, False] and cuts[-1].endswith("less, another run")
-    assert not any("state_on" in line for line in cuts), "it saves nothing on a CPU"
+    line = out_of_memory.reason(caught.value, chosen)
+    assert line.startswith("memory was refused (")
+    assert "by the estimate it takes 0.01 GiB, most in the backward phase, and there are" in line
+    assert "GiB, so that something else takes the rest; what lowers it: trainer.micro_batch_size (now 8)" in line
+    assert "\n" not in line
+
+
+def test_what_changes_a_run_is_said_to_do_so(settings, monkeypatch):
+    """In a room for nothing; what lies in the CPU's memory saves nothing on a CPU."""
+    monkeypatch.setattr(out_of_memory, "_room", lambda _: (0, False))
+    chosen, _ = settings("trainer.batch_size=1", "model.hidden_size=64")
+    head, *cuts, last = out_of_memory.reason(MemoryError(), chosen).splitlines()
+    assert "and there are 0.00 GiB; each of these, with those above it, would leave" in head
+    assert "trainer.update_in_backward=true" in cuts[0] and "another run" not in cuts[0]
+    assert "model.dtype=bfloat16" in cuts[-1] and ", another run, which does not fit yet: a shorter" in cuts[-1]
+    assert not any("state_on" in line for line in cuts) and len(cuts) <= 6
+    assert last.startswith("What does not make another run may be added to the same command")
 
 
 def test_other_errors_of_memory_are_explained_and_no_others(settings, monkeypatch):

@@ -46,10 +46,10 @@ def _advice(settings: Settings) -> str:
     room, is_gpu = _room(settings)
     peak = foretold(settings)
     size = takes(peak, is_gpu)
-    should_fit = size <= room  # then something else takes memory, and no cut is known to be enough
-    found = list(cuts(settings, 0 if should_fit else room, is_gpu))
     head = f"by the estimate it takes {_gib(size)}, most in the {peak.phase} phase, and there are {_gib(room)}"
-    if not found:
+    if size <= room:
+        return f"{head}, so that something else takes the rest; what lowers it: {_names(settings)}, a smaller model"
+    if not (found := list(cuts(settings, room, is_gpu))):
         return f"{head}; what lowers it: {_names(settings)}, a smaller model"
     width = max(len(cut.words) for cut in found)
     lines, known_as = [f"{head}; each of these, with those above it, would leave"], differing(settings)
@@ -60,12 +60,9 @@ def _advice(settings: Settings) -> str:
             before, size = size, takes(cut.after, is_gpu)
             left = f"{_gib(size)}, {(before - size) / GIB:.2f} less"
         lines.append(f"  {cut.words:<{width}}  {left}{other}")
-    last = found[-1].after
-    if should_fit:
-        lines[0] = lines[0].replace("; each", ", so that something else takes the rest; each")
-    elif last is not None and size <= room:
+    if size <= room:
         lines[-1] += ", which fits"
-    elif last is not None:
+    elif found[-1].after is not None:
         lines[-1] += ", which does not fit yet: a shorter trainer.sequence_length, or a smaller model"
     if differing(found[0].settings) == known_as:
         lines.append("What does not make another run may be added to the same command, which then goes on.")
