@@ -114,12 +114,13 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
             axes.barh(names, sizes, left=left, color=colour, label=part, height=0.7)
             left = [sum(pair) for pair in zip(left, sizes, strict=True)]
         for place, total in enumerate(left):
-            axes.text(total * 1.02, place, f"{total:.1f}", va="center", fontsize=8)
+            axes.text(total + 0.025 * max(left), place, f"{total:.1f}", va="center", fontsize=8)
         for size in CARDS:
             axes.axvline(size, color=grey, linewidth=0.8, linestyle="--", zorder=3)
-            axes.text(size, -0.5, str(size) if size < CARDS[-1] else f"{size} GB", ha="center", va="bottom", fontsize=8)
+            name, above = str(size) if size < CARDS[-1] else f"{size} GB", axes.get_xaxis_transform()
+            axes.text(size, 1.01, name, ha="center", va="bottom", fontsize=8, transform=above)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.08 * max(left))
+        axes.set_xlim(0, 1.1 * max(left))
         axes.set_xlabel("GiB of the card, by the estimate: LLaMA 7B, 256 tokens, every weight trained")
         axes.spines[:].set_visible(False)
         figure.legend(loc="outside lower center", ncols=len(PARTS), frameon=False, fontsize=8)
