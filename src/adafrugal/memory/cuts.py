@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adafrugal.memory import card
-from adafrugal.memory.estimate import estimate
-from adafrugal.memory.on_device import chunk_rows, micro_batch
+from adafrugal.memory.estimate import estimate, shared
+from adafrugal.memory.on_device import chunk_rows, micro_batch, rows_at_once
 from adafrugal.memory.trace import Footprint
 from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.schema import Settings
@@ -87,7 +87,7 @@ def cuts(
 
 def _chunks(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     trainer = settings.trainer
-    rows = (trainer.micro_batch_size or trainer.batch_size) * trainer.sequence_length
+    rows = rows_at_once(trainer, shared(trainer)) * trainer.sequence_length
     is_able = hasattr(settings.model, "loss_chunk_rows") and settings.task.kind == "pretrain"
     return {"model.loss_chunk_rows": CHUNK} if is_able and (chunk_rows(settings) or rows) > CHUNK else {}
 
@@ -103,11 +103,11 @@ def _one_by_one(settings: Settings, peak: Footprint, fits: _Fits) -> _Values:
     in_backward: _Values = {"trainer.update_in_backward": True}
     if trainer.update_in_backward:
         return {}
-    rows = trainer.micro_batch_size or trainer.batch_size
+    rows = rows_at_once(trainer, shared(trainer))
     is_of_gradients = peak.gradients > peak.activations + peak.temporaries or rows == 1
     if is_of_gradients and _with(settings, in_backward) is not None:
         return in_backward
-    fewer = 1 if rows == 1 or fits is None else micro_batch(settings, None, fits)
+    fewer = 1 if rows == 1 or fits is None else micro_batch(settings, None, fits, shared(trainer))
     return {"trainer.micro_batch_size": fewer} if fewer < rows else {}
 
 

@@ -53,7 +53,7 @@ def with_chunks(settings: Settings, memory: int | None = None, processes: int = 
 def chooses_micro_batch(settings: Settings) -> bool:
     """Whether a GPU's memory decides the micro-batch: none is set, memory can be estimated, a batch can be divided."""
     trainer = settings.trainer
-    return trainer.parallel != "fsdp" and not trainer.update_in_backward and trainer.micro_batch_size is None
+    return not (trainer.offload or trainer.update_in_backward) and trainer.micro_batch_size is None
 
 
 def resolved(
@@ -72,28 +72,30 @@ def resolved(
     if memory and chooses_micro_batch(settings):
         from adafrugal.memory import card
 
-        own = replace(settings, trainer=replace(trainer, batch_size=trainer.batch_size // processes))
+        own = replace(settings, trainer=trainer if processes > 1 else replace(trainer, parallel="none", replicas=1))
         budget = card.of_settings(settings)
 
         def fits(peak: Footprint) -> bool:
             return card.held(peak) <= free and (budget is None or budget.holds(peak))  # the context is there already
 
-        trainer = replace(trainer, micro_batch_size=micro_batch(own, memory, fits))
+        trainer = replace(trainer, micro_batch_size=micro_batch(own, memory, fits, processes))
     return with_chunks(replace(settings, trainer=trainer), memory, processes)
 
 
-def micro_batch(settings: Settings, memory: int | None, fits: Callable[[Footprint], bool]) -> int:
+def micro_batch(
+    settings: Settings, memory: int | None, fits: Callable[[Footprint], bool], processes: int = 1
+) -> int:
     """The largest divisor of a process's batch, up to its micro-batch, whose estimated peak fits; 1 where none does.
 
     Only activations and logits grow with the rows, so that each estimate says which divisor to try next.
     """
     from adafrugal.memory.estimate import estimate
 
-    size = settings.trainer.batch_size
-    rows = settings.trainer.micro_batch_size or size
+    size = settings.trainer.batch_size // processes
+    rows = min(settings.trainer.micro_batch_size or size, size)
     while True:
         tried = replace(settings, trainer=replace(settings.trainer, micro_batch_size=rows))
-        peak = estimate(with_chunks(tried, memory)).peak
+        peak = estimate(with_chunks(tried, memory, processes)).peak
         if rows == 1 or fits(peak):
             return rows
 

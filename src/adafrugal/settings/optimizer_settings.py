@@ -141,8 +141,7 @@ class FrugalSettings(AdamWSettings):
             fits = getattr(self, name) is not None
             has_start = {"start", "value"} & described(self.density).keys()
             self.need(not fits or bool(has_start), name, "null with a density of your own that has no start")
-            sharded = "null with trainer.parallel=fsdp, which is not estimated"
-            self.need(not fits or s.trainer.parallel != "fsdp", name, sharded)
+            self.need(not (fits and s.trainer.offload), name, "null with trainer.offload=true, which is not estimated")
 
     def _check_controls(self, steps: int) -> None:
         given, rank = {"density": self.density, "interval": self.interval}, self.rank
