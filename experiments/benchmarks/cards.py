@@ -131,7 +131,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
 def markdown(found: list[dict[str, Any]]) -> str:
     """Models × cards: the cuts that suffice by their letters, and GiB of the card."""
     rows = []
-    for model in MODELS:
+    for model in dict.fromkeys(row["model"] for row in found):
         cells = [model.upper()]
         for row in (row for row in found if row["model"] == model):
             letters = " ".join(COSTS[word.split("=")[0].removesuffix(".start")] for word in first_words(row["cuts"]))
