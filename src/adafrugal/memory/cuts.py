@@ -70,7 +70,8 @@ def cuts(
 
     begun, peak = time.monotonic(), peak_of(settings)
     elsewhere = (_state_elsewhere,) if is_gpu else ()
-    for choose in (_chunks, _checkpoints, _one_by_one, *elsewhere, _small_state, _fewer_entries, _small_weights):
+    order = (_chunks, _checkpoints, _one_by_one, *elsewhere, _small_state, _fewer_entries, _small_weights)
+    for choose in (*order, *order):  # what saves nothing beside large gradients may do so without them
         is_late = time.monotonic() - begun > seconds
         values = choose(settings, peak, None if is_late else fits)
         changed = _with(settings, values)
