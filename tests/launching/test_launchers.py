@@ -230,6 +230,15 @@ def test_a_jobs_end_is_what_it_told_or_else_its_exit_code(monkeypatch, script, e
     assert local.run([["a=1", "b=2"]], [None], 2, Stop()) == [Job("a=1 b=2", *end)]
 
 
+def test_a_job_whose_setting_is_wrong_stops_those_that_have_not_started(monkeypatch):
+    tell = "open(os.environ['ADAFRUGAL_END'], 'w').write(f'[\"x\", 2, \"no text\", {words[0]}]'); sys.exit(2)"
+    as_jobs(monkeypatch, tell)
+    one, *others = local.run([["true"], ["true"], ["false"]], [None], 1, Stop())
+    assert one == Job("true", WRONG, "no text", True)
+    assert others == [Job(word, WRONG, "not started, since job 1 was refused") for word in ("true", "false")]
+    assert [job.reason for job in local.run([["false"], ["false"]], [None], 1, Stop())] == ["no text"] * 2
+
+
 @pytest.fixture
 def asked(tmp_path):
     """A function: jobs, signals -> a `Stop` that gets the signals once so many jobs have written a file each."""

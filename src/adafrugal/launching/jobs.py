@@ -35,6 +35,7 @@ class Job(NamedTuple):
     words: str
     code: int
     reason: str = ""
+    is_shared: bool = False  # of a setting that is wrong: the sweep's other jobs would end so, too
 
     @property
     def outcome(self) -> str:
@@ -59,6 +60,9 @@ class Jobs:
         self.ends[number] = job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
         if self.stop.requested:
             return job
+        if (refused := after_a_refusal(self.ends)) is not None:
+            self.ends[number] = job = Job(words, WRONG, refused)
+            return job
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = next((word for word in hydra_config.overrides.hydra if word.startswith("hydra/launcher=")), None)
         if launcher and not is_sweep:
@@ -66,7 +70,7 @@ class Jobs:
         else:
             sys.stdout.write(f"\n── job {number + 1}: {words}\n" if is_sweep else "")
             end = run(composed, hydra_config.runtime.choices, self.stop, typed)
-        self.ends[number] = job = Job(words, end.code, end.reason)
+        self.ends[number] = job = Job(words, end.code, end.reason, end.is_shared)
         if (file := os.environ.get(TOLD)) and ranks.is_first():
             Path(file).write_text(json.dumps(job))
         return job
@@ -85,6 +89,15 @@ class Jobs:
                 for number, job in sorted(self.ends.items())
             ]
             sys.stdout.write(hidden("\n" + "".join(lines)))
+
+
+def after_a_refusal(ends: Mapping[int, Job]) -> str | None:
+    """Return why no further job of a sweep starts, from the ends of others by number; None: nothing stands against it.
+
+    A setting that a job finds to be wrong stops the sweep, as one that is wrong before the first job does.
+    """
+    number = next((number for number, job in sorted(ends.items()) if job.is_shared), None)
+    return None if number is None else f"not started, since job {number + 1} was refused"
 
 
 def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop, words: Sequence[str]) -> End:

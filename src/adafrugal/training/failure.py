@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adafrugal.settings.schema import Settings
-from adafrugal.system.errors import FAILED, INTERRUPTED, WRONG, SettingError, TrainingError, line
+from adafrugal.system.errors import FAILED, INTERRUPTED, WRONG, RunError, SettingError, TrainingError, line
 from adafrugal.system.signals import Stop
 from adafrugal.training.distributed.ranks import LostError, Ranks
 
@@ -22,6 +22,7 @@ class End(NamedTuple):
     code: int  # the exit code of the command
     reason: str = ""  # in one line, for the list of a sweep's jobs
     text: str = ""  # for stderr; empty if another process prints it
+    is_shared: bool = False  # other jobs of a sweep would end so, too
 
 
 def explained(error: BaseException, stop: Stop, ranks: Ranks, settings: Settings, directory: Path) -> BaseException:
@@ -57,7 +58,7 @@ def classify(error: BaseException) -> End:
     if not isinstance(error, Exception):
         return End(INTERRUPTED, text="interrupted; the same command continues")
     if isinstance(error, SettingError):
-        return End(WRONG, reason(error), f"error: {reason(error)}")
+        return End(WRONG, reason(error), f"error: {reason(error)}", is_shared=not isinstance(error, RunError))
     if isinstance(error, TrainingError):
         is_told = isinstance(error, LostError) and error.is_told
         return End(FAILED, reason(error), "" if is_told else f"error: {reason(error)}")
