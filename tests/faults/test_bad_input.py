@@ -28,7 +28,7 @@ RIGHT = {  # groups first: what is typed below must go with all of them, or be r
     "optimizer.stagger": ["1", "2"],
     "optimizer.modules.head": ["state_full", "state_free", "split"],
     "optimizer.modules.embeddings": ["state_full", "state_free"],
-    "optimizer.state_dtype": ["bfloat16", "null"],
+    "optimizer.state_dtype": ["bfloat16", "int8", "null"],
     "optimizer.nonfinite": ["error", "skip", "null"],
     "optimizer.split_lr_scale": ["1", "0.25"],
     "schedule.warmup": ["0", "3", "0.1"],

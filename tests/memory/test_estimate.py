@@ -25,6 +25,8 @@ ARMS = {
     "badam": ["optimizer=badam", "optimizer.density=0.5"],
     **{f"adafrugal, {s}": [f"optimizer.subspace={s}", ONE_LAYER] for s in SUBSPACES},
     "state in bf16": ["optimizer=frugal", *ALL_CUTS[2:4]],
+    **{f"state in 8 bits, {s}": ["optimizer=frugal", f"optimizer.subspace={s}", "optimizer.state_dtype=int8", ONE_LAYER]
+       for s in ("blocks", "columns")},
     "svd iterated": ["optimizer=frugal", "optimizer.subspace={kind:svd,svd_method:subspace_iteration}"],
     "density by module": ["optimizer=frugal", "optimizer.subspace=columns", ONE_LAYER,
                           "optimizer.modules.density_scale={*.up_proj:2}"],

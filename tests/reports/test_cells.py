@@ -6,7 +6,11 @@ from adafrugal.reports.cells import COLUMNS, MIB, peak
 
 SUMMARIES = [
     {"tokens": 1000, "seconds": {"wall": 10.0, "forward": 2.0}, "memory": {"grown": 100 * MIB, "alone": True}},
-    {"tokens": 1000, "seconds": {"wall": 14.0, "forward": 4.0}, "memory": {"peak_of_the_run": 9, "alone": False}},
+    {
+        "tokens": 1000,
+        "seconds": {"wall": 14.0, "forward": 4.0, "evaluation": 1.5, "checkpoint": 0.5},
+        "memory": {"peak_of_the_run": 9, "alone": False},
+    },
 ]
 
 
@@ -23,10 +27,11 @@ def test_the_memory_of_a_run_is_known_of_a_gpu_and_of_a_process_that_made_no_oth
 
 
 def test_means_are_of_the_runs_that_have_the_number():
-    shown = {name: getattr(cell, "text", cell) for name in ("seconds", "forward_seconds", "refresh_seconds", "tokens")
-             for cell in [COLUMNS[name].cell(SUMMARIES)]}  # fmt: skip
+    names = ("seconds", "training_seconds", "forward_seconds", "refresh_seconds", "tokens")
+    shown = {name: getattr(cell, "text", cell) for name in names for cell in [COLUMNS[name].cell(SUMMARIES)]}
     assert shown == {
-        "seconds": "12.0 ± 2.8", "forward_seconds": "3.0 ± 1.4", "refresh_seconds": "0.0 ± 0.0", "tokens": "1,000"
+        "seconds": "12.0 ± 2.8", "training_seconds": "11.0 ± 1.4", "forward_seconds": "3.0 ± 1.4",
+        "refresh_seconds": "0.0 ± 0.0", "tokens": "1,000",
     }  # fmt: skip
     assert COLUMNS["memory"].cell(SUMMARIES).text == "100"
     assert COLUMNS["memory"].cell(SUMMARIES[1:]) == "not measured"

@@ -43,12 +43,81 @@ def curves(panel):
 
 @pytest.mark.parametrize(("name", "adamw", "adafrugal"), [
     ("loss", [5.35, 5.1, 4.85, 4.6], [4.75, 4.5, 4.25, 4.0]),  # means over seeds, in the order of steps
+    ("validation", [5.1, 5.1, 4.85, 4.6], [4.5, 4.5, 4.25, 4.0]),
     ("state", [4, 4, 4, 4], [2.5, 2.0, 1.5, 1.0]),  # MiB
     ("memory", [501, 502, 503, 504], [501, 502, 503, 504]),
 ])  # fmt: skip
 def test_curves_are_means_over_seeds(axes, name, adamw, adafrugal):
-    found = curves(axes(name))
-    assert found == {"adamw": (STEPS, pytest.approx(adamw)), "adafrugal": (STEPS, pytest.approx(adafrugal))}
+    found = list(curves(axes(name)).values())
+    assert found == [(STEPS, pytest.approx(adamw)), (STEPS, pytest.approx(adafrugal))]
+
+
+@pytest.mark.parametrize("name", ["loss", "validation"])
+def test_losses_have_a_band_from_the_lowest_to_the_highest_seed_and_say_so(axes, name):
+    panel = axes(name)
+    (band,) = panel.collections  # AdamW's
+    assert {round(y, 3) for x, y in band.get_paths()[0].vertices if x == 400} == {4.5, 4.7}
+    assert named(panel) == ["adamw, 2 seeds", "adafrugal, 1 seed"]
+    assert panel.get_xlabel().endswith("lines: means over seeds; bands: from the lowest to the highest seed")
+
+
+def with_lines(run, key, *lines):
+    """The run with these (step, loss) in place of its own."""
+    run.write_metrics({"step": step, key: loss} for step, loss in lines)
+
+
+@pytest.mark.parametrize(("name", "key"), [("loss", "loss"), ("validation", "validation_loss")])
+def test_every_arm_has_points_at_the_same_steps(tmp_path, name, key):
+    """AdaFRUGAL, which evaluates more often, has more lines of fewer steps, and one of it has no number."""
+    from matplotlib import pyplot
+
+    base = "scale=mini data=embedded"
+    adamw, adafrugal, short = (f"experiments=c4_60m/{arm} {base}" for arm in ("adamw", "adafrugal", "frugal"))
+    with_lines(recorded(tmp_path, adamw), key, (20, 5.0), (40, 4.0), (50, 3.0), (60, 4.5), (80, 4.0))
+    more = ((5, 9.0), (20, 5.0), (30, 4.0), (40, float("nan")), (50, 1.0), (60, 3.0), (80, 3.5))
+    with_lines(recorded(tmp_path, adafrugal), key, *more)
+    branched = recorded(tmp_path, short)
+    branched.write_summary(branched.summary() | {"continued_from": {"run": "another", "step": 40}})
+    with_lines(branched, key, (50, 4.0), (60, 2.0))
+    _, panel = pyplot.subplots()
+    pictures.DRAWN[name][1](panel, section(jobs([adamw, adafrugal, short]), tmp_path))
+    points = {label.partition(",")[0]: dict(zip(*xy, strict=True)) for label, xy in curves(panel).items()}
+    if name == "loss":
+        assert points["adamw"] == pytest.approx({20: 5.0, 40: 4.0, 60: 3.75, 80: 4.0})
+        assert points["adafrugal"] == pytest.approx({20: 6.0, 40: 4.0, 60: 2.0, 80: 3.5})
+        assert points["frugal"] == pytest.approx({60: 3.0})
+        assert "the mean of the 20 steps up to it" in panel.get_xlabel()
+    else:
+        assert list(points["adamw"]) == [20, 40, 50, 60, 80] == list(points["adafrugal"])
+        assert points["frugal"] == {50: 4.0, 60: 2.0}
+        assert "the last point is over 98,304 tokens, the others over 4,096" in panel.get_xlabel()
+    pyplot.close("all")
+
+
+def test_the_legend_has_the_rate_that_was_chosen(tmp_path):
+    from matplotlib import pyplot
+
+    words = "experiments=c4_60m/adamw scale=mini data=embedded optimizer.lr="
+    for lr, loss in (("0.001", 5.0), ("0.01", 4.0)):
+        recorded(tmp_path, f"{words}{lr}", loss)
+    _, panel = pyplot.subplots()
+    pictures.DRAWN["loss"][1](panel, section(jobs([f"{words}1e-3,1e-2"]), tmp_path, best_of=["optimizer.lr"]))
+    assert named(panel) == ["adamw, lr 0.01, 1 seed"]
+    assert "seeds" not in panel.get_xlabel(), "there is no band"
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("steps", [4, 12, 20, 400])
+def test_steps_have_whole_round_numbers(steps):
+    from matplotlib import pyplot
+
+    _, panel = pyplot.subplots()
+    panel.plot([0, steps], [1, 0])
+    pictures.step_axis(panel)
+    ticks = panel.get_xticks()
+    assert all(tick == round(tick) for tick in ticks)
+    assert str(ticks[1] - ticks[0]).strip("0.") in ("1", "2", "5")
+    pyplot.close("all")
 
 
 def test_the_memory_is_a_gpus_peak_where_there_is_one():

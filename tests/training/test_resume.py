@@ -50,6 +50,7 @@ ARMS = {
     "moments kept where they overlap": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=keep_overlap"],
     "all moments reset": [*FIXED, "optimizer.subspace=columns", "optimizer.on_refresh=reset_all"],
     "state in bf16": [*FIXED, "optimizer.state_dtype=bfloat16", "optimizer.stochastic_rounding=true"],
+    "moments as int8": [*MOVING, "optimizer.subspace=columns", "optimizer.state_dtype=int8"],
     "other rules": [*FIXED, "optimizer.state_full=sgdm", "optimizer.state_free=sgd"],
     "falls at refreshes": [*MOVING, "optimizer.shrink=at_refresh", "optimizer/density=cosine"],
     "training loss": [*MOVING, "optimizer.interval.source=training", "optimizer.interval.smoothing=0.5"],

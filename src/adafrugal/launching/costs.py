@@ -222,6 +222,3 @@ def _time_key(settings: Settings) -> str:
     length = replace(settings.trainer, steps=None)
     masked = settings.data.mask_documents
     return repr((settings.model, replace(settings.optimizer, lr=1.0), length, masked))
-
-
-

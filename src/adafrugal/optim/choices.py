@@ -53,7 +53,8 @@ NAMES: dict[str, tuple[str | None, ...]] = {
     "state_full": ("adamw", "lion", "sgdm"),
     "on_refresh": ("reset", "reset_all", "keep", "keep_overlap"),
     "shrink": ("immediately", "at_refresh"),
-    "state_dtype": (None, "float32", "bfloat16"),
+    "state_dtype": (None, "float32", "bfloat16", "int8"),
+    "state_on": ("device", "cpu_always_full"),
     "nonfinite": (None, "error", "skip"),
 }
 _IMPOSSIBLE_POLICY = {"blocks": "keep", "svd": "keep_overlap", "random": "keep_overlap"}

@@ -67,7 +67,11 @@ class Frugal(SavedOptimizer):
             "at_refresh".
         stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks. The first refresh is
             never spread.
-        state_dtype: of the moments: "float32" or "bfloat16"; None: float32, and float64 for float64 parameters.
+        state_dtype: of the moments: "float32", "bfloat16" or "int8"; None: float32, and float64 for float64 parameters.
+            "int8": of matrices of 4,096 entries or more, 1.016 bytes a moment (`eight_bits`), always rounded
+            stochastically; the others' are float32.
+        state_on: where moments lie: "device", that of the parameters; or "cpu_always_full", those of groups that are
+            not split in the CPU's memory, from which an update on a GPU copies a slice at a time.
         stochastic_rounding: round weights and moments stored in bfloat16 stochastically.
         nonfinite: response to a NaN or infinite gradient: "error", "skip" (the whole step, clocks included;
             `skipped_steps` counts them) or None (no check). A check reads all gradients once more, makes the host
@@ -110,6 +114,7 @@ class Frugal(SavedOptimizer):
         shrink: str = "immediately",
         stagger: int = 1,
         state_dtype: str | None = None,
+        state_on: str = "device",
         stochastic_rounding: bool = False,
         nonfinite: str | None = None,
         fused: bool | None = True,
@@ -132,8 +137,8 @@ class Frugal(SavedOptimizer):
             "state_full": state_full, "state_free": state_free, "split_lr_scale": split_lr_scale,
             "state_free_lr_scale": state_free_lr_scale,
             "on_refresh": on_refresh, "shrink": shrink, "stagger": stagger, "state_dtype": state_dtype,
-            "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach, "capturable": capturable,
-            "compile": compile, "seed": seed, "nonfinite": nonfinite, "maximize": maximize,
+            "state_on": state_on, "stochastic_rounding": stochastic_rounding, "fused": fused, "foreach": foreach,
+            "capturable": capturable, "compile": compile, "seed": seed, "nonfinite": nonfinite, "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults)
         if not any(isinstance(group, dict) and "split" in group for group in params):

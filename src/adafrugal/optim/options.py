@@ -61,6 +61,7 @@ class Group(SplitOptions, Clocks, total=False):
     weight_decay: float
     state_full: str
     state_dtype: str | None
+    state_on: str
     stochastic_rounding: bool
     fused: bool
     foreach: bool | None
@@ -132,8 +133,12 @@ def check(group: Group) -> None:
     for name in (*choices.RANGES, *choices.NAMES):
         _refuse(name, given[name], choices.allowed(name, given[name]))
     group["fused"] = group["fused"] is None or bool(group["fused"])
-    if group["capturable"] and (group["stochastic_rounding"] or group["nonfinite"]):
-        name, why = ("stochastic_rounding", "noise") if group["stochastic_rounding"] else ("nonfinite", "decision")
+    if group["state_on"] != "device" and any(map(shards.is_sharded, group["params"])):
+        _refuse("state_on", group["state_on"], "device with sharded parameters")
+    noisy = "stochastic_rounding" if group["stochastic_rounding"] else "state_dtype int8"
+    is_noisy = group["stochastic_rounding"] or group["state_dtype"] == "int8"
+    if group["capturable"] and (is_noisy or group["nonfinite"]):
+        name, why = (noisy, "noise") if is_noisy else ("nonfinite", "decision")
         raise ValueError(f"capturable with {name}: a CUDA graph would repeat the {why} of one step; set one of the two")
     if group["split"]:
         settle(group)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from adafrugal.optim import controls, rules
+from adafrugal.optim import controls, rules, storage
 from adafrugal.optim.options import Clocks, Group, parameter_names
 from adafrugal.optim.sharding import owners, shards
 from adafrugal.optim.state import complete, first_gradient, forget_moments, has_moments, moment_names, selection
@@ -246,7 +246,7 @@ def _refresh(group: Group, places: list[int], states: States) -> None:
         ]  # fmt: skip
         for i, ask, new in zip(some, asks, owners.select(asks, subspace, group["first"] + some[0]), strict=True):
             state = states[ask.param]
-            with _or_forgotten(ask.param, state, group):
+            with _cut_or_forgotten(ask.param, state, group):
                 state |= {**new, "turn": period.number, "entries": entries[i]}
                 if has_moments(state) and group["on_refresh"] == "keep":
                     _keep(ask.param, state, group, ask.old)
@@ -264,10 +264,11 @@ def _let_go(state: dict[str, Any], group: Group) -> Selection:
 
 
 @contextmanager
-def _or_forgotten(param: Tensor, state: dict[str, Any], group: Group) -> Iterator[None]:
-    """Forget a matrix's moments if it fails when some belong to the new selection, and others to the old one."""
+def _cut_or_forgotten(param: Tensor, state: dict[str, Any], group: Group) -> Iterator[None]:
+    """Give float values of the moments to a change of the selection; forget the moments if it fails midway."""
     try:
-        yield
+        with storage.decoded(state, group):
+            yield
     except BaseException:
         forget_moments(state, param, group)
         raise
@@ -332,7 +333,7 @@ def shrink(group: Group, places: list[int], states: States) -> None:
         generator = _period(group, state["turn"]).generator(place)
         new = subspace.shrink(param.shape, shares[place], generator, old)
         before, now = (_seen_here(param, chosen, group) for chosen in (old, new))
-        with _or_forgotten(param, state, group):
+        with _cut_or_forgotten(param, state, group):
             state |= {**new, "entries": entries[place]}
             for name in [*_compact_names(state, group), *first_gradient(state)]:
                 state[name] = subspace.narrow(state.pop(name), param.shape, before, now)

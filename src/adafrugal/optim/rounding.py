@@ -77,6 +77,10 @@ class Rounding:
         """Return the rounding of the part that begins so many entries later."""
         return replace(self, first=(self.first[0] + entries, self.first[1] + entries))
 
+    def noise(self, like: Tensor, role: Role) -> Tensor:
+        """Return 16 random bits for each entry of a result."""
+        return noise(self.key, self.number, role, self.first[role > 0], like)
+
     def store(self, target: Tensor, result: Tensor, role: Role) -> None:
         """Write `result` (same shape, any floating dtype) into `target`."""
         if not (self.stochastic and target.dtype == torch.bfloat16):
@@ -85,6 +89,5 @@ class Rounding:
         # add 16 bits of noise to the 16 bits that bfloat16 drops: the probability that the sum carries into the bits
         # that stay is the fraction that the dropped bits are
         bits = result.float().contiguous().view(torch.int32)
-        drawn = noise(self.key, self.number, role, self.first[role > 0], result)
-        rounded = drawn.add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
+        rounded = self.noise(result, role).add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
         target.copy_(torch.where(result.isfinite(), rounded, result))

@@ -16,11 +16,14 @@ from adafrugal.optim.options import Group
 from adafrugal.optim.rules import MOMENTS
 from adafrugal.optim.subspaces import Selection
 
+# the scales of moments that are stored in 8 bits, by the moment's name
+SCALES = {name: f"{name}_scale" for names in MOMENTS.values() for name in names}
+
 
 def complete(state: dict[str, Any], param: Tensor, group: Group) -> dict[str, Any]:
     """Add the keys that a parameter's state lacks, on its device; return the state."""
     numbers: tuple[str, ...] = ()
-    tensors = "step", *MOMENTS[group["state_full"]]
+    tensors = moment_keys(group)
     if group["split"]:
         subspace = group["subspace"]
         numbers = "entries", "turn", *subspace.numbers  # `turn` is the period of the selection
@@ -46,6 +49,12 @@ def has_moments(state: Mapping[str, Any]) -> bool:
     return "step" in state and state["step"].shape != (0,)
 
 
+def moment_keys(group: Group) -> tuple[str, ...]:
+    """Return the keys of a state that begin anew with the moments: step count, moments, scales of 8-bit moments."""
+    names = MOMENTS[group["state_full"]]
+    return "step", *names, *(SCALES[name] for name in names if group["state_dtype"] == "int8")
+
+
 def moment_names(state: Mapping[str, Any], group: Group) -> tuple[str, ...]:
     """Return the names of the moments that a state has."""
     return MOMENTS[group["state_full"]] if has_moments(state) else ()
@@ -58,7 +67,7 @@ def first_gradient(state: Mapping[str, Any]) -> tuple[str, ...]:
 
 def forget_moments(state: dict[str, Any], param: Tensor, group: Group) -> None:
     """Let moments and step counts begin again."""
-    for name in ("step", *MOMENTS[group["state_full"]]):
+    for name in moment_keys(group):
         state.pop(name, None)
     complete(state, param, group)
 

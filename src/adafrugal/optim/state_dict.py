@@ -14,18 +14,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from adafrugal.optim import choices, controls, options
+from adafrugal.optim import choices, controls, options, storage
 from adafrugal.optim.ambient import apart
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.rules import MOMENTS
 from adafrugal.optim.sharding import shards
-from adafrugal.optim.state import complete, has_moments, selection
+from adafrugal.optim.state import SCALES, complete, has_moments, selection
 from adafrugal.optim.state_free import StateFree, state_free
 from adafrugal.optim.subspaces import RowRange, Subspace
 from adafrugal.optim.subspaces import subspace as as_subspace
-from adafrugal.optim.updates import step_device
 from adafrugal.optim.values import as_plain
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # modules that torch puts around others
@@ -151,8 +150,8 @@ def _rows(state: Mapping[str, Any], param: Tensor, group: Group) -> RowRange:
 
 
 def _lies_by_rows(name: str, value: Any, param: Tensor, group: Group) -> bool:
-    """Return whether a value is a moment, the first gradient of a selection, or has a step count for each row."""
-    if name in MOMENTS[group["state_full"]] or (name == "first_grad" and value.shape != (0,)):
+    """Return whether a value is a moment, its scales, the first gradient of a selection, or a step count a row."""
+    if name in MOMENTS[group["state_full"]] or (name in ("first_grad", *SCALES.values()) and value.shape != (0,)):
         return True
     return name == "step" and value.ndim > 0 and group["subspace"].axis(param.shape) == 0
 
@@ -268,6 +267,7 @@ def _refuse_state(saved: Mapping[str, Any], name: str, param: Tensor, group: Gro
         needed = ["entries", *(group["subspace"].remembers if saved.get("entries") else ())]
     if has_moments(saved):
         needed += MOMENTS[group["state_full"]]
+        needed += [SCALES[name] for name in storage.in_codes(saved, group)]
     lacking = [key for key in needed if not isinstance(saved.get(key), Tensor | int)]
     if lacking:
         raise ValueError(
@@ -297,9 +297,7 @@ def _kept_here(saved: Mapping[str, Any], param: Tensor, group: Group) -> dict[st
                 part = shards.own_part(value, param, _rows(saved, param, group))
             else:
                 part = shards.whole(value)
-            is_counter = name == "step" and part.ndim == 0
-            device = step_device(param, group) if is_counter else param.device
-            found[name] = torch.empty_like(part, device=device).copy_(part)
+            found[name] = storage.empty_like(name, part, param, group).copy_(part)
     return found
 
 
@@ -372,5 +370,4 @@ def _zeros(key: str, entry: Any, param: Tensor, group: Group) -> Any:
 
         mesh, placements = shards.layout(param)
         return zeros(*size, dtype=made.dtype, device_mesh=mesh, placements=placements)
-    is_counter = key == "step" and not made.ndim
-    return torch.zeros_like(made, device=step_device(param, group) if is_counter else param.device)
+    return storage.empty_like(key, made, param, group).zero_()

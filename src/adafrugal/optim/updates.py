@@ -4,7 +4,7 @@
 one shape that are projected, or whose state-free rule sees more than entries and takes stacks. Elsewhere `together`:
 tensors that rules update in place, all of a group in few calls. `alone`: matrices whose subspace works on copies, or
 whose state-free rule sees more than entries, one after the other, so that only one matrix is copied at a time.
-`in fewer bits`: tensors stored in fewer bits than they are updated in, by copies in float32.
+`by copies`: tensors that are stored in fewer bits than they are updated in, or whose moments lie elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from adafrugal.optim import choices
+from adafrugal.optim import choices, storage
 from adafrugal.optim.kernels import compiled, lists, tables
 from adafrugal.optim.kernels.tables import Member, Part, Table, alike
 from adafrugal.optim.options import Group
@@ -72,15 +72,15 @@ def update(group: Group, states: States, kept: Kept) -> None:
         param = group["params"][place]
         state, target, grad = states[param], local(param), local_grad(param)
         chosen = selection_here(param, state, group)
-        _begin(target, state, group, chosen)
-        in_fewer_bits = _in_fewer_bits(target, state, group)
-        if not in_fewer_bits:
+        storage.begin(param, state, group, chosen)
+        needs_copies = storage.needs_copies(target, state, group)
+        if not needs_copies:
             grad = grad.to(target.dtype)  # autograd may keep it in another (`grad_dtype`)
         due = Due(place, target, grad, state, chosen)
-        if in_fewer_bits:
+        if needs_copies:
             number = group["first"] + place
             rounding = Rounding(group["stochastic_rounding"], _key(group), number, _first(param, state, group))
-            _update_in_fewer_bits(due, group, rounding, apply)
+            _update_copies(due, group, rounding, apply)
         elif (kind := _kind_of_batch(due, group)) is not None:
             batches.setdefault(kind, []).append(due)
         elif _takes_direction(state, group, chosen) or (not together and state.get("entries")):
@@ -132,36 +132,7 @@ def begin_moments(group: Group, states: States) -> None:
     """Initialise the moments that a step would initialise, without the step."""
     for param in group["params"]:
         if param.grad is not None:
-            _begin(local(param), states[param], group, selection_here(param, states[param], group))
-
-
-def _begin(target: Tensor, state: dict[str, Any], group: Group, chosen: Selection) -> None:
-    """Initialise a tensor's moments to zeros at its first gradient, if it keeps moments in this period."""
-    if has_moments(state) or (group["split"] and not state.get("entries")):
-        return
-    state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(target, group))
-    dtype = getattr(torch, group["state_dtype"]) if group["state_dtype"] else _working_dtype(target)
-    like = target.new_empty(group["subspace"].compact(target.shape, chosen)) if chosen else target
-    for name in MOMENTS[group["state_full"]]:
-        state[name] = torch.zeros_like(like, dtype=dtype)
-
-
-def step_device(param: Tensor, group: Group) -> torch.device:
-    """Return the device of step counts: the CPU, or a GPU if kernels read them there."""
-    return param.device if group["fused"] and param.is_cuda else torch.device("cpu")
-
-
-def _working_dtype(param: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter is updated."""
-    return torch.promote_types(param.dtype, torch.float32)
-
-
-def _in_fewer_bits(param: Tensor, state: dict[str, Any], group: Group) -> bool:
-    """Return whether a tensor or its moments are stored in another dtype than they are updated in."""
-    if param.dtype == torch.float32 and group["state_dtype"] is None:  # the usual case
-        return False
-    stored = [param, *(state[name] for name in moment_names(state, group))]
-    return any(value.dtype != _working_dtype(param) for value in stored)
+            storage.begin(param, states[param], group, selection_here(param, states[param], group))
 
 
 def _regions(due: Due, group: Group, direction: Tensor | None = None) -> tuple[list[Full], Sequence[Free]]:
@@ -216,7 +187,8 @@ def _rates(group: Group, *, on_device: bool = False) -> tuple[Rates, Rates]:
 
 
 def _key(group: Group) -> int:
-    return noise_key(group["seed"], group["steps"]) if group["stochastic_rounding"] else 0
+    is_drawn = group["stochastic_rounding"] or group["state_dtype"] == "int8"
+    return noise_key(group["seed"], group["steps"]) if is_drawn else 0
 
 
 def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int]:
@@ -285,7 +257,9 @@ def _member(group: Group, states: States, place: int) -> Member | None:
     is_full = has_state and not chosen
     if not is_full and group["state_free"].kind not in tables.RULES_FREE:
         return None
-    _begin(target, state, group, chosen)
+    storage.begin(param, state, group, chosen)
+    if storage.in_codes(state, group):
+        return None
     moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]])] if has_moments(state) else []
     if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
@@ -355,24 +329,23 @@ def _update_projected(batch: Sequence[Due], group: Group, _: Apply) -> None:
     tables.close_batch(targets, rest, moved, group["state_free"].kind, rates_free)
 
 
-def _update_in_fewer_bits(due: Due, group: Group, rounding: Rounding, apply: Apply) -> None:
+def _update_copies(due: Due, group: Group, rounding: Rounding, apply: Apply) -> None:
     """Update copies of a tensor and its moments in the working dtype; store the results."""
     place, target, grad, state, chosen = due
-    dtype = _working_dtype(target)
+    dtype = storage.working_dtype(target)
     moments = moment_names(state, group)
     part = state
     is_whole = chosen or (_takes_direction(state, group, chosen) and not choices.goes_by_rows(group["state_free"].sees))
     for rows in [...] if is_whole else _slices(target):
-        part = state | {name: state[name][rows].to(dtype) for name in moments}
+        wide = target[rows].to(dtype, copy=True)
+        part = state | {name: storage.widened(state, name, rows, wide) for name in moments}
         if moments:
             part["step"] = state["step"].clone()
-        wide = target[rows].to(dtype, copy=True)
         _update_in_turn([Due(place, wide, grad[rows].to(dtype), part, chosen)], group, apply)
         part_rounding = rounding if rows is ... else rounding.after(rows.start * math.prod(target.shape[1:]))
         part_rounding.store(target[rows], wide, 0)
         for role, name in enumerate(moments, 1):
-            if state[name].dtype != dtype:
-                part_rounding.store(state[name][rows], part[name], role)
+            storage.store(state, name, rows, part[name], part_rounding, role)
     if moments:
         state["step"] = part["step"]
 

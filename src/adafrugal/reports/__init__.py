@@ -8,7 +8,8 @@ page_file  the keys of a page's file; plan: pages with the runs that belong to e
 layouts    the tables of a page; cells: their columns; decisions, lengths: those of a test, and of several lengths
 best       arms at the best of a grid, or at the rates that another section found; origin: what made a table's runs
 claims     the papers' claims on a table
-pictures   a run, or a table's arms; curves, frontier: a search, and loss against state, with names placed by labels
+pictures   a run, or a table's arms; losses over the steps; curves, frontier: a search, and loss against state, with
+           names placed by labels
 pages      writes them, and gpu's page of the measurements of `make gpu`
 grid, statistics    a table in three formats; means, paired differences, p values, crossings
 """

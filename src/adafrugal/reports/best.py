@@ -88,7 +88,7 @@ def grid(section: Section) -> Grid:
 def rule(section: Section) -> str:
     """Return how a section's rows were chosen, and what that does to the numbers."""
     found = {section.shown(name): best(group) for name, group in section.groups.items()}
-    chosen = ", ".join(f"{name}: {_at(job, section.best_of)}" for name, job in found.items() if job)
+    chosen = ", ".join(f"{name}: {at(job, section.best_of)}" for name, job in found.items() if job)
     at_edge = {section.shown(name): edges(group, section.best_of) for name, group in section.groups.items()}
     beyond = ", ".join(f"{name} ({', '.join(of)})" for name, of in at_edge.items() if of)
     return (
@@ -122,7 +122,8 @@ def _values(job: Job, settings: Sequence[str]) -> tuple[str, ...]:
     return tuple(_spelled(typed.get(name, "as it comes")) for name in settings)
 
 
-def _at(job: Job, settings: Sequence[str]) -> str:
+def at(job: Job, settings: Sequence[str]) -> str:
+    """Return a job's values of these settings in short, such as lr 0.001."""
     return _titled(settings, _values(job, settings))
 
 

@@ -11,6 +11,7 @@ from adafrugal.reports.grid import MISSING, Cell, change, difference, number
 from adafrugal.reports.statistics import Sample, contrast
 
 MIB = 2**20
+BESIDE = ("evaluation", "checkpoint", "compile")  # phases that are no training
 PHASES = ("data", "forward", "backward", "optimizer", "refresh", "evaluation", "checkpoint")  # of a run's seconds
 UNKNOWN = "not measured"
 Summaries: TypeAlias = Sequence[Mapping[str, Any]]  # of the runs of a row
@@ -50,6 +51,11 @@ def _memory(summaries: Summaries) -> str | Cell:
     return number(Sample.of(found), ",.0f") if found else UNKNOWN
 
 
+def training_seconds(seconds: Mapping[str, float]) -> float:
+    """Return a run's seconds without evaluations, of which arms make different numbers, checkpoints and compiling."""
+    return seconds["wall"] - sum(seconds.get(phase, 0.0) for phase in BESIDE)
+
+
 COLUMNS = {  # name in a page's `columns` -> column
     "loss": _mean("validation loss", ".4f", lambda s: s["validation_loss"]),
     "perplexity": _mean("perplexity", ".1f", lambda s: s["validation_perplexity"]),
@@ -57,7 +63,8 @@ COLUMNS = {  # name in a page's `columns` -> column
     "optimizer_share": _mean("optimizer ÷ forward and backward", ".1f", lambda s: 100 * s["optimizer_share"], "%"),
     "state": Column("optimizer state, start → end", state),
     "memory": Column("peak memory (MiB)", _memory),
-    "seconds": _mean("seconds", ",.1f", lambda s: s["seconds"]["wall"]),
+    "training_seconds": _mean("seconds without evaluations", ",.1f", lambda s: training_seconds(s["seconds"])),
+    "seconds": _mean("seconds with evaluations", ",.1f", lambda s: s["seconds"]["wall"]),
     "tokens": Column("tokens", lambda found: f"{round(statistics.mean(s['tokens'] for s in found)):,}"),
 } | {
     f"{phase}_seconds": _mean(f"seconds: {phase}", ",.1f", lambda s, phase=phase: s["seconds"].get(phase, 0.0))

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafrugal.reports import curves, frontier
+from adafrugal.reports import curves, frontier, losses
 from adafrugal.reports.cells import MIB, PHASES
+from adafrugal.reports.losses import step_axis
 from adafrugal.reports.statistics import Sample
 from adafrugal.tracking.record import Record, spoken
 
@@ -83,7 +84,7 @@ def draw_run(record: Record, file: Path) -> None:
         labels = {"density": "density ρ", "interval": "interval T\n(steps)", "state": "optimizer state\n(MiB)"}
         for name in (*moving, "state"):
             panels[name].set(ylabel=labels[name], ylim=(0, None))
-        state.set_xlabel("step")
+        step_axis(state)
 
 
 # -- the arms of a table -----------------------------------------------------------------------------------------------
@@ -121,18 +122,6 @@ def _steps(axes: Any, jobs: Sequence[Job], read: Callable[[dict[str, Any]], Any]
             axes.step(steps, values, color=f"C{place}", where="post", label=job.name)
 
 
-def _loss(axes: Any, section: Section) -> None:
-    lowest, latest = [], []
-    for place, job in enumerate(_jobs(section)):
-        steps, losses = _mean_curve(job, lambda line: line["loss"])
-        axes.plot(steps, losses, color=f"C{place}", linewidth=1.2, label=job.name)
-        lowest.append(min(losses))
-        latest.append(losses[len(losses) // 5])
-    shown = min(lowest) - 0.1, max(latest) + 0.1  # without the steep fall of the first steps
-    axes.set(xlabel="step", ylabel="training loss (nats per token)", ylim=shown)
-    axes.legend(**LEGEND)
-
-
 def _tradeoff(axes: Any, section: Section) -> None:
     """Draw perplexity against state; those far above the best at the upper edge, to keep the others apart."""
     jobs = _jobs(section)
@@ -162,12 +151,13 @@ def _controls(axes: Any, section: Section) -> None:
         _steps(panel, _jobs(section), lambda line, key=key: line.get(key))
         panel.set(ylabel=name, ylim=(0, None))
     axes[0].legend(**LEGEND)
-    axes[1].set_xlabel("step")
+    step_axis(axes[1])
 
 
 def _state(axes: Any, section: Section) -> None:
     _steps(axes, _jobs(section), lambda line: line["state_bytes"] / MIB)
-    axes.set(xlabel="step", ylabel="optimizer state (MiB)", ylim=(0, None))
+    step_axis(axes)
+    axes.set(ylabel="optimizer state (MiB)", ylim=(0, None))
     axes.legend(**LEGEND)
 
 
@@ -184,7 +174,7 @@ def _roles(axes: Any, section: Section) -> None:
         panel.set_title(job.name, fontsize=9, loc="left")
     panels[0].legend(**LEGEND, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.2))
     panels[len(jobs) // 2].set_ylabel("optimizer state (MiB)")
-    panels[-1].set_xlabel("step")
+    step_axis(panels[-1])
 
 
 def _always_state_full(run: Record) -> float:
@@ -203,7 +193,8 @@ def _memory(axes: Any, section: Section) -> None:
             steps, sizes = _mean_curve(measured, lambda line: in_use(line.get("memory", {})))
             axes.plot(steps, sizes, color=f"C{place}", label=job.name)
     ylabel = "MiB: a GPU's peak since the last point,\nor what the process holds on a CPU"
-    axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
+    step_axis(axes)
+    axes.set(ylabel=ylabel, ylim=(0, None))
     axes.legend(**LEGEND)
 
 
@@ -229,7 +220,8 @@ def _time(axes: Any, section: Section) -> None:
 
 
 DRAWN = {  # name -> title, drawing function
-    "loss": ("Training loss", _loss),
+    "loss": ("Training loss", losses.training),
+    "validation": ("Validation loss", losses.validation),
     "frontier": ("Loss against optimizer state", frontier.draw),
     "tradeoff": ("Perplexity against optimizer state", _tradeoff),
     "rates": ("The loss along each rate of the searches", curves.draw),

@@ -26,7 +26,7 @@ NOT_PART = (
     "task.lr",  # counted in optimizer.lr, which refers to it
     "data.store_limit_gib", "data.processes",
     "data.store",  # removed; old records have it
-    "optimizer.fused", "optimizer.compile",
+    "optimizer.fused", "optimizer.compile", "optimizer.state_on",
 )  # fmt: skip
 CONTINUE_FROM = "trainer.continue_from"
 CHECKPOINTS = ("model.name", "model.weights", CONTINUE_FROM)  # which may name a run's

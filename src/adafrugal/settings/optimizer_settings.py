@@ -93,6 +93,7 @@ class FrugalSettings(AdamWSettings):
     shrink: str = one_of(*NAMES["shrink"])
     stagger: int = _as_in_optim("stagger", 1)
     state_dtype: str | None = one_of(*NAMES["state_dtype"])
+    state_on: str = one_of(*NAMES["state_on"])
     stochastic_rounding: bool = False
     nonfinite: str | None = one_of(*NAMES["nonfinite"])
     modules: ModuleSettings = field(default_factory=ModuleSettings)
@@ -118,6 +119,8 @@ class FrugalSettings(AdamWSettings):
         self._check_rule()
         on_shards = f"{ON_SHARDS} with trainer.parallel=fsdp, which divides matrices by rows; ddp takes all"
         self.need(not is_sharded or choices.works_on_shards(kind, own), "subspace", on_shards)
+        on_device = "device with trainer.parallel=fsdp; there trainer.offload moves the state to the CPU"
+        self.need(not is_sharded or self.state_on == "device", "state_on", on_device)
         longest = int(controls.interval(with_run_length(self.interval, steps)).at(1))
         words = choices.allowed_stagger(self.stagger, kind, longest)
         self.need(words is None, "stagger", words or "")

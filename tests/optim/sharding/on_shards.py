@@ -23,7 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from adafrugal.optim import SVD, Displacement, Frugal, LinearDecay, LossAware, StateFree, UpdateInBackward
+from adafrugal.optim import SVD, Displacement, Frugal, LinearDecay, LossAware, StateFree, UpdateInBackward, storage
 from adafrugal.optim.sharding import shards
 from adafrugal.optim.sharding.shards import as_sharded
 
@@ -63,6 +63,9 @@ REFUSED = {kind: kind for kind in ("rows", "randk", "randperm", "svd", "random")
 REFUSED["svd, left"] = {"kind": "svd", "side": "left"}
 
 RESUMED = ("blocks", "columns, overlap kept", "slab", "slab, overlap kept", "slab, by displacement", "svd, kept")
+
+
+IN_8_BITS = ("blocks", "columns, overlap kept", "slab, kept")
 
 
 class Model(nn.Module):
@@ -175,23 +178,23 @@ def compared(arm, mesh, **how):
     }  # fmt: skip
 
 
-def resumed(arm, mesh):
+def resumed(arm, mesh, **settings):
     """How far a run on shards is from one that went on from its state; and runs on one process and on two likewise."""
-    one = Training(arm, mesh).go(range(6))
+    one = Training(arm, mesh, **settings).go(range(6))
     found = {}
     for name, of in (("on as many", mesh), ("on one", None)):
-        found[name] = Training(arm, of).load(one)
-    alone = Training(arm).go(range(6))
-    found["from one"] = Training(arm, mesh).load(alone)
+        found[name] = Training(arm, of, **settings).load(one)
+    alone = Training(arm, **settings).go(range(6))
+    found["from one"] = Training(arm, mesh, **settings).load(alone)
     for each in (one, alone, *found.values()):
         each.go(range(6, 12))
     return {name: apart(each, alone if name == "from one" else one) for name, each in found.items()}
 
 
-def checkpointed(arm, mesh):
+def checkpointed(arm, mesh, **settings):
     """How far a run is, from one that goes on, that read its state as torch.distributed.checkpoint wrote it."""
-    one, other = Training(arm, mesh), Training(arm, mesh)
-    place = PLACE / arm
+    one, other = Training(arm, mesh, **settings), Training(arm, mesh, **settings)
+    place = PLACE / f"{arm}{settings}"
     get_optimizer_state_dict(one.model, one.optimizer)  # before the first step, which changes nothing
     one.go(range(6))
     dcp.save({"optimizer": get_optimizer_state_dict(one.model, one.optimizer)}, checkpoint_id=place)
@@ -205,7 +208,7 @@ def checkpointed(arm, mesh):
             param.copy_(given)
     for each in (one, other):
         each.go(range(6, 12))
-    return {"apart": apart(one, other), "from one": apart(one, Training(arm, mesh).go(range(12)))}
+    return {"apart": apart(one, other), "from one": apart(one, Training(arm, mesh, **settings).go(range(12)))}
 
 
 def put_nan(training):
@@ -313,14 +316,14 @@ def as_shards_lie(mesh):
     return alike and kept and torch.equal(lies.full_tensor().cpu(), given)
 
 
-def rounded(mesh, arm):
+def rounded(mesh, arm, state_dtype="bfloat16"):
     """Whether weights in bfloat16, rounded stochastically, are those of one process, of the same gradients."""
     ends = []
     for divided in (False, True):
         model = Model().bfloat16()
         if divided:
             fully_shard(model, mesh=mesh)
-        optimizer = model.optimizer(arm, state_dtype="bfloat16", stochastic_rounding=True)
+        optimizer = model.optimizer(arm, state_dtype=state_dtype, stochastic_rounding=True)
         generator = torch.Generator().manual_seed(0)
         for _ in range(8):
             for param in model.parameters():
@@ -355,6 +358,15 @@ def run(rank):
     found["directed"] = {kind: directed(mesh, kind) for kind in ("whiten", "sinkhorn", "colnorm", "rownorm")}
     found["as shards lie"] = as_shards_lie(mesh)
     found["rounded"] = {arm: rounded(mesh, arm) for arm in ("blocks", "columns", "slab", "swan, blocks")}
+    storage._FEWEST = 1  # small matrices take 8 bits, too
+    found["in 8 bits"] = {
+        arm: {
+            "as one": rounded(mesh, arm, "int8"),
+            "resumed": resumed(arm, mesh, state_dtype="int8")["on as many"],
+            "checkpointed": checkpointed(arm, mesh, state_dtype="int8"),
+        }
+        for arm in IN_8_BITS
+    }
     (PLACE / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -24,6 +24,7 @@ BY_GRADIENT = (
     "svd, gradients that come late",
 )  # fmt: skip
 SAVED = ("blocks", "columns, overlap kept", "slab", "slab, overlap kept", "slab, by displacement", "svd, kept")
+IN_8_BITS = ("blocks", "columns, overlap kept", "slab, kept")
 BY_DISPLACEMENT = ("slab, by displacement",)
 OF_MATRICES = (
     "whiten, columns", "swan, blocks", "swan, blocks, on a mesh of two dimensions", "sinkhorn, slab", "colnorm, random",
@@ -178,6 +179,14 @@ def test_training_goes_on_from_it_on_as_many_processes_and_on_others(ranks, arm)
 @pytest.mark.parametrize("arm", SAVED)
 def test_torchs_checkpoint_brings_it_to_a_fresh_optimizer_and_reading_it_changes_nothing(ranks, arm):
     assert all(rank["checkpointed"][arm] == {"apart": 0.0, "from one": 0.0} for rank in ranks)
+
+
+@pytest.mark.parametrize("arm", IN_8_BITS)
+def test_moments_in_8_bits_are_those_of_one_process_and_go_on_bit_for_bit(ranks, arm):
+    for rank in ranks:
+        assert rank["in 8 bits"][arm] == {
+            "as one": True, "resumed": 0.0, "checkpointed": {"apart": 0.0, "from one": 0.0},
+        }  # fmt: skip
 
 
 def test_a_part_of_a_moment_is_not_taken_for_the_whole(ranks):

@@ -1,0 +1,195 @@
+"""Moments in 8 bits, in every subspace and through saving: what is stored, what it costs, and that it goes on alike."""
+
+
+import pytest
+import torch
+from stepping import frugal, matrices, parameters, same, saved_and_loaded, stepped
+from torch import nn
+
+from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, storage
+from adafrugal.optim.choices import POLICIES, SUBSPACES
+from adafrugal.optim.eight_bits import BLOCK, decode, encode
+
+LARGE = [(40, 300), (64, 64), (30, 520)]
+MOVING = {"density": LinearDecay(0.6, 0.2, steps=12), "interval": 3}
+
+
+@pytest.fixture
+def all_in_codes(monkeypatch):
+    """Small matrices count as large."""
+    monkeypatch.setattr(storage, "_FEWEST", 1)
+
+
+def coded(params, **settings):
+    return frugal(params, state_dtype="int8", **settings)
+
+
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_the_update_is_made_in_float32_and_its_moments_stored_to_within_a_code(subspace):
+    params, others = matrices(LARGE), matrices(LARGE)
+    ours, theirs = (f(p, subspace=subspace) for f, p in ((coded, params), (frugal, others)))
+    for optimizer in (ours, theirs):
+        stepped(optimizer, [1])
+    assert same(params, others), "the first step begins with moments of 0"
+    for p, q in zip(params, others, strict=True):
+        for name in ("exp_avg", "exp_avg_sq") if ours.state[p]["entries"] else ():
+            codes, scales = ours.state[p][name], ours.state[p][f"{name}_scale"]
+            exact = theirs.state[q][name]
+            most = torch.iinfo(codes.dtype).max
+            assert (decode(codes, scales) - exact).abs().max() <= 4 / most * exact.abs().max()
+    stepped(ours, range(2, 9))
+    assert all(p.isfinite().all() for p in params)
+
+
+@pytest.mark.parametrize("subspace", SUBSPACES)
+def test_the_bytes_are_one_an_entry_and_four_a_block_of_a_row(subspace):
+    optimizer = stepped(coded(matrices(LARGE), subspace=subspace), range(5))
+    moments = sum(roles.get("moments", 0) for roles in optimizer.state_bytes().values())
+    scales = sum(v.nbytes for s in optimizer.state.values() for name, v in s.items() if name.endswith("_scale"))
+    assert moments == 2 * optimizer.selected_entries() + scales
+    for state in optimizer.state.values():
+        if state["entries"]:
+            shape = state["exp_avg"].shape
+            rows, length = (1, shape[0]) if len(shape) == 1 else shape
+            assert state["exp_avg_scale"].shape == (rows, -(-length // BLOCK))
+
+
+def test_vectors_and_small_matrices_keep_float32():
+    params = [*matrices([(64, 64), (64, 63)]), nn.Parameter(torch.ones(5000))]
+    groups = [{"params": params}, {"params": matrices([(2, 2)]), "split": True, "density": 1.0}]
+    optimizer = stepped(Frugal(groups, state_dtype="int8"), [0])
+    assert [optimizer.state[p]["exp_avg"].dtype for p in params] == [torch.int8, torch.float32, torch.float32]
+    assert [optimizer.state[p]["exp_avg_scale"].numel() for p in params] == [64, 0, 0]
+
+
+def test_a_second_moment_falls_as_it_should():
+    (param,) = params = matrices([(64, 64)])
+    optimizer = coded(params, density=1.0, interval=10_000)
+    param.grad = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) + 0.1
+    optimizer.step()
+    first = second_moment(optimizer, param).mean()
+    param.grad = torch.zeros_like(param)
+    for _ in range(500):
+        optimizer.step()
+    assert second_moment(optimizer, param).mean() / first == pytest.approx(0.999**500, rel=0.01)
+
+
+def second_moment(optimizer, param):
+    return decode(optimizer.state[param]["exp_avg_sq"], optimizer.state[param]["exp_avg_sq_scale"])
+
+
+@pytest.mark.parametrize(("subspace", "on_refresh"), [(k, p) for k in SUBSPACES for p in POLICIES[k]])
+def test_it_goes_on_bit_for_bit_from_a_saved_state(subspace, on_refresh, all_in_codes):
+    settings = {"subspace": subspace, "on_refresh": on_refresh, **MOVING}
+    optimizer = stepped(coded(matrices(), **settings), range(7))
+    again = frugal([nn.Parameter(p.detach().clone()) for p in parameters(optimizer)])
+    with pytest.warns(UserWarning, match="the saved state replaces settings"):
+        again.load_state_dict(saved_and_loaded(optimizer))
+    assert again.state_bytes() == optimizer.state_bytes()
+    assert same(*(parameters(stepped(each, range(7, 16))) for each in (optimizer, again)))
+
+
+@pytest.mark.parametrize("subspace", ["columns", "rows", "slab", "randk", "randperm"])
+def test_moments_that_stay_when_density_falls_are_those_from_before(subspace, all_in_codes):
+    moved, still = params = matrices([(12, 20), (12, 300)])
+    optimizer = stepped(coded(params, subspace=subspace, density=0.5, interval=100), range(4))
+    before = dict(optimizer.state[still])
+    optimizer.param_groups[0]["density"], still.grad = 0.25, None
+    stepped(optimizer, [4], [moved])
+    after, part = optimizer.state[still], optimizer.param_groups[0]["subspace"]
+    old, new = ({name: state[name] for name in part.remembers} for state in (before, after))
+    for name, is_signed in (("exp_avg", True), ("exp_avg_sq", False)):
+        values = decode(before[name], before[f"{name}_scale"])
+        cut = encode(part.narrow(values, still.shape, old, new), is_signed)
+        assert len(cut[0].view(-1)) < len(values.view(-1))
+        assert same((after[name], after[f"{name}_scale"]), cut)
+
+
+@pytest.mark.parametrize("settings", [{}, {"state_full": "lion"}, {"density": 0.0}], ids=str)
+def test_slices_of_a_large_tensor_are_updated_alike(settings, all_in_codes, monkeypatch):
+    found = []
+    for in_a_slice in (2**22, 600):
+        monkeypatch.setattr("adafrugal.optim.updates._IN_A_SLICE", in_a_slice)
+        params, other = matrices(LARGE), nn.Parameter(torch.ones(40, 30))
+        groups = [{"params": params, "split": True}, {"params": [other]}]
+        optimizer = stepped(Frugal(groups, lr=0.01, interval=3, state_dtype="int8", **settings), range(7))
+        states = [torch.as_tensor(value) for p in (*params, other) for value in optimizer.state[p].values()]
+        found.append([*params, other, *states])
+    assert same(*found)
+
+
+def test_updates_in_the_backward_pass_are_the_same():
+    found = []
+    for in_backward in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(70, 70), nn.Tanh(), nn.Linear(70, 70))
+        split = [p for p in model.parameters() if p.ndim == 2]
+        others = [p for p in model.parameters() if p.ndim == 1]
+        groups = [{"params": split, "split": True}, {"params": others}]
+        optimizer = Frugal(groups, state_dtype="int8", interval=3, density=0.5)
+        if in_backward:
+            UpdateInBackward(optimizer)
+        for step in range(8):
+            model(torch.randn(4, 70, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([*model.parameters(), *(torch.as_tensor(v) for s in optimizer.state.values() for v in s.values())])
+    assert same(*found)
+
+
+def test_a_state_without_its_scales_is_refused_and_nothing_changes(all_in_codes):
+    optimizer = stepped(coded(matrices(3 * [(6, 10)]), density=1.0), range(3))
+    saved = saved_and_loaded(optimizer)
+    del saved["state"][1]["exp_avg_scale"]
+    before = [p.detach().clone() for p in parameters(optimizer)]
+    with pytest.raises(ValueError, match="number 1 lacks exp_avg_scale"):
+        optimizer.load_state_dict(saved)
+    assert same(parameters(optimizer), before)
+
+
+def test_a_change_that_fails_forgets_the_moments_with_their_scales(all_in_codes, monkeypatch):
+    optimizer = stepped(coded(matrices([(12, 20)]), subspace="columns", density=0.5, interval=100), range(3))
+    optimizer.param_groups[0]["density"] = 0.25
+    (param,) = parameters(optimizer)
+
+    def failing(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adafrugal.optim.subspaces.coordinates.Columns.narrow", failing)
+        with pytest.raises(KeyboardInterrupt):
+            stepped(optimizer, [3])
+    assert [len(optimizer.state[param][name]) for name in ("exp_avg", "exp_avg_scale", "exp_avg_sq_scale")] == [0, 0, 0]
+    stepped(optimizer, [4])
+    assert optimizer.state[param]["exp_avg"].dtype == torch.int8
+
+
+# -- moments in the CPU's memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16", "int8"])
+def test_moments_in_the_cpus_memory_make_the_same_steps(state_dtype):
+    ends = []
+    for state_on in ("device", "cpu_always_full"):
+        params, others = matrices(LARGE, device="cuda"), matrices([(80, 90), (7, 3)], device="cuda")
+        groups = [{"params": params, "split": True}, {"params": others, "split": False}]
+        settings = {"state_dtype": state_dtype, "stochastic_rounding": True, "fused": False, "compile": False}
+        optimizer = stepped(Frugal(groups, state_on=state_on, interval=3, density=0.5, **settings), range(7))
+        moments = [optimizer.state[p][name] for p in others for name in ("exp_avg", "exp_avg_sq")]
+        assert {moment.is_pinned() for moment in moments} == {state_on != "device"}
+        assert {optimizer.state[p]["exp_avg"].device.type for p in params} == {"cuda"}
+        copies = [{**g, "params": [nn.Parameter(p.detach().clone()) for p in g["params"]]} for g in groups]
+        again = Frugal(copies)
+        with pytest.warns(UserWarning, match="the saved state replaces settings"):
+            again.load_state_dict(saved_and_loaded(optimizer))
+        ends += [parameters(stepped(each, range(7, 12))) for each in (optimizer, again)]
+    assert all(same(ends[0], end) for end in ends[1:])
+
+
+def test_on_a_cpu_it_changes_nothing():
+    ends = []
+    for state_on in ("device", "cpu_always_full"):
+        groups = [{"params": matrices(LARGE), "split": True}, {"params": matrices([(80, 90)])}]
+        ends.append(parameters(stepped(Frugal(groups, state_on=state_on, interval=3, density=0.5), range(7))))
+    assert same(*ends)
