@@ -112,7 +112,7 @@ def test_a_run_that_diverged_is_not_missing(page, record):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ("colour: red\n", r"page\.yaml: colour: there is no such setting; .*allowed: place, title"),
-    ("place: first\n", r"page\.yaml: place: value 'first' .*could not be converted to Integer"),
+    ("place: first\n", r"page\.yaml: place is 'first'; allowed: a whole number"),
     ("sections: [{name: main, title: Main}]\n", r"page\.yaml: sections\[0\]\.commands: "),
     ("sections: [{name: main, title: Main, commands: seed=0}]\n", r"commands is seed=0; allowed: a list"),
     (COMMAND % "experiments=nothing", "section main: experiments: there is no 'nothing'"),

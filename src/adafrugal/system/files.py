@@ -18,7 +18,7 @@ _TRIES = 20  # to make a directory that other processes remove
 def locked(file: Path) -> Iterator[None]:
     """Hold the lock of a file, which is made with its directory where it is missing.
 
-    Who holds the lock may remove the file. The lock of a file that is gone locks nothing, and is given up for a new one.
+    Who holds the lock may remove the file. The lock of a file that is gone locks nothing: it is given up for a new one.
 
     Raises:
         BlockingIOError: another process holds it.
