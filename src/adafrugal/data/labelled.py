@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adafrugal.data.rows import Tensors
 from adafrugal.data.text import faults
+from adafrugal.settings.repositories import is_path
 from adafrugal.settings.schema import LabelledSettings
 from adafrugal.system.errors import SettingError
 
@@ -156,7 +157,8 @@ class Labelled:
         """Return the identity and size of the data, for a record."""
         data = self._data
         examples = {data.split: len(self.train), **{name: len(found) for name, found in self.validation.items()}}
-        source = {"name": data.source, "subset": data.subset, "revision": data.revision}
+        revision = data.revision if Path(str(data.source)).is_dir() else data.revision or "main"
+        source = {"name": data.source, "subset": data.subset, "revision": revision}
         return {"fingerprint": self.fingerprint, "source": source, "examples": examples, "metrics": list(data.metrics)}
 
     def _cut(self, columns: Columns) -> Examples:
@@ -191,7 +193,7 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised, too
     name = str(data.source)
     is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
-    if not is_local and faults.is_path(name):
+    if not is_local and is_path(name):
         raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
     # local files are streamed: `datasets` would use its cached copy even after they changed
     how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}

@@ -14,8 +14,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from adafrugal.memory import measure
-from adafrugal.models.schedule import factor
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
+from adafrugal.settings.schedule import factor
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.signals import Stop

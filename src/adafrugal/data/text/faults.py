@@ -8,12 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adafrugal.settings.repositories import is_path
 from adafrugal.system.errors import RunError, SettingError, chain, line
-
-
-def is_path(name: str, needs_owner: bool = True) -> bool:
-    """Return whether a name can only be a path: a hub repository is owner/name, or name alone unless `needs_owner`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (needs_owner and "/" not in name)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from adafrugal.data.text import embedded, faults
 from adafrugal.data.text.documents import Rules, digest, select
+from adafrugal.settings.repositories import is_path
 from adafrugal.settings.schema import CorpusSettings, EmbeddedSettings
 from adafrugal.system import files
 from adafrugal.system.errors import SettingError
@@ -80,7 +81,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         return _source(data, *_of_files(data, sorted(glob.glob(named, recursive=True))))  # noqa: PTH207 - may be absolute
     if Path(named).is_dir():
         return _source(data, *_of_layout(data))
-    if faults.is_path(named) or _format(named) or Path(named).suffix in COMPRESSIONS:
+    if is_path(named) or _format(named) or Path(named).suffix in COMPRESSIONS:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
