@@ -12,9 +12,7 @@ ALWAYS = {  # whatever else is typed
     "optimizer.betas={a:1}": ["optimizer.betas is a mapping; allowed: two numbers"],
     "schedule.warmup=x": ["schedule.warmup is 'x'; allowed: a number, or null"],
     "checkpoint=3": ["checkpoint is 3; allowed: its settings, each by its name: checkpoint.…=…"],
-    "seed=1,2": ["seed=1,2 has several values", "a sweep: add -m, or a list: 'seed=[1,2]'"],
     "optimizer=adamw,frugal": ["optimizer=adamw,frugal has several values", "add -m"],
-    "seed=range(1,3)": ["seed=range(1,3) has several values", "add -m"],
     "optimizer=adafrugl": ["optimizer", "'adafrugl'", "did you mean adafrugal?", "adamw"],
     "optmizer=adamw": ["optmizer", "did you mean optimizer?"],
     "optimizer.densty=1": ["optimizer.densty", "did you mean density?", "betas"],
@@ -142,6 +140,8 @@ WRONG = ALWAYS | {  # beside the defaults
 COMMANDS = {  # for a process, which ends with code 2
     "trainer.steps=0": ["trainer.steps is 0", "1 or more"],
     "model=3": ["group", "--help"],
+    "seed=1,2": ["seed=1,2 has several values", "a sweep: add -m, or a list: 'seed=[1,2]'"],
+    "seed=range(1,3)": ["seed=range(1,3) has several values", "add -m"],
     "-m trainer.steps=10,x": ["trainer.steps", "'x'"],
     "-m trainer.batch_size=8,6 trainer.micro_batch_size=4": ["no job was started", "batch_size=6", "1, 2, 3, 6"],
     "sweeps=density optimizer.lr=-1": ["no job was started", "optimizer.lr"],

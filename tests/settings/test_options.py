@@ -14,8 +14,8 @@ from adafrugal.system.errors import SettingError
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--pag x", "there is no option --pag; did you mean --page? allowed: --help, --pages, --page, --trials"),
-        ("--seed=3", "there is no option --seed; allowed: --help"),
+        ("here --pag x", "there is no option --pag; did you mean --page? allowed: --help, --pages, --page, --trials"),
+        ("here --seed=3", "there is no option --seed; allowed: --help"),
         ("--page", "--page: no value is given; allowed: tables [-h] "),
         ("--trials x", "--trials is 'x'; allowed: a whole number"),
         ("", "place: not given; allowed: tables [-h] "),
