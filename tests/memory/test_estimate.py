@@ -85,10 +85,10 @@ def test_passes_traced_once_are_those_of_every_optimizer(arm, more, settings, mo
     found = estimate(chosen)
     passes = module._passes
 
-    def always_traced(settings, model):
+    def always_traced(built):
         with monkeypatch.context() as patched:
-            patched.setattr(settings.trainer, "update_in_backward", True)  # of which no pass is repeated
-            return passes(settings, model)
+            patched.setattr(built.settings.trainer, "update_in_backward", True)  # of which no pass is repeated
+            return passes(built)
 
     monkeypatch.setattr(module, "_passes", always_traced)
     traced = estimate(chosen)
@@ -177,7 +177,10 @@ def test_the_command_prints_a_column_for_each_optimizer_and_density(capsys):
     (["optimizer=adamm"], "optimizer: there is no 'adamm'"),
     (["--fits", "-1", "scale=smoke"], "--fits is -1.0; allowed: a number of GiB above 0"),
     (["scale=smoke", "optimizer=galore", "optimizer.density=0.001"], "optimizer: a density of 0.001 selects nothing"),
-    (["experiments=glue/rte"], "task is finetune; allowed: pretrain"),
+    (["task=finetune", "data=rte", "model=encoder", "model.name=/nowhere", "optimizer=adamw"],
+     "model.name is /nowhere, which transformers cannot build: "),
+    (["model=decoder", "model.name=/nowhere", "data.tokenizer.kind=pretrained", "data.tokenizer.name=/nowhere",
+      "optimizer=frugal", "optimizer.fit_gib=1"], "model.name is /nowhere, which transformers cannot build: "),
     (["trainer.parallel=fsdp"], "trainer.parallel is fsdp; allowed: none or ddp, since"),
 ])  # fmt: skip
 def test_what_cannot_be_estimated_is_one_line(words, line, capsys):

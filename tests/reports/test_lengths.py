@@ -69,7 +69,7 @@ def test_the_share_is_interpolated_on_the_logarithm_and_paired_by_seed(made):
 
 def test_a_share_outside_the_lengths_is_words_in_other_formats_too(made):
     grid = layouts.grids(made)[""]
-    assert r"& $>$ 100\% \\" in grid.latex("") and r"$\le$ 50\%" in grid.latex("")
+    assert r"& $>$ 100\% \\" in grid.latex("", "x") and r"$\le$ 50\%" in grid.latex("", "x")
     lines = list(csv.reader(io.StringIO(grid.csv())))
     assert {line[0]: line[-4:] for line in lines}["frugal_0"] == ["> 100%", "> 100%", "> 100%", "3"]
 

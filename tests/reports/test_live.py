@@ -70,7 +70,7 @@ def test_a_row_has_the_numbers_of_the_last_line_and_of_the_last_evaluation(root)
 def test_a_run_is_read_on_from_where_its_last_line_ended(root, monkeypatch):
     record, runs, read = begun(root), follow.Runs([root]), []
     metrics_from = Record.metrics_from
-    monkeypatch.setattr(Record, "metrics_from", lambda self, at: read.append(at) or metrics_from(self, at))
+    monkeypatch.setattr(Record, "metrics_from", lambda self, at, _: read.append(at) or metrics_from(self, at, _))
     add(record, 10, 20)
     (run,) = runs.update()
     with (record.directory / "metrics.jsonl").open("a") as file:
@@ -143,6 +143,21 @@ def test_a_damaged_file_is_named_and_the_other_runs_are_there(root, name, text):
     assert row[2] == "damaged"
     assert name in row[1]
     assert row_of(page, "frugal")[2] == "running"
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\n", b'{"step": 20, "lo\n', b'{"step": 20, "loss": "high"}\n', b"[]\n"])
+def test_the_lines_after_a_damaged_one_are_read(root, damage):
+    record, runs, page = begun(root), follow.Runs([root]), live.Page(0.0)
+    add(record, 10)
+    with (record.directory / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    for step in (30, 40):
+        add(record, step, loss=4.0)
+        row = row_of(page.of(runs.update()), "adamw")
+        assert row[2] == "damaged" and "metrics.jsonl" in row[1]
+        assert row[3:5] == [f"{step}/500", "4.0000"]
+    record.write_metrics([{"step": 10, **LINE}])
+    assert row_of(page.of(runs.update()), "adamw")[2:5] == ["running", "10/500", "5.0000"], "mended"
 
 
 def test_losses_that_are_no_numbers_are_shown_and_not_drawn(root):

@@ -80,7 +80,7 @@ def test_the_three_commands_make_a_table_of_ones_own(train, tmp_path):
     for arm in ("AdamW", "GaLore", "AdaFRUGAL (ours)"):
         assert re.search(rf"^\| {re.escape(arm)} \| 2 \| \d+\.\d{{4}} ± ", page, re.MULTILINE), arm
     assert "| arm | lr 0.003 | lr 0.03 | at an edge |" in page
-    assert "Not searched: adamw: β 0.9, 0.999, weight decay 0, s 1; " in page
+    assert "Not searched: AdamW: β 0.9, 0.999, weight decay 0, s 1; " in page
     assert "β 0.9, 0.999, weight decay 0, s 1, c 1." in page
     assert "12 runs: code " in page
     tex = (out / "table.tex").read_text()
@@ -139,7 +139,7 @@ def test_each_arm_is_at_the_best_of_a_grid_and_an_edge_is_said(made):
     (rule, fixed) = layouts.rules(section)
     assert "(FRUGAL: lr 0.1, adamw: lr 0.01)" in rule and rule.endswith("what was tried: FRUGAL (lr).")
     usual = "β 0.9, 0.999, weight decay 0"
-    assert fixed == f"Not searched: frugal: {usual}, s 0.015625, c 1; the others: {usual}, s 0.03125."
+    assert fixed == f"Not searched: FRUGAL: {usual}, s 0.015625, c 1; the others: {usual}, s 0.03125."
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -251,6 +251,9 @@ def test_columns_of_two_sections_stand_side_by_side(made):
 @pytest.mark.parametrize(("rest", "message"), [
     ("best_of: optimizer.lr, arms: [adamw, frugl]", "arms has no 'frugl'; .*mean frugal"),
     ("best_of: optimizer.lrs", "best_of has no 'optimizer.lrs'; did you mean optimizer.lr"),
+    ("best_of: lr", r"best_of has no 'lr'; did you mean optimizer.lr\? allowed"),
+    ("columns: validation_loss", r"columns has no 'validation_loss'; did you mean loss\? allowed"),
+    ("reference: null, rates: {from: embedded}", r"mine.yaml has no 'embedded'; did you mean \w+/embedded\?"),
     ("best_of: optimizer.lr, reference: galore", "reference is 'galore'; allowed: adamw"),
     ("reference: null, rates: {from: ratse/embedded}", "a page has no 'ratse'; .*mean rates"),
     ("reference: null, rates: {from: rates/papers}", "rates.yaml has no 'papers'; .*embedded"),
@@ -272,6 +275,11 @@ def test_a_page_that_is_no_page_is_refused_in_one_line(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: nothing\.yaml: No such file or directory; name a file .*\n", done.stderr)
     for given, message in (
+        ("", "mine.yaml is empty; write a page such as"),
+        ("# nothing\n", "mine.yaml is empty; write a page such as"),
+        ("title: One\n", "there are no sections; allowed: a list of tables"),
+        ("sections: []\n", "there are no sections; allowed: a list of tables"),
+        ("sections: [{title: One}]\n", r"sections\[0\]\.commands is missing; write the words of train.py"),
         ("[1, 2]\n", "is a list; allowed: keys"),
         ("sections: {commands: [seed=0]}\n", r"sections is \{'comm.*; allowed: a list of tables"),
         ("sections: [a]\n", r"sections is \['a'\]; allowed: a list of tables"),

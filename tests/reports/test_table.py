@@ -74,7 +74,7 @@ def test_settings_that_affect_results_are_other_rows_and_others_are_not(made, tm
     made("frugal", seed=2, **{"trainer.compile": True, "model.loss_chunk_rows": 2048})  # of an older version
     assert names(tmp_path) == [["frugal", "3"]]
     made("frugal optimizer.lr=0.01")
-    assert sorted(names(tmp_path)) == [["frugal optimizer.lr=0.001", "3"], ["frugal optimizer.lr=0.01", "1"]]
+    assert sorted(names(tmp_path)) == [["frugal lr=0.001", "3"], ["frugal lr=0.01", "1"]]
     made("adamw", precision="fp32")
     made("adamw", seed=1)
     assert sorted(names(tmp_path))[:2] == [["adamw precision=bf16", "1"], ["adamw precision=fp32", "1"]]
@@ -98,15 +98,16 @@ def test_the_estimate_of_the_memory_stands_beside_the_measurement(made, tmp_path
         return summary.text(record)
 
     text = with_memory(estimate=99 * MIB, grown=100 * MIB, estimate_error=-0.01)
-    assert "memory           99.00 MiB at most by the estimate; the process grew by 100.00 MiB, with" in text
+    assert "peak memory      99.00 MiB at most by the estimate; measured 100.00 MiB, by which the process grew" in text
     assert "| 99 / 100 MiB (-1.0%) |\n" in shown(tmp_path)
     text = with_memory(estimate=99 * MIB, alone=False)
-    assert "by the estimate; what it took is not known, since its process made other runs before" in text
+    assert "by the estimate; not measured, since its process made other runs before" in text
     assert "| 99 MiB / not measured |\n" in shown(tmp_path)
     measured = {"estimate": MIB, "grown": MIB, "estimate_error": 0.0, "allocated": 5}
-    assert "1.00 MiB allocated, to which the estimate is +0.0%\n" in with_memory(**measured)
+    assert "; measured 1.00 MiB allocated, to which the estimate is +0.0%\n" in with_memory(**measured)
     replayed = with_memory(**measured, peak_is="reserved", is_upper_bound=True)  # CUDA graphs
-    assert "estimate of a run that is not compiled; 1.00 MiB reserved, to which the estimate is +0.0%\n" in replayed
+    said = "estimate of a run that is not compiled; measured 1.00 MiB reserved, to which the estimate is +0.0%\n"
+    assert said in replayed
     made("adamw")  # as older versions recorded it
     assert "peak memory" not in shown(tmp_path)
 
@@ -175,8 +176,8 @@ def test_rates_tell_rows_apart_in_their_order_and_a_default_is_named_too(tmp_pat
     for lr, differs in ((3e-3, {"optimizer.lr": 3e-3}), (1e-3, {})):
         finetuned(tmp_path, "cola", "lora", 0, (lr,), **differs).write_config({"optimizer": {"lr": lr}})
     found = scores(tmp_path)
-    assert list(found) == ["lora optimizer.lr=0.001", "lora optimizer.lr=0.003"]
-    assert not {"mean", "− adamw"} & found["lora optimizer.lr=0.001"].keys(), "one data set needs no mean"
+    assert list(found) == ["lora lr=0.001", "lora lr=0.003"]
+    assert not {"mean", "− adamw"} & found["lora lr=0.001"].keys(), "one data set needs no mean"
 
 
 def test_data_sets_of_ones_own_are_told_apart_beside_a_table_of_pre_training(made, tmp_path):

@@ -2,20 +2,20 @@
 
 import pytest
 
-from adafrugal.settings.naming import name_run, run_name
+from adafrugal.settings.naming import name_run, run_name, shown
 
 RUN = "runs/pretrain-embedded-llama_3m/adamw-0123456789"
 
 
 @pytest.mark.parametrize(("words", "name"), [
     ("", "frugal seed=3"),
-    ("optimizer=frugal optimizer.lr=1e-3 optimizer.state_free_lr_scale=0.5", "frugal lr=1e-3 c=0.5 seed=3"),
+    ("optimizer=frugal optimizer.lr=1e-3 optimizer.state_free_lr_scale=0.5", "frugal lr=0.001 c=0.5 seed=3"),
     ("experiments=c4_60m/frugal scale=mini optimizer.density.end=0.1 seed=3", "frugal scale=mini ρ_end=0.1 seed=3"),
-    ("experiments=glue/rte optimizer=frugal task.lr=2e-4", "frugal rte lr=2e-4 seed=3"),
-    ("optimizer/density=constant +trainer.steps=9 data.seed=1", "frugal density=constant steps=9 data.seed=1 seed=3"),
+    ("experiments=glue/rte optimizer=frugal task.lr=2e-4", "frugal rte lr=0.0002 seed=3"),
+    ("optimizer/density=constant +trainer.steps=9 data.seed=1", "frugal ρ=constant steps=9 data.seed=1 seed=3"),
     # what decides only where and how a run is made
     ("run_root=elsewhere tracking.mode=online checkpoint.every=7 trainer.device=cpu ~experiments", "frugal seed=3"),
-    ("trainer.log_every=9 trainer.compile=false task.lr=3e-4", "frugal lr=3e-4 seed=3"),
+    ("trainer.log_every=9 trainer.compile=false task.lr=3e-4", "frugal lr=0.0003 seed=3"),
     ("sweeps=density model=llama_9m data=c4", "frugal seed=3"),
     # this machine's directories
     (f"trainer.continue_from={RUN}/checkpoints/step-00000100", "frugal continue_from=adamw-0123456789/step-100 seed=3"),
@@ -28,6 +28,19 @@ RUN = "runs/pretrain-embedded-llama_3m/adamw-0123456789"
 ])  # fmt: skip
 def test_a_name_has_the_arm_what_was_typed_beside_its_defaults_and_the_seed(words, name):
     assert run_name("frugal", 3, words.split()) == name
+
+
+@pytest.mark.parametrize(("settings", "text"), [
+    ({"optimizer.lr": "1e-3"}, "lr=0.001"), ({"optimizer.lr": 0.001}, "lr=0.001"),  # as typed, and as composed
+    ({"trainer.steps": "1000000", "optimizer.lr": 1.0}, "steps=1000000 lr=1"),
+    ({"optimizer.density.kind": "constant", "optimizer.density.value": 0.25}, "ρ=0.25"),
+    ({"optimizer/interval": "constant"}, "T=constant"),
+    ({"optimizer.density.steps": None}, "K=all"), ({"trainer.clip_norm": None}, "clip_norm=null"),
+    ({"optimizer.stochastic_rounding": True, "optimizer.subspace.kind": "blocks"},
+     "stochastic_rounding=true subspace=blocks"),
+])  # fmt: skip
+def test_a_setting_has_one_spelling_wherever_it_is_shown(settings, text):
+    assert shown(settings) == text
 
 
 def test_a_name_is_cut_where_wandb_would_refuse_it():

@@ -36,7 +36,7 @@ def foretold(monkeypatch):
         def fake(settings):
             more = settings.trainer.micro_batch_size * bytes_of_a_row
             peak = replace(PEAK, activations=PEAK.activations + more)
-            return estimate.Estimate(1, 1, (estimate.Stage(None, {}, peak),))
+            return estimate.Estimate(1, 1, (estimate.Stage(None, {}, peak, PEAK),))
 
         monkeypatch.setattr(estimate, "estimate", fake)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from adafrugal.settings import compose
-from adafrugal.settings.options import no_option
+from adafrugal.settings.command_line import no_option
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.stderr import tell

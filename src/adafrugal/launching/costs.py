@@ -92,11 +92,15 @@ class Counter:
         stored = _stored(settings, tokens if documents is None else documents * TOKENS_OF_A_DOCUMENT)
         return Costs(
             steps, tokens, False, model_flops(settings) if is_counted else None, estimate,
-            _checkpoints(settings, estimate), stored, documents, seconds, tuple(unknown),
+            _checkpoints(settings, estimate, trainer.steps), stored, documents, seconds, tuple(unknown),
         )  # fmt: skip
 
     def _of_finetuning(self, settings: Settings) -> Costs:
         trainer, steps, unknown = settings.trainer, settings.trainer.steps, [f"FLOPs and hours: {NOT_COUNTED}"]
+        found = self._estimate(settings)
+        if isinstance(found, SettingError):
+            unknown.append(f"memory and checkpoints: {found}")
+        estimate = None if isinstance(found, SettingError) else found
         if steps is None:
             examples = self._training_examples(settings)
             if examples is None:
@@ -104,8 +108,8 @@ class Counter:
             else:
                 steps = max(1, round(trainer.epochs * -(-examples // trainer.batch_size)))
         tokens = None if steps is None else steps * trainer.batch_size * trainer.sequence_length
-        unknown.append("memory and checkpoints: only what is trained from random weights is estimated")
-        return Costs(steps, tokens, True, None, None, None, None, None, None, tuple(unknown))
+        checkpoints = None if steps is None else _checkpoints(settings, estimate, steps)
+        return Costs(steps, tokens, True, None, estimate, checkpoints, None, None, None, tuple(unknown))
 
     def _training_examples(self, settings: Settings) -> int | None:
         data, key = settings.data, repr(settings.data)
@@ -189,13 +193,13 @@ def _refreshes(settings: Settings) -> int:
     return -(-(settings.trainer.steps - begins(settings)) // max(1, int(first)))
 
 
-def _checkpoints(settings: Settings, estimate: Estimate | None) -> int | None:
+def _checkpoints(settings: Settings, estimate: Estimate | None, steps: int) -> int | None:
     """Return the bytes of the checkpoints that stay: weights and the largest state, of the newest and the best."""
     if estimate is None:
         return None
-    weights = estimate.parameters * (2 if settings.model.dtype == "bfloat16" else 4)
+    weights = estimate.parameters * (2 if getattr(settings.model, "dtype", "float32") == "bfloat16" else 4)
     state = max(stage.peak.state for stage in estimate.stages)
-    made = -(-settings.trainer.steps // settings.checkpoint.every) - begins(settings) // settings.checkpoint.every
+    made = -(-steps // settings.checkpoint.every) - begins(settings) // settings.checkpoint.every
     return (weights + state) * (min(settings.checkpoint.keep, made) + settings.checkpoint.best)
 
 
@@ -214,7 +218,8 @@ def _memory_key(settings: Settings) -> str:
         if optimizer.interval.get("kind") in ("constant", "loss_aware"):  # they keep no gradients
             optimizer.interval = None
     optimizer.lr = bool(optimizer.lr)
-    return repr((settings.model, optimizer, settings.trainer, seed))
+    asked = [getattr(settings.data, name, None) for name in ("classes", "mask_documents")]
+    return repr((settings.model, optimizer, settings.trainer, seed, asked))
 
 
 def _time_key(settings: Settings) -> str:

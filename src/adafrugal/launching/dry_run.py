@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from adafrugal.launching import jobs
 from adafrugal.launching.cost_table import Row, of_one, of_sweep
 from adafrugal.launching.costs import Counter, OnCard
+from adafrugal.settings.command_line import Parser, no_option
 from adafrugal.settings.compose import check
 from adafrugal.settings.explain import nearest
 from adafrugal.settings.identity import Identity, identify
-from adafrugal.settings.options import Parser, no_option
 from adafrugal.settings.schema import Settings
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, SettingError

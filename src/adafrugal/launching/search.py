@@ -18,8 +18,8 @@ from adafrugal.launching import local
 from adafrugal.reports import arms, plan, records
 from adafrugal.reports.arms import Job
 from adafrugal.reports.searches import Search, SearchFile, search
+from adafrugal.settings.command_line import Parser
 from adafrugal.settings.naming import SHORT
-from adafrugal.settings.options import Parser
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.signals import Stop
 from adafrugal.system.stderr import tell

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from adafrugal.settings import compose
-from adafrugal.settings.options import Parser
+from adafrugal.settings.command_line import Parser
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, WRONG, SettingError
 from adafrugal.system.stderr import tell

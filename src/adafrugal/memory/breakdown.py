@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from adafrugal.memory import fit
 from adafrugal.memory.estimate import Estimate, Stage
-from adafrugal.memory.on_device import chunk_rows
+from adafrugal.memory.on_device import chunk_rows, rows_at_once
+from adafrugal.models import decoder
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
@@ -15,8 +16,10 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
     """A table in MiB with a column for each optimizer at each density that it begins or ends with."""
     settings, first = found[0]
     trainer = settings.trainer
-    rows, chunks = trainer.micro_batch_size or trainer.batch_size, chunk_rows(settings)
-    logits = "logits in one piece" if chunks is None else f"logits of {chunks:,} tokens at once"
+    rows, logits = rows_at_once(trainer), ""
+    if settings.task.kind == "pretrain":
+        chunks = chunk_rows(decoder.sized(settings))
+        logits = "logits in one piece; " if chunks is None else f"logits of {chunks:,} tokens at once; "
     assumed = "auto, taken as fp32: type trainer.precision=bf16 for what a GPU takes"
     precision = assumed if trainer.precision == "auto" else trainer.precision
     columns = [(s.arm, stage) for s, e in found for stage in e.stages]
@@ -25,7 +28,7 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         f"{first.parameters:,} parameters; {rows} × {trainer.sequence_length} tokens in a micro-batch, "
-        f"{trainer.batch_size} rows in a step; {logits}; precision {precision}",
+        f"{trainer.batch_size} rows in a step; {logits}precision {precision}",
         "",
         *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells),
         "",
@@ -41,6 +44,7 @@ def _rows(stages: Sequence[Stage]) -> list[list[str]]:
         sizes[f"  {role} of {whose} tensors"] = [stage.state.get((whose, role), 0) for stage in stages]
     for part in ("gradients", "activations", "temporaries"):
         sizes[f"{part} at the peak"] = [getattr(stage.peak, part) for stage in stages]
+    sizes["evaluation"] = [stage.evaluation.total for stage in stages]
     sizes["peak"] = [stage.peak.total for stage in stages]
     rows = [[name, *(f"{size / 2**20:,.2f}" for size in row)] for name, row in sizes.items()]
     return [*rows, ["  in phase", *(stage.peak.phase for stage in stages)]]

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from adafrugal.memory.on_device import with_chunks
-from adafrugal.memory.trace import Answers, Footprint, Live, Passes, footprint, repeated, shadows, traced
-from adafrugal.models import llama, optimizers
-from adafrugal.models.loss import TokenNats
-from adafrugal.models.recompute import checkpoint_activations
+from adafrugal.memory.built import Built, build
+from adafrugal.memory.on_device import rows_at_once
+from adafrugal.memory.trace import (
+    Answers,
+    Footprint,
+    Live,
+    Passes,
+    evaluation,
+    footprint,
+    give_gradients,
+    repeated,
+    shadows,
+    traced,
+)
+from adafrugal.models import optimizers
 from adafrugal.optim import Constant, Control, Displacement, Frugal, UpdateInBackward, state_bytes
-from adafrugal.settings.canonical import settled
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
@@ -25,7 +37,13 @@ class Stage:
 
     density: float | None
     state: Mapping[tuple[str, str], int]  # bytes by kind of tensor (split, state-full) and role (moments, basis, …)
-    peak: Footprint  # of a step with a refresh
+    training: Footprint  # the peak of a step with a refresh
+    evaluation: Footprint  # the peak between two steps
+
+    @property
+    def peak(self) -> Footprint:
+        """The larger of the two."""
+        return max(self.training, self.evaluation, key=lambda peak: peak.total)
 
 
 @dataclass(frozen=True)
@@ -43,20 +61,15 @@ class Estimate:
 
 
 def estimate(settings: Settings) -> Estimate:
-    """Trace steps of a pre-training run, and the refreshes of a whole cycle of subspaces, on fake tensors.
+    """Trace steps, an evaluation, and the refreshes of a whole cycle of subspaces, on fake tensors.
 
     Raises:
-        SettingError: the task is not pre-training, or the optimizer refuses the model.
+        SettingError: the optimizer refuses the model, or a model's config.json cannot be read.
     """
-    if settings.task.kind != "pretrain":
-        raise SettingError(f"task is {settings.task.kind}; allowed: pretrain, since an encoder is read from its files")
-    if settings.model.kind != "llama":
-        raise SettingError(f"model is of kind {settings.model.kind}; allowed: llama, since others are not estimated")
     if settings.trainer.parallel == "fsdp":
         raise SettingError("trainer.parallel is fsdp; allowed: none or ddp, since shards of a model are not estimated")
-    settings = with_chunks(settled(settings, None, settings.model.hidden_size))
     try:
-        with shadows():
+        with shadows(), _compiled(settings):
             return _traced(settings)
     except SettingError:
         raise
@@ -65,19 +78,18 @@ def estimate(settings: Settings) -> Estimate:
 
 
 def _traced(settings: Settings) -> Estimate:
+    built = build(settings)
+    settings, model = built.settings, built.model
     trainer = settings.trainer
-    model = llama.build(settings.model)
-    llama.attend_causally(model)
     optimizer = optimizers.build(settings, optimizers.groups(settings, model))
     for group in optimizer.param_groups:
         if group.get("split") and "compile" in group:
             group["compile"] = False  # this process keeps compiled code for its real runs
         elif group.get("split") and "interval" in group:
             group["interval"] = 1  # a new basis at every step of a baseline, whose interval is a number
-    checkpoint_activations(model, trainer.activation_checkpointing)
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)
-    passes = _passes(settings, model)
+    passes, evaluated = _passes(built), _once(built, "evaluation", lambda: evaluation(model, built.loss))
     passes(Live(model, optimizer))  # not entered: nothing is counted
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -86,39 +98,57 @@ def _traced(settings: Settings) -> Estimate:
         control = next(group["density"] for group in optimizer.param_groups if group["split"])
         densities = list(dict.fromkeys(control.at(step) for step in (1, trainer.steps)))
     for density in densities:
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        give_gradients(model)
         state = _largest_state(optimizer, density)
         optimizer.zero_grad(set_to_none=True)
         peak = footprint(model, optimizer, passes, steps=2)  # each with a refresh
-        stages.append(Stage(density, state, replace(peak, state=sum(state.values()))))
+        stages.append(Stage(density, state, *(replace(one, state=sum(state.values())) for one in (peak, evaluated))))
     return Estimate(sum(parameter.numel() for parameter in model.parameters()), first_state, tuple(stages))
 
 
-_KNOWN: dict[str, Footprint] = {}  # peaks of forward and backward passes, by what decides them
+@contextmanager
+def _compiled(settings: Settings) -> Iterator[None]:
+    """Stand in for torchao's compiled update: of a tensor with moments in 8 bits it makes both in float32 at once."""
+    if settings.optimizer.kind != "adamw_8bit":
+        yield
+        return
+    from torchao.optim import adam
+
+    def update(param: Tensor, grad: Tensor, step: Tensor, first: Tensor, second: Tensor, *_: Any) -> None:
+        whole = [torch.empty_like(param, dtype=torch.float32) for m in (first, second) if hasattr(m, "codes")]
+        del whole
+
+    theirs, adam.single_param_adam = adam.single_param_adam, update
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        adam.single_param_adam = theirs
 
 
-def _passes(settings: Settings, model: torch.nn.Module) -> Passes:
+_KNOWN: dict[str, Footprint] = {}  # peaks of passes and evaluations, by what decides them
+
+
+def _passes(built: Built) -> Passes:
     """Return the passes of a step; those of one model and batch are traced once for all optimizers."""
-    trainer = settings.trainer
-    rows = trainer.micro_batch_size or trainer.batch_size
-    half = torch.float16 if trainer.precision == "fp16" else torch.bfloat16
-    tokens = torch.zeros(rows, trainer.sequence_length, dtype=torch.int64)
-    nats = TokenNats(model, settings.model.loss_chunk_rows)
-
-    def loss() -> torch.Tensor:
-        with torch.autocast("cpu", dtype=half, enabled=trainer.precision in ("bf16", "fp16")):
-            return nats(tokens, tokens)
-
-    passes = traced(model, loss, trainer)
+    model, trainer = built.model, built.settings.trainer
+    passes = traced(model, built.heads, built.loss, trainer)
     if trainer.update_in_backward:
         return passes
+    return repeated(model, _once(built, "passes", lambda: footprint(model, None, passes, steps=1)))
+
+
+def _once(built: Built, what: str, trace: Callable[[], Footprint]) -> Footprint:
+    """Return a peak that does not depend on the optimizer, traced now if it was not before."""
+    settings, trainer = built.settings, built.settings.trainer
+    rows = rows_at_once(trainer)
     shape = rows, rows == trainer.batch_size, trainer.sequence_length, trainer.precision
-    how = trainer.activation_checkpointing, trainer.clip_norm, [p.requires_grad for p in model.parameters()]
-    key = repr((settings.model, shape, how))
+    how = trainer.activation_checkpointing, trainer.clip_norm, getattr(settings.data, "mask_documents", False)
+    weights = [(tuple(p.shape), p.requires_grad) for p in built.model.parameters()]
+    key = repr((what, settings.model, shape, how, weights))
     if key not in _KNOWN:
-        _KNOWN[key] = footprint(model, None, passes, steps=1)
-    return repeated(model, _KNOWN[key])
+        _KNOWN[key] = trace()
+    return _KNOWN[key]
 
 
 def _always(interval: Control) -> Control:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from adafrugal.memory.built import hidden_size
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
@@ -58,7 +59,7 @@ def fitted(settings: Settings) -> Fitted:
     Raises:
         SettingError: no density fits, or the one set selects nothing.
     """
-    settings = settled(settings, None, settings.model.hidden_size)
+    settings = settled(settings, None, hidden_size(settings))
     gib, density = settings.optimizer.fit_gib, settings.optimizer.density
     highest, lowest = (density["start"], density["end"]) if "start" in density else (density["value"], 0.0)
     if (peak := _peak(settings, density=highest).total) <= gib * GIB:
@@ -90,7 +91,7 @@ def within_budget(settings: Settings) -> Settings:
 
 def beginning_with(settings: Settings, density: float) -> Settings:
     """The same settings with another density at the start of the run."""
-    changed = settled(settings, None, settings.model.hidden_size)
+    changed = settled(settings, None, hidden_size(settings))
     control = changed.optimizer.density
     control["start" if "start" in control else "value"] = density
     return changed

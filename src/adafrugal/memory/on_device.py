@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from adafrugal.settings.schema import Settings
+from adafrugal.settings.schema import Settings, TrainerSettings
 
 LOGITS_ON_CPU = 2**28  # bytes of logits made at once
 SHARE_OF_GPU = 32  # on a GPU a 32nd of its memory, since eager code takes six times the logits
 RESERVED = 1.15  # bytes that a GPU's allocator reserves ÷ bytes of tensors; 1.04 to 1.15 measured
+
+
+def rows_at_once(trainer: TrainerSettings, processes: int = 1) -> int:
+    """The rows of a micro-batch of one of so many processes, which an evaluation reads at once, too."""
+    each = -(-trainer.batch_size // processes)
+    return min(trainer.micro_batch_size or each, each)
 
 
 def chunk_rows(settings: Settings, memory: int | None = None, processes: int = 1) -> int | None:
@@ -26,8 +32,7 @@ def chunk_rows(settings: Settings, memory: int | None = None, processes: int = 1
     if settings.model.loss_chunk_rows != "auto":
         return settings.model.loss_chunk_rows
     trainer = settings.trainer
-    each = -(-trainer.batch_size // processes)
-    rows = min(trainer.micro_batch_size or each, each) * trainer.sequence_length
+    rows = rows_at_once(trainer, processes) * trainer.sequence_length
     size = rows * settings.model.vocabulary_size * (2 if trainer.precision in ("bf16", "fp16") else 4)
     chunks = math.ceil(size / (memory // SHARE_OF_GPU if memory else LOGITS_ON_CPU))
     return None if chunks <= 1 else math.ceil(rows / chunks)
@@ -44,8 +49,7 @@ def with_chunks(settings: Settings, memory: int | None = None, processes: int = 
 def chooses_micro_batch(settings: Settings) -> bool:
     """Whether a GPU's memory decides the micro-batch: none is set, memory can be estimated, a batch can be divided."""
     trainer = settings.trainer
-    is_estimated = settings.model.kind == "llama" and trainer.parallel != "fsdp"
-    return is_estimated and not trainer.update_in_backward and trainer.micro_batch_size is None
+    return trainer.parallel != "fsdp" and not trainer.update_in_backward and trainer.micro_batch_size is None
 
 
 def resolved(

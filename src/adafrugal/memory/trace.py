@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from adafrugal.optim import state_bytes
@@ -35,7 +35,7 @@ class Footprint:
     state: int  # of the optimizer
     activations: int  # kept by the blocks for the backward pass
     temporaries: int  # all else: logits and their gradients, the working memory of single operations
-    phase: str  # of the peak: forward, backward or optimizer
+    phase: str  # of the peak: forward, backward, optimizer or evaluation
 
     @property
     def total(self) -> int:
@@ -50,6 +50,7 @@ _ANSWERS: dict[Callable[..., Any], Callable[[Tensor], Any]] = {
     Tensor.__int__: lambda _: 0,
     Tensor.nonzero: lambda mask: torch.arange(mask.numel()).unsqueeze(1),
     torch.equal: lambda _: False,
+    torch.allclose: lambda _: True,
 }
 
 
@@ -78,6 +79,15 @@ def shadows() -> Iterator[None]:
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers():
         warnings.simplefilter("ignore")
         yield
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors with storage that one is made of: a moment in 8 bits of codes and scales, a shard of itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 class Live(TorchDispatchMode):
@@ -111,10 +121,11 @@ class Live(TorchDispatchMode):
 
     def _count(self, values: Iterable[Any]) -> None:
         for value in values:
-            if isinstance(value, Tensor) and (storage := value.untyped_storage()) not in self._counted:
-                self._counted.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage.nbytes())
+            for part in _parts(value) if isinstance(value, Tensor) else ():
+                if (storage := part.untyped_storage()) not in self._counted:
+                    self._counted.add(storage)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._forget, storage.nbytes())
 
     def _forget(self, size: int) -> None:
         self.now -= size
@@ -127,18 +138,28 @@ class Live(TorchDispatchMode):
         state = self._state()
         known = self._weights + gradients + state
         rest = self.now - known
-        activations = 0 if self.phase == "optimizer" else min(rest, max(0, self.kept - known))
+        keeps = self.phase in ("forward", "backward")
+        activations = min(rest, max(0, self.kept - known)) if keeps else 0
         return Footprint(self._weights, gradients, state, activations, rest - activations, self.phase)
+
+
+def give_gradients(model: torch.nn.Module) -> None:
+    """Give each parameter that is trained a gradient."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
 
 Passes = Callable[[Live], Tensor]  # make a step's gradients, and return the loss
 
 
-def traced(model: torch.nn.Module, loss: Callable[[], Tensor], trainer: TrainerSettings) -> Passes:
+def traced(
+    model: torch.nn.Module, heads: Sequence[torch.nn.Module], loss: Callable[[], Tensor], trainer: TrainerSettings
+) -> Passes:
     """Return the passes of a step as they are, each time.
 
     Args:
-        model: made within `shadows`, with its output layer as `lm_head`.
+        model: made within `shadows`.
+        heads: its parts that begin where the last block ends.
         loss: the forward pass over one micro-batch, to a scalar.
         trainer: batch, micro-batch and clipping. At most two micro-batches are traced: more have the same peak.
     """
@@ -149,13 +170,14 @@ def traced(model: torch.nn.Module, loss: Callable[[], Tensor], trainer: TrainerS
             if live.phase == "forward":  # chunks of the loss are recomputed in the backward pass
                 live.kept = live.now
 
-        seen = model.lm_head.register_forward_pre_hook(head_begins)
+        seen = [head.register_forward_pre_hook(head_begins) for head in heads]
         for _ in range(count):
             live.phase = "forward"
             value = loss()
             live.phase = "backward"
             value.backward()
-        seen.remove()
+        for hook in seen:
+            hook.remove()
         if trainer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.clip_norm)
         return value
@@ -169,11 +191,26 @@ def repeated(model: torch.nn.Module, known: Footprint) -> Passes:
     def passes(live: Live) -> Tensor:
         live.repeat(known)
         live.phase = "backward"
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        give_gradients(model)
         return torch.zeros(())
 
     return passes
+
+
+def evaluation(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Footprint:
+    """Trace the evaluation of one batch, without an optimizer; return its peak.
+
+    Args:
+        model: made within `shadows`, in training mode.
+        loss: the forward pass over a micro-batch, to a scalar.
+    """
+    live = Live(model, None)
+    live.phase = "evaluation"
+    model.eval()
+    with torch.no_grad(), live:
+        loss()
+    model.train()
+    return live.peak
 
 
 def footprint(model: torch.nn.Module, optimizer: Optimizer | None, passes: Passes, steps: int) -> Footprint:

@@ -11,7 +11,7 @@ from adafrugal.settings.schema import DecoderSettings, LlamaSettings, Settings
 from adafrugal.system.errors import SettingError
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedModel
+    from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 _SHAPE = {  # of a LLaMA's config.json -> the setting
     "vocab_size": "vocabulary_size", "hidden_size": "hidden_size", "intermediate_size": "intermediate_size",
@@ -32,14 +32,19 @@ def sized(settings: Settings) -> Settings:
     model = settings.model
     if not isinstance(model, DecoderSettings):
         return settings
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model.name, revision=model.revision)
-    longest = getattr(config, "max_position_embeddings", None) or settings.trainer.sequence_length
+    found = config(model)
+    longest = getattr(found, "max_position_embeddings", None) or settings.trainer.sequence_length
     settings.trainer.need(
         settings.trainer.sequence_length <= longest, "sequence_length", f"up to the decoder's positions ({longest})"
     )
-    return replace(settings, model=replace(model, vocabulary_size=config.vocab_size))
+    return replace(settings, model=replace(model, vocabulary_size=found.vocab_size))
+
+
+def config(settings: DecoderSettings) -> PreTrainedConfig:
+    """Read a decoder's config.json."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(settings.name, revision=settings.revision)
 
 
 def build(settings: DecoderSettings, reads: bool) -> PreTrainedModel:
@@ -54,14 +59,14 @@ def build(settings: DecoderSettings, reads: bool) -> PreTrainedModel:
         Exception: of transformers or the hub, if it cannot be read.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    config = AutoConfig.from_pretrained(settings.name, revision=settings.revision)
-    config.use_cache = False
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    shape = config(settings)
+    shape.use_cache = False
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     if settings.pretrained and reads:
         _read(model, "model.name", str(settings.name), settings.revision)
     _refuse_other_logits(model)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adafrugal.settings.schema import EncoderSettings
 from adafrugal.system.errors import SettingError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
@@ -33,12 +33,7 @@ def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreT
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it lists new weights; `load` refuses those that matter
-    place = settings.name
-    if settings.package is not None:
-        package = find_spec(settings.package)
-        if package is None or package.origin is None:  # removed since the settings were checked
-            raise SettingError(f"model.package is {settings.package}, which is not installed")
-        place = str(Path(package.origin).parent / "model")
+    place = _place(settings)
     tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision)
     model, found = AutoModelForSequenceClassification.from_pretrained(
         place, revision=settings.revision, num_labels=outputs, dtype=torch.float32, output_loading_info=True,
@@ -58,6 +53,39 @@ def load(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreT
             digest.update(name.encode())
             digest.update(tensor.contiguous().view(-1).numpy().tobytes())
     return model, tokenizer, digest.hexdigest()
+
+
+def build(settings: EncoderSettings, outputs: int) -> PreTrainedModel:
+    """Build an encoder as `load` does, in training mode, with random weights: only its config.json is read.
+
+    Args:
+        settings: where the encoder is.
+        outputs: of the head: classes, or 1 for a score.
+
+    Raises:
+        Exception: of transformers or the hub, if its config.json cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_config(config(settings, num_labels=outputs), dtype=torch.float32)
+
+
+def config(settings: EncoderSettings, **more: Any) -> PreTrainedConfig:
+    """Read an encoder's config.json."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(_place(settings), revision=settings.revision, **more)
+
+
+def _place(settings: EncoderSettings) -> str | None:
+    """A directory, or a hub repository."""
+    if settings.package is None:
+        return settings.name
+    package = find_spec(settings.package)
+    if package is None or package.origin is None:  # removed since the settings were checked
+        raise SettingError(f"model.package is {settings.package}, which is not installed")
+    return str(Path(package.origin).parent / "model")
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

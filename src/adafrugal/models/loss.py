@@ -1,10 +1,10 @@
-"""The next-token loss of a decoder, whole or in chunks of rows."""
+"""The next-token loss of a decoder, whole or in chunks of rows, and the loss of labelled examples."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.checkpoint import checkpoint
 
 
@@ -44,3 +44,25 @@ class TokenNats(nn.Module):
 
 def _nats(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(head(states).float(), targets, reduction="sum")
+
+
+def of_examples(
+    model: nn.Module, tokens: Tensor, mask: Tensor, types: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of labelled examples, and the outputs of an encoder's head.
+
+    Both are float32: a scalar, of cross-entropy in nats, or of squared errors where labels are scores; and
+    (examples, classes), or (examples, 1) for scores.
+
+    Args:
+        model: of transformers, for the classification of sequences.
+        tokens: int64 (examples, length).
+        mask: int64 (examples, length), 0 for padding.
+        types: int64 (examples, length), the sentence that has a token; None: the model takes none.
+        labels: (examples), int64 classes or float32 scores.
+    """
+    more = {} if types is None else {"token_type_ids": types}
+    outputs = model(input_ids=tokens, attention_mask=mask, **more).logits.float()
+    if labels.is_floating_point():
+        return mse_loss(outputs.squeeze(1), labels, reduction="sum"), outputs
+    return cross_entropy(outputs, labels, reduction="sum"), outputs

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adafrugal.reports import gpu, pages, plan, records, table
-from adafrugal.settings.options import Parser
+from adafrugal.settings.command_line import Parser
 from adafrugal.system.errors import WRONG, SettingError
 from adafrugal.system.stderr import tell
 

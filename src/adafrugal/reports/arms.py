@@ -23,11 +23,13 @@ from adafrugal.reports.descent import RATES
 from adafrugal.settings import REPOSITORY, compose
 from adafrugal.settings.explain import explain
 from adafrugal.settings.identity import differing, still_part
-from adafrugal.settings.naming import short
+from adafrugal.settings.naming import shown
 from adafrugal.settings.repositories import is_path
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
+
+ARMS = ("experiments", "optimizer")  # what names a row's arm, where a command sweeps it
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,9 @@ def _rates(settings: Settings) -> dict[str, float]:
 
 def row_name(varied: Mapping[str, str]) -> str:
     """Return a row's name: an experiment or optimizer by its file's name, another setting as short name=value."""
-    parts = []
-    for name, value in varied.items():
-        is_file, shown = name in ("experiments", "optimizer"), "all" if value == "null" else value  # of a decay's steps
-        parts.append(value.rpartition("/")[2] if is_file else f"{short(name)}={shown}")
-    return " ".join(parts)
+    files = [value.rpartition("/")[2] for name, value in varied.items() if name in ARMS]
+    others = shown({name: value for name, value in varied.items() if name not in ARMS})
+    return " ".join([*files, *([others] if others else [])])
 
 
 def settings_key(differs: Mapping[str, Any], data: str) -> str:

@@ -154,10 +154,10 @@ def cell(job: Job | None, chosen: Job | None = None) -> str | Cell:
     return replace(number(Sample.of(job.numbers("validation_loss")), ".4f"), is_best=job is chosen)
 
 
-def not_searched(jobs: Sequence[Job], searched: Container[str]) -> str:
+def not_searched(section: Section, searched: Container[str]) -> str:
     """Return what a search leaves as it is: β, momentum, weight decay and other rates than those `searched`."""
     found: dict[str, list[str]] = defaultdict(list)
-    for job in jobs:
+    for job in section.jobs:
         optimizer, parts = job.settings.optimizer, []
         if betas := getattr(optimizer, "betas", None):
             parts.append(f"β {', '.join(f'{beta:g}' for beta in betas)}")
@@ -165,8 +165,8 @@ def not_searched(jobs: Sequence[Job], searched: Container[str]) -> str:
             parts.append(f"momentum {momentum:g}")
         parts.append(f"weight decay {getattr(optimizer, 'weight_decay', 0.0):g}")
         parts += [f"{SHORT[name]} {rate:g}" for name, rate in job.rates.items() if name not in searched]
-        if job.arm not in found[", ".join(parts)]:
-            found[", ".join(parts)].append(job.arm)
+        if (name := section.shown(job.arm)) not in found[", ".join(parts)]:
+            found[", ".join(parts)].append(name)
     *others, usual = sorted(found, key=lambda what: len(found[what]))
     said = [f"{', '.join(found[what])}: {what}" for what in others]
     return f"Not searched: {'; '.join([*said, f'the others: {usual}' if said else usual])}."

@@ -6,11 +6,11 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adafrugal.settings.naming import short
+from adafrugal.settings.naming import shown
 from adafrugal.settings.schema import TrainerSettings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import STATUSES, Record
@@ -78,6 +78,7 @@ class Run:
         self.results: dict[str, float] = {}
         self.loss, self.density, self.validation = Curve(), Curve(), Curve()
         self.seconds, self._offset = 0.0, 0
+        self._damaged: list[str] = []  # lines that cannot be read
 
     def update(self) -> None:
         """Read the files that have changed."""
@@ -112,15 +113,23 @@ class Run:
         self.recorded, self.reason = status, str(self.record.reason)
 
     def _lines(self) -> None:
-        lines, self._offset = self.record.metrics_from(self._offset)
+        lines, self._offset = self.record.metrics_from(self._offset, self._damaged)
         for line in lines:
-            step = line["step"]
-            self.loss.add(step, line.get("loss"))
-            self.density.add(step, line.get("density"))
-            self.validation.add(step, line.get("validation_loss"))
-            self.results |= {name: value for name, value in line.items() if name.startswith("validation_")}
-            self.seconds = line.get("elapsed", self.seconds + line["seconds"].get("wall", 0.0))
-            self.line = line
+            try:
+                self._take(line)
+            except STRANGE as error:
+                self._damaged.append(repr(error))
+        if self._damaged:  # the lines after it are there
+            raise ValueError(self._damaged[0])
+
+    def _take(self, line: dict[str, Any]) -> None:
+        step = line["step"]
+        self.loss.add(step, line.get("loss"))
+        self.density.add(step, line.get("density"))
+        self.validation.add(step, line.get("validation_loss"))
+        self.results |= {name: value for name, value in line.items() if name.startswith("validation_")}
+        self.seconds = line.get("elapsed", self.seconds + line["seconds"].get("wall", 0.0))
+        self.line = line
 
     def refuse(self, error: Exception) -> None:
         """Take nothing from its lines, since a value in them cannot be shown."""
@@ -176,10 +185,5 @@ def apart(runs: Iterable[Run]) -> dict[Run, str]:
         names = sorted({name for run in those for name in run.differs}, key=lambda name: (name == "seed", name))
         varied = [name for name in names if len({str(run.differs.get(name)) for run in those}) > 1]
         for run in those:
-            found[run] = " ".join(_shown(run.differs, name) for name in varied if name in run.differs)
+            found[run] = shown({name: run.differs[name] for name in varied if name in run.differs})
     return found
-
-
-def _shown(differs: Mapping[str, Any], name: str) -> str:
-    value = differs[name]
-    return f"{short(name)}={value:g}" if isinstance(value, float) else f"{short(name)}={value}"

@@ -11,10 +11,12 @@ from adafrugal.reports.statistics import Sample
 
 MISSING = "missing"  # not a blank, which would read as zero
 DIVERGED = "diverged"  # the loss became NaN or infinite
+TWO_SEEDS = "An interval of two seeds has one degree of freedom, and says little: take three or more."
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "−": "$-$", "→": r"$\to$",
     "÷": r"$\div$", "ρ": r"$\rho$", "τ": r"$\tau$", "γ": r"$\gamma$", "≤": r"$\le$", "·": r"$\cdot$", "–": "--",
-    "<": "$<$", ">": "$>$",
+    "<": "$<$", ">": "$>$", "β": r"$\beta$", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
 })  # fmt: skip
 
 
@@ -61,13 +63,28 @@ class Grid:
         lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *body]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def latex(self, caption: str) -> str:
-        """Return a LaTeX table with rules from booktabs."""
+    def notes(self) -> list[str]:
+        """Return what ± and intervals are, where the table has them, and how little an interval of two seeds says."""
+        found = [cell.values for row in self.rows for cell in row if isinstance(cell, Cell)]
+        has_spread = any(value is not None for of in found for name, value in of.items() if name.startswith(" spread"))
+        seeds = [of.get(" n") for of in found if of.get(" low") is not None]
+        return [
+            *(["±: standard deviation over seeds (n − 1)."] if has_spread else []),
+            *(["[ ]: 95% interval over seeds, by Student's t."] if seeds else []),
+            *([TWO_SEEDS] if 2 in seeds else []),
+        ]
+
+    def latex(self, caption: str, label: str) -> str:
+        """Return a LaTeX table with rules from booktabs, and a line below it that says what ± and intervals are."""
         body = [[_text(cell, r"\textbf{{{}}}", _LATEX) for cell in row] for row in (self.head, *self.rows)]
         head, *rows = (f"{' & '.join(line)} \\\\" for line in body)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption.translate(_LATEX)}}}"]
+        lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering"]
+        lines += [rf"\caption{{{caption.translate(_LATEX)}}}", rf"\label{{tab:{label}}}"]
         lines += [rf"\begin{{tabular}}{{l{'r' * (len(self.head) - 1)}}}", r"\toprule", head, r"\midrule", *rows]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        if notes := " ".join(self.notes()):
+            lines.append(rf"\par\smallskip{{\footnotesize {notes.translate(_LATEX)}}}")
+        return "\n".join([*lines, r"\end{table}", ""])
 
     def csv(self) -> str:
         """Return unrounded CSV; a cell of several numbers has several columns, and text is in the first of them."""

@@ -104,7 +104,7 @@ def rules(section: Section) -> list[str]:
         *([decisions.RULE] if section.decisions else []),
         *([best.rule(section)] if section.best_of else []),
         *([best.rates_rule(section)] if section.source else []),
-        *([best.not_searched(section.jobs, section.best_of or RATES)] if is_searched else []),
+        *([best.not_searched(section, section.best_of or RATES)] if is_searched else []),
     ]
 
 

@@ -40,7 +40,9 @@ def watch(roots: Sequence[Path], once: bool) -> None:
     """
     for root in roots:
         if not root.is_dir():
-            raise SettingError(f"{root} is no directory; name one with runs below it, or make a run first")
+            raise SettingError(
+                f"{root} is no directory; name one with runs below it, make a run first, or --unpack an archive"
+            )
     runs, page, file = Runs(roots), Page(0.0 if once else EVERY), roots[0] / "index.html"
     try:
         found = _write(runs, page, file)

@@ -9,12 +9,15 @@ from typing import Any
 
 import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from adafrugal.reports import cells, claims, layouts, pictures
 from adafrugal.reports.searches import SearchFile
 from adafrugal.settings.explain import explain, nearest
 from adafrugal.system.errors import SettingError
+
+SECTIONS = "allowed: a list of tables, each with its keys: '- commands: […]'"
+DOCS = "experiments/tables/README.md says which"
 
 
 @dataclass
@@ -58,6 +61,8 @@ def read(path: Path) -> PageFile:
     """
     try:
         given = OmegaConf.to_container(OmegaConf.load(path))
+        if given in ({}, None):
+            raise SettingError(f"{path} is empty; write a page such as the one in experiments/tables/README.md")
         if not isinstance(given, dict):
             raise SettingError(f"{path} is a {type(given).__name__}; allowed: keys with values, such as sections: […]")
         made = OmegaConf.merge(OmegaConf.structured(PageFile), _plain(given, path))
@@ -66,8 +71,13 @@ def read(path: Path) -> PageFile:
         raise SettingError(f"{path}: {error.strerror}; name a file such as experiments/tables/density.yaml") from error
     except yaml.YAMLError as error:
         raise SettingError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except MissingMandatoryValue as error:
+        what = "is missing; write the words of train.py that make its runs, such as [seed=0]"
+        raise SettingError(f"{path}: {error.full_key} {what}") from error
     except OmegaConfBaseException as error:
         raise SettingError(f"{path}: {explain(error)}") from error
+    if not file.sections:
+        raise SettingError(f"{path}: there are no sections; {SECTIONS}")
     file.title = file.title or path.stem
     for section in file.sections:
         section.title = section.title or file.title
@@ -77,11 +87,9 @@ def read(path: Path) -> PageFile:
 
 def _plain(given: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write one name where a list of names is expected as a list, and a list of arms as rows that keep their names."""
-    sections = given.get("sections", [])
+    sections = given.setdefault("sections", [])
     if not (isinstance(sections, list) and all(isinstance(section, dict) for section in sections)):
-        raise SettingError(
-            f"{path}: sections is {sections!r}; allowed: a list of tables, each with its keys: '- commands: […]'"
-        )
+        raise SettingError(f"{path}: sections is {sections!r}; {SECTIONS}")
     for section in sections:
         for key in ("reference", "best_of", "columns", "decisions", "pictures", "claims"):
             if key in section and not isinstance(section[key], list | dict):
@@ -134,4 +142,4 @@ def refuse_other(name: str, allowed: Iterable[str] | Mapping[str, Any], what: st
         SettingError: the name is not allowed.
     """
     if name not in allowed:
-        raise SettingError(f"{what} has no {name!r}; {nearest(name, allowed)}")
+        raise SettingError(f"{what} has no {name!r}; {nearest(name, allowed, DOCS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,11 +61,13 @@ def _page(page: Page, out: Path, made: str) -> dict[Path, str | None]:
     for section in page.sections:
         heading = f"## {section.title}" if section.title != page.file.title else ""
         parts += [heading, made_by(section), section.note.strip()]
-        for number, (title, grid) in enumerate(layouts.grids(section).items()):
+        grids = layouts.grids(section)
+        for number, (title, grid) in enumerate(grids.items()):
             stem = section.name if number == 0 else f"{section.name}-{number + 1}"
             caption = ": ".join(part for part in (section.title, title.rstrip(":")) if part)
-            files |= {out / f"{stem}.tex": grid.latex(caption), out / f"{stem}.csv": grid.csv()}
+            files |= {out / f"{stem}.tex": grid.latex(caption, _label(page, stem)), out / f"{stem}.csv": grid.csv()}
             parts += [title, grid.markdown()]
+        parts.append(" ".join(dict.fromkeys(note for grid in grids.values() for note in grid.notes())))
         parts += [origin.line(section), *layouts.rules(section), layouts.sources(section)]
         parts += [missing(section), _others(section, out)]
         if section.runs:
@@ -75,6 +78,11 @@ def _page(page: Page, out: Path, made: str) -> dict[Path, str | None]:
         parts.append(_runs(section, out))
     files[out / "README.md"] = "\n\n".join(part for part in parts if part) + "\n"
     return files
+
+
+def _label(page: Page, stem: str) -> str:
+    """Return the name of a table for LaTeX's references, which are of one document: with that of its page."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{page.name}-{stem}")
 
 
 def _commands(commands: Sequence[str]) -> str:

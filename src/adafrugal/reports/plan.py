@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from adafrugal.reports import best, lengths, page_file
-from adafrugal.reports.arms import Job, jobs, settings_key
+from adafrugal.reports.arms import ARMS, Job, jobs, settings_key
 from adafrugal.reports.page_file import PageFile, SectionFile
 from adafrugal.reports.searches import Search, search
 from adafrugal.settings import REPOSITORY
@@ -19,7 +19,6 @@ from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
 TABLES = REPOSITORY / "experiments" / "tables"
-ARMS = ("experiments", "optimizer")  # what names a row's arm, where a command sweeps it
 
 
 @dataclass
@@ -152,10 +151,17 @@ def _source(name: str | None, path: Path) -> Section | None:
     if not of_page.exists():
         of_page = TABLES / f"{page}.yaml"
         page_file.refuse_other(page, [file.stem for file in TABLES.glob("*.yaml")], "rates: from: a page")
-    found = {each.name: each for each in page_file.read(of_page).sections}
-    searched = [n for n, each in found.items() if each.search or each.best_of or each.kind == "search"]
-    page_file.refuse_other(section, searched, f"rates: from: {of_page}")
+    found = _searched(of_page)
+    elsewhere = [] if page else (f"{of.stem}/{each}" for of in sorted(TABLES.glob("*.yaml")) for each in _searched(of))
+    if section not in found:
+        page_file.refuse_other(section, [*found, *elsewhere], f"rates: from: {of_page}")
     return _section(found[section], of_page)
+
+
+def _searched(of_page: Path) -> dict[str, SectionFile]:
+    """Return the sections of a page's file that find rates, by their names."""
+    sections = page_file.read(of_page).sections
+    return {each.name: each for each in sections if each.search or each.best_of or each.kind == "search"}
 
 
 def _chosen(section: Section) -> Section:

@@ -52,14 +52,14 @@ def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the estimated and the measured peak; on a CPU the process also holds libraries and evaluations."""
     if "estimate" not in found:
         return []
-    measured = "what it took is not known, since its process made other runs before, or it was resumed"
+    measured = "not measured, since its process made other runs before, or it was resumed"
     if "allocated" in found:
         what, error = found.get("peak_is", "allocated"), found.get("estimate_error", 0.0)
-        measured = f"{_mib(found['grown'])} {what}, to which the estimate is {error:+.1%}"
+        measured = f"measured {_mib(found['grown'])} {what}, to which the estimate is {error:+.1%}"
     elif "grown" in found:
-        measured = f"the process grew by {_mib(found['grown'])}, with libraries and evaluations"
+        measured = f"measured {_mib(found['grown'])}, by which the process grew, with libraries and evaluations"
     of = " of a run that is not compiled" if found.get("is_upper_bound") else ""
-    return [("memory", f"{_mib(found['estimate'])} at most by the estimate{of}; {measured}")]
+    return [("peak memory", f"{_mib(found['estimate'])} at most by the estimate{of}; {measured}")]
 
 
 def _trained_on(found: dict[str, Any]) -> str:

@@ -19,11 +19,13 @@ from adafrugal.reports.cells import COLUMNS, UNKNOWN, USUAL, compared, state
 from adafrugal.reports.grid import MISSING, Cell, Grid, number
 from adafrugal.reports.statistics import Sample
 from adafrugal.settings.identity import still_part
+from adafrugal.settings.naming import shown
 from adafrugal.tracking.record import Record, spoken
 
 MEMORY = "peak memory, estimate / measured"
 # log_every does not affect results; precision and data are shown resolved
 NO_DIFFERENCE = ("seed", "trainer.log_every", "trainer.precision", "data.source")
+ABSENT = object()  # a setting that a run does not have
 REFERENCE = "adamw"  # the arm to compare scores with
 TITLES = {"last": "At the last epoch", "best": "At the best epoch by each data set's first metric"}
 Row = Mapping[str, Sequence[Record]]  # data set -> the runs of one arm
@@ -68,9 +70,11 @@ def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for key, runs in rows.items():
         rivals = [settings[other] for other in rows if other[0] == key[0]]
         apart = {name for rival in rivals for name in rival if any(r.get(name) != rival[name] for r in rivals)}
+        own = {name: settings[key][name] for name in sorted(apart & settings[key].keys())}
         defaults = OmegaConf.create(runs[0].config())
-        own = {name: settings[key].get(name, OmegaConf.select(defaults, name)) for name in sorted(apart)}
-        named.append((" ".join([key[0], *(f"{name}={v}" for name, v in own.items() if v is not None)]), runs))
+        own |= {name: OmegaConf.select(defaults, name, default=ABSENT) for name in sorted(apart - own.keys())}
+        has = {name: own[name] for name in sorted(own) if own[name] is not ABSENT}
+        named.append((f"{key[0]} {shown(has)}".strip(), runs))
     return named
 
 

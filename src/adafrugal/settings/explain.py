@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import Field, fields, is_dataclass
@@ -15,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from adafrugal.settings import REPOSITORY
 from adafrugal.system.errors import chain, line
 
+_LONG, _FEW = 300, 6  # characters of a list of allowed names that is shortened, and to how many names
+_ALIKE = 0.6  # from here on a name may be meant
 _PLACES = ("experiments", "sweeps")  # beside conf/; their groups are nested
-_LONGEST, _NEAREST = 300, 8  # characters of a list of names, and names of one that is longer
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 # OmegaConf's words for a value of a wrong type
 _WRONG_TYPE = re.compile(
@@ -45,18 +47,28 @@ def _choices(place: str, repository: Path = REPOSITORY) -> list[Path]:
     return [file for file in files if not file.relative_to(repository).as_posix().startswith(_NO_EXPERIMENTS)]
 
 
-def nearest(name: str, allowed: Iterable[str], all_of_them: str = "--help has all") -> str:
+def nearest(name: str, allowed: Iterable[str], rest: str = "") -> str:
     """Return the end of a message: the allowed name nearest to the given one, and all allowed names.
 
-    Of a long list it has the nearest, and says where the others are, `all_of_them`.
+    Of a list that is too long to read it has the nearest few, and `rest`, which says where the others are.
     """
     allowed = [a for a in allowed if not a.startswith("schema_")]
-    near = difflib.get_close_matches(name, allowed, n=1) or [a for a in allowed if a.rpartition("/")[2] == name]
-    guess = f"did you mean {near[0]}? " if near else ""
-    listed = ", ".join(allowed) or "nothing"
-    if len(listed) > _LONGEST:
-        listed = f"{', '.join(difflib.get_close_matches(name, allowed, n=_NEAREST, cutoff=0))}, … ({all_of_them})"
-    return f"{guess}allowed: {listed}"
+    ranked = sorted(allowed, key=lambda other: _likeness(name, other), reverse=True)
+    guess = f"did you mean {ranked[0]}? " if ranked and _likeness(name, ranked[0])[0] >= _ALIKE else ""
+    if len(listed := ", ".join(allowed)) > _LONG:
+        listed = f"{', '.join(ranked[:_FEW])} and {len(allowed) - _FEW} others{f' ({rest})' if rest else ''}"
+    return f"{guess}allowed: {listed or 'nothing'}"
+
+
+def _likeness(name: str, other: str) -> tuple[float, int]:
+    """Return how much alike two names are, from 0 to 1, and how many characters they begin with in common.
+
+    The end of a path or its beginning is nearly the whole; a longer name that has it as a word comes after these.
+    """
+    name, last, other = name.lower(), re.split(r"[./]", other.lower())[-1], other.lower()
+    part = 0.9 if name and last.startswith(name) else 0.7 if last in re.split(r"[._/ ]", name) else 0.0
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))
+    return max(difflib.SequenceMatcher(None, name, other).ratio(), part), sum(1 for _ in common)
 
 
 def no_such(key: str, allowed: Iterable[str]) -> str:
@@ -67,7 +79,7 @@ def no_such(key: str, allowed: Iterable[str]) -> str:
     if key == "data.store":
         return f"{key} is gone: tokens are always kept under cache_root; data.store_limit_gib limits them"
     what = f"{path} has no {last!r}{_elsewhere(path, last)}" if path else "there is no such setting"
-    return f"{key}: {what}; {nearest(last, allowed, '--cfg job prints all')}"
+    return f"{key}: {what}; {nearest(last, allowed, 'python train.py --cfg job shows them')}"
 
 
 def _elsewhere(group: str, name: str) -> str:
@@ -143,7 +155,7 @@ def _explain_hydra(error: Exception) -> str:
         if root in _PLACES:
             group, name = root, rest
             names = [file.relative_to(REPOSITORY / root).with_suffix("").as_posix() for file in _choices(root)]
-        return f"{group}: there is no {name!r}; {nearest(name, names)}"
+        return f"{group}: there is no {name!r}; {nearest(name, names, '--help lists them')}"
     if getattr(error, "override", None):
         detail = " ".join(error.message.split("\nSee ")[0].split())
         return f"{error.override!r} is not a setting: {detail}; write name=value (quote spaces, commas and brackets)"

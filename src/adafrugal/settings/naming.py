@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from adafrugal.settings import checkpoint_names
 from adafrugal.settings.identity import CHECKPOINTS, NOT_PART
@@ -18,14 +19,38 @@ SHORT = {
 _LONGEST = 128  # characters of a name that W&B takes
 # the directories of an absolute path: "/" after no part of a path, to the last "/" before a character of a path
 _DIRECTORIES = re.compile(r"""(?<![\w.~*/-])/(?!/)(?:[^,{}'"\[\]]*/)?(?=[^,{}'"\[\]/])""")
+_FLOAT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")  # 1e-3, 2., .5
 # settings that do not change what a run comes to; task.lr does, by way of optimizer.lr
 _LEFT_OUT = ("trainer.log_every", *(name for name in NOT_PART if name != "task.lr"))
 _SAID_ELSEWHERE = {"task", "data", "model", "optimizer", "seed", "sweeps"}  # by W&B's group, the arm, or at the end
 
 
 def short(name: str) -> str:
-    """Return the short name of a setting, such as optimizer.lr, or of a group, such as optimizer/density."""
-    return SHORT.get(name, name.replace("/", ".").rpartition(".")[2])
+    """Return the short name of a setting, such as optimizer.lr, or of a group, such as optimizer/density.
+
+    The `kind` of a part and its `value` have the part's name.
+    """
+    whole = name.replace("/", ".").removesuffix(".kind").removesuffix(".value")
+    return SHORT.get(whole, whole.rpartition(".")[2])
+
+
+def shown(settings: Mapping[str, Any]) -> str:
+    """Return settings in short with their values, numbers in one spelling: lr=0.001 ρ=0.25.
+
+    It names rows of tables, runs at W&B and on the page of running ones. Values are as typed or as composed.
+    """
+    found = {short(name): _spelled(name, value) for name, value in settings.items()}  # of kind and value the latter
+    return " ".join(f"{name}={value}" for name, value in found.items())
+
+
+def _spelled(name: str, value: Any) -> str:
+    if value in (None, "null"):
+        return "all" if name == "optimizer.density.steps" else "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) or _FLOAT.fullmatch(str(value)):
+        return repr(float(value)).removesuffix(".0")
+    return str(value)
 
 
 def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
@@ -47,7 +72,7 @@ def run_name(arm: str, seed: int, words: Iterable[str]) -> str:
             last = value.rpartition("/")[2]
             parts += [last] if last != arm else []
         elif not is_elsewhere:
-            parts.append(f"{short(name)}={_public(name, value)}")
+            parts.append(shown({name: _public(name, value)}))
     end = f" seed={seed}"
     return " ".join([arm, *parts])[: _LONGEST - len(end)] + end
 

@@ -128,8 +128,6 @@ class FrugalSettings(AdamWSettings):
             self._check_blocks(own, s)
         elif self.modules.norms == "split":
             self.modules.need(False, "norms", f"others with {kind}, which splits only matrices; blocks split all")
-        estimated = "null, since only a LLaMA is estimated"
-        self.need(not fits or s.model.kind == "llama", "fit_gib", estimated)
         has_start = {"start", "value"} & described(self.density).keys()
         self.need(not fits or bool(has_start), "fit_gib", "null with a density of your own that has no start")
         self.need(not (fits and is_sharded), "fit_gib", "null with trainer.parallel=fsdp, which is not estimated")

@@ -78,9 +78,12 @@ class Record:
         """Read the complete lines of metrics.jsonl."""
         return self.metrics_from(0)[0]
 
-    def metrics_from(self, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """Read the complete lines of metrics.jsonl from a byte offset on; return them and the offset after them."""
-        return self._lines("metrics.jsonl", offset)
+    def metrics_from(self, offset: int, damage: list[str] | None = None) -> tuple[list[dict[str, Any]], int]:
+        """Read the complete lines of metrics.jsonl from a byte offset on; return them and the offset after them.
+
+        Damaged lines are errors, or where there is a list for them, left out and named in it.
+        """
+        return self._lines("metrics.jsonl", offset, damage)
 
     def events(self) -> list[dict[str, Any]]:
         """Read the complete lines of events.jsonl."""
@@ -96,10 +99,19 @@ class Record:
         found = self._bytes(name)
         return None if found is None else _read(self.directory / name, found)
 
-    def _lines(self, name: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        text = self._bytes(name, offset) or b""
+    def _lines(
+        self, name: str, offset: int = 0, damage: list[str] | None = None
+    ) -> tuple[list[dict[str, Any]], int]:
+        text, found = self._bytes(name, offset) or b"", []
         whole, end, _torn = text.rpartition(b"\n")  # a killed process may leave an incomplete line
-        return [_read(self.directory / name, line) for line in whole.splitlines()], offset + len(whole + end)
+        for line in whole.splitlines():
+            try:
+                found.append(_read(self.directory / name, line))
+            except RunError as error:
+                if damage is None:
+                    raise
+                damage.append(str(error))
+        return found, offset + len(whole + end)
 
     # -- writing --------------------------------------------------------------------------------------------------
 

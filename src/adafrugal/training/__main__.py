@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from adafrugal.settings.options import Parser
+from adafrugal.settings.command_line import Parser
 from adafrugal.system.errors import DONE, WRONG, SettingError, TrainingError
 from adafrugal.system.stderr import tell
 

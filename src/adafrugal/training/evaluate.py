@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.settings import checkpoint_names, compose, explain
-from adafrugal.settings.options import no_option
+from adafrugal.settings.command_line import no_option
 from adafrugal.settings.schema import Settings
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, SettingError

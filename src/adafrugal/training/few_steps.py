@@ -1,4 +1,4 @@
-"""Make a few steps of a pre-training run, to know how long all of it takes. Needs no data and writes nothing."""
+"""Make a few steps of a run, to know how long all of it takes. Writes nothing; pre-training needs no data."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from adafrugal.models import optimizers
 from adafrugal.settings.canonical import settled
 from adafrugal.settings.schema import Settings
 from adafrugal.tracking.record import Unwritten
-from adafrugal.training import devices
+from adafrugal.training import devices, tasks
 from adafrugal.training.display import Display
+from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.loop import Loop
 from adafrugal.training.tasks.pretrain import Pretrain
 
@@ -62,12 +63,8 @@ def measure(settings: Settings) -> Measured | str:
 
 
 def _measured(settings: Settings) -> Measured:
-    place = devices.open_device(settings.trainer)
-    on_here = on_device.resolved(settings, place.precision, place.memory(), place.free())
-    task = _RandomText(on_here, place, _say)
-    chosen = fit.within_budget(settled(on_here, None, on_here.model.hidden_size))
-    optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
-    loop = Loop(chosen, task, optimizer, Unwritten(Path(os.devnull)), Display(), {})
+    loop = prepared(settings)
+    task, place = loop.task, loop.place
     loop.compile(_say)
     walls, refresh, begun = [], 0.0, time.perf_counter()
     for step in range(1, STEPS + 1):
@@ -83,6 +80,24 @@ def _measured(settings: Settings) -> Measured:
     if loop.compilation.mode:
         torch.compiler.reset()
     return found
+
+
+def prepared(settings: Settings, ranks: Ranks | None = None) -> Loop:
+    """Return the loop of a run before its first step, which writes nothing and, in pre-training, reads random tokens.
+
+    Args:
+        settings: checked.
+        ranks: the processes of the run, which have met; None: it has one.
+    """
+    size, local = (ranks.size, ranks.local) if ranks else (1, 0)
+    place = devices.open_device(settings.trainer, local)
+    on_here = on_device.resolved(tasks.sized(settings), place.precision, place.memory(), place.free(), size)
+    kind = _RandomText if settings.task.kind == "pretrain" else tasks.named(settings.task.kind)
+    task = kind(on_here, place, _say, None, ranks)
+    chosen = fit.within_budget(settled(on_here, task.epoch, task.model.config.hidden_size))
+    optimizers.adapt(chosen, task.model)
+    optimizer = optimizers.build(chosen, optimizers.groups(chosen, task.model))
+    return Loop(chosen, task, optimizer, Unwritten(Path(os.devnull)), Display(), {})
 
 
 def _evaluation(task: _RandomText) -> float:
@@ -120,7 +135,7 @@ class _RandomText(Pretrain):
         # two documents in a row, so that attention is masked as in a run
         positions = (torch.arange(length) % -(-length // 2)).expand(shape) if settings.data.mask_documents else None
         batch = Batch(tokens, tokens.roll(-1, 1), torch.full(shape[:1], length), positions).ready(self.place.is_gpu)
-        rows = next(batch.split(self._micro_batch_size))
+        rows = next(batch.split(on_device.rows_at_once(trainer, self.ranks.size) * self.ranks.size))
         self.rows_of_evaluation = rows.tokens.numel()
         return _Tokens(batch, Validation([rows], rows.count(), rows.count()))
 

@@ -210,7 +210,7 @@ class Run:
 
     def _add_estimate(self, summary: dict[str, Any]) -> None:
         """Add the estimate of `python -m adafrugal.memory` to the memory that was measured."""
-        if self.settings.model.kind != "llama" or self.settings.trainer.parallel == "fsdp":
+        if self.settings.trainer.parallel == "fsdp":
             return
         try:
             foretold = estimate.estimate(self._of_one_process(self.session.made)).peak

@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adafrugal.memory.estimate import estimate
 from adafrugal.models import decoder
 from adafrugal.settings.identity import differing, identify
 from adafrugal.settings.schema import DecoderSettings
@@ -177,8 +176,6 @@ def test_a_decoder_that_cannot_be_trained_here_is_refused_in_a_line(settings, gp
         settings("model=decoder", f"model.name={gpt2}")
     with pytest.raises(SettingError, match=r"sequence_length is 65; allowed: up to the decoder's positions \(64\)"):
         run(*settings(*SHORT, *of(gpt2), "trainer.sequence_length=65"))
-    with pytest.raises(SettingError, match="model is of kind decoder; allowed: llama"):
-        estimate(settings(*of(gpt2))[0])
     small = GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=1, n_head=2)
     GPT2LMHeadModel(small).save_pretrained(tmp_path / "small")
     with pytest.raises(SettingError, match=r"model.vocabulary_size is 100, .*data.tokenizer.name=…"):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
 
 from adafrugal.data.labelled import Labelled, LabelledBatch, TrainingOrder
 from adafrugal.data.text import as_transformers, faults
 from adafrugal.models import encoder
+from adafrugal.models.loss import of_examples
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import EncoderSettings, Settings
 from adafrugal.system.errors import SettingError
@@ -31,7 +31,7 @@ class Finetune(Task):
 
     def _build(self, settings: Settings, say: Callable[[str], None], state: dict[str, Any] | None) -> None:
         data, trainer, place = settings.data, settings.trainer, self.place
-        self._metrics, self._is_score = list(data.metrics), data.classes is None
+        self._metrics = list(data.metrics)
         torch.manual_seed(settings.seed)  # of the new head
         self.model, tokenizer, weights = _encoder(settings.model, data.classes or 1)
         self.files = as_transformers.saved(tokenizer)  # before it is used, which sets how it truncates
@@ -116,16 +116,9 @@ class Finetune(Task):
         return self.forward(there.tokens, there.mask, there.types, there.labels)
 
     def _forward(self, tokens: Tensor, mask: Tensor, types: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens, mask and types int64 [examples, length], labels [examples] → the summed loss, and the head's outputs.
-
-        Both are float32: a scalar, and [examples, classes], or [examples, 1] for scores. Some models take no types.
-        """
-        more = {} if types is None else {"token_type_ids": types}
+        """The region that may be compiled: as `of_examples`."""
         with self.place.autocast():
-            outputs = self.model(input_ids=tokens, attention_mask=mask, **more).logits.float()
-            if self._is_score:
-                return mse_loss(outputs.squeeze(1), labels, reduction="sum"), outputs
-            return cross_entropy(outputs, labels, reduction="sum"), outputs
+            return of_examples(self.model, tokens, mask, types, labels)
 
 
 def _encoder(settings: EncoderSettings, outputs: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:

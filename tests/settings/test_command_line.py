@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from adafrugal.settings.options import Parser
+from adafrugal.settings.command_line import Parser
 from adafrugal.system.errors import SettingError
 
 

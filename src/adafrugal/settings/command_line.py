@@ -54,7 +54,8 @@ def no_option(word: str, options: Iterable[str], beside_settings: bool) -> str:
         order = lambda s: (s.count("."), [*_FIRST, group := s.partition(".")[0]].index(group))  # noqa: E731
         setting = f"{min(meant, key=order)}={value or '…'}"
         return f"there is no option {name}; did you mean {setting}? Settings are written without dashes"
-    return f"there is no option {name}; {nearest(name, [option for option in options if option.startswith('--')])}"
+    known = [option for option in options if option.startswith("--")]
+    return f"there is no option {name}; {nearest(name, known, '--help lists them')}"
 
 
 def _settings() -> set[str]:
