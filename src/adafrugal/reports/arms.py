@@ -179,7 +179,7 @@ def settings_key(differs: Mapping[str, Any], data: str) -> str:
         file = REPOSITORY / "conf" / "data" / f"{data}.yaml"
         own = OmegaConf.load(file).get("source") if file.exists() else None
         kept["data.source"] = own if kept["data.source"] == own else "a copy"
-    if kept.get("model.kind") == "encoder" and is_path(str(kept.get("model.name", ""))):
+    if kept.get("model.kind") == "encoder" and "model.name" in kept and is_path(kept["model.name"]):
         kept["model.name"] = Path(kept["model.name"]).name  # what it holds is in the data's fingerprint
     # integers become floats, because JSON from W&B does not distinguish 1 and 1.0
     return json.dumps(json.loads(json.dumps(kept), parse_int=float), sort_keys=True)
