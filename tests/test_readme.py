@@ -156,14 +156,21 @@ def test_what_is_said_to_have_no_runs_has_none_and_the_rest_has_some():
         assert not re.search(r"(no|without) runs yet|tables? (is|are) empty", page.replace(said, ""), re.IGNORECASE)
 
 
-def test_the_table_past_adamw_has_rows_of_its_page_and_its_verdicts():
-    (shown,) = re.findall(r"<!-- table: past_adamw, stand_in -->\n(.*?)<!-- end -->", README, re.DOTALL)
-    page = (RESULTS / "past_adamw" / "README.md").read_text().split("\n## ")[1].splitlines()
-    assert set(shown.splitlines()) <= set(page)
-    verdicts = page[page.index("Against adamw, paired by seed:") : page.index("Against muon, paired by seed:")]
-    below = {line.split(" | ")[0].strip("| ") for line in verdicts if line.endswith("| below |")}
-    said = set(re.findall(r"`(\w+)`", README.split(shown)[1].split("end below\nAdamW")[0].split("By a rule")[1]))
-    assert said and said <= below
+def test_the_table_past_adamw_is_that_of_its_page_and_the_text_has_its_verdicts():
+    (shown,) = re.findall(r"<!-- table: past_adamw, both -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    page = (RESULTS / "past_adamw" / "README.md").read_text()
+    assert shown in page
+    text = README.split(shown)[1].split("\n## ")[0]
+    embedded = page.split("## Small version on the embedded text\n")[1].split("\n## ")[0]
+    assert verdicts_below(page.split("\n## ")[1]) >= {*quoted(text.split("end below")[0].split("By a rule")[1])} > set()
+    ((arm, difference),) = re.findall(r"On the embedded text `(\w+)` ends ([\d.]+) below\nAdamW by the same", text)
+    assert arm in verdicts_below(embedded) and f"| −{difference}" in shown
+
+
+def verdicts_below(section):
+    """The arms that a section of the page past_adamw decides to end below AdamW."""
+    lines = section.split("Against adamw, paired by seed:")[1].split("\n\n")[1].splitlines()
+    return {line.split(" | ")[0].strip("| ") for line in lines if line.endswith("| below |")}
 
 
 def test_the_output_is_that_of_a_committed_record():

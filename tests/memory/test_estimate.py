@@ -1,5 +1,7 @@
 """Estimates, held against the tensors and the allocations of real steps."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import script
@@ -19,6 +21,7 @@ ALL_CUTS = [
     "trainer.activation_checkpointing=layers", "model.loss_chunk_rows=128",
 ]  # fmt: skip
 ONE_LAYER = "model.num_hidden_layers=1"
+AWAY = "optimizer.state_on=cpu_always_full"
 ARMS = {
     **{name: [f"optimizer={name}"] for name in ("adamw", "adafactor", "muon", "lion", "signsgd", "galore", "frugal")},
     **{name: [f"optimizer={name}", ONE_LAYER] for name in ("scale", "apollo", "apollo_mini", "fira")},
@@ -96,6 +99,24 @@ def test_passes_traced_once_are_those_of_every_optimizer(arm, more, settings, mo
     for one, other in zip(traced.stages, found.stages, strict=True):
         assert (one.state, one.peak.phase) == (other.state, other.peak.phase)
         assert one.peak.total == pytest.approx(other.peak.total, abs=8 * chosen.trainer.sequence_length + 8)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+def test_few_slices_of_a_tensor_take_what_all_of_them_take(state_dtype, settings, monkeypatch):
+    chosen, _ = settings(*ALL_CUTS, f"optimizer.state_dtype={state_dtype}", ONE_LAYER, *FEW)
+    monkeypatch.setattr("adafrugal.optim.updates._IN_A_SLICE", 2**14)
+    few = estimate(chosen)
+    monkeypatch.setattr("adafrugal.memory.trace.few_slices", nullcontext)
+    assert estimate(chosen) == few
+
+
+@pytest.mark.parametrize("words", [(), ("optimizer.state_dtype=int8", "trainer.precision=bf16")])
+def test_moments_in_the_cpus_memory_are_not_counted(words, settings):
+    (here, _), (away, _) = (settings("optimizer=frugal", ONE_LAYER, *words, *more) for more in ((), (AWAY,)))
+    ours, theirs = estimate(away), estimate(here)
+    moments = theirs.stages[0].state["state-full", "moments"]
+    assert ours.first_state == theirs.first_state
+    assert ours.peak.total == theirs.peak.total - moments < theirs.peak.total
 
 
 def test_first_gradients_are_counted(settings):

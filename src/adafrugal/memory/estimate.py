@@ -174,9 +174,13 @@ def _largest_state(optimizer: torch.optim.Optimizer, density: float | None) -> M
 
 
 def _state(optimizer: torch.optim.Optimizer) -> Counter[tuple[str, str]]:
+    """Count the state in the device's memory."""
+    away = any(group.get("state_on") == "cpu_always_full" for group in optimizer.param_groups)
     split = {name for group in optimizer.param_groups if group.get("split") for name in group.get("param_names", ())}
     found: Counter[tuple[str, str]] = Counter()
     for name, roles in state_bytes(optimizer).items():
         for role, size in roles.items():
-            found["split" if name in split else "state-full", role] += size
+            whose = "split" if name in split else "state-full"
+            if not (away and (whose, role) == ("state-full", "moments")):
+                found[whose, role] += size
     return found

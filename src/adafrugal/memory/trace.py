@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 from adafrugal.optim import state_bytes
+from adafrugal.optim.updates import few_slices
 from adafrugal.settings.schema import TrainerSettings
 
 
@@ -75,8 +76,8 @@ class Answers(TorchFunctionMode):
 
 @contextmanager
 def shadows() -> Iterator[None]:
-    """Make all new tensors fake, and show no warnings: the run itself will."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers():
+    """Make all new tensors fake, update few slices of each, and show no warnings: the run itself will."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Answers(), few_slices():
         warnings.simplefilter("ignore")
         yield
 

@@ -9,8 +9,10 @@ whose state-free rule sees more than entries, one after the other, so that only 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -33,6 +35,7 @@ from adafrugal.optim.subspaces.projections import Projection
 _IN_A_BATCH = 2**23  # entries of matrices projected, or given to a rule, at once
 _IN_A_SLICE = 2**18  # entries copied at once, to update them in more bits than they are stored in
 _SLICES_OF_A_LAUNCH = 16  # on a GPU, where each operation costs a launch
+_most_slices: int | None = None  # of a tensor; None: all
 
 
 class Launches(NamedTuple):
@@ -357,5 +360,16 @@ def _slices(tensor: Tensor) -> Iterator[Any]:
         yield ...
         return
     rows = max(1, most * len(tensor) // tensor.numel())
-    for first in range(0, len(tensor), rows):
+    for first in itertools.islice(range(0, len(tensor), rows), _most_slices):
         yield slice(first, first + rows)
+
+
+@contextmanager
+def few_slices() -> Iterator[None]:
+    """Update only two slices of each tensor, to trace the memory that all of them take in turn."""
+    global _most_slices
+    before, _most_slices = _most_slices, 2
+    try:
+        yield
+    finally:
+        _most_slices = before
