@@ -65,7 +65,7 @@ def _with_its_past(
     Raises:
         SettingError: there is none.
     """
-    others: list[tuple[int, str]] = []  # number of settings that differ, and why a run cannot be continued
+    others: list[tuple[bool, int, str]] = []  # is it the length alone, settings that differ, why it is not continued
     is_found, ours = False, differing(settings)
     for place in sorted(glob.glob(pattern)):  # noqa: PTH207 - may be absolute
         run = _run(place)
@@ -82,8 +82,8 @@ def _with_its_past(
                 yield place
             else:
                 count = sum(ours.get(name, ...) != theirs.get(name, ...) for name in {*ours, *theirs})
-                others.append((count, f"{run.name}: {re.sub('; allowed: .*', '', why)}"))
+                others.append((why.startswith("trainer.steps "), count, f"{run.name}: {re.sub('; allowed: .*', '', why)}"))
     if not is_found:
-        nearest = f", such as {min(others)[1]}" if others else ""
+        nearest = f", such as {min(others)[-1]}" if others else ""
         what = f"none of its {len(others)} runs with checkpoints has the past of this run{nearest}"
         raise SettingError(f"{CONTINUE_FROM} is {pattern}, and {what}; allowed: runs of the same settings up to there")
