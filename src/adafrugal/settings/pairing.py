@@ -82,7 +82,8 @@ def _with_its_past(
                 yield place
             else:
                 count = sum(ours.get(name, ...) != theirs.get(name, ...) for name in {*ours, *theirs})
-                others.append((why.startswith("trainer.steps "), count, f"{run.name}: {re.sub('; allowed: .*', '', why)}"))
+                reason = re.sub("; allowed: .*", "", why)
+                others.append((why.startswith("trainer.steps "), count, f"{run.name}: {reason}"))
     if not is_found:
         nearest = f", such as {min(others)[-1]}" if others else ""
         what = f"none of its {len(others)} runs with checkpoints has the past of this run{nearest}"
