@@ -257,6 +257,9 @@ def test_the_tables_of_figures_are_those_of_their_files():
     assert table.markdown(records.find([RESULTS / "bits"])).partition("\n\n")[2].strip() in page
     cuts = [row[tokens] for row in found["memory"]["cuts"] for tokens in ("many", "few")]
     assert all(abs(row["estimate"] / row["allocated"] - 1) < 0.05 for row in found["memory"]["measured"] + cuts)
+    kinds = found["memory"]["kinds"]
+    assert script("memory_of_runs").table(kinds) in page
+    assert all(abs(n / m - 1) < 0.02 for row in kinds for n, m in zip(row["estimate"], row["allocated"], strict=True))
     (fit,) = (row for row in found["memory"]["small"] if any("fit_gib" in word for word in row["words"]))
     assert fit["total"] < 16 * 2**30
 

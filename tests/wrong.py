@@ -103,7 +103,7 @@ WRONG = ALWAYS | {  # beside the defaults
     f"{FSDP} optimizer=muon": ["optimizer.kind is 'muon'", "whole matrices", "ddp takes all"],
     "optimizer=apollo optimizer.rank=1.5": ["optimizer.rank is 1.5", "directions, 1 or more, or a share"],
     "optimizer=apollo optimizer.scaling=row": ["optimizer.scaling is 'row'", "channel, tensor"],
-    f"{FSDP} optimizer.fit_gib=4": ["optimizer.fit_gib is 4", "null with trainer.parallel=fsdp"],
+    f"{FSDP} trainer.offload=true optimizer.fit_gib=4": ["optimizer.fit_gib is 4", "null with trainer.offload=true"],
     f"{FSDP} optimizer=galore": ["optimizer.subspace is 'svd'", "{kind: svd, side: right}"],
     "optimizer.density.fit_gib=8 optimizer.fit_gib=4": ["optimizer.fit_gib is 4.0", "density.fit_gib is 8"],
     "optimizer.density=0.1 optimizer.density.fit_gib=1": ["optimizer.density.fit_gib", "optimizer.fit_gib=…"],

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import memory_of_runs
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -250,8 +251,10 @@ def main() -> None:
         "measured": [_in_a_process("--measure", *words) for words in MEASURED],
         "cuts": [cut(name, words) for name, words in CUTS.items()],
         "small": [small(name, words) for name, words in SMALL.items()],
+        "kinds": memory_of_runs.all_kinds(),
     }
     tables = [estimates_table(found["estimates"]), measured_table(found["measured"]), cuts_table(found["cuts"])]
+    tables.append(memory_of_runs.table(found["kinds"]))
     print("\n\n".join([*tables, small_table(found["small"])]))
     bench.keep(found, given.out)
 

@@ -114,7 +114,7 @@ def test_a_figure_that_is_not_known_is_a_dash_with_its_reason(train):
     done = train("optimizer=adamw", "trainer.parallel=fsdp", "--dry-run")
     assert (done.returncode, done.stderr) == (DONE, "")
     assert re.search(r"^memory +–$", done.stdout, re.MULTILINE)
-    assert "– memory and checkpoints: trainer.parallel is fsdp" in done.stdout
+    assert "– memory and checkpoints: trainer.parallel is 'fsdp'; allowed: none, or with a number of " in done.stdout
     assert re.search(r"^tokens +10,240 in 20 steps of 8 × 64$", done.stdout, re.MULTILINE)
 
 

@@ -202,7 +202,10 @@ def test_the_command_prints_a_column_for_each_optimizer_and_density(capsys):
      "model.name is /nowhere, which transformers cannot build: "),
     (["model=decoder", "model.name=/nowhere", "data.tokenizer.kind=pretrained", "data.tokenizer.name=/nowhere",
       "optimizer=frugal", "optimizer.fit_gib=1"], "model.name is /nowhere, which transformers cannot build: "),
-    (["trainer.parallel=fsdp"], "trainer.parallel is fsdp; allowed: none or ddp, since"),
+    (["trainer.parallel=fsdp"], "trainer.parallel is 'fsdp'; allowed: none, or with a number of processes: python -m"),
+    (["trainer.parallel=fsdp", "--processes", "3"], "--processes is 3; allowed: a divisor of trainer.batch_size (8)"),
+    (["--processes", "2"], "--processes is 2 and trainer.parallel is none; allowed with several processes: "),
+    (["trainer.parallel=fsdp", "trainer.offload=true", "--processes", "2"], "trainer.offload is true; allowed: false,"),
 ])  # fmt: skip
 def test_what_cannot_be_estimated_is_one_line(words, line, capsys):
     assert command.main(words) == 2

@@ -96,3 +96,39 @@ def test_moments_in_8_bits(settings):
     pytest.importorskip("torchao", reason="torchao is an extra: pip install torchao")
     few = ["trainer.batch_size=1", "trainer.sequence_length=8", "model.hidden_size=256", "model.intermediate_size=512"]
     assert_near(settings("optimizer=adamw_8bit", "trainer.precision=fp32", *few)[0])
+
+
+PAIR = ["trainer.device=cpu", "trainer.precision=fp32", "model.hidden_size=128", "model.intermediate_size=256"]
+SHARED = [
+    ["trainer.parallel=ddp", "optimizer=adafrugal", "trainer.micro_batch_size=2"],
+    ["trainer.parallel=fsdp", "optimizer=frugal", "trainer.batch_size=64"],
+]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """What runs of two processes were estimated to take, and took."""
+    return script("memory_of_runs").measured_together([["scale=smoke", *PAIR, *words] for words in SHARED], 2)
+
+
+@pytest.mark.parametrize("place", range(len(SHARED)), ids=[" ".join(words) for words in SHARED])
+def test_one_of_two_processes(place, pairs):
+    """Under gloo; the copies that it frees late make the measurement of shards uneven: the least of several counts."""
+    found = pairs[place]
+    assert found["processes"] == 2
+    for expected, allocated in zip(found["estimate"], found["allocated"], strict=True):
+        assert expected == pytest.approx(allocated, rel=NEAR)
+
+
+def test_shards_are_a_part_of_the_whole(capsys):
+    """As many processes as are told; what they keep is divided by their number, and gloo makes no copies on a GPU."""
+    words = ["scale=smoke", "optimizer=adamw", "trainer.parallel=fsdp", "trainer.precision=bf16"]
+    found = {}
+    for processes in (1, 2, 4):
+        assert command.main([*words, "--processes", str(processes)]) == 0
+        out = capsys.readouterr().out
+        found[processes] = {line[:30].strip(): line.split()[-1] for line in out.splitlines() if line}
+        assert (f"rows in a step, of {processes} processes; " in out) == (processes > 1)
+    for kept in ("weights", "state"):
+        whole, half, quarter = (float(found[n][kept]) for n in (1, 2, 4))
+        assert half == pytest.approx(whole / 2, abs=0.02) and quarter == pytest.approx(whole / 4, abs=0.02)

@@ -3,6 +3,7 @@
     python -m adafrugal.memory model=llama_1b optimizer=adafrugal trainer.precision=bf16
     python -m adafrugal.memory model=llama_1b optimizer=adamw,galore,frugal,adafrugal      several, side by side
     python -m adafrugal.memory model=llama_1b optimizer=adafrugal --fits 16                what fits in so many GiB
+    python -m adafrugal.memory model=llama_7b trainer.parallel=fsdp --processes 4          one of four processes
 
 The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size. --fits makes a dozen
 estimates.
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("settings", nargs="*", metavar="name=value")
+    parser.add_argument("--processes", type=int, metavar="N", help="estimate one of so many that share the run")
     parser.add_argument("--fits", type=float, metavar="GIB", help="say which micro-batch and which ρ fit")
     try:
         given = parser.parse_intermixed_args(arguments)
@@ -44,17 +46,21 @@ def _print(given: argparse.Namespace) -> None:
     named = [word.partition("=")[2].split(",") for word in given.settings if word.startswith("optimizer=")]
     each = [[f"optimizer={name}", *others] for name in named[0]] if named else [others]
     runs = [compose.settings(words) for words in each]
+    for settings in runs if given.processes is not None else ():
+        settings.trainer.refuse_processes(given.processes, f"--processes is {given.processes}")
     from adafrugal.memory import breakdown, fit
+    from adafrugal.memory.built import met
     from adafrugal.memory.estimate import estimate
 
-    for place, settings in enumerate(runs):
-        if getattr(settings.optimizer, "fit_gib", None) is not None:
-            found = fit.fitted(settings)
-            runs[place] = fit.beginning_with(settings, found.density)
-            sys.stdout.write(breakdown.chosen(settings, found) + "\n")
-    sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in runs]))
-    for settings in runs if given.fits is not None else ():
-        sys.stdout.write(breakdown.what_fits(settings, given.fits))
+    with met(given.processes):
+        for place, settings in enumerate(runs):
+            if getattr(settings.optimizer, "fit_gib", None) is not None:
+                found = fit.fitted(settings)
+                runs[place] = fit.beginning_with(settings, found.density)
+                sys.stdout.write(breakdown.chosen(settings, found) + "\n")
+        sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in runs]))
+        for settings in runs if given.fits is not None else ():
+            sys.stdout.write(breakdown.what_fits(settings, given.fits))
 
 
 if __name__ == "__main__":

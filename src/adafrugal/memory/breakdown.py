@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adafrugal.memory import fit
-from adafrugal.memory.estimate import Estimate, Stage
+from adafrugal.memory.estimate import Estimate, Stage, shared
 from adafrugal.memory.on_device import chunk_rows, rows_at_once
 from adafrugal.models import decoder
 from adafrugal.settings.schema import Settings
@@ -16,9 +16,10 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
     """A table in MiB with a column for each optimizer at each density that it begins or ends with."""
     settings, first = found[0]
     trainer = settings.trainer
-    rows, logits = rows_at_once(trainer), ""
+    processes, logits = shared(trainer), ""
+    rows, among = rows_at_once(trainer, processes), f", of {processes} processes" if processes > 1 else ""
     if settings.task.kind == "pretrain":
-        chunks = chunk_rows(decoder.sized(settings))
+        chunks = chunk_rows(decoder.sized(settings), None, processes)
         logits = "logits in one piece; " if chunks is None else f"logits of {chunks:,} tokens at once; "
     assumed = "auto, taken as fp32: type trainer.precision=bf16 for what a GPU takes"
     precision = assumed if trainer.precision == "auto" else trainer.precision
@@ -28,7 +29,7 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         f"{first.parameters:,} parameters; {rows} × {trainer.sequence_length} tokens in a micro-batch, "
-        f"{trainer.batch_size} rows in a step; {logits}precision {precision}",
+        f"{trainer.batch_size} rows in a step{among}; {logits}precision {precision}",
         "",
         *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells),
         "",

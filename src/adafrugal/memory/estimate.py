@@ -9,25 +9,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from adafrugal.memory.built import Built, build
-from adafrugal.memory.on_device import rows_at_once
+from adafrugal.memory.built import build
 from adafrugal.memory.trace import (
     Answers,
+    Built,
     Footprint,
     Live,
     Passes,
     evaluation,
     footprint,
-    give_gradients,
     repeated,
     shadows,
     traced,
 )
 from adafrugal.models import optimizers
 from adafrugal.optim import Constant, Control, Displacement, Frugal, UpdateInBackward, state_bytes
-from adafrugal.settings.schema import Settings
+from adafrugal.settings.schema import Settings, TrainerSettings
 from adafrugal.system.errors import SettingError
 
 
@@ -63,22 +63,39 @@ class Estimate:
 def estimate(settings: Settings) -> Estimate:
     """Trace steps, an evaluation, and the refreshes of a whole cycle of subspaces, on fake tensors.
 
+    Where several processes have met (by torch.distributed, or `built.met`), it is of this one of them.
+
     Raises:
-        SettingError: the optimizer refuses the model, or a model's config.json cannot be read.
+        SettingError: the optimizer refuses the model, its config.json cannot be read, or its shards cannot be told.
     """
-    if settings.trainer.parallel == "fsdp":
-        raise SettingError("trainer.parallel is fsdp; allowed: none or ddp, since shards of a model are not estimated")
+    processes = shared(settings.trainer)
     try:
         with shadows(), _compiled(settings):
-            return _traced(settings)
+            return _traced(settings, processes)
     except SettingError:
         raise
     except ValueError as error:  # found only by a step: a subspace that selects nothing, for example
         raise SettingError(f"optimizer: {error}") from error
 
 
-def _traced(settings: Settings) -> Estimate:
-    built = build(settings)
+def shared(trainer: TrainerSettings) -> int:
+    """Return the number of processes that share a run: those that have met.
+
+    Raises:
+        SettingError: the model is sharded, and they have not, or its shards lie in the CPU's memory.
+    """
+    if trainer.parallel == "none":
+        return 1
+    if dist.is_available() and dist.is_initialized():
+        trainer.need(not trainer.offload, "offload", "false, since what lies in the CPU's memory is not told apart")
+        return dist.get_world_size()
+    many = "none, or with a number of processes: python -m adafrugal.memory … --processes N"
+    trainer.need(trainer.parallel == "ddp", "parallel", many)
+    return 1
+
+
+def _traced(settings: Settings, processes: int) -> Estimate:
+    built = build(settings, processes)
     settings, model = built.settings, built.model
     trainer = settings.trainer
     optimizer = optimizers.build(settings, optimizers.groups(settings, model))
@@ -89,20 +106,25 @@ def _traced(settings: Settings) -> Estimate:
             group["interval"] = 1  # a new basis at every step of a baseline, whose interval is a number
     if trainer.update_in_backward:
         UpdateInBackward(optimizer, around=Answers)
-    passes, evaluated = _passes(built), _once(built, "evaluation", lambda: evaluation(model, built.loss))
-    passes(Live(model, optimizer))  # not entered: nothing is counted
+    passes = _passes(built)
+    passes(Live(built, optimizer))  # not entered: nothing is counted
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    first_state, stages, densities = state_bytes(optimizer).total, [], [None]
+    first_state, found, densities = state_bytes(optimizer).total, [], [None]
     if isinstance(optimizer, Frugal):
         control = next(group["density"] for group in optimizer.param_groups if group["split"])
         densities = list(dict.fromkeys(control.at(step) for step in (1, trainer.steps)))
     for density in densities:
-        give_gradients(model)
+        built.give_gradients()
         state = _largest_state(optimizer, density)
         optimizer.zero_grad(set_to_none=True)
-        peak = footprint(model, optimizer, passes, steps=2)  # each with a refresh
-        stages.append(Stage(density, state, *(replace(one, state=sum(state.values())) for one in (peak, evaluated))))
+        found.append((density, state, footprint(built, optimizer, passes, steps=2)))  # each with a refresh
+    # last, since FSDP leaves gathered what is not in blocks
+    evaluated = _once(built, "evaluation", lambda: evaluation(built))
+    stages = (
+        Stage(density, state, *(replace(peak, state=sum(state.values())) for peak in (training, evaluated)))
+        for density, state, training in found
+    )
     return Estimate(sum(parameter.numel() for parameter in model.parameters()), first_state, tuple(stages))
 
 
@@ -131,21 +153,20 @@ _KNOWN: dict[str, Footprint] = {}  # peaks of passes and evaluations, by what de
 
 def _passes(built: Built) -> Passes:
     """Return the passes of a step; those of one model and batch are traced once for all optimizers."""
-    model, trainer = built.model, built.settings.trainer
-    passes = traced(model, built.heads, built.loss, trainer)
-    if trainer.update_in_backward:
+    passes = traced(built)
+    if built.settings.trainer.update_in_backward:
         return passes
-    return repeated(model, _once(built, "passes", lambda: footprint(model, None, passes, steps=1)))
+    return repeated(built, _once(built, "passes", lambda: footprint(built, None, passes, steps=1)))
 
 
 def _once(built: Built, what: str, trace: Callable[[], Footprint]) -> Footprint:
     """Return a peak that does not depend on the optimizer, traced now if it was not before."""
     settings, trainer = built.settings, built.settings.trainer
-    rows = rows_at_once(trainer)
-    shape = rows, rows == trainer.batch_size, trainer.sequence_length, trainer.precision
+    shape = built.rows, built.micro_batches > 1, trainer.sequence_length, trainer.precision
     how = trainer.activation_checkpointing, trainer.clip_norm, getattr(settings.data, "mask_documents", False)
     weights = [(tuple(p.shape), p.requires_grad) for p in built.model.parameters()]
-    key = repr((what, settings.model, shape, how, weights))
+    among = built.processes, trainer.parallel, trainer.replicas, trainer.device
+    key = repr((what, settings.model, shape, how, weights, among))
     if key not in _KNOWN:
         _KNOWN[key] = trace()
     return _KNOWN[key]

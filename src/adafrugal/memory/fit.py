@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from adafrugal.memory.built import hidden_size
-from adafrugal.memory.estimate import estimate
+from adafrugal.memory.estimate import estimate, shared
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
 from adafrugal.settings.canonical import settled
@@ -34,7 +34,8 @@ def largest_micro_batch(settings: Settings, gib: float) -> int | None:
 
     With `trainer.update_in_backward`, which does not divide a batch, it is the largest batch.
     """
-    sizes = [n for n in range(1, settings.trainer.batch_size + 1) if settings.trainer.batch_size % n == 0]
+    own = settings.trainer.batch_size // shared(settings.trainer)
+    sizes = [n for n in range(1, own + 1) if own % n == 0]
     above = bisect_left(sizes, True, key=lambda n: _peak(settings, rows=n, memory=int(gib * GIB)).total > gib * GIB)
     return sizes[above - 1] if above else None
 
@@ -101,12 +102,12 @@ def _peak(
     settings: Settings, rows: int | None = None, density: float | None = None, memory: int | None = None
 ) -> Footprint:
     """The estimated peak with micro-batches of `rows`, a constant density, or a GPU of `memory` bytes."""
-    changed = copy.deepcopy(settings)
+    changed, processes = copy.deepcopy(settings), shared(settings.trainer)
     if rows is not None:
         changed.trainer.micro_batch_size = rows
         if changed.trainer.update_in_backward:
-            changed.trainer.batch_size = rows
+            changed.trainer.batch_size = rows * processes
     if density is not None:
         changed.optimizer.density, changed.optimizer.rank = {"kind": "constant", "value": density}, None
     refuse_impossible(changed)
-    return estimate(with_chunks(changed, memory)).peak
+    return estimate(with_chunks(changed, memory, processes)).peak

@@ -49,7 +49,7 @@ def with_chunks(settings: Settings, memory: int | None = None, processes: int = 
 def chooses_micro_batch(settings: Settings) -> bool:
     """Whether a GPU's memory decides the micro-batch: none is set, memory can be estimated, a batch can be divided."""
     trainer = settings.trainer
-    return trainer.parallel != "fsdp" and not trainer.update_in_backward and trainer.micro_batch_size is None
+    return not (trainer.offload or trainer.update_in_backward) and trainer.micro_batch_size is None
 
 
 def resolved(
@@ -66,24 +66,24 @@ def resolved(
     """
     trainer = replace(settings.trainer, precision=precision)
     if memory and chooses_micro_batch(settings):
-        own = replace(settings, trainer=replace(trainer, batch_size=trainer.batch_size // processes))
+        own = replace(settings, trainer=trainer if processes > 1 else replace(trainer, parallel="none", replicas=1))
         if (budget := getattr(settings.optimizer, "fit_gib", None)) is not None:  # of tensors, not of reserved memory
             free = min(free, int(budget * 2**30 * RESERVED))
-        trainer = replace(trainer, micro_batch_size=_micro_batch(own, memory, free / RESERVED))
+        trainer = replace(trainer, micro_batch_size=_micro_batch(own, memory, free / RESERVED, processes))
     return with_chunks(replace(settings, trainer=trainer), memory, processes)
 
 
-def _micro_batch(settings: Settings, memory: int, limit: float) -> int:
+def _micro_batch(settings: Settings, memory: int, limit: float, processes: int) -> int:
     """The largest divisor of one process's batch whose estimated peak is below `limit` bytes; 1 where none is.
 
     Only activations and logits grow with the rows, so that each estimate says which divisor to try next.
     """
     from adafrugal.memory.estimate import estimate
 
-    rows = size = settings.trainer.batch_size
+    rows = size = settings.trainer.batch_size // processes
     while True:
         tried = replace(settings, trainer=replace(settings.trainer, micro_batch_size=rows))
-        peak = estimate(with_chunks(tried, memory)).peak
+        peak = estimate(with_chunks(tried, memory, processes)).peak
         if peak.total <= limit or rows == 1:
             return rows
         grows = (peak.activations + peak.temporaries) / rows

@@ -130,7 +130,7 @@ class FrugalSettings(AdamWSettings):
             self.modules.need(False, "norms", f"others with {kind}, which splits only matrices; blocks split all")
         has_start = {"start", "value"} & described(self.density).keys()
         self.need(not fits or bool(has_start), "fit_gib", "null with a density of your own that has no start")
-        self.need(not (fits and is_sharded), "fit_gib", "null with trainer.parallel=fsdp, which is not estimated")
+        self.need(not (fits and s.trainer.offload), "fit_gib", "null with trainer.offload=true, which is not estimated")
 
     def _check_controls(self, steps: int) -> None:
         given, rank = {"density": self.density, "interval": self.interval}, self.rank

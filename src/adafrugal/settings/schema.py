@@ -205,6 +205,20 @@ class TrainerSettings(Part, path="trainer"):
             is_free = not (self.update_in_backward and is_so)
             self.need(is_free, "update_in_backward", f"false with {what}, since {why}")
 
+    def refuse_processes(self, size: int, given: str) -> None:
+        """Refuse a number of processes that cannot share the run; `given` says who gave it."""
+        if size > 1 and self.parallel == "none":
+            raise SettingError(
+                f"{given} and trainer.parallel is none; allowed with several processes: trainer.parallel=ddp or fsdp; "
+                "or start train.py without torchrun"
+            )
+        if not size or self.batch_size % size:
+            raise SettingError(f"{given}; allowed: a divisor of trainer.batch_size ({self.batch_size})")
+        if size % self.replicas:
+            raise SettingError(f"trainer.replicas is {self.replicas}; allowed: a divisor of the processes ({size})")
+        if self.offload and size == 1:
+            raise SettingError("trainer.offload is true; allowed: false with one process, which is not sharded")
+
     def _check_parallel(self, task: TaskSettings) -> None:
         is_sharded = self.parallel == "fsdp"
         self.need(is_sharded or self.replicas == 1, "replicas", "1, or more with trainer.parallel=fsdp")

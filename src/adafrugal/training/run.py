@@ -161,16 +161,15 @@ class Run:
             return settings, None
         if state is not None:
             return fit.beginning_with(settings, state["account"]["fitted_density"]), None
-        found = fit.fitted(self._of_one_process(settings))
+        found = fit.fitted(self._undivided(settings))
         self.display.say(breakdown.chosen(settings, found))
         return fit.beginning_with(settings, found.density), found
 
-    def _of_one_process(self, settings: Settings) -> Settings:
-        """Settings of one process's part of the batch."""
-        trainer = settings.trainer
-        rows = trainer.batch_size // self.ranks.size
-        micro = min(trainer.micro_batch_size or rows, rows)
-        return replace(settings, trainer=replace(trainer, batch_size=rows, micro_batch_size=micro))
+    def _undivided(self, settings: Settings) -> Settings:
+        """Settings for the estimate: those of a single process, which divides nothing."""
+        if self.ranks.size > 1:
+            return settings
+        return replace(settings, trainer=replace(settings.trainer, parallel="none", replicas=1))
 
     def _describe(self, loop: Loop) -> None:
         """Record the environment; set status to running."""
@@ -210,10 +209,10 @@ class Run:
 
     def _add_estimate(self, summary: dict[str, Any]) -> None:
         """Add the estimate of `python -m adafrugal.memory` to the memory that was measured."""
-        if self.settings.trainer.parallel == "fsdp":
+        if self.settings.trainer.offload or self.settings.trainer.replicas > 1:  # the first cannot make groups alone
             return
         try:
-            foretold = estimate.estimate(self._of_one_process(self.session.made)).peak
+            foretold = estimate.estimate(self._undivided(self.session.made)).peak
         except Exception as error:  # of any kind: a finished run must not fail because its estimate fails
             self._warn(f"there is no estimate of the memory in the summary: {error}")
             return

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from adafrugal.models import fsdp
 from adafrugal.settings.schema import TrainerSettings
 from adafrugal.training.devices import Place
 from adafrugal.training.distributed.ranks import Ranks
@@ -64,28 +65,9 @@ def spread(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ra
             forward_sync_buffers=False,  # the rotary frequencies are the same everywhere
             gradient_as_bucket_view=True,  # else gradients are stored twice
         )
-    _shard(module, settings, place, ranks)
+    mesh = fsdp.mesh(place.device.type, ranks.size, settings.replicas)
+    fsdp.shard(module, settings, mesh, place.precision)
     return module
-
-
-def _shard(module: nn.Module, settings: TrainerSettings, place: Place, ranks: Ranks) -> None:
-    """Divide each block's weights along their first axis, then those outside the blocks."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-
-    copies = settings.replicas
-    shape, names = ((ranks.size,), ("shard",)) if copies == 1 else ((copies, ranks.size // copies), ("copy", "shard"))
-    options: dict[str, Any] = {"mesh": init_device_mesh(place.device.type, shape, mesh_dim_names=names)}
-    if settings.offload:
-        options["offload_policy"] = CPUOffloadPolicy(pin_memory=place.device.type == "cuda")
-    # the blocks' weights are gathered in autocast's type; those outside stay float32, and so do the residual sums that
-    # run through the blocks, as on one device
-    halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    precision = {"mp_policy": halved} if place.precision == "bf16" else {}
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    for block in (block for blocks in lists for block in blocks):
-        fully_shard(block, **options, **precision)
-    fully_shard(module, **options)
 
 
 def accumulating(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:

@@ -72,7 +72,7 @@ class Ranks:
         """The process that the environment describes; SettingError where it is wrong or the settings forbid it."""
         size = _number("WORLD_SIZE", 1)
         try:
-            _refuse_size(settings, size)
+            settings.refuse_processes(size, f"WORLD_SIZE is {size}")
         except SettingError as error:  # rank 0 prints it
             raise (error if is_first() else LostError(str(error), is_told=True)) from None
         return cls() if size == 1 else cls(_number("RANK"), size, _number("LOCAL_RANK"))
@@ -248,21 +248,6 @@ def _number(name: str, default: int | None = None) -> int:
     if not given.isdecimal():
         raise SettingError(f"{name} is {given or 'not set'}; allowed: a number, as torchrun puts it there")
     return int(given)
-
-
-def _refuse_size(settings: TrainerSettings, size: int) -> None:
-    given = f"WORLD_SIZE is {size}"
-    if size > 1 and settings.parallel == "none":
-        raise SettingError(
-            f"{given} and trainer.parallel is none; allowed with several processes: trainer.parallel=ddp or fsdp; "
-            "or start train.py without torchrun"
-        )
-    if not size or settings.batch_size % size:
-        raise SettingError(f"{given}; allowed: a divisor of trainer.batch_size ({settings.batch_size})")
-    if size % settings.replicas:
-        raise SettingError(f"trainer.replicas is {settings.replicas}; allowed: a divisor of WORLD_SIZE ({size})")
-    if settings.offload and size == 1:
-        raise SettingError("trainer.offload is true; allowed: false with one process, which is not sharded")
 
 
 @cache
