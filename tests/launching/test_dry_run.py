@@ -135,7 +135,9 @@ def test_fine_tuning_has_as_many_steps_as_a_data_set_on_disk_gives(finetune_sett
     assert found.flops is None
     assert found.estimate.parameters * 4 < found.checkpoints  # with a state
     of_the_hub = settings_of("experiments=glue/rte")
-    assert f"steps and tokens: {of.NO_SIZE}" in Counter(None, measure=False).costs(of_the_hub).unknown
+    unknown = Counter(None, measure=False).costs(of_the_hub).unknown
+    assert f"steps and tokens: {of.NO_SIZE}" in unknown
+    assert f"memory and checkpoints: {of.NO_CONFIG}" in unknown, "nothing is fetched"
 
 
 def test_text_on_disk_is_there_once_for_all_jobs_that_read_it(train):

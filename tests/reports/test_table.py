@@ -74,7 +74,7 @@ def test_settings_that_affect_results_are_other_rows_and_others_are_not(made, tm
     made("frugal", seed=2, **{"trainer.compile": True, "model.loss_chunk_rows": 2048})  # of an older version
     assert names(tmp_path) == [["frugal", "3"]]
     made("frugal optimizer.lr=0.01")
-    assert sorted(names(tmp_path)) == [["frugal lr=0.001", "3"], ["frugal lr=0.01", "1"]]
+    assert names(tmp_path) == [["frugal lr=0.001", "3"], ["frugal lr=0.01", "1"]]
     made("adamw", precision="fp32")
     made("adamw", seed=1)
     assert sorted(names(tmp_path))[:2] == [["adamw precision=bf16", "1"], ["adamw precision=fp32", "1"]]

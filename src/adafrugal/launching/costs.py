@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from adafrugal.models import flops
 from adafrugal.optim import choices
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 TOKENS_OF_A_DOCUMENT = 400  # C4's, about (docs/data.md)
 NO_SIZE = "needs the data set's size, and it is not on disk"
+NO_CONFIG = "need the model's config.json, and it is not on disk"
 OTHER_SHAPE = "FLOPs are counted of LLaMAs alone"
 NOT_COUNTED = "a batch is as long as its longest example: what that computes is not known before"
 
@@ -123,12 +125,7 @@ class Counter:
         """Return the estimate of `python -m adafrugal.memory`, or why there is none."""
         key = _memory_key(settings)
         if key not in self._estimates:
-            from adafrugal.memory import estimate, fit
-
-            try:
-                self._estimates[key] = estimate.estimate(fit.within_budget(settings))
-            except SettingError as error:
-                self._estimates[key] = error
+            self._estimates[key] = _estimated(settings)
         return self._estimates[key]
 
     def _seconds(self, settings: Settings) -> tuple[float | None, str]:
@@ -147,6 +144,24 @@ class Counter:
             return None, found
         steps = settings.trainer.steps - begins(settings)
         return found.seconds(steps, _refreshes(settings), evaluated_tokens(settings)), ""
+
+
+def _estimated(settings: Settings) -> Estimate | SettingError:
+    """Return the estimate; of a model that is read nothing is fetched from the hub."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    from adafrugal.memory import estimate, fit
+
+    name = getattr(settings.model, "name", None)
+    if name and not Path(name).is_dir():
+        found = try_to_load_from_cache(name, "config.json", revision=settings.model.revision)
+        if not isinstance(found, str):
+            return SettingError(NO_CONFIG)
+    try:
+        with mock.patch.object(constants, "HF_HUB_OFFLINE", True):
+            return estimate.estimate(fit.within_budget(settings))
+    except SettingError as error:
+        return error
 
 
 def begins(settings: Settings) -> int:

@@ -84,7 +84,7 @@ def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 def _language(records: Sequence[Record]) -> Grid:
     has_memory = all("estimate" in record.summary().get("memory", {}) for record in records)
     rows: list[list[str | Cell]] = []
-    for name, runs in _rows(records):
+    for name, runs in sorted(_rows(records), key=_place):
         found = [run.summary() for run in runs]
         measured = (COLUMNS[column].cell(found) for column in USUAL)
         rows.append([name, str(len(runs)), f"{found[0]['steps']:,}", *measured])
@@ -159,7 +159,7 @@ def _points(values: Iterable[float]) -> str | Cell:
     return number(Sample.of(found), ".2f") if found else MISSING
 
 
-def _place(item: tuple[str, Row]) -> tuple[bool, str, list[tuple[float, str]]]:
+def _place(item: tuple[str, object]) -> tuple[bool, str, list[tuple[float, str]]]:
     """Return a sort key for rows: the reference first, then by arm, then by settings as numbers."""
     arm, *settings = item[0].split()
     values = [(math.inf, setting.partition("=")[2]) for setting in settings]
