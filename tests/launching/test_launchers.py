@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 from adafrugal.launching import local
 from adafrugal.launching import slurm as on_slurm
-from adafrugal.launching.jobs import TOLD, Job
+from adafrugal.launching.jobs import TOLD, Job, after_a_refusal
 from adafrugal.reports import records as found_by_reports
 from adafrugal.settings.compose import check
 from adafrugal.settings.identity import identify
@@ -236,6 +236,10 @@ def test_a_job_whose_setting_is_wrong_stops_those_that_have_not_started(monkeypa
     one, *others = local.run([["true"], ["true"], ["false"]], [None], 1, Stop())
     assert one == Job("true", WRONG, "no text", True)
     assert others == [Job(word, WRONG, "not started, since job 1 was refused") for word in ("true", "false")]
+    named = {0: Job("trainer.steps=9 data=a seed=0", WRONG, "trainer.steps is 9: too many", True)}
+    assert after_a_refusal(named, "trainer.steps=9 data=a seed=1") == "not started, since job 1 was refused"
+    assert after_a_refusal(named, "trainer.steps=8 data=a seed=0") is None, "what was wrong is set otherwise"
+    assert after_a_refusal({0: Job("data=a", WRONG, "data.source is x", True)}, "data=b") is None
     assert [job.reason for job in local.run([["false"], ["false"]], [None], 1, Stop())] == ["no text"] * 2
 
 

@@ -324,7 +324,7 @@ def test_the_commands_of_the_page_run(made, identity_of):
         records.append(made(*few))
     assert [record.summary()["steps"] for record in records] == [20, 40, 25]
     for words in (grid, cooldowns):
-        assert words[:3] == ["-m", "optimizer.lr=1e-3,3e-3", "seed=0,1"]
+        assert words[:3] == ["-m", "seed=0,1", "optimizer.lr=1e-3,3e-3"]
         few = [re.sub(r"(?<==)\d+$", lambda number: str(int(number[0]) // 50), word) for word in words[3:]]
         few = [word.replace("runs/pretrain-embedded-llama_3m", str(records[0].directory.parent)) for word in few]
         records.append(

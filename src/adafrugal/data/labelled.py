@@ -157,8 +157,7 @@ class Labelled:
         """Return the identity and size of the data, for a record."""
         data = self._data
         examples = {data.split: len(self.train), **{name: len(found) for name, found in self.validation.items()}}
-        revision = data.revision if Path(str(data.source)).is_dir() else data.revision or "main"
-        source = {"name": data.source, "subset": data.subset, "revision": revision}
+        source = {"name": data.source, "subset": data.subset, "revision": data.revision}
         return {"fingerprint": self.fingerprint, "source": source, "examples": examples, "metrics": list(data.metrics)}
 
     def _cut(self, columns: Columns) -> Examples:

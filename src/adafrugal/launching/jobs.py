@@ -60,7 +60,7 @@ class Jobs:
         self.ends[number] = job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
         if self.stop.requested:
             return job
-        if (refused := after_a_refusal(self.ends)) is not None:
+        if (refused := after_a_refusal(self.ends, words)) is not None:
             self.ends[number] = job = Job(words, WRONG, refused)
             return job
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -91,13 +91,20 @@ class Jobs:
             sys.stdout.write(hidden("\n" + "".join(lines)))
 
 
-def after_a_refusal(ends: Mapping[int, Job]) -> str | None:
-    """Return why no further job of a sweep starts, from the ends of others by number; None: nothing stands against it.
+def after_a_refusal(ends: Mapping[int, Job], words: str) -> str | None:
+    """Return why a further job of a sweep does not start, from the ends of others by number; None: it may.
 
-    A setting that a job finds to be wrong stops the sweep, as one that is wrong before the first job does.
+    A setting that a job finds to be wrong stops the sweep, as one that is wrong before the first job does, except jobs
+    whose words set it otherwise: the reason begins with its name.
     """
-    number = next((number for number, job in sorted(ends.items()) if job.is_shared), None)
-    return None if number is None else f"not started, since job {number + 1} was refused"
+    for number, job in sorted(ends.items()):
+        if job.is_shared:
+            setting = job.reason.partition(" ")[0].rstrip(":,")
+            others = {*job.words.split(" ")} ^ {*words.split(" ")}
+            names = {word.partition("=")[0].lstrip("+") for word in others}
+            if not any(f"{setting}.".startswith(f"{name}.") or name == "experiments" for name in names):
+                return f"not started, since job {number + 1} was refused"
+    return None
 
 
 def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop, words: Sequence[str]) -> End:

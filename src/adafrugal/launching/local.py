@@ -68,9 +68,10 @@ def run(
                 running.remove(one)
                 free.appendleft(one.slot)
                 ends[one.number] = one.end(asked)
-            if waiting and (refused := after_a_refusal(ends)) is not None:
-                ends |= {number: Job(" ".join(words), WRONG, refused) for number, words in waiting}
-                waiting.clear()
+            for number, words in list(waiting):
+                if (refused := after_a_refusal(ends, " ".join(words))) is not None:
+                    ends[number] = Job(" ".join(words), WRONG, refused)
+                    waiting.remove((number, words))
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         for one in running:
