@@ -1,7 +1,18 @@
 """What may be typed after train.py that is wrong: the words, and what the one line of the answer must hold."""
 
 ALWAYS = {  # whatever else is typed
-    "trainer.steps=3x": ["trainer.steps", "'3x'", "Integer"],
+    "trainer.steps=3x": ["trainer.steps is '3x'", "a whole number, 1 or more, or null"],
+    "trainer.steps=1.5": ["trainer.steps is 1.5; allowed: a whole number, 1 or more"],
+    "optimizer.lr=abc": ["optimizer.lr is 'abc'; allowed: a number, 0 or more"],
+    "optimizer.lr=true": ["optimizer.lr is true; allowed: a number, 0 or more"],
+    "seed=null": ["seed is null; allowed: a whole number from 0 to 2^63 − 1"],
+    "trainer.offload=maybe": ["trainer.offload is 'maybe'; allowed: true or false"],
+    "trainer.precision=[1]": ["trainer.precision is [1]; allowed: auto, fp32, bf16, fp16"],
+    "optimizer.betas=[a,b]": ["optimizer.betas[0] is 'a'; allowed: two numbers"],
+    "optimizer.betas={a:1}": ["optimizer.betas is a mapping; allowed: two numbers"],
+    "schedule.warmup=x": ["schedule.warmup is 'x'; allowed: a number, or null"],
+    "checkpoint=3": ["checkpoint is 3; allowed: its settings, each by its name: checkpoint.…=…"],
+    "optimizer=adamw,frugal": ["optimizer=adamw,frugal has several values", "add -m"],
     "optimizer=adafrugl": ["optimizer", "'adafrugl'", "did you mean adafrugal?", "adamw"],
     "optmizer=adamw": ["optmizer", "did you mean optimizer?"],
     "optimizer.densty=1": ["optimizer.densty", "did you mean density?", "betas"],
@@ -33,7 +44,7 @@ ALWAYS = {  # whatever else is typed
     "data.kind=c4": ["data.kind is 'c4'", "data=…"],
     "seed=${foo}": ["seed", "foo"],
     "run_root=${oc.env:NO_SUCH_VARIABLE}": ["NO_SUCH_VARIABLE"],
-    "experiments=glue/rt": ["experiments", "'glue/rt'", "did you mean glue/rte?", "glue/cola"],
+    "experiments=glue/rt": ["experiments", "'glue/rt'", "did you mean glue/rte?", "others (--help lists them)"],
     "experiments=rte": ["experiments", "'rte'", "did you mean glue/rte?"],
     "sweeps=glu": ["sweeps", "'glu'", "did you mean glue?", "others (--help lists them)"],
     "data=rte": ["data is of kind labelled and task is pretrain", "data=embedded", "another task"],
@@ -60,7 +71,9 @@ WRONG = ALWAYS | {  # beside the defaults
     "optimizer=frugal optimizer.interval=0": ["optimizer.interval", "at least 1"],
     "+optimizer.interval.value=400": ["optimizer.interval", "no 'value'"],
     "optimizer=adamw optimizer/density=linear": ["optimizer/density"],
-    "optimizer=adamw optimizer.density=0.5": ["optimizer.density", "optimizer has no 'density'"],
+    "optimizer=adamw optimizer.density=0.5": [
+        "optimizer.density", "optimizer has no 'density', which is a setting of optimizer=frugal"],
+    "schedule.cooldown=5": ["schedule has no 'cooldown', which is a setting of schedule=wsd; allowed: kind, warmup"],
     "optimizer.subspace={kind:blocks,order:up}": ["optimizer.subspace.order", "'up'", "descending"],
     "optimizer.subspace={kind:slab,order:random}": ["optimizer.subspace.order"],
     "optimizer.on_refresh=keep": ["optimizer.on_refresh is 'keep'", "keep_overlap with blocks"],
@@ -129,6 +142,8 @@ WRONG = ALWAYS | {  # beside the defaults
 COMMANDS = {  # for a process, which ends with code 2
     "trainer.steps=0": ["trainer.steps is 0", "1 or more"],
     "model=3": ["group", "--help"],
+    "seed=1,2": ["seed=1,2 has several values", "a sweep: add -m, or a list: 'seed=[1,2]'"],
+    "seed=range(1,3)": ["seed=range(1,3) has several values", "add -m"],
     "-m trainer.steps=10,x": ["trainer.steps", "'x'"],
     "-m trainer.batch_size=8,6 trainer.micro_batch_size=4": ["no job was started", "batch_size=6", "1, 2, 3, 6"],
     "sweeps=density optimizer.lr=-1": ["no job was started", "optimizer.lr"],

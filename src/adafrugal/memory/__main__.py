@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from adafrugal.settings import compose
+from adafrugal.settings.command_line import Parser
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, WRONG, SettingError
 from adafrugal.system.stderr import tell
@@ -25,38 +26,43 @@ from adafrugal.system.stderr import tell
 def main(arguments: Sequence[str]) -> int:
     """Print estimates; return the exit code: 0, or 2 for a wrong setting."""
     threads.wait_asleep()
-    parser = argparse.ArgumentParser(
-        prog="python -m adafrugal.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(
+        prog="python -m adafrugal.memory", description=__doc__, beside_settings=True,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("settings", nargs="*", metavar="name=value")
     parser.add_argument("--processes", type=int, metavar="N", help="estimate one of so many that share the run")
     parser.add_argument("--fits", metavar="SIZE", help="say which micro-batch and which ρ fit: 16GB, or GiB of tensors")
-    given = parser.parse_intermixed_args(arguments)
-    others = [word for word in given.settings if not word.startswith("optimizer=")]
-    named = [word.partition("=")[2].split(",") for word in given.settings if word.startswith("optimizer=")]
-    each = [[f"optimizer={name}", *others] for name in named[0]] if named else [others]
     try:
-        runs = [compose.settings(words) for words in each]
-        for settings in runs if given.processes is not None else ():
-            settings.trainer.refuse_processes(given.processes, f"--processes is {given.processes}")
-        from adafrugal.memory import breakdown, card, fit
-        from adafrugal.memory.built import met
-        from adafrugal.memory.estimate import estimate
-
-        budget = card.of_words(given.fits) if given.fits is not None else None
-        with met(given.processes):
-            for place, settings in enumerate(runs):
-                if card.of_settings(settings) is not None:
-                    found = fit.fitted(settings)
-                    runs[place] = fit.beginning_with(settings, found.density)
-                    sys.stdout.write(breakdown.chosen(settings, found) + "\n")
-            sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in runs]))
-            for settings in runs if budget is not None else ():
-                sys.stdout.write(breakdown.what_fits(settings, budget))
+        given = parser.parse_intermixed_args(arguments)
+        _print(given)
     except SettingError as error:
         tell(f"error: {error}")
         return WRONG
     return DONE
+
+
+def _print(given: argparse.Namespace) -> None:
+    others = [word for word in given.settings if not word.startswith("optimizer=")]
+    named = [word.partition("=")[2].split(",") for word in given.settings if word.startswith("optimizer=")]
+    each = [[f"optimizer={name}", *others] for name in named[0]] if named else [others]
+    runs = [compose.settings(words) for words in each]
+    for settings in runs if given.processes is not None else ():
+        settings.trainer.refuse_processes(given.processes, f"--processes is {given.processes}")
+    from adafrugal.memory import breakdown, card, fit
+    from adafrugal.memory.built import met
+    from adafrugal.memory.estimate import estimate
+
+    budget = card.of_words(given.fits) if given.fits is not None else None
+    with met(given.processes):
+        for place, settings in enumerate(runs):
+            if card.of_settings(settings) is not None:
+                found = fit.fitted(settings)
+                runs[place] = fit.beginning_with(settings, found.density)
+                sys.stdout.write(breakdown.chosen(settings, found) + "\n")
+        sys.stdout.write(breakdown.text([(settings, estimate(settings)) for settings in runs]))
+        for settings in runs if budget is not None else ():
+            sys.stdout.write(breakdown.what_fits(settings, budget))
 
 
 if __name__ == "__main__":

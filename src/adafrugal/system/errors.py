@@ -11,8 +11,11 @@ class SettingError(ValueError):
     """A wrong setting or a missing input: one line that says what was given, what is allowed, what to do."""
 
 
-class MissingError(SettingError):
-    """An input that does not exist or cannot be reached: a run that meets it first has begun nothing."""
+class RunError(SettingError):
+    """One run that cannot go on in its directory: its data are others, it is damaged, another process writes it.
+
+    Other jobs of a sweep can.
+    """
 
 
 class TrainingError(RuntimeError):

@@ -13,6 +13,7 @@ from adafrugal.system.errors import (
     INTERRUPTED,
     WRONG,
     MemoryRefusedError,
+    RunError,
     SettingError,
     TrainingError,
     first_line,
@@ -31,6 +32,7 @@ class End(NamedTuple):
     code: int  # the exit code of the command
     reason: str = ""  # in one line, for the list of a sweep's jobs
     text: str = ""  # for stderr; empty if another process prints it
+    is_shared: bool = False  # other jobs of a sweep would end so, too
 
 
 def explained(error: BaseException, stop: Stop, ranks: Ranks, settings: Settings, directory: Path) -> BaseException:
@@ -68,7 +70,7 @@ def classify(error: BaseException) -> End:
     if not isinstance(error, Exception):
         return End(INTERRUPTED, text="interrupted; the same command continues")
     if isinstance(error, SettingError):
-        return End(WRONG, reason(error), f"error: {reason(error)}")
+        return End(WRONG, reason(error), f"error: {reason(error)}", is_shared=not isinstance(error, RunError))
     if isinstance(error, TrainingError):
         is_told = isinstance(error, LostError) and error.is_told
         text = str(error) if isinstance(error, MemoryRefusedError) else reason(error)
