@@ -24,8 +24,9 @@ def _tell(text: str) -> None:
 
 
 try:
-    from adafrugal.system import threads
+    from adafrugal.system import allocator, threads
 
+    allocator.grow_segments()
     threads.wait_asleep()
     from adafrugal.system.signals import Stop
     from adafrugal.training.distributed import ranks

@@ -14,10 +14,13 @@ LOOKS = ("is_available", "device_count", "is_initialized")  # that leave CUDA as
 
 
 class StandIn:
-    """What `installed` gives; `has_bf16`: whether the GPU has bf16 (an emulation there always is)."""
+    """What `installed` gives; `has_bf16`: whether the GPU has bf16 (an emulation there always is).
+
+    `share` is that of the GPU's memory which torch's allocator may hold.
+    """
 
     def __init__(self, has_bf16=True):
-        self.has_bf16, self.calls, self.is_initialized = has_bf16, [], False
+        self.has_bf16, self.calls, self.is_initialized, self.share = has_bf16, [], False, 1.0
 
     def forget(self):
         """Be a new process."""
@@ -28,6 +31,9 @@ class StandIn:
         touching = [name for name in self.calls if name not in LOOKS]
         return touching[:1] == ["init"]
 
+    def _hold(self, share, device):
+        self.share = share
+
     def replacements(self):
         """Names of torch.cuda, and what stands for them."""
         properties = types.SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=80 * 2**30, major=9, minor=0)
@@ -36,7 +42,8 @@ class StandIn:
             "get_device_name": properties.name, "get_device_properties": properties,
             "is_bf16_supported": lambda including_emulation=True: self.has_bf16 or including_emulation,
             "get_rng_state": torch.zeros(16, dtype=torch.uint8), "mem_get_info": (79 * 2**30, 80 * 2**30),
-            "is_current_stream_capturing": False,
+            "is_current_stream_capturing": False, "get_per_process_memory_fraction": lambda device: self.share,
+            "set_per_process_memory_fraction": self._hold,
         }  # fmt: skip
         looks = {
             "is_available": True, "device_count": 1, "is_initialized": lambda: self.is_initialized,

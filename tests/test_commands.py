@@ -25,6 +25,7 @@ ELSEWHERE = {  # beginning of a command, or all of it with $ at the end -> the t
     "python train.py --cfg job": "launching/test_dry_run.py: the_base_of_a_sweep_is_called_so",
     "python train.py -m optimizer=adamw,frugal,adafrugal$": "test_train.py: a_multirun_trains_every_optimizer",
     "python train.py -m hydra/launcher=gpus": "launching/test_launchers.py: a_job_that_fails_leaves_the_others_alone",
+    "python train.py -m seed=0,1 optimizer.lr=": "training/test_branch.py: the_commands_of_the_page_run",
     "python train.py schedule=": "training/test_branch.py: the_commands_of_the_page_run",
     "python -m adafrugal.training.evaluate": "training/test_evaluate.py: the_section_of_the_docs_runs",
     "python -m adafrugal.reports --page": "reports/test_own_pages.py: the_three_commands_make_a_table_of_ones_own",

@@ -20,7 +20,7 @@ TIMED = ("seconds", "elapsed", "tokens_per_second", "memory", "time")
 @pytest.fixture
 def run(train, c4_layout):
     """A function that makes a tiny run on `c4_layout`: settings -> the finished process."""
-    return lambda *settings: train(*OWN, f"data.source={c4_layout}", *settings)
+    return lambda *settings, **how: train(*OWN, f"data.source={c4_layout}", *settings, **how)
 
 
 def record(tmp_path, arm="adafrugal"):
@@ -54,18 +54,35 @@ def test_a_run_interrupted_twice_ends_as_an_uninterrupted_one_bit_for_bit(forks,
     assert curve(whole) == curve(halves)
 
 
+def test_a_text_too_short_for_the_steps_stops_a_sweep_in_one_line_and_leaves_nothing_behind(run, c4_layout, tmp_path):
+    keep_files(c4_layout, 3)
+    for _ in range(2):  # the second time the tokens are there, and it is known at once
+        done = run("-m", "trainer.steps=30", "seed=0,1,2", tracking="tracking=wandb")
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: trainer.steps is 30: that takes 240 rows and there are 180, since the text has no more; allowed: "
+            "up to 22 steps, or data.repeat=true\n"
+        )
+        refused, *others = done.stdout.splitlines()[-3:]
+        assert refused.startswith("    refused  job 1: ") and "that takes 240 rows" in refused
+        assert all(line.endswith(": not started, since job 1 was refused") for line in others)
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["multirun.yaml"]
+
+
 def test_a_run_that_wants_more_text_than_there_is_says_so_and_keeps_what_it_did(run, c4_layout, tmp_path):
-    keep_files(c4_layout, 4)
-    (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").write_bytes(zipped(["one more"]))  # 181 documents
-    done = run("trainer.steps=30", "data.window_tokens=2048")
+    long = "word and more of it " * 400_000  # seconds, in which the run makes the steps of its first window
+    (c4_layout / "en" / "c4-train.00009-of-00010.json.gz").write_bytes(zipped([long]))
+    words = ["data.window_tokens=2048", "data.tokenizer.vocabulary_size=300", "optimizer.interval.every=30"]
+    done = run("trainer.steps=70", *words)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: trainer.steps is 30: that takes 240 rows and there are 181, since the text ")
-    assert "allowed: up to 22 steps, or data.repeat=true" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: trainer.steps is 70: that takes 560 rows and there are 541, since the text ")
+    assert "allowed: up to 67 steps, or data.repeat=true" in done.stderr and done.stderr.count("\n") == 1
     found = record(tmp_path)
     assert found.status == "failed"
-    assert not found.metrics() or list(found.directory.glob("checkpoints/step-*"))
-    again = run("trainer.steps=23")  # at once, since the store is whole
-    assert again.returncode == 2 and "that takes 184 rows and there are 181" in again.stderr
+    assert found.metrics() and list(found.directory.glob("checkpoints/step-*"))
+    again = run("trainer.steps=68", *words)
+    assert again.returncode == 2 and "that takes 544 rows and there are 541" in again.stderr
+    assert record(tmp_path).directory == found.directory, "at once, since the store is whole"
 
 
 def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(run, c4_layout, tmp_path):
@@ -81,8 +98,8 @@ def test_a_broken_file_ends_a_run_and_the_same_command_goes_on_once_it_is_whole(
     done = run(*settings)
     assert done.returncode == 2
     assert "c4-train.00009-of-00010.json.gz cannot be read after" in done.stderr and "is damaged" in done.stderr
-    assert record(tmp_path).status == "failed"
     assert "Traceback" not in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == [], "the tokenizer is trained on it, too"
     file.write_bytes(content)
     done = run(*settings)
     assert done.returncode == 0, done.stderr

@@ -5,8 +5,8 @@
 On a GPU the peak is torch.cuda.max_memory_allocated, less what was allocated before the model was made; `reserved` is
 what the allocator held, `used` what the driver counts for the card, other processes' with it. On a CPU, where a tiny
 model stands in, it is the allocator's own events. With --cuts it is LLaMA 7B with every setting that lowers memory, at
-two densities. Without, the estimates of all cases, those of LLaMA 7B too, are made meanwhile in other processes, since
-they take longer than the steps.
+two densities, and held to 15 GiB of the card. Without, the estimates of all cases, those of LLaMA 7B too, are made
+meanwhile in other processes, since they take longer than the steps.
 """
 
 from __future__ import annotations
@@ -25,11 +25,19 @@ from memory import ALL, SHAPE, Real, allocated_at_most
 
 from adafrugal.memory.estimate import estimate
 from adafrugal.settings import compose
+from adafrugal.training import devices
 
 SIZES = ("60m", "130m", "350m", "1b")
 OPTIMIZERS = ("adamw", "frugal", "badam", "galore")
 SVD_UP_TO = ("60m", "130m")  # GaLore's first step takes an exact SVD of every matrix, minutes for the larger models
 DENSITIES = {"ρ 0.06": ("optimizer=adafrugal", "optimizer.density.start=0.06"), "ρ 0": ("optimizer=signsgd",)}
+LIMIT = "trainer.memory_limit_gib=15"
+HELD = {  # LLaMA 7B as on a card of 16 GB, whatever the card
+    "ρ 0.05, held to 15 GiB": (
+        "optimizer=adafrugal", "optimizer.density.start=0.05", "optimizer.state_dtype=int8",
+        "optimizer.state_on=cpu_always_full", LIMIT,
+    ),
+}  # fmt: skip
 TINY = ("model=llama_tiny", "data.tokenizer.vocabulary_size=512", "trainer.sequence_length=8", "trainer.batch_size=1")
 ONE_ROW = ("trainer.precision=bf16", "trainer.batch_size=1", "trainer.sequence_length=256")
 Words = tuple[str, ...]
@@ -39,7 +47,8 @@ def cases(device: str, cuts: bool) -> dict[str, Words]:
     """What is measured, by name: the settings of each run."""
     if cuts:
         model = ("model=llama_7b", *ONE_ROW) if device == "cuda" else (*TINY, "trainer.precision=bf16")
-        return {name: (*model, *ALL, *more) for name, more in DENSITIES.items()}
+        rows = {name: (*model, *ALL, *more) for name, more in (DENSITIES | HELD).items()}
+        return {name: tuple(w for w in words if device == "cuda" or w != LIMIT) for name, words in rows.items()}
     if device == "cpu":
         return {"tiny adamw": (*TINY, "trainer.precision=bf16", "optimizer=adamw")}
     return {
@@ -59,6 +68,7 @@ def on_a_gpu(words: Words, steps: int) -> dict[str, Any]:
     settings = compose.settings(list(words))
     gc.collect()
     torch.cuda.empty_cache()
+    devices.open_device(settings.trainer)  # holds it to its memory_limit_gib
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()

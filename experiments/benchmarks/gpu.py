@@ -33,6 +33,7 @@ import arms
 
 from adafrugal.reports import gpu as reports
 from adafrugal.settings.compose import REPOSITORY
+from adafrugal.system import allocator
 from adafrugal.tracking import environment
 
 HERE = Path(__file__).resolve().parent
@@ -102,7 +103,8 @@ def stages(device: str, cache: Path) -> list[Stage]:
         Stage("steps", script("optimizer_step", "--only", *STEPS, "--seconds", "0.6", "--passes", "350m"), 120),
         Stage("loop", [*loop, "--batch", "128", "--optimizers", "adamw", "frugal"], 120),
         Stage("loop_small", [*loop, "--batch", "16"], 75),
-        Stage("llama_7b", script("device_memory", "--cuts", "--steps", "4"), 60),
+        Stage("llama_7b", ["env", f"{allocator.VARIABLES[0]}={allocator.GROW}",  # as train.py sets it
+                           *script("device_memory", "--cuts", "--steps", "4")], 80),
     ]
 
 

@@ -30,9 +30,9 @@ from adafrugal.data.rows import Batch
 from adafrugal.memory import on_device
 from adafrugal.memory.estimate import estimate
 from adafrugal.models import llama, optimizers
-from adafrugal.models.schedule import factor
 from adafrugal.settings import compose, schema
 from adafrugal.settings.canonical import settled
+from adafrugal.settings.schedule import factor
 from adafrugal.tracking.record import Record
 from adafrugal.training import devices
 from adafrugal.training.devices import Place

@@ -74,6 +74,25 @@ def test_the_second_time_nothing_is_prepared_and_a_run_goes_on_from_a_plain_stat
     assert not any("preparing" in line for line in said[1])
 
 
+def test_the_directory_of_tokens_tells_the_text_and_one_that_an_older_version_named_is_used(chosen, plan, tmp_path):
+    texts = tmp_path / "poems" / "old"
+    texts.mkdir(parents=True)
+    for name in ("b.txt", "a.v2.txt"):
+        (texts / name).write_text("\n\n".join(sentences(99)))
+    words = ["data.tokenizer.vocabulary_size=300", "data.rows=packed"]
+    for source, named in (
+        (texts / "*.txt", "old"), (f"{tmp_path}/poems/*/b.txt", "poems"), (texts, "old"), (texts / "a.v2.txt", "a"),
+    ):  # fmt: skip
+        assert plan(*words, f"data.source={source}", data="text").directory.name.startswith(f"{named}-")
+    assert plan("data.tokenizer.vocabulary_size=350").directory.name.startswith("c4-")
+    assert plan("data.tokenizer.vocabulary_size=350", data="embedded").directory.name.startswith("embedded-train-")
+    found = plan(*words, f"data.source={texts}/*.txt", data="text").directory
+    older = found.with_name(f"b-{found.name.rpartition('-')[2]}")
+    older.mkdir(parents=True)
+    assert plan(*words, f"data.source={texts}/*.txt", data="text").directory == older
+    older.rmdir()
+
+
 def test_data_seed_alone_decides_the_order_and_is_the_runs_seed_unless_it_is_set(corpus):
     one, other, of_run, both = (
         corpus(*words.split()).batches(1).tokens for words in ("", "data.seed=1", "seed=1", "seed=1 data.seed=0")

@@ -153,13 +153,15 @@ def test_text_on_disk_is_there_once_for_all_jobs_that_read_it(train):
         ("--card h101 --dry-run", "--card is h101; did you mean h100? allowed: b200, "),
         ("--dry-run --card h100 --share 3", "--share is 3; allowed: above 0, up to 1"),
         ("--dry-run --card h100 --share 0", "--share is 0; allowed: above 0, up to 1"),
-        ("--dry-run --card h100 --share much", "argument --share: invalid float value: 'much'; see --help"),
+        ("--dry-run --card h100 --share much", "--share is 'much'; allowed: a number"),
         ("--dry-run --share 0.4", "--share is 0.4; allowed: above 0, up to 1, a share of the peak of a --card"),
         ("--card h100", "--card is given without --dry-run"),
         ("--measure", "--measure is given without --dry-run"),
         ("--dry-run --measure --card h100", "--measure and --card both say the hours"),
-        ("--dry-run --card", "argument --card: expected one argument; see --help"),
+        ("--dry-run --card", "--card: no value is given; allowed: python train.py … --dry-run [--card "),
         ("--dryrun", "there is no option --dryrun; did you mean --dry-run? allowed: "),
+        ("--steps 100", "there is no option --steps; did you mean trainer.steps=…? Settings are written without "),
+        ("--batch-size=4", "there is no option --batch-size; did you mean trainer.batch_size=4? Settings"),
     ],
 )
 def test_a_wrong_option_is_refused(words, says):

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 from adafrugal.launching import local
 from adafrugal.launching import slurm as on_slurm
-from adafrugal.launching.jobs import TOLD, Job
+from adafrugal.launching.jobs import TOLD, Job, after_a_refusal
 from adafrugal.reports import records as found_by_reports
 from adafrugal.settings.compose import check
 from adafrugal.settings.identity import identify
@@ -228,6 +228,19 @@ def test_a_job_takes_the_gpu_that_is_free(monkeypatch, tmp_path, capfd):
 def test_a_jobs_end_is_what_it_told_or_else_its_exit_code(monkeypatch, script, end):
     as_jobs(monkeypatch, script)
     assert local.run([["a=1", "b=2"]], [None], 2, Stop()) == [Job("a=1 b=2", *end)]
+
+
+def test_a_job_whose_setting_is_wrong_stops_those_that_have_not_started(monkeypatch):
+    tell = "open(os.environ['ADAFRUGAL_END'], 'w').write(f'[\"x\", 2, \"no text\", {words[0]}]'); sys.exit(2)"
+    as_jobs(monkeypatch, tell)
+    one, *others = local.run([["true"], ["true"], ["false"]], [None], 1, Stop())
+    assert one == Job("true", WRONG, "no text", True)
+    assert others == [Job(word, WRONG, "not started, since job 1 was refused") for word in ("true", "false")]
+    named = {0: Job("trainer.steps=9 data=a seed=0", WRONG, "trainer.steps is 9: too many", True)}
+    assert after_a_refusal(named, "trainer.steps=9 data=a seed=1") == "not started, since job 1 was refused"
+    assert after_a_refusal(named, "trainer.steps=8 data=a seed=0") is None, "what was wrong is set otherwise"
+    assert after_a_refusal({0: Job("data=a", WRONG, "data.source is x", True)}, "data=b") is None
+    assert [job.reason for job in local.run([["false"], ["false"]], [None], 1, Stop())] == ["no text"] * 2
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def test_the_command_prints_a_column_for_each_optimizer_and_density(capsys):
 
 @pytest.mark.parametrize(("words", "line"), [
     (["optimizer=adamm"], "optimizer: there is no 'adamm'"),
-    (["--fits", "-1", "scale=smoke"], "--fits is -1.0; allowed: a number of GiB above 0"),
+    (["--fits", "-1", "scale=smoke"], "--fits is -1; allowed: GiB of tensors above 0"),
     (["scale=smoke", "optimizer=galore", "optimizer.density=0.001"], "optimizer: a density of 0.001 selects nothing"),
     (["task=finetune", "data=rte", "model=encoder", "model.name=/nowhere", "optimizer=adamw"],
      "model.name is /nowhere, which transformers cannot build: "),

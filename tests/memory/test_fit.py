@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from adafrugal.memory import __main__ as command
-from adafrugal.memory import breakdown, fit
+from adafrugal.memory import breakdown, card, fit
 from adafrugal.memory.estimate import estimate
 from adafrugal.memory.trace import Footprint
 from adafrugal.system.errors import SettingError
@@ -60,8 +60,27 @@ def test_what_fits_is_a_divisor_of_the_batch_and_a_density(settings):
         (1.6, "the largest micro-batch is 8\n", "the largest ρ is 0.6 with the micro-batch of 8 that is set"),
         (0.3, "not even a micro-batch of one row fits\n", "no ρ fits"),
     ):
-        said = breakdown.what_fits(chosen, gib)
-        assert rows in said and density in said
+        said = breakdown.what_fits(chosen, card.of_words(str(gib)))
+        assert rows in said and density in said and "tensors alone" in said
+
+
+@pytest.mark.usefixtures("gib_by_gib")
+def test_a_card_must_have_more_than_the_tensors(settings, capsys):
+    """0.35 + a tenth of the (rows ÷ 8) GiB that come and go + 0.86 GiB of context."""
+    words = ["optimizer=frugal", "optimizer.density.value=0.9"]
+    chosen, _ = settings(*words, "optimizer.density.fit_card_gib=2.65")
+    found = fit.fitted(chosen)
+    assert found.density == 0.34
+    assert found.peak == pytest.approx((1.34 + 0.35 + 0.1 + 0.86) * GIB, abs=10)
+    assert breakdown.chosen(chosen, found) == (
+        "ρ begins at 0.34: 2.65 GiB for the whole card by the estimate, of 2.65 (optimizer.fit_card_gib)"
+    )
+    with pytest.raises(SettingError, match=r"optimizer.fit_card_gib is 2; allowed: 2.33 or more, the estimate with ρ"):
+        fit.fitted(settings(*words, "optimizer.fit_card_gib=2")[0])
+    assert command.main(["scale=smoke", "optimizer=frugal", "--fits", "2.5gb"]) == 0  # of which torch sees 2
+    said = capsys.readouterr().out
+    assert "frugal in 2 GiB (--fits 2.5gb; what the card must have):" in said
+    assert "the largest micro-batch is 2\n" in said and "no ρ fits" in said  # 0.25 + 0.25 + 0.35 + 0.025 + 0.86
 
 
 @pytest.mark.usefixtures("gib_by_gib")

@@ -61,9 +61,11 @@ def test_the_largest_divisor_that_fits_is_found_in_few_estimates(llama_60m, monk
         return SimpleNamespace(peak=Footprint(GIB, 0, 0, activations=asked[-1] * GIB, temporaries=0, phase="backward"))
 
     monkeypatch.setattr("adafrugal.memory.estimate.estimate", foretold)
-    for free, rows in ((1000, 128), (40, 32), (37, 16), (1.1, 1)):
+    for free, rows in ((1000, 128), (40, 32), (36, 16), (1.1, 1)):
         asked.clear()
         assert on_device.resolved(llama_60m(), "bf16", H100, int(free * GIB)).trainer.micro_batch_size == rows
         assert len(asked) <= 2
     few = "optimizer=frugal", "optimizer.fit_gib=20"  # of tensors, without what is only reserved
     assert on_device.resolved(llama_60m(*few), "bf16", H100, H100).trainer.micro_batch_size == 16
+    whole = "optimizer=frugal", "optimizer.fit_card_gib=19.5"  # 17 of tensors, 0.35 + 1.6 kept beyond them, 0.86
+    assert on_device.resolved(llama_60m(*whole), "bf16", H100, H100).trainer.micro_batch_size == 8

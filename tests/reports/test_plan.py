@@ -87,6 +87,25 @@ def test_a_copy_of_a_data_set_may_lie_anywhere_and_is_not_the_hubs(page, record)
     assert not page(command).runs
 
 
+def test_another_repository_of_the_hub_is_no_copy_though_its_name_is_the_same(page, record):
+    words = "experiments=c4_60m/adamw scale=mini data=text data.source="
+    run = record(f"{words}me/corpus")
+    assert page(f"{words}you/corpus").runs, "me/corpus may be a directory"
+    data = {"fingerprint": "0" * 64, "source": {"name": "me/corpus", "revision": "1f2e"}}
+    run.write_environment(run.environment() | {"data": data})
+    assert not page(f"{words}you/corpus").runs
+    assert page(f"{words}me/corpus").runs and page(f"{words}./copies/corpus").runs
+
+
+def test_an_encoder_may_lie_anywhere_and_another_of_the_hub_is_another():
+    def key(name, kind="encoder"):
+        return settings_key({"model.kind": kind, "model.name": name}, "rte")
+
+    assert key("/here/roberta-base") == key("../there/roberta-base") != key("../there/roberta-large")
+    assert len({key("me/roberta-base"), key("you/roberta-base"), key("/here/roberta-base")}) == 3
+    assert key("/here/gpt2", "decoder") != key("/there/gpt2", "decoder")
+
+
 def test_runs_of_another_text_or_there_twice_are_left_out_and_listed(page, record):
     for seed, data in enumerate(("a" * 64, "a" * 64, "b" * 64)):
         record(ADAMW, 4.5, seed, data=data, place="one")
@@ -112,7 +131,7 @@ def test_a_run_that_diverged_is_not_missing(page, record):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ("colour: red\n", r"page\.yaml: colour: there is no such setting; .*allowed: place, title"),
-    ("place: first\n", r"page\.yaml: place: value 'first' .*could not be converted to Integer"),
+    ("place: first\n", r"page\.yaml: place is 'first'; allowed: a whole number"),
     ("sections: [{name: main, title: Main}]\n", r"page\.yaml: sections\[0\]\.commands is missing"),
     ("sections: [{name: main, title: Main, commands: seed=0}]\n", r"commands is seed=0; allowed: a list"),
     (COMMAND % "experiments=nothing", "section main: experiments: there is no 'nothing'"),

@@ -131,7 +131,8 @@ def test_what_is_typed_stands_above_what_an_experiment_sets(settings_of):
 
 
 def test_the_budget_has_two_names(settings_of):
-    assert settings_of("optimizer.density.fit_gib=3").optimizer == settings_of("optimizer.fit_gib=3").optimizer
+    for name in ("fit_gib", "fit_card_gib"):
+        assert settings_of(f"optimizer.density.{name}=3").optimizer == settings_of(f"optimizer.{name}=3").optimizer
 
 
 def test_what_the_data_decide_is_filled_in_and_nothing_else_changes(settings_of):
@@ -167,7 +168,7 @@ OUT_OF_RANGE = {
     "": {"seed": (-1, 2**63), "arm": ("../x", "..", ".")},
     "trainer": {"steps": (0,), "epochs": (0, math.nan), "batch_size": (0, 10**20), "sequence_length": (1,),
                 "clip_norm": (0, math.nan), "replicas": (0,), "timeout": (0, math.inf), "log_every": (0,),
-                "max_skips": (0,), "compile": ("fast",)},
+                "max_skips": (0,), "compile": ("fast",), "memory_limit_gib": (1, math.nan)},
     "eval": {"every": (0,)},
     "checkpoint": {"every": (0,), "keep": (0,)},
     "tracking": {"name": ("", "x" * 129), "group": ("", "x" * 129), "tags": ([""], ["x" * 65])},
@@ -183,7 +184,8 @@ OUT_OF_RANGE = {
     "schedule": {"floor": (-1, 2)},
     "optimizer": {"lr": (-1, math.nan, math.inf), "eps": (-1,), "weight_decay": (-1, math.inf),
                   "betas": ([0.9], [0.9, 1]), "split_lr_scale": (-1,), "state_free_lr_scale": (-1,), "stagger": (0,),
-                  "fit_gib": (0, True, "x"), "beta2_decay": (0.8, -2), "clip": (0.5,), "momentum": (1, -1),
+                  "fit_gib": (0, True, "x"), "fit_card_gib": (0, True, "x"), "beta2_decay": (0.8, -2), "clip": (0.5,),
+                  "momentum": (1, -1),
                   "ns_steps": (0, 100), "block_size": (0,), "rank": (0,), "alpha": (0,), "dropout": (1,),
                   "targets": ([],), "interval": (0,), "growth": (0.9, math.inf)},
     "optimizer.modules": {"split": ([],), "density_scale": ({"*.q_proj": 0}, {"*.q_proj": "x"}, 2, ["*.q_proj"])},

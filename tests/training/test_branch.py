@@ -260,11 +260,60 @@ def test_a_longer_run_says_that_it_begins_anew_and_what_to_do(settings, capsys):
     assert line.startswith(f"{cosine.name} is this run with trainer.steps=4") and "it cannot go on: schedule is" in line
 
 
+def test_a_pattern_means_the_run_that_has_the_past_of_this_one(made, settings, source, tmp_path):
+    grid = [f"optimizer.lr={lr} seed={seed}".split() for lr in ("1e-3", "2e-3") for seed in (0, 1)]
+    words = [CONSTANT, "trainer.steps=8", *MOVING]
+    runs = [source, *(made(*words, *more) for more in grid[1:])]  # the first has the default's rate and seed
+    pattern = f"{source.directory.parent}/adafrugal-*"
+    for more, run_ in zip(grid, runs, strict=True):
+        found, _ = settings(*WSD, "trainer.steps=16", *MOVING, *more, f"trainer.continue_from={pattern}")
+        assert found.trainer.continue_from == str(run_.directory / "checkpoints" / "step-00000008")
+
+
+def test_a_pattern_that_means_no_run_or_several_is_refused_with_their_names(settings, source, tmp_path):
+    root = tmp_path / "few"
+    shutil.copytree(source.directory, root / source.directory.name)
+
+    def begin(*words, tail=""):
+        return settings(CONSTANT, *MOVING, *words, f"trainer.continue_from={root}/adafrugal-*{tail}")
+
+    with pytest.raises(SettingError, match=rf"none of its 1 .*such as {source.directory.name}: seed is 1, and the"):
+        begin("trainer.steps=16", "seed=1")
+    with pytest.raises(SettingError, match=r"none of its 0 runs with checkpoints has the past of this run; allowed"):
+        begin("trainer.steps=16", tail="x")
+    with pytest.raises(SettingError, match=r"trainer.steps is 8"):
+        begin("trainer.steps=8")
+    longer, _ = run(*settings(CONSTANT, *MOVING, "trainer.steps=12", f"trainer.continue_from={source.directory}"))
+    shutil.copytree(longer.directory, root / longer.directory.name)
+    several = sorted(str(root / record.directory.name) for record in (source, longer))
+    with pytest.raises(SettingError, match=rf"from which this run may go on are several: {', '.join(several)}; name"):
+        begin("trainer.steps=16")
+    found, _ = begin("trainer.steps=16", tail="/checkpoints/step-00000012")
+    assert found.trainer.continue_from == str(root / longer.directory.name / "checkpoints" / "step-00000012")
+
+
+def test_the_same_command_with_a_pattern_goes_on_from_where_it_began(settings, source, tmp_path, monkeypatch):
+    """Although the run itself, and longer ones, have come to match the pattern, and the source is gone."""
+    theirs = tmp_path / "runs" / "pretrain-embedded-llama_tiny" / source.directory.name
+    shutil.copytree(source.directory, theirs)
+    words = [CONSTANT, "trainer.steps=16", *MOVING, f"trainer.continue_from={theirs.parent}/*"]
+    comes = Loop._next_batch
+    monkeypatch.setattr(Loop, "_next_batch", lambda loop, stop: (loop.progress.step < 10 and comes(loop, stop)) or None)
+    record, outcome = run(*settings(*words))
+    assert outcome == "interrupted" and record.directory.parent == theirs.parent
+    monkeypatch.undo()
+    run(*settings(CONSTANT, "trainer.steps=12", *MOVING, f"trainer.continue_from={theirs}"))
+    shutil.rmtree(theirs)
+    again, outcome = run(*settings(*words))
+    assert (again.directory, outcome) == (record.directory, "finished")
+
+
 def test_the_commands_of_the_page_run(made, identity_of):
     """With a fiftieth of the steps, and the tiny model."""
     page = (REPOSITORY / "docs" / "runs.md").read_text()
     section = page.partition("## Longer, branched and continued runs\n")[2].partition("\n##")[0].replace("\\\n", "")
-    typed = [shlex.split(line)[2:] for line in re.findall(r"^python train.py .*", section, re.MULTILINE)]
+    lines = [shlex.split(line)[2:] for line in re.findall(r"^python train.py .*", section, re.MULTILINE)]
+    typed, (grid, cooldowns) = lines[:3], lines[3:]
     key = identity_of(*typed[0]).key
     records = []
     for words in typed:
@@ -274,3 +323,11 @@ def test_the_commands_of_the_page_run(made, identity_of):
             few[-1] = f"trainer.continue_from={records[0].directory}/checkpoints/step-00000020"
         records.append(made(*few))
     assert [record.summary()["steps"] for record in records] == [20, 40, 25]
+    for words in (grid, cooldowns):
+        assert words[:3] == ["-m", "seed=0,1", "optimizer.lr=1e-3,3e-3"]
+        few = [re.sub(r"(?<==)\d+$", lambda number: str(int(number[0]) // 50), word) for word in words[3:]]
+        few = [word.replace("runs/pretrain-embedded-llama_3m", str(records[0].directory.parent)) for word in few]
+        records.append(
+            made("optimizer.lr=3e-3", "seed=1", "arm=grid", *(w.replace("adafrugal-*", "grid-*") for w in few))
+        )
+    assert records[-1].summary()["continued_from"]["run"] == records[-2].directory.name

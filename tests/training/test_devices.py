@@ -109,3 +109,31 @@ def test_a_gpu_is_taken_where_there_is_one_with_bf16_where_it_has_it():
     found = open_device(TrainerSettings())
     assert found.device.type == "cuda"
     assert found.precision == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
+
+
+def test_a_run_is_held_to_a_part_of_the_gpu_and_the_next_one_is_not(monkeypatch):
+    """The context is part of it: of 15 GiB torch's allocator may hold 14.14."""
+    with stand_in.installed(monkeypatch) as gpu:
+        there = torch.cuda.get_device_properties(0).total_memory
+        place = open_device(TrainerSettings(memory_limit_gib=15))
+        assert gpu.share == pytest.approx(14.14 * 2**30 / there, rel=1e-6)
+        assert place.memory() == 15 * 2**30 < there
+        assert place.free() <= 14.14 * 2**30
+        assert open_device(TrainerSettings(memory_limit_gib=10_000)).memory() == there
+        assert open_device(TrainerSettings()).memory() == there
+        assert gpu.share == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_cpu_is_not_held_to_the_memory_of_a_gpu():
+    with pytest.raises(SettingError, match=r"memory_limit_gib is 15, which holds .* on a CPU; allowed here: null"):
+        open_device(TrainerSettings(memory_limit_gib=15))
+
+
+@pytest.mark.gpu
+def test_a_gpu_refuses_what_is_above_the_limit():
+    open_device(TrainerSettings(memory_limit_gib=2))
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    open_device(TrainerSettings())
+    assert torch.empty(2**31, dtype=torch.uint8, device="cuda").is_cuda

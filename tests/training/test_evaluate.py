@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from adafrugal.tracking.record import Record
 from adafrugal.training import evaluate
 from adafrugal.training.session import run
 
@@ -132,17 +133,31 @@ def test_a_wrong_word_is_one_line(words, says, smoke, cache_root, capsys):
 
 def test_what_is_no_checkpoint_is_one_line(smoke, tmp_path, capsys):
     lonely = shutil.copytree(next(smoke.directory.glob("checkpoints/step-*")), tmp_path / "a" / "b" / "step-00000020")
+    failed, empty = tmp_path / "failed", tmp_path / "empty"
+    Record(failed).begin({})
+    Record(failed).set_status("failed", reason="the loss is nan at step 7")
+    (empty / "checkpoints").mkdir(parents=True)
+    first, step = empty / "checkpoints" / "step-1", smoke.directory / "checkpoints" / "step-00000007"
+    allowed = "allowed: a run's directory, or a step-… of its checkpoints"
     damaged = shutil.copytree(smoke.directory, tmp_path / "damaged")
     next(damaged.glob("checkpoints/*/config.json")).write_text("{}")
     for place, says in (
-        (tmp_path, f"{tmp_path} is no checkpoint; allowed: a run's directory, or a step-… of its checkpoints"),
+        (tmp_path, f"{tmp_path} is no checkpoint; {allowed}"),
+        (empty, f"{empty} is no checkpoint; {allowed}"),
+        (tmp_path / "none", f"{tmp_path / 'none'} does not exist; {allowed}"),
+        (step, f"{step} does not exist; allowed: step-00000020\n"),
+        (first, f"{first} does not exist; allowed: a checkpoint of another run, since there are none"),
+        (failed, f"{failed} is of a run without a checkpoint, whose status is failed (the loss is nan at step 7)"),
+        ("--jsn", "there is no option --jsn; did you mean --json? allowed: --json, --help"),
+        ("--steps=3", "there is no option --steps; did you mean trainer.steps=3? Settings are written without dashes"),
+        (None, f"no checkpoint is given; {allowed}"),
         (lonely, f"{lonely} is not in a run's directory with config.yaml and environment.json"),
         (damaged, f"the checkpoint {damaged / 'checkpoints' / 'step-00000020'} is damaged (config.json is not as it"),
     ):
-        assert evaluate.main([str(place)]) == 2
+        assert evaluate.main(["--json", *([] if place is None else [str(place)])]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {says}") and said.count("\n") == 1, said
-    assert evaluate.main(["--json"]) == 0, "it prints the help, as without a word"
+    assert evaluate.main(["--help"]) == 0
     assert capsys.readouterr().out == evaluate.__doc__
 
 

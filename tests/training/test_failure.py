@@ -4,11 +4,13 @@ import contextlib
 import errno
 import os
 import signal
+import time
 
 import pytest
+import torch
 
 from adafrugal.settings.identity import identify
-from adafrugal.system.errors import FAILED, INTERRUPTED, WRONG, SettingError, TrainingError
+from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, RunError, SettingError, TrainingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record
 from adafrugal.training import failure, session
@@ -19,7 +21,8 @@ from adafrugal.training.run import Run
 @pytest.mark.parametrize(
     ("error", "end"),
     [
-        (SettingError("x is 1;\nallowed: 2"), (WRONG, "x is 1; allowed: 2", "error: x is 1; allowed: 2")),
+        (SettingError("x is 1;\nallowed: 2"), (WRONG, "x is 1; allowed: 2", "error: x is 1; allowed: 2", True)),
+        (RunError("x is damaged"), (WRONG, "x is damaged", "error: x is damaged")),
         (TrainingError("no room"), (FAILED, "no room", "error: no room")),
         (LostError("gone", is_told=False), (FAILED, "gone", "error: gone")),
         (LostError("process 1: no room", is_told=True), (FAILED, "process 1: no room", "")),
@@ -28,7 +31,7 @@ from adafrugal.training.run import Run
     ],
 )
 def test_an_error_becomes_a_code_a_reason_and_a_line(error, end):
-    assert failure.classify(error) == end
+    assert failure.classify(error) == failure.End(*end)
 
 
 def test_a_defect_is_shown_with_its_traceback():
@@ -115,6 +118,51 @@ def test_a_name_of_nothing_leaves_no_run_behind(typed, says, settings, finetune_
     with pytest.raises(SettingError, match=says):
         session.run(chosen, choices)
     assert record.status == "failed" and record.reason.startswith(says.partition(",")[0].replace("\\", ""))
+
+
+WAITS = """
+import pathlib, time
+remove = pathlib.Path.rmdir
+def last(path):
+    if path.name.startswith("adafrugal-"):
+        pathlib.Path("waits").touch()
+        while not pathlib.Path("goes on").exists():
+            time.sleep(0.01)
+    remove(path)
+pathlib.Path.rmdir = last
+"""
+
+
+def test_a_run_that_begins_as_another_process_gives_it_up_loses_nothing(forks, cache_root, tmp_path):
+    words = ["scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}",
+             "trainer.steps=2", "trainer.sequence_length=16", "eval.tokens=64", "data=text", "data.held_out=0.5",
+             "data.source=corpus.txt", "data.tokenizer.vocabulary_size=300"]  # fmt: skip
+    fails = forks.begin(*words, cwd=tmp_path, before=WAITS)
+    once(lambda: (tmp_path / "waits").exists())
+    (tmp_path / "corpus.txt").write_text("\n\n".join(f"{i} gradients of {i * i} norms are clipped." for i in range(99)))
+    begins = forks.begin(*words, cwd=tmp_path)
+    once(lambda: list((tmp_path / "runs").glob("*/*/status.json")))
+    (tmp_path / "goes on").touch()
+    assert fails.wait().code == WRONG
+    done = begins.wait()
+    assert done.code == DONE, done.err
+    (status,) = (tmp_path / "runs").glob("*/*/status.json")
+    assert Record(status.parent).status == "finished"
+
+
+def once(holds):
+    until = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_device_that_is_not_there_leaves_no_run_behind(settings, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SettingError, match="torch finds no GPU"):
+        session.run(*settings("trainer.device=cuda"))
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(("error", "waits"), [(None, True), (ValueError, True), (KeyboardInterrupt, False)])

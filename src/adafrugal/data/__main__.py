@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from adafrugal.settings import compose
+from adafrugal.settings.command_line import no_option
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.stderr import tell
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(__doc__)
         return DONE
     try:
+        if other := next((word for word in arguments if word.startswith("-") and word != "--all"), None):
+            raise SettingError(no_option(other, ["--all", "--help"], beside_settings=True))
         settings = compose.settings([argument for argument in arguments if argument != "--all"])
         from adafrugal.data import corpus, overview
         from adafrugal.data.tokens.preparation import Preparation

@@ -83,8 +83,8 @@ class TrainingBatches:
             return train.is_complete or len(train.entries) >= (number + 1) * size
 
         self._preparation.wait(is_ready)
+        self._refuse_a_short_text()
         if train.is_complete and number * size >= len(train.entries):
-            self._refuse_a_short_text()
             if train.full:
                 raise SettingError(
                     "data.store_limit_gib is reached, so that data.repeat would repeat a part of the text; allowed: "

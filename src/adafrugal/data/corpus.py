@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -117,9 +119,8 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
     packed = data.rows == "packed"
     fingerprint = hashlib.sha256(source.fingerprint.encode() + cutter.serialized).hexdigest()
     shard_tokens, limit = data.window_tokens // SHARDS_IN_WINDOW, data.store_limit_gib
-    name = _plain(Path(source.train.files[0]).name.split(".")[0])  # not data.source: paths differ for the same text
     return Plan(
-        directory=cache_root / "tokens" / f"{name}-{digest([fingerprint, shard_tokens, FORMAT])[:12]}",
+        directory=_store(cache_root / "tokens", source, digest([fingerprint, shard_tokens, FORMAT])[:12]),
         source=source,
         tokenizer=cutter,
         layout=Layout(trainer.sequence_length, packed, data.mask_documents, cutter.end, cutter.pad),
@@ -131,6 +132,21 @@ def locate(settings: Settings, say: Callable[[str], None]) -> Plan:
         limit=None if limit is None else int(limit * 2**30),
         processes=data.processes or len(os.sched_getaffinity(0)),
     )
+
+
+def _store(root: Path, source: Source, key: str) -> Path:
+    """Return the directory of a text's tokens. It is known by its key, under any name that an older version gave it."""
+    known = sorted(root.glob(f"*-{key}"))
+    return known[0] if known else root / f"{_name(source)}-{key}"
+
+
+def _name(source: Source) -> str:
+    """Return the name that tells a text: of its file, or of the directory or repository of several."""
+    file, given = Path(source.train.files[0]), Path(source.name)
+    if given.is_file() or "packages" in source.about:  # the embedded text
+        return _plain(file.name.split(".")[0])
+    above = list(itertools.takewhile(lambda part: not glob.has_magic(part), given.parts))
+    return _plain(above[-1] if above else file.absolute().parent.name)
 
 
 def _tokenizer(settings: Settings, source: Source, root: Path, say: Callable[[str], None]) -> Tokenizer:

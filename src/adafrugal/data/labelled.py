@@ -16,8 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adafrugal.data.rows import Tensors
 from adafrugal.data.text import faults
+from adafrugal.settings.repositories import is_path
 from adafrugal.settings.schema import LabelledSettings
-from adafrugal.system.errors import MissingError, SettingError
+from adafrugal.system.errors import SettingError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -191,8 +192,8 @@ def _read(data: LabelledSettings, cache_root: Path) -> dict[str, Columns]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # errors are raised, too
     name = str(data.source)
     is_local, named = Path(name).is_dir(), f"data.source is {name}, data.subset is {data.subset or 'null'}"
-    if not is_local and faults.is_path(name):
-        raise MissingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
+    if not is_local and is_path(name):
+        raise SettingError(f"data.source is {name}, and there is no such directory; a hub repository is owner/name")
     # local files are streamed: `datasets` would use its cached copy even after they changed
     how = {"streaming": True} if is_local else {"cache_dir": str(cache_root / "datasets")}
     with faults.of_hub("data.source", name, otherwise=named):  # errors of datasets, arrow, gzip, …

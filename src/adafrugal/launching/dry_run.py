@@ -10,11 +10,9 @@ Launchers and further processes of a start are ignored: hours are of one card.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from adafrugal.launching import jobs
 from adafrugal.launching.cost_table import Row, of_one, of_sweep
 from adafrugal.launching.costs import Counter, OnCard
+from adafrugal.settings.command_line import Parser, no_option
 from adafrugal.settings.compose import check
 from adafrugal.settings.explain import nearest
 from adafrugal.settings.identity import Identity, identify
@@ -37,13 +36,6 @@ from adafrugal.training.distributed import ranks
 
 # of the peak in model FLOPs: LLaMA 60M reaches 0.31 on an H100 with 128 × 256 tokens (docs/gpu.md), larger ones more
 SHARE = 0.3
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises a SettingError where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingError(f"{message[0].lower()}{message[1:]}; see --help")
 
 
 @dataclass(frozen=True)
@@ -61,16 +53,16 @@ def options(words: Sequence[str]) -> tuple[Options, list[str]]:
     Raises:
         SettingError: an unknown card, a share outside its range, or an option without the one that it belongs to.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, prog="python train.py", usage="%(prog)s … --dry-run [--card CARD [--share SHARE]]")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--card")
     parser.add_argument("--share", type=float)
     parser.add_argument("--measure", action="store_true")
     given, left = parser.parse_known_args(words)
     known = [*parser._option_string_actions, *get_args_parser()._option_string_actions]
-    for word in (word.partition("=")[0] for word in left if word.startswith("--")):
-        if not any(option.startswith(word) for option in known):  # Hydra would print its usage
-            raise SettingError(f"there is no option {word}; {nearest(word, known)}")
+    for word in (word for word in left if word.startswith("--")):
+        if not any(option.startswith(word.partition("=")[0]) for option in known):  # Hydra would print its usage
+            raise SettingError(no_option(word, known, beside_settings=True))
     card = given.card and given.card.lower()
     named = {"--card": card, "--share": given.share, "--measure": given.measure or None}
     if not given.dry_run and (alone := [name for name, value in named.items() if value is not None]):

@@ -35,6 +35,7 @@ class Job(NamedTuple):
     words: str
     code: int
     reason: str = ""
+    is_shared: bool = False  # of a setting that is wrong: the sweep's other jobs would end so, too
 
     @property
     def outcome(self) -> str:
@@ -59,6 +60,9 @@ class Jobs:
         self.ends[number] = job = Job(words, INTERRUPTED, "not started" if self.stop.requested else "")
         if self.stop.requested:
             return job
+        if (refused := after_a_refusal(self.ends, words)) is not None:
+            self.ends[number] = job = Job(words, WRONG, refused)
+            return job
         is_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = next((word for word in hydra_config.overrides.hydra if word.startswith("hydra/launcher=")), None)
         if launcher and not is_sweep:
@@ -66,7 +70,7 @@ class Jobs:
         else:
             sys.stdout.write(f"\n── job {number + 1}: {words}\n" if is_sweep else "")
             end = run(composed, hydra_config.runtime.choices, self.stop, typed)
-        self.ends[number] = job = Job(words, end.code, end.reason)
+        self.ends[number] = job = Job(words, end.code, end.reason, end.is_shared)
         if (file := os.environ.get(TOLD)) and ranks.is_first():
             Path(file).write_text(json.dumps(job))
         return job
@@ -85,6 +89,22 @@ class Jobs:
                 for number, job in sorted(self.ends.items())
             ]
             sys.stdout.write(hidden("\n" + "".join(lines)))
+
+
+def after_a_refusal(ends: Mapping[int, Job], words: str) -> str | None:
+    """Return why a further job of a sweep does not start, from the ends of others by number; None: it may.
+
+    A setting that a job finds to be wrong stops the sweep, as one that is wrong before the first job does, except jobs
+    whose words set it otherwise: the reason begins with its name.
+    """
+    for number, job in sorted(ends.items()):
+        if job.is_shared:
+            setting = job.reason.partition(" ")[0].rstrip(":,")
+            others = {*job.words.split(" ")} ^ {*words.split(" ")}
+            names = {word.partition("=")[0].lstrip("+") for word in others}
+            if not any(f"{setting}.".startswith(f"{name}.") or name == "experiments" for name in names):
+                return f"not started, since job {number + 1} was refused"
+    return None
 
 
 def run(composed: DictConfig, choices: Mapping[str, str], stop: Stop, words: Sequence[str]) -> End:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from adafrugal.launching.jobs import TOLD, Job
+from adafrugal.launching.jobs import TOLD, Job, after_a_refusal
 from adafrugal.settings.compose import REPOSITORY
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG
 from adafrugal.system.signals import Stop
@@ -68,6 +68,10 @@ def run(
                 running.remove(one)
                 free.appendleft(one.slot)
                 ends[one.number] = one.end(asked)
+            for number, words in list(waiting):
+                if (refused := after_a_refusal(ends, " ".join(words))) is not None:
+                    ends[number] = Job(" ".join(words), WRONG, refused)
+                    waiting.remove((number, words))
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:
         for one in running:
@@ -105,9 +109,9 @@ class _Running:
 
     def end(self, was_asked: bool) -> Job:
         """Return how it ended: from the file that it wrote, or else from its process's exit code."""
-        code, reason = self.process.returncode, ""
+        code, reason, is_shared = self.process.returncode, "", False
         if self._told.exists():
-            _, code, reason = json.loads(self._told.read_text())
+            _, code, reason, is_shared = Job(*json.loads(self._told.read_text()))
         elif code == INTERRUPTED or was_asked:
             code = INTERRUPTED
         elif code in (DONE, WRONG):
@@ -116,7 +120,7 @@ class _Running:
             reason = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             code = FAILED
         self._place.cleanup()
-        job = Job(self._words, code, reason)
+        job = Job(self._words, code, reason, is_shared)
         say(sys.stdout, f"── job {self.number + 1}: {job.outcome}\n")
         return job
 

@@ -18,6 +18,7 @@ from adafrugal.launching import local
 from adafrugal.reports import arms, plan, records
 from adafrugal.reports.arms import Job
 from adafrugal.reports.searches import Search, SearchFile, search
+from adafrugal.settings.command_line import Parser
 from adafrugal.settings.naming import SHORT
 from adafrugal.system.errors import DONE, FAILED, INTERRUPTED, WRONG, SettingError
 from adafrugal.system.signals import Stop
@@ -27,8 +28,8 @@ from adafrugal.tracking.record import Record
 
 def main() -> int:
     """Make the trials and the runs; return the exit code as train.py does."""
-    parser = argparse.ArgumentParser(
-        prog="python -m adafrugal.launching.search", description=__doc__,
+    parser = Parser(
+        prog="python -m adafrugal.launching.search", description=__doc__, beside_settings=True,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     usual = SearchFile()
@@ -36,8 +37,8 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=usual.trials, help=f"of each arm, at most ({usual.trials})")
     parser.add_argument("--seeds", default="100", help="of the trials, with commas between them (100)")
     parser.add_argument("--at-once", type=int, help="runs at a time; by default one on each GPU, or one on the CPU")
-    given = parser.parse_intermixed_args()
     try:
+        given = parser.parse_intermixed_args()
         return _Work(given.words, _how(given), given.at_once).make()
     except SettingError as error:
         tell(f"error: {error}")

@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> Job:
         reason = _put_back(environment.job_id)
         if not reason:
             sys.exit(INTERRUPTED)
-    return Job(" ".join(words), end.code, reason)
+    return Job(" ".join(words), end.code, reason, end.is_shared)
 
 
 def _put_back(job: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adafrugal.memory import fit
+from adafrugal.memory import card, fit
 from adafrugal.memory.estimate import Estimate, Stage, shared
 from adafrugal.memory.on_device import chunk_rows, rows_at_once
 from adafrugal.models import decoder
 from adafrugal.settings.schema import Settings
-from adafrugal.system.errors import SettingError
 
 
 def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
@@ -34,7 +33,8 @@ def text(found: Sequence[tuple[Settings, Estimate]]) -> str:
         *("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells),
         "",
         "peak: the most bytes that all tensors of a step take at once, traced with a CPU's kernels, without allocating",
-        "them. A GPU's context, libraries, and memory that its allocator reserves beyond tensors are not included.",
+        "them. What the card must have: another estimate, of the peak, the most that torch's allocator kept beyond",
+        "tensors in measurements on an H100, and the largest of CUDA's contexts there.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -48,29 +48,28 @@ def _rows(stages: Sequence[Stage]) -> list[list[str]]:
     sizes["evaluation"] = [stage.evaluation.total for stage in stages]
     sizes["peak"] = [stage.peak.total for stage in stages]
     rows = [[name, *(f"{size / 2**20:,.2f}" for size in row)] for name, row in sizes.items()]
-    return [*rows, ["  in phase", *(stage.peak.phase for stage in stages)]]
+    rows.append(["  in phase", *(stage.peak.phase for stage in stages)])
+    return [*rows, ["what the card must have", *(f"{card.needed(stage.peak) / 2**20:,.2f}" for stage in stages)]]
 
 
 def chosen(settings: Settings, found: fit.Fitted) -> str:
-    """One line on the density chosen for `optimizer.fit_gib`."""
-    peak, gib = found.peak / fit.GIB, settings.optimizer.fit_gib
-    return f"ρ begins at {found.density:g}: {peak:.2f} GiB by the estimate, of {gib:g} (optimizer.fit_gib)"
+    """One line on the density chosen for the budget of the settings."""
+    budget = card.of_settings(settings)
+    assert budget is not None
+    whole = " for the whole card" if budget.whole else ""
+    peak = f"{found.peak / card.GIB:.2f} GiB{whole} by the estimate"
+    return f"ρ begins at {found.density:g}: {peak}, of {budget.gib:g} ({budget.name})"
 
 
-def what_fits(settings: Settings, gib: float) -> str:
-    """The largest micro-batch, and the largest ρ, whose estimate fits.
-
-    Raises:
-        SettingError: `gib` is not positive.
-    """
-    if not gib > 0:
-        raise SettingError(f"--fits is {gib}; allowed: a number of GiB above 0")
-    lines = [f"{settings.arm} in {gib:g} GiB:"]
-    rows = fit.largest_micro_batch(settings, gib)
+def what_fits(settings: Settings, budget: card.Budget) -> str:
+    """The largest micro-batch, and the largest ρ, whose estimate fits."""
+    counted = "what the card must have" if budget.whole else "tensors alone"
+    lines = [f"{settings.arm} in {budget.gib:g} GiB ({budget.name}; {counted}):"]
+    rows = fit.largest_micro_batch(settings, budget)
     what = "batch" if settings.trainer.update_in_backward else "micro-batch"
     lines.append(f"  the largest {what} is {rows}" if rows else f"  not even a {what} of one row fits")
     if hasattr(settings.optimizer, "density"):
-        found = fit.largest_density(settings, gib, [n / 100 for n in range(101)])
+        found = fit.largest_density(settings, budget, [n / 100 for n in range(101)])
         held = f"with the micro-batch of {settings.trainer.micro_batch_size or settings.trainer.batch_size} that is set"
         lines.append(f"  no ρ fits {held}" if found is None else f"  the largest ρ is {found.density:g} {held}")
     return "\n".join(lines) + "\n"

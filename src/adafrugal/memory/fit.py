@@ -1,4 +1,4 @@
-"""Find the largest micro-batch and the largest density whose estimate fits a budget of GiB."""
+"""Find the largest micro-batch and the largest density whose estimate fits a budget: tensors alone, or a whole card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from adafrugal.memory import card
 from adafrugal.memory.built import hidden_size
+from adafrugal.memory.card import GIB, Budget
 from adafrugal.memory.estimate import estimate, shared
 from adafrugal.memory.on_device import with_chunks
 from adafrugal.memory.trace import Footprint
@@ -18,36 +20,34 @@ from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Fitted:
-    """The density ρ chosen for the start of a run, and its estimated peak in bytes."""
+    """The density ρ chosen for the start of a run, and the estimated bytes that count: of tensors, or of the card."""
 
     density: float
     peak: int
 
 
-def largest_micro_batch(settings: Settings, gib: float) -> int | None:
+def largest_micro_batch(settings: Settings, budget: Budget) -> int | None:
     """The largest divisor of the batch whose estimate fits; None where not even 1 does.
 
     With `trainer.update_in_backward`, which does not divide a batch, it is the largest batch.
     """
     own = settings.trainer.batch_size // shared(settings.trainer)
-    sizes = [n for n in range(1, own + 1) if own % n == 0]
-    above = bisect_left(sizes, True, key=lambda n: _peak(settings, rows=n, memory=int(gib * GIB)).total > gib * GIB)
+    sizes, memory = [n for n in range(1, own + 1) if own % n == 0], int(budget.gib * GIB)
+    above = bisect_left(sizes, True, key=lambda n: not budget.holds(_peak(settings, rows=n, memory=memory)))
     return sizes[above - 1] if above else None
 
 
-def largest_density(settings: Settings, gib: float, candidates: Sequence[float]) -> Fitted | None:
+def largest_density(settings: Settings, budget: Budget, candidates: Sequence[float]) -> Fitted | None:
     """The largest of ascending densities whose estimate fits; None where none does."""
     peaks: dict[float | None, int] = {}  # without densities too small to select anything
 
     def is_above(density: float) -> bool:
         with suppress(SettingError):
-            peaks[density] = _peak(settings, density=density).total
-        return peaks.get(density, 0) > gib * GIB
+            peaks[density] = budget.takes(_peak(settings, density=density))
+        return peaks.get(density, 0) > budget.gib * GIB
 
     above = bisect_left(candidates, True, key=is_above)
     chosen = candidates[above - 1] if above else None
@@ -55,39 +55,43 @@ def largest_density(settings: Settings, gib: float, candidates: Sequence[float])
 
 
 def fitted(settings: Settings) -> Fitted:
-    """The density at which a run under `optimizer.fit_gib` begins: the one set, or the largest hundredth that fits.
+    """The density at which a run begins under the budget of its settings: the one set, or the largest that fits.
+
+    It looks among hundredths.
 
     Raises:
         SettingError: no density fits, or the one set selects nothing.
     """
     settings = settled(settings, None, hidden_size(settings))
-    gib, density = settings.optimizer.fit_gib, settings.optimizer.density
+    budget, density = card.of_settings(settings), settings.optimizer.density
+    assert budget is not None
     highest, lowest = (density["start"], density["end"]) if "start" in density else (density["value"], 0.0)
-    if (peak := _peak(settings, density=highest).total) <= gib * GIB:
-        return Fitted(highest, peak)
+    peak = _peak(settings, density=highest)
+    if budget.holds(peak):
+        return Fitted(highest, budget.takes(peak))
     trains_all = settings.optimizer.state_free != "none"
     hundredths = (n / 100 for n in range(math.ceil(lowest * 100), math.ceil(highest * 100)))
     candidates = sorted(share for share in {lowest, *hundredths} if share or trains_all)
-    if (found := largest_density(settings, gib, candidates)) is not None:
+    if (found := largest_density(settings, budget, candidates)) is not None:
         return found
     for share in (*candidates, highest):
         with suppress(SettingError):  # too small to select anything, as `highest` is not
             least = _peak(settings, density=share)
             break
+    needs = math.ceil(budget.takes(least) / GIB * 100) / 100
     raise SettingError(
-        f"optimizer.fit_gib is {gib:g}; allowed: {math.ceil(least.total / GIB * 100) / 100:.2f} or more, the "
+        f"{budget.name} is {budget.gib:g}; allowed: {needs:.2f} or more, the "
         f"estimate with ρ {share:g} (its peak is in the {least.phase} phase); docs/memory.md has what lowers it"
     )
 
 
 def within_budget(settings: Settings) -> Settings:
-    """The settings with the density at which a run under `optimizer.fit_gib` begins, if that is set.
+    """The settings with the density at which a run begins under the budget of its settings, if they have one.
 
     Raises:
         SettingError: as of `fitted`.
     """
-    is_set = getattr(settings.optimizer, "fit_gib", None) is not None
-    return beginning_with(settings, fitted(settings).density) if is_set else settings
+    return beginning_with(settings, fitted(settings).density) if card.of_settings(settings) else settings
 
 
 def beginning_with(settings: Settings, density: float) -> Settings:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from adafrugal.settings.schema import Settings, TrainerSettings
 
+if TYPE_CHECKING:
+    from adafrugal.memory.trace import Footprint
+
 LOGITS_ON_CPU = 2**28  # bytes of logits made at once
 SHARE_OF_GPU = 32  # on a GPU a 32nd of its memory, since eager code takes six times the logits
-RESERVED = 1.15  # bytes that a GPU's allocator reserves ÷ bytes of tensors; 1.04 to 1.15 measured
 
 
 def rows_at_once(trainer: TrainerSettings, processes: int = 1) -> int:
@@ -66,26 +70,37 @@ def resolved(
     """
     trainer = replace(settings.trainer, precision=precision)
     if memory and chooses_micro_batch(settings):
+        from adafrugal.memory import card
+
         own = replace(settings, trainer=trainer if processes > 1 else replace(trainer, parallel="none", replicas=1))
-        if (budget := getattr(settings.optimizer, "fit_gib", None)) is not None:  # of tensors, not of reserved memory
-            free = min(free, int(budget * 2**30 * RESERVED))
-        trainer = replace(trainer, micro_batch_size=_micro_batch(own, memory, free / RESERVED, processes))
+        budget = card.of_settings(settings)
+
+        def fits(peak: Footprint) -> bool:
+            return card.held(peak) <= free and (budget is None or budget.holds(peak))  # the context is there already
+
+        trainer = replace(trainer, micro_batch_size=micro_batch(own, memory, fits, processes))
     return with_chunks(replace(settings, trainer=trainer), memory, processes)
 
 
-def _micro_batch(settings: Settings, memory: int, limit: float, processes: int) -> int:
-    """The largest divisor of one process's batch whose estimated peak is below `limit` bytes; 1 where none is.
+def micro_batch(
+    settings: Settings, memory: int | None, fits: Callable[[Footprint], bool], processes: int = 1
+) -> int:
+    """The largest divisor of a process's batch, up to its micro-batch, whose estimated peak fits; 1 where none does.
 
     Only activations and logits grow with the rows, so that each estimate says which divisor to try next.
     """
     from adafrugal.memory.estimate import estimate
 
-    rows = size = settings.trainer.batch_size // processes
+    size = settings.trainer.batch_size // processes
+    rows = min(settings.trainer.micro_batch_size or size, size)
     while True:
         tried = replace(settings, trainer=replace(settings.trainer, micro_batch_size=rows))
         peak = estimate(with_chunks(tried, memory, processes)).peak
-        if peak.total <= limit or rows == 1:
+        if rows == 1 or fits(peak):
             return rows
-        grows = (peak.activations + peak.temporaries) / rows
-        fits = (limit - (peak.total - grows * rows)) / grows
-        rows = next((n for n in range(rows - 1, 0, -1) if size % n == 0 and n <= fits), 1)
+
+        def with_rows(fewer: int, share: float = 1 / rows, whole: Footprint = peak) -> Footprint:
+            activations, temporaries = (int(n * fewer * share) for n in (whole.activations, whole.temporaries))
+            return replace(whole, activations=activations, temporaries=temporaries)
+
+        rows = next((n for n in range(rows - 1, 0, -1) if size % n == 0 and fits(with_rows(n))), 1)

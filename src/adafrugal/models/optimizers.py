@@ -106,7 +106,7 @@ def build(settings: Settings, groups: ParameterGroups) -> torch.optim.Optimizer:
 
 def _frugal(settings: Settings, groups: ParameterGroups) -> Frugal:
     given = asdict(settings.optimizer)
-    for name in ("kind", "modules", "rank", "fit_gib"):  # the last two have become the density
+    for name in ("kind", "modules", "rank", "fit_gib", "fit_card_gib"):  # the last three have become the density
         del given[name]
     for name in ("density", "interval"):
         given[name] = with_run_length(given[name], settings.trainer.steps)

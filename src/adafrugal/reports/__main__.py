@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adafrugal.reports import gpu, pages, plan, records, table
+from adafrugal.settings.command_line import Parser
 from adafrugal.system.errors import WRONG, SettingError
 from adafrugal.system.stderr import tell
 
 
 def main() -> int:
     """Print or write the tables; return 2 after a SettingError, such as no runs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adafrugal.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directories", nargs="*", help="where to look for runs")
@@ -38,8 +39,8 @@ def main() -> int:
     parser.add_argument("--page", metavar="FILE", type=Path, help="check this page's file, and write the page alone")
     parser.add_argument("--pack", metavar="DIRECTORY", type=Path, help="write the records below it to one file")
     parser.add_argument("--unpack", metavar="FILE", type=Path, help="write the records of such a file to a directory")
-    given = parser.parse_args()
     try:
+        given = parser.parse_args()
         if given.watch or given.once:
             from adafrugal.reports import live
 

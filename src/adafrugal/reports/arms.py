@@ -10,6 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -23,6 +24,7 @@ from adafrugal.settings import REPOSITORY, compose
 from adafrugal.settings.explain import explain
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.naming import shown
+from adafrugal.settings.repositories import is_path
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
@@ -166,7 +168,7 @@ def row_name(varied: Mapping[str, str]) -> str:
 
 
 def settings_key(differs: Mapping[str, Any], data: str) -> str:
-    """Return the settings of a row as text to compare, without seed, log_every and the path of a local copy.
+    """Return the settings of a row as text to compare, without seed, log_every and the paths of local copies.
 
     Args:
         differs: the settings that differ from the schema's defaults, as in a record.
@@ -177,5 +179,7 @@ def settings_key(differs: Mapping[str, Any], data: str) -> str:
         file = REPOSITORY / "conf" / "data" / f"{data}.yaml"
         own = OmegaConf.load(file).get("source") if file.exists() else None
         kept["data.source"] = own if kept["data.source"] == own else "a copy"
+    if kept.get("model.kind") == "encoder" and "model.name" in kept and is_path(kept["model.name"]):
+        kept["model.name"] = Path(kept["model.name"]).name  # what it holds is in the data's fingerprint
     # integers become floats, because JSON from W&B does not distinguish 1 and 1.0
     return json.dumps(json.loads(json.dumps(kept), parse_int=float), sort_keys=True)

@@ -14,6 +14,7 @@ from adafrugal.reports.page_file import PageFile, SectionFile
 from adafrugal.reports.searches import Search, search
 from adafrugal.settings import REPOSITORY
 from adafrugal.settings.explain import nearest
+from adafrugal.settings.repositories import is_path
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
@@ -221,7 +222,8 @@ def _reading(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]], text: s
     """Return the runs of each job, by its name, whose data's fingerprint begins with `text`.
 
     Without a text they are those that read the very source that the job names. If no run of a job with this source
-    does, they are those of a path with the same last part, since a local copy may lie elsewhere.
+    does, they are those of a path with the same last part, since a local copy may lie elsewhere; another repository of
+    the hub is no copy.
     """
     if text:
         fits = lambda job, run: str(run.environment()["data"]["fingerprint"]).startswith(text)  # noqa: E731
@@ -231,7 +233,8 @@ def _reading(jobs: Sequence[Job], found: Mapping[str, Sequence[Record]], text: s
     runs: dict[str, list[Record]] = {job.name: [] for job in jobs}
     for job, run in pairs:
         has, wants = str(_was_read(run)), str(_to_read(job))
-        if has == wants or (_to_read(job) not in named and _last_part(has) == _last_part(wants)):
+        is_copy = _last_part(has) == _last_part(wants) and not (_is_of_the_hub(run) and not is_path(wants))
+        if has == wants or (_to_read(job) not in named and is_copy):
             runs[job.name].append(run)
     return runs
 
@@ -250,6 +253,11 @@ def _to_read(job: Job) -> str | None:
 def _was_read(run: Record) -> str | None:
     found: str | None = run.environment()["identity"]["differs"].get("data.source")
     return found
+
+
+def _is_of_the_hub(run: Record) -> bool:
+    """Return whether a run read a repository of the hub, whose revision its record has."""
+    return run.environment()["data"].get("source", {}).get("revision") is not None
 
 
 def _with_searches(section: Section, found: Mapping[str, Sequence[Record]]) -> Section:

@@ -32,6 +32,11 @@ def name(path: str) -> str:
     return f"{Path(path).parents[1].name}/step-{step(path)}" if is_checkpoint(path) else path
 
 
+def key(name: str) -> str:
+    """Return the key of a checkpoint's run from its name."""
+    return name.partition("/")[0]
+
+
 def step(path: str) -> int:
     """Return the step of a checkpoint from its path."""
     return int(Path(path).name.removeprefix("step-"))

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adafrugal.optim import controls
 from adafrugal.settings import REPOSITORY, explain
 from adafrugal.settings.identity import locate_checkpoints
+from adafrugal.settings.pairing import choose_source
 from adafrugal.settings.ranges import check_ranges, parts
 from adafrugal.settings.schema import SCHEMAS, LocalTracking, Settings, is_plain_name
 from adafrugal.system import secrets
@@ -136,6 +137,7 @@ def check(composed: DictConfig, choices: Mapping[str, str], to_run: bool = True)
         _refuse_missing_packages(found)
     for part in parts(found):
         part.canonical(found)
+    choose_source(found, choices, recorded)
     locate_checkpoints(found, choices)
     return found
 

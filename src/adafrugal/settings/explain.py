@@ -6,9 +6,11 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adafrugal.settings import REPOSITORY
@@ -17,6 +19,14 @@ from adafrugal.system.errors import chain, line
 _LONG, _FEW = 300, 6  # characters of a list of allowed names that is shortened, and to how many names
 _ALIKE = 0.6  # from here on a name may be meant
 _PLACES = ("experiments", "sweeps")  # beside conf/; their groups are nested
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+# OmegaConf's words for a value of a wrong type
+_WRONG_TYPE = re.compile(
+    r"Value '(?P<value>.*)' of type '(?P<type>\w+)' (?:could not be converted|is incompatible)"
+    r"|Value '(?P<truth>.*)' is not a valid bool \(type (?P<kind>\w+)"
+    r"|Cannot convert '\w+' to string: '(?P<text>.*)'"
+    r"|[Ff]ield '.*' is not (?P<null>Optional)|(?P<map>Cannot merge DictConfig)",
+)
 _NO_EXPERIMENTS = tuple(f"experiments/{name}" for name in ("published", "results", "tables"))
 
 
@@ -63,13 +73,24 @@ def _likeness(name: str, other: str) -> tuple[float, int]:
 
 def no_such(key: str, allowed: Iterable[str]) -> str:
     """Return the message for a setting that does not exist, with the names that do."""
-    if key == "optimizer.density.fit_gib":
-        return f"{key}: the density is a number here, which has no settings; write optimizer.fit_gib=…"
     path, _, last = key.rpartition(".")
+    if key in ("optimizer.density.fit_gib", "optimizer.density.fit_card_gib"):
+        return f"{key}: the density is a number here, which has no settings; write optimizer.{last}=…"
     if key == "data.store":
         return f"{key} is gone: tokens are always kept under cache_root; data.store_limit_gib limits them"
-    what = f"{path} has no {last!r}" if path else "there is no such setting"
+    what = f"{path} has no {last!r}{_elsewhere(path, last)}" if path else "there is no such setting"
     return f"{key}: {what}; {nearest(last, allowed, 'python train.py --cfg job shows them')}"
+
+
+def _elsewhere(group: str, name: str) -> str:
+    """Return which other files of a group have a setting."""
+    from adafrugal.settings.schema import SCHEMAS
+
+    kinds = [schema.kind for schema in SCHEMAS.get(group, ()) if name in (f.name for f in fields(schema))]
+    files = sorted((REPOSITORY / "conf" / group).glob("*.yaml")) if kinds else []
+    having = [file.stem for file in files if any(re.search(rf"schema_{kind}\b", file.read_text()) for kind in kinds)]
+    having.sort(key=lambda file: file not in kinds)  # what several files extend comes first
+    return f", which is a setting of {' and '.join(f'{group}={file}' for file in having[:2])}" if having else ""
 
 
 def explain(error: Exception) -> str:
@@ -85,14 +106,45 @@ def explain(error: Exception) -> str:
     if "is not a ListConfig" in first_line:
         given = cause.value if cause.value is not None else "…"
         return f"{key} is {given}; allowed: a list, such as '[{given}]'"
-    if "Union[" in first_line and "allowed" in known[last].metadata:
-        given = first_line.partition("'")[2].rpartition("' of type")[0]
-        return f"{key} is {given}; allowed: {known[last].metadata['allowed']}"
+    if (wrong := _WRONG_TYPE.match(first_line)) and (taken := _field(cause, last)) is not None:
+        return f"{key} is {_given(wrong)}; allowed: {_allowed(taken)}"
+    if first_line.startswith("Invalid type assigned"):
+        return f"{key} is {first_line.rpartition(' ')[2]}; allowed: its settings, each by its name: {key}.…=…"
     if not ("not in" in first_line and first_line.startswith("Key")):
         return f"{key}: {first_line[0].lower()}{first_line[1:]}"
     if key == last and "/" in last:
         return f"{last}: there is no such group here; the groups are those of conf/, such as optimizer/density"
     return no_such(key, known or list(cause.parent_node or ()))
+
+
+def _field(cause: OmegaConfBaseException, name: str) -> Field[Any] | None:
+    """Return the field of a dataclass that an error is about, also by an element of its list."""
+    parent = cause.parent_node
+    parent = parent._get_parent() if isinstance(parent, ListConfig) else parent
+    schema = None if parent is None else OmegaConf.get_type(parent)
+    known = {f.name: f for f in fields(schema)} if is_dataclass(schema) else {}
+    return known.get(name.partition("[")[0])
+
+
+def _given(wrong: re.Match[str]) -> str:
+    """Return a value of a wrong type as it was typed, in quotes if it is text."""
+    if wrong["null"] or wrong["map"]:
+        return "null" if wrong["null"] else "a mapping"
+    kind = wrong["type"] or wrong["kind"]
+    value = next(wrong[name] for name in ("value", "truth", "text") if wrong[name] is not None)
+    return f"'{value}'" if kind == "str" else value.lower() if kind == "bool" else value
+
+
+def _allowed(taken: Field[Any]) -> str:
+    """Return what a field takes, in words: its type, its range, and null."""
+    types, within = str(taken.type).split(" | "), taken.metadata.get("allowed", "")
+    kinds = [_TYPES.get(kind, "a list" if kind.startswith("list") else "") for kind in types if kind != "None"]
+    words = "a number" if kinds == ["a whole number", "a number"] else " or ".join(filter(None, kinds))
+    if isinstance(within, tuple):
+        words = ", ".join(within)
+    elif within:
+        words = f"{words}, {within}" if within[0].isdigit() or within.startswith("above") else within
+    return f"{words}, or null" if "None" in types and "null" not in words else words
 
 
 def _explain_hydra(error: Exception) -> str:
@@ -110,6 +162,11 @@ def _explain_hydra(error: Exception) -> str:
     text = line(error)
     if "No match in the defaults list" in text:
         return f"{text.split(' No match')[0]} It is no group, or none that goes with the other choices; see --help"
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)' (?:1\.|requires)", text):
+        name, _, values = several[1].partition("=")
+        is_list = text.startswith("Amb") and not (REPOSITORY / "conf" / name).is_dir()
+        other = f", or a list: '{name}=[{values}]'" if is_list else ""
+        return f"{several[1]} has several values, each for a run of its own; allowed: one, or a sweep: add -m{other}"
     if text.startswith("Config group override"):
         return f"{text}; a group takes the name of one of its files, such as optimizer=adamw; see --help"
     return text

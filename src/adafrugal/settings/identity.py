@@ -21,7 +21,7 @@ NOT_PART = (
     "arm", "run_root", "cache_root", "tracking", "checkpoint",  # the arm is in the directory's name
     "trainer.micro_batch_size", "trainer.compile", "trainer.compile_mode", "trainer.device", "trainer.parallel",
     "trainer.replicas", "trainer.offload", "trainer.timeout", "trainer.update_in_backward",
-    "trainer.activation_checkpointing",
+    "trainer.activation_checkpointing", "trainer.memory_limit_gib",
     "model.loss_chunk_rows",  # the same loss up to the order of a sum
     "task.lr",  # counted in optimizer.lr, which refers to it
     "data.store_limit_gib", "data.processes",

@@ -16,6 +16,7 @@ from adafrugal.system.errors import SettingError
 if TYPE_CHECKING:
     from adafrugal.settings.schema import Settings
 
+BUDGETS = ("fit_gib", "fit_card_gib")
 _Kinds = Mapping[str, Mapping[str, tuple[Any, ...]]]  # of `choices`
 _LARGEST = 1 << 20  # rank: above any model's hidden size
 
@@ -83,6 +84,7 @@ class FrugalSettings(AdamWSettings):
     split_lr_scale: float = _as_in_optim("split_lr_scale", 1.0)
     density: Any = 0.25
     fit_gib: float | None = above(0, None, " GiB of memory, or null")  # lower the initial ρ if the estimate is above
+    fit_card_gib: float | None = above(0, None, " GiB of memory, or null")  # likewise, of all that the card must have
     rank: Any = None  # instead of the density: a number of columns of the model's hidden size
     interval: Any = 200
     subspace: Any = "blocks"
@@ -101,18 +103,19 @@ class FrugalSettings(AdamWSettings):
     compile: bool | None = None  # null: for large models on a CPU
 
     def __post_init__(self) -> None:
-        """Move `density.fit_gib`, another way to write `fit_gib`, out of the control's settings."""
+        """Move `density.fit_gib` and `density.fit_card_gib`, other names of both, out of the control's settings."""
         if isinstance(self.density, dict):
             self.density = dict(self.density)
-            given = self.density.pop("fit_gib", None)
-            if None not in (given, self.fit_gib) and given != self.fit_gib:
-                twice = f"optimizer.fit_gib is {self.fit_gib} and optimizer.density.fit_gib is {given}"
-                raise SettingError(f"{twice}, which are two names of one setting; give one of them")
-            self.fit_gib = self.fit_gib if given is None else given
+            for name in BUDGETS:
+                given, own = self.density.pop(name, None), getattr(self, name)
+                if None not in (given, own) and given != own:
+                    twice = f"optimizer.{name} is {own} and optimizer.density.{name} is {given}"
+                    raise SettingError(f"{twice}, which are two names of one setting; give one of them")
+                setattr(self, name, own if given is None else given)
 
     def check(self, s: Settings) -> None:
         """Require valid controls and subspaces that go with the other settings."""
-        steps, is_sharded, fits = run_steps(s), s.trainer.parallel == "fsdp", self.fit_gib is not None
+        steps, is_sharded = run_steps(s), s.trainer.parallel == "fsdp"
         self._check_controls(steps)
         kind, own = self._checked("subspace", SUBSPACES)
         self.need(self.on_refresh in POLICIES[kind], "on_refresh", f"{', '.join(POLICIES[kind])} with {kind}")
@@ -128,9 +131,17 @@ class FrugalSettings(AdamWSettings):
             self._check_blocks(own, s)
         elif self.modules.norms == "split":
             self.modules.need(False, "norms", f"others with {kind}, which splits only matrices; blocks split all")
-        has_start = {"start", "value"} & described(self.density).keys()
-        self.need(not fits or bool(has_start), "fit_gib", "null with a density of your own that has no start")
-        self.need(not (fits and s.trainer.offload), "fit_gib", "null with trainer.offload=true, which is not estimated")
+        self._check_budgets(s)
+
+    def _check_budgets(self, s: Settings) -> None:
+        if None not in (self.fit_gib, self.fit_card_gib):
+            both = f"optimizer.fit_gib is {self.fit_gib:g} and optimizer.fit_card_gib is {self.fit_card_gib:g}"
+            raise SettingError(f"{both}: the first counts tensors alone, the second the whole card; set one to null")
+        for name in BUDGETS:
+            fits = getattr(self, name) is not None
+            has_start = {"start", "value"} & described(self.density).keys()
+            self.need(not fits or bool(has_start), name, "null with a density of your own that has no start")
+            self.need(not (fits and s.trainer.offload), name, "null with trainer.offload=true, which is not estimated")
 
     def _check_controls(self, steps: int) -> None:
         given, rank = {"density": self.density, "interval": self.interval}, self.rank

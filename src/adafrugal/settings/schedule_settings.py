@@ -1,4 +1,4 @@
-"""The settings of learning-rate schedules; `adafrugal.models.schedule` has their formulas."""
+"""The settings of learning-rate schedules; `adafrugal.settings.schedule` has their formulas."""
 
 from __future__ import annotations
 

@@ -169,6 +169,7 @@ class TrainerSettings(Part, path="trainer"):
     offload: bool = False  # with fsdp: keep weights, gradients and state in the CPU's memory
     timeout: float = above(0, 600.0, " seconds")  # a process waits this long for the others in training
     update_in_backward: bool = False  # update each tensor once its gradient is complete, and free the gradient
+    memory_limit_gib: float | None = above(1, None, " GiB of the GPU's memory")  # hold the run to it, context included
     # layers: recompute every block; selective: keep the outputs of matmuls and attention
     activation_checkpointing: str = one_of("none", "layers", "selective")
     log_every: int = at_least(1, 10)  # steps in one line of metrics.jsonl
@@ -189,6 +190,8 @@ class TrainerSettings(Part, path="trainer"):
             divisors = f"a divisor of trainer.batch_size ({batch}), such as {near_divisors(batch, micro)}"
             self.need(micro >= 1 and batch % micro == 0, "micro_batch_size", divisors)
         self._check_parallel(task)
+        on_cpu = "null with trainer.device=cpu: it holds a run on a GPU to so much; `ulimit -v` limits a process"
+        self.need(self.memory_limit_gib is None or self.device != "cpu", "memory_limit_gib", on_cpu)
         clashes = {  # another setting -> whether it is set, and why update_in_backward excludes it
             f"trainer.micro_batch_size={micro}": (
                 micro not in (None, batch), f"each backward pass is a step then; allowed with it: {batch}, or null"),

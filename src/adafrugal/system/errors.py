@@ -11,12 +11,19 @@ class SettingError(ValueError):
     """A wrong setting or a missing input: one line that says what was given, what is allowed, what to do."""
 
 
-class MissingError(SettingError):
-    """An input that does not exist or cannot be reached: a run that meets it first has begun nothing."""
+class RunError(SettingError):
+    """One run that cannot go on in its directory: its data are others, it is damaged, another process writes it.
+
+    Other jobs of a sweep can.
+    """
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on: one line that says why and what to set."""
+
+
+class MemoryRefusedError(TrainingError):
+    """A run that was refused memory: one line that says so, and lines below it that say what lowers it."""
 
 
 def line(error: BaseException) -> str:

@@ -11,18 +11,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+_TRIES = 20  # to make a directory that other processes remove
+
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made where it is missing.
+    """Hold the lock of a file, which is made with its directory where it is missing.
+
+    Who holds the lock may remove the file. The lock of a file that is gone locks nothing: it is given up for a new one.
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the file cannot be made, or its file system has no locks.
+        OSError: the file cannot be made (with its `filename`), or its file system has no locks.
     """
-    with file.open("w") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    tries = 0
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            opened = file.open("w")
+        except FileNotFoundError:  # another process has just removed the directory, or a path below /proc
+            if (tries := tries + 1) == _TRIES:
+                raise
+            continue
+        with opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, opened):
+                yield
+                return
+
+
+def _is_at(file: Path, opened: IO) -> bool:
+    """Return whether an open file is the one of that name, which may have been removed or made anew."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(opened.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def to_disk(path: Path | IO) -> None:

@@ -21,13 +21,14 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import RunError
 from adafrugal.system.files import to_disk
 from adafrugal.system.secrets import hidden
 
@@ -89,12 +90,10 @@ class Record:
         return self._lines("events.jsonl")[0]
 
     def _bytes(self, name: str, offset: int = 0) -> bytes | None:
-        file = self.directory / name
-        if not file.exists():
-            return None
-        with file.open("rb") as opened:
+        with suppress(FileNotFoundError), (self.directory / name).open("rb") as opened:
             opened.seek(offset)
             return opened.read()
+        return None
 
     def _json(self, name: str) -> dict[str, Any] | None:
         found = self._bytes(name)
@@ -108,7 +107,7 @@ class Record:
         for line in whole.splitlines():
             try:
                 found.append(_read(self.directory / name, line))
-            except SettingError as error:
+            except RunError as error:
                 if damage is None:
                     raise
                 damage.append(str(error))
@@ -176,14 +175,14 @@ class Record:
         Also drop a damaged end that a power cut left after the lines of `step`.
 
         Raises:
-            SettingError: a damaged line precedes one that has to stay.
+            RunError: a damaged line precedes one that has to stay.
         """
         for file in self._line_files():
             kept, damage = [], None
             for text in file.read_bytes().splitlines():
                 try:
                     line = _read(file, text)
-                except SettingError as error:
+                except RunError as error:
                     damage = damage or error
                     continue
                 is_early, event = line.get("step", 0) <= step, line.get("event")
@@ -238,7 +237,7 @@ def _read(file: Path, text: bytes) -> dict[str, Any]:
     try:
         return json.loads(text, object_hook=_numbers)
     except ValueError as error:
-        raise SettingError(f"{file} is damaged ({error}); remove the run's directory to begin anew") from error
+        raise RunError(f"{file} is damaged ({error}); remove the run's directory to begin anew") from error
 
 
 def _json_of(value: Mapping[str, Any], indent: int | None = None) -> str:

@@ -10,19 +10,20 @@ import shutil
 import sys
 from pathlib import Path
 
+from adafrugal.settings.command_line import Parser
 from adafrugal.system.errors import DONE, WRONG, SettingError, TrainingError
 from adafrugal.system.stderr import tell
 
 
 def main() -> int:
     """Convert; return 2 if the checkpoint cannot be converted or the directory exists."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m adafrugal.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", type=Path, help="such as runs/…/checkpoints/step-00000500")
     parser.add_argument("directory", type=Path, help="to create")
-    given = parser.parse_args()
     try:
+        given = parser.parse_args()
         _convert(given.checkpoint, given.directory)
     except (SettingError, TrainingError) as error:
         tell(f"error: {error}")

@@ -1,4 +1,4 @@
-"""How a run begins that goes on from another run's checkpoint; `lineage` says which may."""
+"""How a run begins that goes on from another run's checkpoint; `settings.past` says which may."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from adafrugal.optim import Control
 from adafrugal.settings import checkpoint_names
 from adafrugal.settings.identity import digest
+from adafrugal.settings.past import has_state
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.training.checkpoints import checkpoint
-from adafrugal.training.lineage import has_state
 from adafrugal.training.loop import Loop
 from adafrugal.training.progress import Progress
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from adafrugal.memory import card
 from adafrugal.settings.schema import TrainerSettings
 from adafrugal.system.errors import SettingError, first_line
 from adafrugal.training.distributed import ranks
@@ -22,6 +23,7 @@ class Place:
 
     device: torch.device
     precision: str
+    limit: float | None = None  # GiB that the run is held to, of a GPU
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which forward passes run."""
@@ -44,16 +46,22 @@ class Place:
         return torch.cuda.get_device_name(self.device) if self.is_gpu else self.device.type
 
     def memory(self) -> int | None:
-        """Bytes of the GPU's memory, used or not; None on a CPU."""
-        return torch.cuda.get_device_properties(self.device).total_memory if self.is_gpu else None
+        """Bytes of the GPU's memory, used or not, or those of the limit; None on a CPU."""
+        if not self.is_gpu:
+            return None
+        there = torch.cuda.get_device_properties(self.device).total_memory
+        return there if self.limit is None else min(there, int(self.limit * card.GIB))
 
     def free(self) -> int:
-        """Bytes of the GPU's memory that are not in use; 0 on a CPU."""
+        """Bytes of the GPU's memory that are not in use, within the limit; 0 on a CPU."""
         if not self.is_gpu:
             return 0
         gc.collect()
         torch.cuda.empty_cache()  # torch keeps the memory of an earlier run of this process
-        return torch.cuda.mem_get_info(self.device)[0]
+        free = torch.cuda.mem_get_info(self.device)[0]
+        if self.limit is None:
+            return free
+        return max(0, min(free, card.within_limit(self.limit) - torch.cuda.memory_reserved(self.device)))
 
     @property
     def is_gpu(self) -> bool:
@@ -71,7 +79,7 @@ def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str]
     CPU is slow in bf16.
 
     Raises:
-        SettingError: the device is missing, or torch cannot use it.
+        SettingError: the device is missing, or torch cannot use it; or a CPU has a limit that is a GPU's.
     """
     device = torch.device("cpu")
     if settings.device != "cpu":
@@ -82,13 +90,26 @@ def open_device(settings: TrainerSettings, number: int = 0, warn: Callable[[str]
             raise SettingError(f"trainer.device is cuda, but {reason}; allowed here: auto, cpu")
         elif warn is not None and reason != _NO_GPU:
             warn(f"the run is made on the CPU: {reason}")
+    _hold(device, settings.memory_limit_gib)
     precision = settings.precision
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
     if precision == "bf16" and device.type == "cpu" and warn is not None and not _computes_bf16():
         warn("this CPU has no instructions for bf16; such a one took nine times as long as with trainer.precision=fp32")
-    return Place(device, precision)
+    return Place(device, precision, settings.memory_limit_gib)
+
+
+def _hold(device: torch.device, gib: float | None) -> None:
+    """Hold this process to so many GiB of a GPU, CUDA's context included; None lifts the limit of an earlier run."""
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+        share = 1.0 if gib is None else min(1.0, card.within_limit(gib) / there)
+        if share != torch.cuda.get_per_process_memory_fraction(device):
+            torch.cuda.set_per_process_memory_fraction(share, device)
+    elif gib is not None:
+        held = f"trainer.memory_limit_gib is {gib:g}, which holds a run on a GPU to so much, and this one is on a CPU"
+        raise SettingError(f"{held}; allowed here: null (`ulimit -v` limits a process)")
 
 
 def _computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -23,7 +23,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adafrugal.settings import compose, explain
+from adafrugal.settings import checkpoint_names, compose, explain
+from adafrugal.settings.command_line import no_option
 from adafrugal.settings.schema import Settings
 from adafrugal.system import threads
 from adafrugal.system.errors import DONE, SettingError
@@ -36,6 +37,7 @@ TAKEN = (  # what may be typed for every task
     "trainer.micro_batch_size",
 )  # fmt: skip
 OF_TRAINING = ("data.seed", "data.repeat", "data.examples")  # which change no validation split
+_PLACES = "a run's directory, or a step-… of its checkpoints"
 OTHERWISE = ("data.processes", "data.store_limit_gib")  # settings of the same data
 
 
@@ -43,10 +45,14 @@ def main(arguments: Sequence[str]) -> int:
     """Print the numbers; return the exit code, as train.py's."""
     threads.wait_asleep()
     given = [argument for argument in arguments if argument != "--json"]
-    if not given or {"-h", "--help"} & set(given):
+    if {"-h", "--help"} & set(given):
         sys.stdout.write(__doc__)
         return DONE
     try:
+        if other := next((word for word in given if word.startswith("-")), None):
+            raise SettingError(no_option(other, ["--json", "--help"], beside_settings=True))
+        if not given:
+            raise SettingError(f"no checkpoint is given; allowed: {_PLACES}; see --help")
         found = evaluate(Path(given[0]), given[1:])
     except (Exception, KeyboardInterrupt) as error:
         end = classify(error)
@@ -101,15 +107,29 @@ def evaluate(place: Path, words: Sequence[str] = ()) -> dict[str, Any]:
 def _found(place: Path) -> tuple[Path, Record]:
     """Find the checkpoint, and the record of its run."""
     here = place.resolve()
-    inside = sorted((here.parent if here.name == "checkpoints" else here).glob("checkpoints/step-*"))
+    inside = sorted(checkpoint_names.run_of(str(place)).glob("checkpoints/step-*"))
     if not (here / "state.pt").exists() and not inside:
-        raise SettingError(f"{place} is no checkpoint; allowed: a run's directory, or a step-… of its checkpoints")
+        raise SettingError(_no_checkpoint(place))
     directory = inside[-1] if inside else here
     record = Record(directory.parent.parent)
     if not (record.directory / "config.yaml").exists() or "identity" not in (record.environment() or {}):
         needed = "config.yaml and environment.json, which name its data and model"
         raise SettingError(f"{directory} is not in a run's directory with {needed}; evaluate it where its run was made")
     return directory, record
+
+
+def _no_checkpoint(place: Path) -> str:
+    """Say what is at a place instead of a checkpoint."""
+    if checkpoint_names.is_checkpoint(str(place)):
+        there = ", ".join(path.name for path in sorted(place.parent.glob("step-*")) if path != place)
+        what = "is not whole" if place.exists() else "does not exist"
+        return f"{place} {what}; allowed: {there or 'a checkpoint of another run, since there are none'}"
+    run = Record(checkpoint_names.run_of(str(place)))
+    if run.status is not None:
+        reason = f" ({run.reason})" if run.reason else ""
+        return f"{place} is of a run without a checkpoint, whose status is {run.status}{reason}; allowed: {_PLACES}"
+    what = "is no checkpoint" if place.exists() else "does not exist"
+    return f"{place} {what}; allowed: {_PLACES}"
 
 
 def _settings(directory: Path, record: Record, words: Sequence[str]) -> tuple[Settings, bool]:

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adafrugal.settings.schema import Settings
-from adafrugal.system.errors import FAILED, INTERRUPTED, WRONG, SettingError, TrainingError, line
+from adafrugal.system.errors import (
+    FAILED,
+    INTERRUPTED,
+    WRONG,
+    MemoryRefusedError,
+    RunError,
+    SettingError,
+    TrainingError,
+    first_line,
+    line,
+)
 from adafrugal.system.signals import Stop
 from adafrugal.training.distributed.ranks import LostError, Ranks
 
@@ -22,6 +32,7 @@ class End(NamedTuple):
     code: int  # the exit code of the command
     reason: str = ""  # in one line, for the list of a sweep's jobs
     text: str = ""  # for stderr; empty if another process prints it
+    is_shared: bool = False  # other jobs of a sweep would end so, too
 
 
 def explained(error: BaseException, stop: Stop, ranks: Ranks, settings: Settings, directory: Path) -> BaseException:
@@ -43,11 +54,13 @@ def explained(error: BaseException, stop: Stop, ranks: Ranks, settings: Settings
     from adafrugal.memory import out_of_memory  # which needs torch
 
     memory = out_of_memory.reason(error, settings)
-    return TrainingError(memory) if memory else error
+    return MemoryRefusedError(memory) if memory else error
 
 
 def reason(error: Exception) -> str:
     """The cause of a failure in one line, for the record and the list of a sweep's jobs."""
+    if isinstance(error, MemoryRefusedError):
+        return first_line(error)
     is_foreseen = isinstance(error, SettingError | TrainingError)
     return line(error) if is_foreseen else f"{type(error).__name__}: {line(error)}"
 
@@ -57,8 +70,9 @@ def classify(error: BaseException) -> End:
     if not isinstance(error, Exception):
         return End(INTERRUPTED, text="interrupted; the same command continues")
     if isinstance(error, SettingError):
-        return End(WRONG, reason(error), f"error: {reason(error)}")
+        return End(WRONG, reason(error), f"error: {reason(error)}", is_shared=not isinstance(error, RunError))
     if isinstance(error, TrainingError):
         is_told = isinstance(error, LostError) and error.is_told
-        return End(FAILED, reason(error), "" if is_told else f"error: {reason(error)}")
+        text = str(error) if isinstance(error, MemoryRefusedError) else reason(error)
+        return End(FAILED, reason(error), "" if is_told else f"error: {text}")
     return End(FAILED, reason(error), "".join(traceback.format_exception(error)).rstrip())

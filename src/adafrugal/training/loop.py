@@ -14,8 +14,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from adafrugal.memory import measure
-from adafrugal.models.schedule import factor
 from adafrugal.optim import Frugal, Refresh, StateBytes, UpdateInBackward, state_bytes
+from adafrugal.settings.schedule import factor
 from adafrugal.settings.schema import Settings
 from adafrugal.system.errors import SettingError, TrainingError
 from adafrugal.system.signals import Stop
@@ -56,8 +56,9 @@ class Loop:
         self.clock = PhaseClock(place.device)
         self.compilation = Compilation(None)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.precision == "fp16")
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), 0.0  # seconds: the last line's end, before `fit`
         self._meter = Meter(settings, task.model, place, ranks.size)
+        self._first: StepBatch | None = None  # of this start
         self._losses: list[tuple[int, torch.Tensor]] = []  # by step, on the device; read only to record them
         self._lr = 0.0
         self._saved_step = 0
@@ -81,12 +82,19 @@ class Loop:
         if how.seconds:
             self.progress.add(0.0, {"compile": how.seconds}, how.seconds)
 
+    def wait_for_data(self, stop: Stop) -> None:
+        """Wait for the batch with which `fit` begins, unless a signal asks to stop."""
+        begun = time.perf_counter()
+        if self.progress.step < self.settings.trainer.steps:
+            self._first = self._next_batch(stop)
+        self._waited = time.perf_counter() - begun
+
     def fit(self, stop: Stop) -> bool:
         """Train to the last step; return False if stopped before it. Save a checkpoint in both cases."""
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() - self._waited
         while self.progress.step < self.settings.trainer.steps:
             try:
-                batch = self._next_batch(stop)
+                batch, self._first = self._first or self._next_batch(stop), None
             except SettingError:  # from the data, before the step begins
                 self._save()
                 raise

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from adafrugal.memory import breakdown, estimate, fit, measure, on_device
+from adafrugal.memory import breakdown, card, estimate, fit, measure, on_device
 from adafrugal.memory.fit import Fitted
 from adafrugal.models import optimizers
 from adafrugal.settings.canonical import settled
 from adafrugal.settings.compose import refuse_impossible
 from adafrugal.settings.identity import differing, still_part
 from adafrugal.settings.schema import Settings
-from adafrugal.system.errors import SettingError
+from adafrugal.system import allocator
+from adafrugal.system.errors import RunError
 from adafrugal.tracking import environment
 from adafrugal.training import branch, devices, lineage, tasks
 from adafrugal.training.checkpoints import checkpoint
@@ -53,9 +54,11 @@ class Run:
         for note in notes:
             self._warn(note)
         loop = self._set_up(place)
-        self._copy_record()
         session.ends.push(unless_at_once(loop.close))
         session.stop.training = True
+        loop.wait_for_data(session.stop)  # what the text alone shows to be wrong is refused before the run begins
+        self._describe(loop)
+        self._copy_record()
         outcome: Outcome = "finished" if loop.fit(session.stop) else "interrupted"
         if outcome == "finished":
             summary = loop.summary()
@@ -108,7 +111,6 @@ class Run:
         loop.compile(self._warn)
         if loop.compilation.mode:  # the next run of a sweep needs the memory, and torch compiles a function 8 times
             self.session.ends.callback(torch.compiler.reset)
-        self._describe(loop)
         return loop
 
     def _beginning(self) -> tuple[Path | None, dict[str, Any] | None]:
@@ -155,8 +157,8 @@ class Run:
         return task
 
     def _within_budget(self, settings: Settings, state: Mapping[str, Any] | None) -> tuple[Settings, Fitted | None]:
-        """The settings with a density that fits `optimizer.fit_gib`, and the choice if it is made now."""
-        if getattr(settings.optimizer, "fit_gib", None) is None:
+        """The settings with a density that fits the budget that they may have, and the choice if it is made now."""
+        if card.of_settings(settings) is None:
             return settings, None
         if state is not None:
             return fit.beginning_with(settings, state["account"]["fitted_density"]), None
@@ -174,6 +176,8 @@ class Run:
         """Record the environment; set status to running."""
         here = {"device": loop.place.name(), "precision": loop.place.precision}
         here |= loop.compilation.decided(loop.settings)
+        if loop.place.is_gpu and (configured := allocator.configured()) is not None:
+            here["allocator"] = configured
         if self.ranks.size > 1:
             here |= {"processes": self.ranks.size, "parallel": self.settings.trainer.parallel}
         found = environment.describe() | here | {"data": loop.task.data}
@@ -230,7 +234,7 @@ def _refuse_another(state: Mapping[str, Any], ours: Mapping[str, Any], directory
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if names:
         listed = ", ".join(f"{name} ({theirs.get(name, 'default')}; now {ours.get(name, 'default')})" for name in names)
-        raise SettingError(
+        raise RunError(
             f"the checkpoint in {directory} is of a run with other settings: {listed}; remove that directory, "
             "or set another run_root"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -13,11 +12,14 @@ from adafrugal.settings import checkpoint_names
 from adafrugal.settings.identity import CHECKPOINTS, Identity, identify
 from adafrugal.settings.schema import Settings
 from adafrugal.system import files
-from adafrugal.system.errors import MissingError, SettingError
+from adafrugal.system.errors import RunError, SettingError
 from adafrugal.system.signals import Stop
 from adafrugal.tracking.record import Record, Unwritten
 from adafrugal.training import failure, lineage
 from adafrugal.training.distributed.ranks import Ranks, is_alone, is_first
+
+_BEFORE_IT_BEGINS = ("config.yaml", "status.json", "events.jsonl")  # files of a run whose status is created
+_LOCK = ".lock"
 
 Outcome = Literal["finished", "finished before", "interrupted"]
 
@@ -60,6 +62,7 @@ class Session:
     stop: Stop
     ranks: Ranks
     ends: ExitStack  # closes the run's resources
+    holds: bool = False  # the lock of the run's directory
     begun: bool = False  # the record, so that this session sets its status
 
     def make(self) -> Outcome:
@@ -93,31 +96,40 @@ class Session:
     def note(self, caught: BaseException) -> BaseException:
         """Record what ended the run, tell the other processes, and return the error to raise."""
         error = failure.explained(caught, self.stop, self.ranks, self.made, self.record.directory)
-        if self.begun:
-            with suppress(OSError):  # a full disk, for example: the error is reported all the same
-                if isinstance(error, MissingError) and self.ranks.first and self.record.status == "created":
-                    shutil.rmtree(self.record.directory)  # a mistyped name leaves nothing behind
-                    self.record.directory.parent.rmdir()  # unless there are other runs in it
-                elif isinstance(error, Exception):
-                    self.record.set_status("failed", reason=failure.reason(error)[:1000])
-                else:
-                    self.record.set_status("interrupted")
+        with suppress(OSError):  # a full disk, for example: the error is reported all the same
+            if isinstance(error, SettingError) and self._has_begun_nothing():
+                self._leave_nothing()
+            elif self.begun and isinstance(error, Exception):
+                self.record.set_status("failed", reason=failure.reason(error)[:1000])
+            elif self.begun:
+                self.record.set_status("interrupted")
         return self.ranks.announce(error)
+
+    def _has_begun_nothing(self) -> bool:
+        """Whether the run's directory, of which this process holds the lock, has nothing that took work."""
+        is_new = self.holds and self.record.status in (None, "created")
+        return is_new and {file.name for file in self.identity.directory.iterdir()} <= {_LOCK, *_BEFORE_IT_BEGINS}
+
+    def _leave_nothing(self) -> None:
+        """Remove the run's directory, the lock last: from then on another process may begin the run in it."""
+        directory = self.identity.directory
+        for name in (*_BEFORE_IT_BEGINS, _LOCK):
+            (directory / name).unlink(missing_ok=True)
+        directory.rmdir()
+        directory.parent.rmdir()  # unless there are other runs in it
 
     def _lock(self) -> None:
         """Hold the run's directory, which one process writes at a time."""
         directory, given = self.identity.directory, f"run_root is {self.settings.run_root}"
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / ".lock").touch()
-        except OSError as error:
-            raise SettingError(f"{given}: {error.strerror}; choose a directory that can be written to") from error
-        try:
-            self.ends.enter_context(files.locked(directory / ".lock"))
+            self.ends.enter_context(files.locked(directory / _LOCK))
+            self.holds = True
         except BlockingIOError as error:
             reason = "is being written by another process; wait for it or change arm"
-            raise SettingError(f"{directory} {reason}") from error
+            raise RunError(f"{directory} {reason}") from error
         except OSError as error:
+            if error.filename:
+                raise SettingError(f"{given}: {error.strerror}; choose a directory that can be written to") from error
             raise SettingError(
                 f"{given}, whose file system has no locks ({error.strerror}); two processes could write one run "
                 "there: choose a directory on another"

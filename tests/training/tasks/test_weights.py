@@ -20,7 +20,7 @@ from transformers import (
 from adafrugal.models import decoder
 from adafrugal.settings.identity import differing, identify
 from adafrugal.settings.schema import DecoderSettings
-from adafrugal.system.errors import MissingError, SettingError
+from adafrugal.system.errors import SettingError
 from adafrugal.training import evaluate
 from adafrugal.training.distributed.ranks import Ranks
 from adafrugal.training.loop import Loop
@@ -139,7 +139,7 @@ def test_another_shape_is_refused_with_the_setting_to_change(settings, source):
     found = settings(*SHORT, f"model.weights={source.directory}", "model.hidden_size=64")
     with pytest.raises(SettingError, match=r"hidden_size is 32, and the model has 64; allowed: model.hidden_size=32"):
         run(*found)
-    with pytest.raises(MissingError, match=r"model.weights is /nowhere, and there is no such directory"):
+    with pytest.raises(SettingError, match=r"model.weights is /nowhere, and there is no such directory"):
         run(*settings(*SHORT, "model.weights=/nowhere"))
 
 

@@ -8,17 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adafrugal.system.errors import MissingError, SettingError, chain, line
-
-
-def is_path(name: str, needs_owner: bool = True) -> bool:
-    """Return whether a name can only be a path: a hub repository is owner/name, or name alone unless `needs_owner`."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (needs_owner and "/" not in name)
+from adafrugal.settings.repositories import is_path
+from adafrugal.system.errors import RunError, SettingError, chain, line
 
 
 @contextmanager
 def of_hub(setting: str, name: str, otherwise: str = "") -> Iterator[None]:
-    """Convert errors of the hub's client to a MissingError of one line; `setting` has the value `name`.
+    """Convert errors of the hub's client to a SettingError of one line; `setting` has the value `name`.
 
     `otherwise` begins the line of any other error, which is not converted if it is empty.
     """
@@ -31,24 +27,24 @@ def of_hub(setting: str, name: str, otherwise: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         if reason := _of_hub(error, setting):
-            raise MissingError(f"{setting} is {name}, {reason}") from error
+            raise SettingError(f"{setting} is {name}, {reason}") from error
         if not otherwise:
             raise
-        raise MissingError(f"{otherwise}: {line(error).partition(' Example of usage')[0]}") from error
+        raise SettingError(f"{otherwise}: {line(error).partition(' Example of usage')[0]}") from error
 
 
 @contextmanager
 def of_model(setting: str, name: str) -> Iterator[None]:
     """Convert errors in reading a model from a directory or the hub to a SettingError of one line."""
     if is_path(name, needs_owner=False) and not Path(name).is_dir():
-        raise MissingError(f"{setting} is {name}, and there is no such directory; a hub repository is owner/name")
+        raise SettingError(f"{setting} is {name}, and there is no such directory; a hub repository is owner/name")
     try:
         with of_hub(setting, name):
             yield
     except SettingError as error:
         near = Path(name).parent
         if "/" in name and near.is_dir() and not Path(name).exists():  # a path, perhaps
-            raise MissingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
+            raise SettingError(f"{error}; the directory {near} here has no {Path(name).name}") from error
         raise
     except Exception as error:  # no weights, damaged ones, no config.json, no such architecture, …
         reason = line(error).partition(" If this is a private repository")[0]
@@ -136,9 +132,9 @@ def _is_offline() -> bool:
 
 
 def refuse_other_data(before: str, now: str) -> None:
-    """Raise SettingError if the data's fingerprint has changed since the run began."""
+    """Raise RunError if the data's fingerprint has changed since the run began."""
     if now != before:
-        raise SettingError(
+        raise RunError(
             f"the run was begun on other data (fingerprint {before[:12]}, now {now[:12]}): bring back what its "
             "environment.json names (package versions, files, tokenizer), or remove its directory to begin anew"
         )

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from adafrugal.data.text import embedded, faults
 from adafrugal.data.text.documents import Rules, digest, select
+from adafrugal.settings.repositories import is_path
 from adafrugal.settings.schema import CorpusSettings, EmbeddedSettings
 from adafrugal.system import files
-from adafrugal.system.errors import MissingError, SettingError
+from adafrugal.system.errors import SettingError
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -80,8 +81,8 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         return _source(data, *_of_files(data, sorted(glob.glob(named, recursive=True))))  # noqa: PTH207 - may be absolute
     if Path(named).is_dir():
         return _source(data, *_of_layout(data))
-    if faults.is_path(named) or _format(named) or Path(named).suffix in COMPRESSIONS:
-        raise MissingError(
+    if is_path(named) or _format(named) or Path(named).suffix in COMPRESSIONS:
+        raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
             "* and ? (in quotes), or a hub repository such as allenai/c4"
         )
@@ -94,7 +95,7 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
         except SettingError as error:
             directory, name = named.split("/")
             if Path(directory).is_dir():  # perhaps a local path was meant
-                raise MissingError(f"{error}; the directory {directory} here has no {name}") from error
+                raise SettingError(f"{error}; the directory {directory} here has no {name}") from error
             raise
         with faults.of_disk(memo.parent), files.made(memo) as scratch:
             (scratch / "files.json").write_text(json.dumps(found, indent=1))
@@ -179,7 +180,7 @@ def _of_files(data: CorpusSettings, found: list[str]) -> tuple[str, dict[str, li
     if data.subset is not None:
         raise SettingError(f"data.subset is {data.subset}, and {named}: files have none; allowed: null")
     if not found:
-        raise MissingError(f"{named}, which no file matches; write it in quotes, relative to the current directory")
+        raise SettingError(f"{named}, which no file matches; write it in quotes, relative to the current directory")
     formats = {_format(file) for file in found}
     if len(formats) > 1 or None in formats:
         endings = sorted({"".join(Path(file).suffixes[-2:]) or Path(file).name for file in found})
@@ -203,7 +204,7 @@ def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
     with faults.of_hub("data.source", name, otherwise):
         builder = datasets.load_dataset_builder(name, data.subset, revision=data.revision)
     if not builder.config.data_files:
-        raise MissingError(f"data.source is {name}, which has no data files that datasets can read")
+        raise SettingError(f"data.source is {name}, which has no data files that datasets can read")
     splits = {str(split): list(found) for split, found in builder.config.data_files.items()}
     return type(builder).__module__.rsplit(".", 1)[-1], splits
 

@@ -19,7 +19,7 @@ from adafrugal.models import decoder, llama
 from adafrugal.models.loss import TokenNats
 from adafrugal.models.recompute import checkpoint_activations
 from adafrugal.settings.schema import DecoderSettings, Settings
-from adafrugal.system.errors import SettingError
+from adafrugal.system.errors import RunError
 from adafrugal.training.distributed import parallel
 from adafrugal.training.tasks.task import StepBatch, Task
 
@@ -78,7 +78,7 @@ class Pretrain(Task):
         place, before = decoder.weights_of(settings), (state or {}).get("pretrained_weights")
         now = self.ranks.tell(decoder.fingerprint(place) if place is not None and self.ranks.first else None)
         if None not in (before, now) and now != before:
-            raise SettingError(
+            raise RunError(
                 f"the weights in {place} are not those with which the run began (fingerprint {before[:12]}, now "
                 f"{now[:12]}): bring those back, or remove the run's directory to begin anew"
             )

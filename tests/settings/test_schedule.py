@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from adafrugal.models.schedule import factor
+from adafrugal.settings.schedule import factor
 from adafrugal.settings.schedule_settings import (
     ConstantSchedule,
     CosineSchedule,
