@@ -85,6 +85,7 @@ def test_what_answers_at_once_does_not_wait_for_torch(start):
 def test_modules_have_names_of_their_own_and_rooms():
     names = Counter(module.rpartition(".")[2] for module, file in MODULES.items() if file.name != "__init__.py")
     names.pop("__main__")
+    names.update(file.stem for file in (REPOSITORY / "tests").rglob("*.py"))  # pytest imports them by their names
     assert [name for name, count in names.items() if count > 1] == []
     assert [file.name for file in (SRC / "adafrugal").glob("*.py")] == ["__init__.py"]
     assert not {"utils", "helpers", "common"} & set(names)

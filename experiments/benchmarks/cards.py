@@ -70,7 +70,7 @@ def bars() -> list[dict[str, Any]]:
 def table() -> list[dict[str, Any]]:
     """For each model and card, the cuts that suffice, and what the card must have with them."""
     from adafrugal.memory import card
-    from adafrugal.memory.cuts import cuts, foretold
+    from adafrugal.memory.savings import cuts, foretold
     from adafrugal.settings import compose
 
     known: dict[str, Any] = {}

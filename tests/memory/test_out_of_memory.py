@@ -38,7 +38,7 @@ def test_other_errors_of_memory_are_explained_and_no_others(settings, monkeypatc
     def refused(_):
         raise MemoryError
 
-    monkeypatch.setattr("adafrugal.memory.cuts.estimate", refused)
+    monkeypatch.setattr("adafrugal.memory.savings.estimate", refused)
     chosen, _ = settings()
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
         said = out_of_memory.reason(error, chosen)

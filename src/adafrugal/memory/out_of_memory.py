@@ -41,7 +41,7 @@ def reason(error: BaseException, settings: Settings) -> str | None:
 
 def _advice(settings: Settings) -> str:
     """The estimate, what there is for it, and a line for each setting that lowers it."""
-    from adafrugal.memory.cuts import cuts, foretold, takes
+    from adafrugal.memory.savings import cuts, foretold, takes
 
     room, is_gpu = _room(settings)
     peak = foretold(settings)

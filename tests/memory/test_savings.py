@@ -3,8 +3,8 @@
 import math
 from itertools import pairwise
 
-from adafrugal.memory.cuts import cuts
 from adafrugal.memory.estimate import estimate
+from adafrugal.memory.savings import cuts
 
 ALL = (
     "model.loss_chunk_rows=256", "trainer.activation_checkpointing=layers", "trainer.micro_batch_size=1",
