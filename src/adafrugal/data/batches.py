@@ -100,7 +100,7 @@ class TrainingBatches:
         if not total:
             raise SettingError(
                 f"the training part of the text has not one row of trainer.sequence_length ({self._plan.layout.length})"
-                " tokens; shorten the sequence, or see what data.source reads"
+                " tokens; shorten the sequence, lower data.held_out, or see what data.source reads"
             )
         why = "data.store_limit_gib is reached" if self._train.full else "the text has no more"
         raise SettingError(

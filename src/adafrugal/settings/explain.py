@@ -90,7 +90,8 @@ def _elsewhere(group: str, name: str) -> str:
     files = sorted((REPOSITORY / "conf" / group).glob("*.yaml")) if kinds else []
     having = [file.stem for file in files if any(re.search(rf"schema_{kind}\b", file.read_text()) for kind in kinds)]
     having.sort(key=lambda file: file not in kinds)  # what several files extend comes first
-    return f", which is a setting of {' and '.join(f'{group}={file}' for file in having[:2])}" if having else ""
+    named = [f"{group}={file}" for file in having[:2]] + ["others"] * (len(having) > 2)
+    return f", which is a setting of {' and '.join(named)}" if named else ""
 
 
 def explain(error: Exception) -> str:

@@ -23,6 +23,7 @@ from adafrugal.system import files
 from adafrugal.system.errors import SettingError
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+LOADERS = {*FORMATS.values(), "csv", "arrow"}  # of datasets, which has others for pictures, proteins, …
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 PIECES, CHARACTERS = 256, 1 << 20  # limits of a bundle; the first one reached closes it
 RETRIES = 4  # of a file after network errors, with waits of 10 to 80 seconds
@@ -206,7 +207,14 @@ def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
     if not builder.config.data_files:
         raise SettingError(f"data.source is {name}, which has no data files that datasets can read")
     splits = {str(split): list(found) for split, found in builder.config.data_files.items()}
-    return type(builder).__module__.rsplit(".", 1)[-1], splits
+    loader = type(builder).__module__.rsplit(".", 1)[-1]
+    if loader not in LOADERS:
+        file = Path(next(iter(splits.values()))[0]).name
+        raise SettingError(
+            f"data.source is {name}, most of whose files are no text that is read, such as {file}; allowed: files of "
+            f"{', '.join((*FORMATS, '.csv', '.arrow'))}, or a pattern in quotes such as '{name}/*.txt'"
+        )
+    return loader, splits
 
 
 def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> Source:
