@@ -114,10 +114,11 @@ def test_files_of_several_or_unknown_formats_are_refused(resolve, files):
 
 
 def test_a_directory_of_what_is_no_text_is_refused(resolve, tmp_path):
+    (place := tmp_path / "notes").mkdir()
     for name in ("one.md", "two.md"):
-        (tmp_path / name).write_text("some text\n")
+        (place / name).write_text("some text\n")
     with pytest.raises(SettingError, match=r"most of whose files are no text that is read, such as one.md; allowed:"):
-        resolve(source=str(tmp_path), **ALL)
+        resolve(source=str(place), **ALL)
 
 
 def test_a_missing_column_is_one_line_with_those_that_are_there(resolve, files):
