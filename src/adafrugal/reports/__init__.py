@@ -5,7 +5,8 @@ table      runs side by side, as `python -m adafrugal.reports` prints them; summ
 arms       the runs that a command would make, identified by their settings
 descent    the search for an arm's rates, replayed from losses; searches: its trials among the records
 page_file  the keys of a page's file; plan: pages with the runs that belong to each
-layouts    the tables of a page; cells: their columns; decisions, lengths: those of a test, and of several lengths
+layouts    the tables of a page; cells: their columns; decisions, lengths, spreads: those of a test, of several lengths,
+           and of two kinds of seeds
 best       arms at the best of a grid, or at the rates that another section found; origin: what made a table's runs
 claims     the papers' claims on a table
 pictures   a run, or a table's arms; losses over the steps; curves, frontier: a search, and loss against state, with

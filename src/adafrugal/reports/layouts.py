@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports import best, decisions, lengths, table
+from adafrugal.reports import best, decisions, lengths, spreads, table
 from adafrugal.reports.arms import RATES, Job
 from adafrugal.reports.cells import COLUMNS, compared
 from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid
@@ -101,6 +101,7 @@ def rules(section: Section) -> list[str]:
     is_searched = section.kind == "search" or section.search or section.best_of or section.source
     return [
         *([lengths.RULE] if section.kind == "lengths" else []),
+        *([spreads.RULE] if section.kind == "spreads" else []),
         *([decisions.RULE] if section.decisions else []),
         *([best.rule(section)] if section.best_of else []),
         *([best.rates_rule(section)] if section.source else []),
@@ -209,8 +210,14 @@ def _lengths(section: Section) -> dict[str, Grid]:
     return {"": lengths.grid(section.jobs, section.reference[0])}
 
 
+def _spreads(section: Section) -> dict[str, Grid]:
+    """Return the table of how far runs lie apart that differ in their seeds."""
+    return {"": spreads.grid(section.jobs)}
+
+
 KINDS = {
-    "comparison": _comparison, "search": _search, "scores": _scores, "lengths": _lengths, "side_by_side": _side_by_side,
+    "comparison": _comparison, "search": _search, "scores": _scores, "lengths": _lengths, "spreads": _spreads,
+    "side_by_side": _side_by_side,
 }  # fmt: skip
 KINDS_WITH = {  # key of a section -> the kinds that have it
     "columns": ("comparison", "side_by_side"), "arms": ("comparison", "side_by_side"), "best_of": ("comparison",),

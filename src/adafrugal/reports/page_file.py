@@ -28,7 +28,7 @@ class SectionFile:
     title: str = ""  # the page's by default
     commands: list[str] = MISSING  # to make its runs, without `python train.py`; they decide its rows
     note: str = ""  # below the title
-    kind: str = "comparison"  # the layout: comparison, search, scores, lengths or side_by_side
+    kind: str = "comparison"  # the layout: comparison, search, scores, lengths, spreads or side_by_side
     arms: dict[str, str | None] = field(default_factory=dict)  # rows to show, in this order -> names; {}: all
     columns: list[str] = field(default_factory=lambda: ["n", "loss", "difference", *cells.USUAL[1:]])
     reference: list[str] = field(default_factory=lambda: ["adamw"])  # rows to compare the others with

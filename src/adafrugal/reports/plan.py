@@ -114,7 +114,7 @@ def _section(file: SectionFile, path: Path) -> Section:
     if section.kind == "side_by_side":
         return section
     tuned = next((job.name for job in section.jobs if job.settings.task.kind == "finetune"), None)
-    if tuned is not None and section.kind in ("comparison", "lengths"):
+    if tuned is not None and section.kind in ("comparison", "lengths", "spreads"):
         raise SettingError(f"{where}: kind is {section.kind}, and {tuned} is fine-tuning; allowed: scores")
     for name in section.best_of:
         swept = dict.fromkeys(name for job in section.jobs for name in job.swept)
