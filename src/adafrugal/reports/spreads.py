@@ -12,8 +12,8 @@ from adafrugal.reports.grid import MISSING, Cell, Grid
 
 RULE = (
     "Each number is a standard deviation (n − 1) of the final validation loss, with its 95% interval for normally "
-    "distributed losses, and the number of runs. `seed` draws weights, dropout and subspaces, `data.seed` the order of the "
-    "data; by default it is `seed`."
+    "distributed losses, and the number of runs. `seed` draws weights, dropout and subspaces, `data.seed` the order of "
+    "the data; by default it is `seed`."
 )
 HEAD = ["arm", "both seeds", "`seed` alone", "`data.seed` alone"]
 
