@@ -32,12 +32,11 @@ OPTIMIZERS = ("adamw", "frugal", "badam", "galore")
 SVD_UP_TO = ("60m", "130m")  # GaLore's first step takes an exact SVD of every matrix, minutes for the larger models
 DENSITIES = {"ρ 0.06": ("optimizer=adafrugal", "optimizer.density.start=0.06"), "ρ 0": ("optimizer=signsgd",)}
 LIMIT = "trainer.memory_limit_gib=15"
+CODES = ("optimizer=adafrugal", "optimizer.density.start=0.05", "optimizer.state_dtype=int8")
 HELD = {  # LLaMA 7B as on a card of 16 GB, whatever the card
-    "ρ 0.05, held to 15 GiB": (
-        "optimizer=adafrugal", "optimizer.density.start=0.05", "optimizer.state_dtype=int8",
-        "optimizer.state_on=cpu_always_full", LIMIT,
-    ),
-}  # fmt: skip
+    "ρ 0.05, 8 bits": CODES,
+    "ρ 0.05, held to 15 GiB": (*CODES, "optimizer.state_on=cpu_always_full", LIMIT),
+}
 TINY = ("model=llama_tiny", "data.tokenizer.vocabulary_size=512", "trainer.sequence_length=8", "trainer.batch_size=1")
 ONE_ROW = ("trainer.precision=bf16", "trainer.batch_size=1", "trainer.sequence_length=256")
 Words = tuple[str, ...]
