@@ -262,7 +262,10 @@ def _member(group: Group, states: States, place: int) -> Member | None:
         return None
     storage.begin(param, state, group, chosen)
     moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]])] if has_moments(state) else []
-    moments += [state[SCALES[name]] for name in storage.in_codes(state, group)]
+    in_codes = storage.in_codes(state, group)
+    if in_codes and in_codes != list(moment_names(state, group)):  # of some moments alone; `begin` makes no such state
+        return None
+    moments += [state[SCALES[name]] for name in in_codes]
     if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
     first, first_moment = _first(param, state, group)

@@ -168,10 +168,14 @@ def test_codes_and_what_keeps_no_state_share_a_launch(subspace, launches):
     assert of_codes == [True, False], "the second group's are a vector, and rows that are too short"
 
 
-def test_codes_whose_scales_lie_elsewhere_are_left_to_torch(launches):
+@pytest.mark.parametrize(
+    "change", [{"exp_avg_sq_scale": torch.ones(64, 1, device="meta")}, {"exp_avg_sq": torch.ones(64, 64)}]
+)
+def test_codes_without_scales_here_or_of_one_moment_are_left_to_torch(change, launches):
     params = matrices([(64, 64)])
     optimizer = stepped(frugal(params, density=1.0, state_dtype="int8"), [0])
-    optimizer.state[params[0]]["exp_avg_sq_scale"] = optimizer.state[params[0]]["exp_avg_sq_scale"].to("meta")
+    assert updates._member(optimizer.param_groups[0], optimizer.state, 0)
+    optimizer.state[params[0]].update(change)
     assert updates._member(optimizer.param_groups[0], optimizer.state, 0) is None
 
 
