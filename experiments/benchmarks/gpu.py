@@ -38,8 +38,9 @@ from adafrugal.tracking import environment
 
 HERE = Path(__file__).resolve().parent
 STEPS = (
-    "frugal blocks 0.25", "frugal slab 0.25", "frugal columns 0.25", "frugal rows 0.25", "frugal 0 (signsgd)",
-    "frugal svd 0.25, iterated", "frugal blocks 0.25, whiten", "frugal blocks 0.25, sinkhorn",
+    "frugal blocks 0.25", "frugal blocks 0.25, int8", "frugal slab 0.25", "frugal columns 0.25",
+    "frugal columns 0.25, int8", "frugal rows 0.25", "frugal 0 (signsgd)", "frugal svd 0.25, iterated",
+    "frugal blocks 0.25, whiten", "frugal blocks 0.25, sinkhorn",
 )  # fmt: skip
 CARD = """
 import json, torch
@@ -87,7 +88,7 @@ def stages(device: str, cache: Path) -> list[Stage]:
             Stage("tests", [*tests, "tests/training/test_clock.py"], 200, writes=False),
             Stage("arms", script("arms", "--arms", "adamw", "adafrugal", "--steps", "2", *kept), 200),
             Stage("memory", script("device_memory", "--steps", "2", "--processes", "1"), 200, beside=True),
-            Stage("steps", script("optimizer_step", "--sizes", "tiny", "--only", STEPS[0], "--seconds", "0.1",
+            Stage("steps", script("optimizer_step", "--sizes", "tiny", "--only", *STEPS[:2], "--seconds", "0.1",
                                   "--passes", "tiny"), 200),
             Stage("loop", [*loop, "--optimizers", "adamw", "frugal"], 200, beside=True),
             Stage("loop_small", loop, 200),

@@ -6,9 +6,10 @@ r"""What does a step of each optimizer cost? Each is paired with torch's fused A
 The parameters are those of the papers' LLaMA shapes, fp32, with random gradients. For each optimizer:
 milliseconds per step (median), the median of its ratios to the AdamW step beside it, the bytes that must move as a
 share of AdamW's, the time they take (the floor), milliseconds of a refresh, and bytes of state. The bytes are 28 for
-an entry with AdamW state (weight, gradient, two moments; all but the gradient are read and written), 12 for one
-without; the floor is at the bandwidth, measured beside each optimizer, of an addition in place, which moves memory as
-an update does. With --passes, forward and backward passes of some sizes are timed, too, after the steps.
+an entry with AdamW state (weight, gradient, two moments; all but the gradient are read and written), 16 if its moments
+are in 8 bits, 12 for one without; the floor is at the bandwidth, measured beside each optimizer, of an addition in
+place, which moves memory as an update does. With --passes, forward and backward passes of some sizes are timed, too,
+after the steps.
 """
 
 from __future__ import annotations
@@ -85,9 +86,11 @@ def ours(**settings: Any) -> Make:
 
 OURS: dict[str, Make] = {
     "frugal blocks 0.25": ours(density=0.25),
+    "frugal blocks 0.25, int8": ours(density=0.25, state_dtype="int8"),
     "frugal blocks 0.25, by elements": ours(density=0.25, subspace={"kind": "blocks", "match": "elements"}),
     "frugal slab 0.25": ours(density=0.25, subspace="slab"),
     "frugal columns 0.25": ours(density=0.25, subspace="columns"),
+    "frugal columns 0.25, int8": ours(density=0.25, subspace="columns", state_dtype="int8"),
     "frugal rows 0.25": ours(density=0.25, subspace="rows"),
     "frugal blocks 0.25, whiten": ours(density=0.25, state_free="whiten"),
     "frugal blocks 0.25, sinkhorn": ours(density=0.25, state_free="sinkhorn"),
@@ -197,9 +200,7 @@ def bytes_to_move(optimizer: torch.optim.Optimizer, groups: ParameterGroups) -> 
         return FULL * entries
     if not isinstance(optimizer, Frugal) or optimizer.param_groups[0]["state_full"] != "adamw":
         return None
-    free = sum(p.numel() for group in groups if group["split"] for _, p in group["params"])
-    free -= optimizer.selected_entries()
-    return FULL * (entries - free) + FREE * free
+    return FREE * entries + 2 * sum(roles.get("moments", 0) for roles in optimizer.state_bytes().values())
 
 
 def measure(size: str, name: str, make: Make, groups: ParameterGroups, seconds: float, device: str) -> Row:
@@ -243,8 +244,9 @@ def share_moments(optimizer: torch.optim.Optimizer, reference: torch.optim.Optim
     """Let both have the same memory for tensors that are not split."""
     for _, param in (pair for group in groups if not group["split"] for pair in group["params"]):
         for name in {"exp_avg", "exp_avg_sq"} & optimizer.state[param].keys():
-            if type(optimizer.state[param][name]) is torch.Tensor:  # torchao's are made of several
-                reference.state[param][name] = optimizer.state[param][name]
+            moment = optimizer.state[param][name]
+            if type(moment) is torch.Tensor and moment.is_floating_point():  # else of several, as torchao's, or codes
+                reference.state[param][name] = moment
 
 
 def pair(

@@ -24,7 +24,7 @@ def zeros(like: Tensor, is_signed: bool) -> tuple[Tensor, Tensor]:
 
 def scales_shape(shape: torch.Size) -> tuple[int, int]:
     """Return the shape of the scales of codes of this shape: rows and blocks."""
-    rows, length = _rows(shape)
+    rows, length = rows_of(shape)
     return rows, -(-length // BLOCK)
 
 
@@ -32,7 +32,7 @@ def decode(codes: Tensor, scales: Tensor) -> Tensor:
     """Return the float32 values of codes."""
     values = codes.float().div_(torch.iinfo(codes.dtype).max)
     values = values.square().square_().copysign_(values)
-    rows, length = _rows(codes.shape)
+    rows, length = rows_of(codes.shape)
     if length % BLOCK:
         values.view(rows, length).mul_(scales.repeat_interleave(BLOCK, 1)[:, :length])
     else:
@@ -53,7 +53,7 @@ def encode(values: Tensor, is_signed: bool, noise: Tensor | None = None) -> tupl
             kept; None: to the nearest.
     """
     dtype = torch.int8 if is_signed else torch.uint8
-    most, (rows, length) = torch.iinfo(dtype).max, _rows(values.shape)
+    most, (rows, length) = torch.iinfo(dtype).max, rows_of(values.shape)
     blocks = -(-length // BLOCK)
     size = torch.nn.functional.pad(values.abs().reshape(rows, length), (0, blocks * BLOCK - length))
     scales = size.view(rows, blocks, BLOCK).amax(2)
@@ -67,6 +67,6 @@ def encode(values: Tensor, is_signed: bool, noise: Tensor | None = None) -> tupl
     return (codes.copysign_(values) if is_signed else torch.maximum(codes, values.sign())).to(dtype), scales
 
 
-def _rows(shape: torch.Size) -> tuple[int, int]:
+def rows_of(shape: torch.Size) -> tuple[int, int]:
     """Return the number of rows, and the entries of one; a vector is one row."""
     return (1, shape.numel()) if len(shape) < 2 else (shape[0], shape[1:].numel())

@@ -23,6 +23,7 @@ from adafrugal.optim.accounting import StateBytes, state_bytes
 from adafrugal.optim.attempt import Attempt
 from adafrugal.optim.controls import Control
 from adafrugal.optim.kernels import tables
+from adafrugal.optim.moves import Moves
 from adafrugal.optim.options import Group, SplitOptions
 from adafrugal.optim.refresh import Event, Refresh
 from adafrugal.optim.state import complete_all
@@ -129,6 +130,7 @@ class Frugal(SavedOptimizer):
         self._attempt = Attempt()
         self._launches: updates.Kept = {}
         self._products: displacement.Products = {}
+        self._moves = Moves()
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         options.refuse_foreign({"differentiable": differentiable})
         defaults = {
@@ -210,6 +212,7 @@ class Frugal(SavedOptimizer):
                 self._begin_step()
             for group in self.param_groups:
                 self._update(group)
+            self._moves.end()
             self._end_period()
             events = self._attempt.end()
         after = self.state_bytes().total if events and self._refresh_hooks else 0
@@ -221,7 +224,8 @@ class Frugal(SavedOptimizer):
     def _update(self, group: Group) -> None:
         """Update the tensors of a group that have a gradient."""
         displacement.note(group, self.state, self._products)
-        updates.update(group, self.state, self._launches)
+        with self._moves.beside(group):
+            updates.update(group, self.state, self._launches)
 
     def _end_period(self) -> None:
         """Let intervals that read gradients decide whether the next step selects anew."""
@@ -382,4 +386,4 @@ class Frugal(SavedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._attempt, self._launches, self._products = Attempt(), {}, {}
+        self._attempt, self._launches, self._products, self._moves = Attempt(), {}, {}, Moves()

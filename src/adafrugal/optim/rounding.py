@@ -84,10 +84,10 @@ class Rounding:
     def store(self, target: Tensor, result: Tensor, role: Role) -> None:
         """Write `result` (same shape, any floating dtype) into `target`."""
         if not (self.stochastic and target.dtype == torch.bfloat16):
-            target.copy_(result.to(target.dtype))
+            target.copy_(result.to(target.dtype), non_blocking=True)
             return
         # add 16 bits of noise to the 16 bits that bfloat16 drops: the probability that the sum carries into the bits
         # that stay is the fraction that the dropped bits are
         bits = result.float().contiguous().view(torch.int32)
         rounded = self.noise(result, role).add_(bits).bitwise_and_(-(2**16)).view(torch.float32)
-        target.copy_(torch.where(result.isfinite(), rounded, result).to(target.dtype))
+        target.copy_(torch.where(result.isfinite(), rounded, result).to(target.dtype), non_blocking=True)

@@ -91,8 +91,8 @@ def needs_copies(param: Tensor, state: Mapping[str, Any], group: Group) -> bool:
 def widened(state: Mapping[str, Any], name: str, rows: Any, like: Tensor) -> Tensor:
     """Return some rows (`...`: all) of a moment in dtype and on device of `like`: a view if it is so, else a copy."""
     if _is_in_codes(state, name):
-        return eight_bits.decode(*(state[key][rows].to(like.device) for key in (name, SCALES[name])))
-    value: Tensor = state[name][rows].to(like.device).to(like.dtype)  # one copy of both would be by pageable memory
+        return eight_bits.decode(*(_moved(state[key][rows], like) for key in (name, SCALES[name])))
+    value: Tensor = _moved(state[name][rows], like).to(like.dtype)  # one copy of both would be by pageable memory
     return value
 
 
@@ -101,9 +101,13 @@ def store(state: Mapping[str, Any], name: str, rows: Any, value: Tensor, roundin
     if _is_in_codes(state, name):
         noise = rounding.noise(value, role)
         for target, part in zip((state[name], state[SCALES[name]]), _encoded(name, value, noise), strict=True):
-            target[rows].copy_(part)
+            target[rows].copy_(part, non_blocking=True)
     elif (state[name].dtype, state[name].device) != (value.dtype, value.device):
         rounding.store(state[name][rows], value, role)
+
+
+def _moved(stored: Tensor, like: Tensor) -> Tensor:
+    return stored.to(like.device, non_blocking=True)
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 one shape that are projected, or whose state-free rule sees more than entries and takes stacks. Elsewhere `together`:
 tensors that rules update in place, all of a group in few calls. `alone`: matrices whose subspace works on copies, or
 whose state-free rule sees more than entries, one after the other, so that only one matrix is copied at a time.
-`by copies`: tensors that are stored in fewer bits than they are updated in, or whose moments lie elsewhere.
+`by copies`: tensors that are stored in fewer bits than they are updated in, or whose moments lie elsewhere; on a GPU
+only what no launch takes, such as randk, projections, and rules that see more than entries.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from adafrugal.optim.rounding import Rounding, noise_key
 from adafrugal.optim.rules import MOMENTS, Free, Full, Rates
 from adafrugal.optim.sharding import directions, shards
 from adafrugal.optim.sharding.shards import here, is_sharded, local, local_grad
-from adafrugal.optim.state import has_moments, moment_names, selection
+from adafrugal.optim.state import SCALES, has_moments, moment_names, selection
 from adafrugal.optim.state_free import SGD
 from adafrugal.optim.subspaces import Selection
 from adafrugal.optim.subspaces.projections import Projection
@@ -260,9 +261,11 @@ def _member(group: Group, states: States, place: int) -> Member | None:
     if not is_full and group["state_free"].kind not in tables.RULES_FREE:
         return None
     storage.begin(param, state, group, chosen)
-    if storage.in_codes(state, group):
-        return None
     moments = [state[name] for name in ("step", *MOMENTS[group["state_full"]])] if has_moments(state) else []
+    in_codes = storage.in_codes(state, group)
+    if in_codes and in_codes != list(moment_names(state, group)):  # of some moments alone; `begin` makes no such state
+        return None
+    moments += [state[SCALES[name]] for name in in_codes]
     if not all(moment.is_contiguous() and moment.device == target.device for moment in moments):
         return None
     first, first_moment = _first(param, state, group)
@@ -284,6 +287,7 @@ def _parts(target: Tensor, state: dict[str, Any], group: Group, chosen: Selectio
     axis, selected = subspace.axis(target.shape), subspace.positions(target.shape, chosen).to(target.device)
     slots = torch.full((target.shape[axis],), -1, dtype=torch.int32, device=target.device)
     slots.scatter_(0, selected, torch.arange(len(selected), dtype=torch.int32, device=target.device))
+    slots = torch.cat([slots, selected.to(torch.int32)])
     return [Part("columns" if axis else "rows", 0, target.numel(), first_moment, slots)]
 
 

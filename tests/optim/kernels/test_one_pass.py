@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import parameters, saved_and_loaded, stepped
 
-from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, rounding
+from adafrugal.optim import Frugal, LinearDecay, UpdateInBackward, eight_bits, rounding, storage
 from adafrugal.optim.kernels import tables
 from adafrugal.optim.rules import Rates
 
@@ -178,3 +179,135 @@ def test_a_gradient_that_is_no_number_shows_and_maximize_turns_the_rest(how, dev
     wanted = torch.full((4, 8), -1.0)
     wanted[1, 3] = float("nan")
     torch.testing.assert_close(param.detach().cpu(), wanted, equal_nan=True)
+
+
+# -- moments in 8 bits ------------------------------------------------------------------------------------------------
+
+LONG = [(16, 600), (13, 29), (5, 1030), (20, 256), (1, 70)]  # rows of several blocks, whole ones or not
+CODES = {"lr": 0.01, "weight_decay": 0.1, "density": 0.5, "interval": 3, "state_dtype": "int8", "compile": False}
+
+
+def pair(device, shapes, split=True, dtype=torch.float32, **options):
+    """The plain form on a CPU, and the kernel, of the same parameters."""
+    made = []
+    for fused, place in ((False, "cpu"), (True, device)):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(place, dtype)) for s in shapes]
+        given = options if split else {k: v for k, v in options.items() if k not in ("density", "interval")}
+        made.append(Frugal([{"params": params, "split": split}], fused=fused, **given))
+    return made
+
+
+def step_from_the_same(plain, fast, generator):
+    """Give the kernel the plain form's weights and state, then let both make a step; yield what each has now."""
+    pairs = [*zip(*(optimizer.param_groups[0]["params"] for optimizer in (plain, fast)), strict=True)]
+    for ours, theirs in pairs:
+        theirs.data.copy_(ours)
+        for name, value in fast.state[theirs].items():
+            if isinstance(value, torch.Tensor) and value.shape == plain.state[ours][name].shape:
+                value.copy_(plain.state[ours][name])
+        ours.grad = torch.randn(ours.shape, generator=generator).to(ours.dtype)
+        theirs.grad = ours.grad.to(theirs.device)
+    for optimizer in (plain, fast):
+        optimizer.step()
+    for ours, theirs in pairs:
+        yield *(p.detach().cpu() for p in (ours, theirs)), plain.state[ours], fast.state[theirs]
+
+
+@pytest.mark.filterwarnings("ignore:no group says split=True")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("subspace", "options"),
+    [
+        *itertools.product(["blocks", "slab", "rows", "columns"], [{}, {"state_full": "lion"}]),
+        *itertools.product(["rows", "columns", "slab"], [{"on_refresh": "keep"}, {"on_refresh": "keep_overlap"}]),
+        ("randperm", {"state_full": "sgdm", "state_free": "none"}),
+        ("blocks", {"split": False, "shapes": [(32, 3, 5, 20), *LONG], "on_refresh": "reset"}),
+        *itertools.product(["slab", "columns"], [{"dtype": torch.bfloat16, "stochastic_rounding": True}]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_of_the_same_codes_it_makes_those_of_the_plain_form(device, subspace, options, codes):
+    plain, fast = pair(device, **{"subspace": subspace, "shapes": LONG} | CODES | options)
+    generator, compared = torch.Generator().manual_seed(1), 0
+    for _ in range(4):
+        for ours, theirs, state, other in step_from_the_same(plain, fast, generator):
+            is_exact = ours.dtype == torch.float32
+            torch.testing.assert_close(theirs, ours, rtol=1e-5 if is_exact else 2**-7, atol=1e-5 if is_exact else 1e-3)
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    assert (value.dtype, value.shape) == (other[name].dtype, other[name].shape), name
+                    differ = (other[name].cpu().double() - value.double()).abs()
+                    if name in storage.in_codes(state, plain.param_groups[0]):
+                        assert differ.sum() <= 1e-3 * differ.numel() + 2, "by noise of 16 bits: no value is far away"
+                        assert differ.numel() == 0 or differ.max() <= 1
+                        compared += differ.numel()
+                    else:
+                        assert (differ <= 2e-6 * value.abs()).all(), name
+    assert compared > 1000
+
+
+@pytest.mark.filterwarnings("ignore:the saved state replaces settings")
+@pytest.mark.parametrize("written_by", [0, 1])
+def test_a_state_that_one_form_has_saved_is_read_by_the_other(written_by, codes):
+    writer = stepped(pair("cpu", LONG, subspace="columns", **CODES)[written_by], range(2))
+    saved, ends = saved_and_loaded(writer), []
+    for reader in pair("cpu", LONG, subspace="columns", **CODES):
+        fused = reader.param_groups[0]["fused"]
+        reader.load_state_dict(saved)
+        reader.param_groups[0]["fused"] = fused
+        for ours, theirs in zip(parameters(reader), parameters(writer), strict=True):
+            ours.data.copy_(theirs)
+        ends.append(parameters(stepped(reader, [2])))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("first", [0, 2**32 - 700])
+def test_codes_are_drawn_by_seed_step_tensor_and_entry_and_keep_the_mean(device, first, codes):
+    """With β = 0 the moments are g and g², whatever they were."""
+    rows, number = 200, 5
+    row = torch.randn(300, generator=torch.Generator().manual_seed(0)) * 10 ** (-4 * torch.linspace(0, 1, 300))
+    row[::7] = 0
+    param = torch.nn.Parameter(torch.zeros(rows, 300, device=device))
+    param.grad = row.expand(rows, -1).contiguous().to(device)
+    state, exact, means = {"step": torch.zeros((), device=device)}, (param.grad, param.grad**2), []
+    for name in ("exp_avg", "exp_avg_sq"):
+        state |= zip((name, f"{name}_scale"), eight_bits.zeros(param, name == "exp_avg"), strict=True)
+    parts = [tables.Part("full", 0, param.numel(), first)]
+    table = tables.Table([tables.Member(param, state, parts, number, 0)], "adamw", "none", stochastic=False)
+    for key in (3, 2**31 - 1, 77):
+        table.launch(Rates(0.0, betas=(0.0, 0.0)), 0.0, key)
+        means.append([eight_bits.decode(state[name], state[f"{name}_scale"]) for name in ("exp_avg", "exp_avg_sq")])
+        for role, (name, value) in enumerate(zip(("exp_avg", "exp_avg_sq"), exact, strict=True), 1):
+            noise = rounding.noise(key, number, role, first, value)
+            found, scales = eight_bits.encode(value, role == 1, noise)
+            torch.testing.assert_close(state[f"{name}_scale"], scales, rtol=1e-6, atol=0)
+            assert (state[name] != found).float().mean() < 1e-3
+    for role, value in enumerate(exact):
+        drawn = torch.cat([each[role] for each in means])
+        ends = (torch.full(value.shape, noise, device=device) for noise in (0, 2**16 - 1))
+        up, down = (eight_bits.decode(*eight_bits.encode(value, role == 0, noise)) for noise in ends)
+        most = 5 * (up - down)[0].abs() / 2 / len(drawn) ** 0.5
+        assert ((drawn.mean(0) - value[0]).abs() <= most + 1e-6 * value[0].abs()).all()
+    assert (state["exp_avg_sq"][0, row != 0] > 0).all()
+    assert (state["exp_avg_sq"][:, ::7] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")  # NumPy's
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e25])
+def test_what_is_not_finite_shows_in_its_block_as_in_the_plain_form(device, wrong, codes):
+    ends = []
+    for optimizer in pair(device, [(4, 600)], **CODES | {"density": 1.0}):
+        (param,) = optimizer.param_groups[0]["params"]
+        for _ in range(2):
+            param.grad = torch.ones_like(param)
+            param.grad[1, 300] = wrong
+            optimizer.step()
+        state = {name: value.cpu() for name, value in optimizer.state[param].items() if isinstance(value, torch.Tensor)}
+        moments = [eight_bits.decode(state[name], state[f"{name}_scale"]) for name in ("exp_avg", "exp_avg_sq")]
+        ends.append([value.isfinite() for value in (param.detach().cpu(), *moments)])
+    assert all(map(torch.equal, *ends))
+    assert not ends[0][2][1, 256:512].any()
+    assert ends[0][2].sum() == 4 * 600 - 256

@@ -150,6 +150,35 @@ def test_rounding_that_is_set_later_is_not_recorded(launches, recording):
         optimizer.step()
 
 
+def test_codes_that_begin_later_are_not_recorded(launches, recording):
+    optimizer = frugal(matrices([(64, 64)]), density=1.0, capturable=True)
+    optimizer.param_groups[0]["state_dtype"] = "int8"
+    stepped(optimizer, [0, 1])
+    recording()
+    with pytest.raises(RuntimeError, match="moments in 8 bits would repeat their noise"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("subspace", ["blocks", "slab", "rows", "columns"])
+def test_codes_and_what_keeps_no_state_share_a_launch(subspace, launches):
+    params, rest = matrices([(64, 64), (64, 64), (100, 60)]), matrices([(8000, 8), (9,)])
+    groups = [{"params": params, "split": True}, {"params": rest}]
+    stepped(Frugal(groups, subspace=subspace, density=0.5, state_dtype="int8"), [0])
+    of_codes = [given[5].dtype == torch.int8 for _, given, _ in launches]
+    assert of_codes == [True, False], "the second group's are a vector, and rows that are too short"
+
+
+@pytest.mark.parametrize(
+    "change", [{"exp_avg_sq_scale": torch.ones(64, 1, device="meta")}, {"exp_avg_sq": torch.ones(64, 64)}]
+)
+def test_codes_without_scales_here_or_of_one_moment_are_left_to_torch(change, launches):
+    params = matrices([(64, 64)])
+    optimizer = stepped(frugal(params, density=1.0, state_dtype="int8"), [0])
+    assert updates._member(optimizer.param_groups[0], optimizer.state, 0)
+    optimizer.state[params[0]].update(change)
+    assert updates._member(optimizer.param_groups[0], optimizer.state, 0) is None
+
+
 def test_a_device_is_not_tried_while_recording(recording, monkeypatch):
     monkeypatch.undo()
     tables.work_on.cache_clear()
@@ -286,6 +315,12 @@ def move(optimizer, param):
     param.data = param.data.clone()
 
 
+def rescale(optimizer, param):
+    for name in ("exp_avg_scale", "exp_avg_sq_scale"):
+        if name in optimizer.state[param]:
+            optimizer.state[param][name] = optimizer.state[param][name] * 2
+
+
 def transpose(optimizer, param):
     param.data = param.data.t().contiguous().t()
 
@@ -305,15 +340,16 @@ def copy_all(optimizer, param):
 
 @pytest.mark.parametrize(
     "change",
-    [offload, recount, forget, forget_moments, move, transpose, replace_rule, round_otherwise, copy_all],
+    [offload, recount, forget, forget_moments, move, rescale, transpose, replace_rule, round_otherwise, copy_all],
     ids=lambda change: change.__name__,
 )
-def test_what_is_changed_between_two_steps_is_seen(change):
+@pytest.mark.parametrize("state_dtype", [None, "int8"])
+def test_what_is_changed_between_two_steps_is_seen(state_dtype, change, codes):
     """As the plain form sees it, which reads everything anew at each step."""
     ends = []
     for fused in (False, True):
         params = matrices([(16, 24), (8, 8)])
-        optimizer = frugal(params, density=1.0, fused=fused, compile=False, lr=0.1)
+        optimizer = frugal(params, density=1.0, fused=fused, compile=False, lr=0.1, state_dtype=state_dtype)
         stepped(optimizer, range(3))
         change(optimizer, params[0])
         stepped(optimizer, range(3, 6))

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from adafrugal.optim import eight_bits
 from adafrugal.optim.rules import MOMENTS, Rates
 from adafrugal.optim.sharding.shards import local, local_grad
+from adafrugal.optim.state import SCALES
 
 _Base = torch._C.TensorBase  # its methods, mapped, take half of the time that comprehensions take
 UNTRIED = "make one before with the same tensors; ask can_replay()"
@@ -34,7 +36,7 @@ class Part(NamedTuple):
     begin: int  # entries of the parameter before these
     size: int
     first_moment: int = 0  # index of the first moment here within the whole moments
-    slots: Tensor | None = None  # [lines], int32: of each line its place among the selected ones, or −1
+    slots: Tensor | None = None  # int32: of each line its place among the selected ones, or −1; then these lines
 
 
 class Member(NamedTuple):
@@ -59,7 +61,7 @@ class Table:
     def __init__(self, members: Sequence[Member], rule: str, rule_free: str, stochastic: bool) -> None:
         from adafrugal.optim.kernels import one_pass
 
-        self._step, self._rules, self._names = one_pass.step, (rule, rule_free), MOMENTS[rule]
+        self._rules, self._names = (rule, rule_free), MOMENTS[rule]
         self._members = members  # whose slots the table points to
         self._params = [member.param for member in members]
         self._with_state = [member.param for member in members if member.state is not None]
@@ -69,6 +71,8 @@ class Table:
         grads = [local_grad(param).contiguous() for param in self._params]
         self._device = weights[0].device
         moment = self._states[0][self._names[0]] if self._states else weights[0]
+        self._in_codes = bool(self._states) and not moment.dtype.is_floating_point  # of all: `alike`
+        self._step = one_pass.step_codes if self._in_codes else one_pass.step
         self._like = [tensor.new_empty(0) for tensor in (weights[0], grads[0], moment)]  # keeps no gradient alive
         self._own_steps = any(state["step"].ndim for state in self._states)
         self._steps = [state["step"] for state in self._states]
@@ -79,16 +83,17 @@ class Table:
         self._built_of = self._standing()
         self._shifts: list[tuple[int, int]] = []  # of each part: its parameter, bytes before it in the gradient
         owners: list[int] = []  # of each run of programs, the index of its part
-        rows: list[list[int]] = []
+        rows: list[dict[str, int]] = []
         for index, (member, weight, grad) in enumerate(zip(members, weights, grads, strict=True)):
             for part in member.parts:
                 self._shifts.append((index, part.begin * grad.element_size()))
                 rows.append(_row(member, part, weight, self._names, len(owners) * one_pass.RUN))
-                owners += [len(rows) - 1] * -(-part.size // (one_pass.BLOCK * one_pass.RUN))
+                owners += [len(rows) - 1] * -(-_tiles(rows[-1], self._in_codes) // one_pass.RUN)
         self._programs = len(owners) * one_pass.RUN
-        self._table, self._owners = _sent(rows, self._device), _sent(owners, self._device, torch.int32)
-        at = [one_pass.COLUMNS.index(name) for name in ("weight", "exp_avg", "exp_avg_sq", "size")]
-        self._is_aligned = _are_aligned(row[i] for row in rows for i in at)
+        table = [[row.get(column, 0) for column in one_pass.COLUMNS] for row in rows]
+        self._table, self._owners = _sent(table, self._device), _sent(owners, self._device, torch.int32)
+        to_align = "weight", "exp_avg", "exp_avg_sq", "size", *(("length", "width") if self._in_codes else ())
+        self._is_aligned = _are_aligned(row.get(name, 0) for row in rows for name in to_align)
         self._sent_pointers: list[int] = []
         self._options = {
             "OWN_STEPS": self._own_steps, "STOCHASTIC": stochastic,
@@ -112,6 +117,8 @@ class Table:
             lr_free: of the state-free rule.
             key: of the noise (`rounding.noise_key`).
         """
+        if self._in_codes:
+            refuse_to_record("moments in 8 bits would repeat their noise")
         grads = [*map(_grad, self._params)]
         grads = [*map(_Base.contiguous, self._here(grads))]  # copies live until the launch
         pointers = [*map(_Base.data_ptr, grads)]
@@ -137,30 +144,45 @@ class Table:
     def _standing(self) -> list[Any]:
         """Return pointers and properties of all tensors; of the gradients, whose pointers may change, the dtypes."""
         weights = self._here(self._params)
-        kept = (map(operator.itemgetter(name), self._states) for name in (*self._names, "step"))
+        names = (*self._names, *(map(SCALES.__getitem__, self._names) if self._in_codes else ()), "step")
+        kept = (map(operator.itemgetter(name), self._states) for name in names)
         return [
             [*map(_Base.data_ptr, weights)], [*map(_Base.numel, weights)], [*map(_Base.is_contiguous, weights)],
             [*map(_grad_dtype, self._params)], *([*map(_Base.data_ptr, some)] for some in kept),
         ]  # fmt: skip
 
 
-def _row(member: Member, part: Part, weight: Tensor, names: Sequence[str], first_tile: int) -> list[int]:
-    """Return the values of `one_pass.COLUMNS` for a part."""
+def _row(member: Member, part: Part, weight: Tensor, names: Sequence[str], first_tile: int) -> dict[str, int]:
+    """Return the values of `one_pass.COLUMNS` for a part; those that are absent are 0."""
     from adafrugal.optim.kernels import one_pass
 
     state = None if part.kind == "free" else member.state
     moments = [state[name] for name in names] if state else []
+    scales = [state[SCALES[name]] for name in names if SCALES[name] in state] if state else []
+    length = eight_bits.rows_of(moments[0].shape)[1] if moments else part.size
     row = {
         "weight": weight.data_ptr() + part.begin * weight.element_size(),
         "steps": state["step"].data_ptr() if state else 0,
         "kind": one_pass.KINDS.index(part.kind),
         "size": part.size, "first_tile": first_tile, "number": member.number,
         "first_weight": member.first + part.begin, "first_moment": part.first_moment,
+        "length": length, "width": length,
     }  # fmt: skip
     row |= zip(("exp_avg", "exp_avg_sq"), (moment.data_ptr() for moment in moments), strict=False)
+    row |= zip(("scale", "scale_sq"), (scale.data_ptr() for scale in scales), strict=False)
     if part.slots is not None:
-        row |= {"slots": part.slots.data_ptr(), "length": weight.shape[1], "width": moments[0].shape[1]}
-    return [row.get(column, 0) for column in one_pass.COLUMNS]
+        row |= {"slots": part.slots.data_ptr(), "length": weight.shape[1]}
+    return row
+
+
+def _tiles(row: Mapping[str, int], in_codes: bool) -> int:
+    """Return the number of a part's tiles: of its entries, or of the groups of its moments that share a scale."""
+    from adafrugal.optim.kernels import one_pass
+
+    if not in_codes or not row["size"]:
+        return -(-row["size"] // one_pass.BLOCK)
+    groups = row["size"] // row["length"] * -(-row["width"] // eight_bits.BLOCK)
+    return -(-groups // (one_pass.BLOCK // eight_bits.BLOCK))
 
 
 def _are_aligned(numbers: Iterable[int]) -> bool:
