@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from adafrugal.reports import best, lengths, page_file
+from adafrugal.reports import best, lengths, page_file, spreads
 from adafrugal.reports.arms import ARMS, Job, jobs, settings_key
 from adafrugal.reports.page_file import PageFile, SectionFile
 from adafrugal.reports.searches import Search, search
@@ -106,7 +106,8 @@ def _section(file: SectionFile, path: Path) -> Section:
     where = f"{path}, section {file.name}"
     try:
         section = Section(**vars(file), jobs=jobs(file.commands))
-        rows = list(lengths.arms(section.jobs)) if section.kind == "lengths" else list(section.groups)
+        kinds = {"lengths": lengths.arms, "spreads": spreads.arms}  # whose rows are of several jobs
+        rows = list(kinds[section.kind](section.jobs) if section.kind in kinds else section.groups)
         section.source = _source(section.rates.get("from"), path)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
