@@ -282,6 +282,9 @@ def test_a_page_that_is_no_page_is_refused_in_one_line(tmp_path):
         ("sections: [{title: One}]\n", r"sections\[0\]\.commands is missing; write the words of train.py"),
         ("[1, 2]\n", "is a list; allowed: keys"),
         ("sections: {commands: [seed=0]}\n", r"sections is \{'comm.*; allowed: a list of tables"),
+        ("sections: [{commands: [a]}, {commands: [b], bestof: x}]\n", r", sections\[1\]: bestof: .*mean best_of"),
+        ("sections: [{name: two, commands: [], kinds: x}]\n", "mine.yaml, section two: kinds: there is no .*mean kind"),
+        ("sections: [{name: two, commands: [], title: [1]}]\n", r", section two: title is \[1\]; allowed: text"),
         ("sections: [a]\n", r"sections is \['a'\]; allowed: a list of tables"),
     ):
         (tmp_path / "mine.yaml").write_text(given)
