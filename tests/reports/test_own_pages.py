@@ -95,6 +95,11 @@ def test_the_three_commands_make_a_table_of_ones_own(train, tmp_path):
         assert "AdaFRUGAL (ours), lr 0.03, 2 seeds" in (out / f"table-{picture}.svg").read_text()
 
 
+def test_pages_of_ones_own_are_written_where_git_ignores_them():
+    assert "experiments/results,tables)\n" in (REPOSITORY / "Makefile").read_text()
+    assert "/tables/" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Records of the grid: AdamW's best is inside it, FRUGAL's at its upper edge."""
