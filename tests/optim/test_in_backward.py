@@ -148,6 +148,20 @@ def test_a_gradient_of_another_tensor_is_refused_and_not_used_twice(make):
     assert torch.equal(later, torch.ones(3))
 
 
+@pytest.mark.filterwarnings("ignore:no group says split")
+def test_frugal_leaves_a_gradient_that_comes_in_the_pass_to_its_step():
+    first, second, later = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer = Frugal([{"params": [first, second], "split": False}], lr=0.5)
+    UpdateInBackward(optimizer)
+    optimizer.add_param_group({"params": [later], "split": False})  # without a hook
+    y = (first + second).sum()
+    first.register_post_accumulate_grad_hook(lambda _: later.grad is None and setattr(later, "grad", torch.ones(3)))
+    y.backward()
+    assert torch.equal(later, torch.ones(3)), "not with another tensor"
+    optimizer.step()
+    assert torch.equal(first, second) and torch.equal(first, later) and (first < 1).all()
+
+
 def test_a_sparse_gradient_is_refused_in_frugals_own_words():
     embedding = nn.Embedding(10, 4, sparse=True)
     optimizer = frugal([embedding.weight])  # held by its name

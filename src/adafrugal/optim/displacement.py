@@ -27,19 +27,21 @@ def is_due(group: Group) -> bool:
     return group["split"] and group["interval"].decides_at(group["since_refresh"])
 
 
-def note(group: Group, states: States, products: Products) -> None:
+def note(group: Group, places: Sequence[int], states: States, products: Products) -> None:
     """Keep the first gradients of new selections; at a step where the control decides, compare gradients with them.
 
     Args:
-        group: those of its parameters that have a gradient now are looked at.
+        group: of the parameters.
+        places: of those to look at, which have gradients.
         states: of the parameters.
         products: takes what `decide` reads.
     """
     if not group["split"] or not group["interval"].keeps_gradients:
         return
-    for place, param in enumerate(group["params"]):
+    for place in places:
+        param = group["params"][place]
         state = states[param]
-        if param.grad is None or not state.get("entries"):
+        if not state.get("entries"):
             continue
         is_measured = is_due(group) and place not in group["waiting"]
         first = state.get("first_grad")

@@ -10,7 +10,7 @@ import hashlib
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -131,6 +131,7 @@ class Frugal(SavedOptimizer):
         self._launches: updates.Kept = {}
         self._products: displacement.Products = {}
         self._moves = Moves()
+        self._places: dict[Tensor, tuple[int, int]] = {}  # index of the group, and in it
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         options.refuse_foreign({"differentiable": differentiable})
         defaults = {
@@ -211,7 +212,7 @@ class Frugal(SavedOptimizer):
                     return loss
                 self._begin_step()
             for group in self.param_groups:
-                self._update(group)
+                self._update(group, gradients.places(group))
             self._moves.end()
             self._end_period()
             events = self._attempt.end()
@@ -221,11 +222,11 @@ class Frugal(SavedOptimizer):
                 hook(replace(event, bytes_after=after))
         return loss
 
-    def _update(self, group: Group) -> None:
-        """Update the tensors of a group that have a gradient."""
-        displacement.note(group, self.state, self._products)
-        with self._moves.beside(group):
-            updates.update(group, self.state, self._launches)
+    def _update(self, group: Group, places: Sequence[int]) -> None:
+        """Update the tensors of a group at some places, which have gradients."""
+        displacement.note(group, places, self.state, self._products)
+        with self._moves.beside(group, places):
+            updates.update(group, places, self.state, self._launches)
 
     def _end_period(self) -> None:
         """Let intervals that read gradients decide whether the next step selects anew."""
@@ -253,7 +254,7 @@ class Frugal(SavedOptimizer):
             self._attempt.end()
 
     def _update_one(self, param: Tensor) -> None:
-        """Update the only tensor that has a gradient now; `step` ends the step. For `UpdateInBackward`.
+        """Update a tensor whose gradient is complete; `step` ends the step. For `UpdateInBackward`.
 
         A subspace that needs gradients is selected here.
         """
@@ -261,11 +262,18 @@ class Frugal(SavedOptimizer):
         with self._attempt.whole(self.param_groups):
             if not self._attempt.has_begun:
                 self._begin_step()
-            groups = enumerate(self.param_groups)
-            index, group = next((i, group) for i, group in groups if any(p is param for p in group["params"]))
+            index, place = self._place_of(param)
+            group = self.param_groups[index]
             for event, places in refresh.arrived(group) if group["split"] else ():
                 self._move_subspace(index, event, places)
-            self._update(group)
+            self._update(group, [place])
+
+    def _place_of(self, param: Tensor) -> tuple[int, int]:
+        """Return the indices of a parameter's group, and of the parameter in it."""
+        if param not in self._places:
+            groups = enumerate(self.param_groups)
+            self._places = {p: (index, place) for index, group in groups for place, p in enumerate(group["params"])}
+        return self._places[param]
 
     def _rehearse(self) -> None:
         """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
@@ -273,7 +281,7 @@ class Frugal(SavedOptimizer):
             self._begin_step()
             for group in self.param_groups:
                 updates.begin_moments(group, self.state)
-                displacement.note(group, self.state, self._products)
+                displacement.note(group, gradients.places(group), self.state, self._products)
             self._attempt.end()
 
     def _begin_state(self) -> None:
@@ -386,4 +394,4 @@ class Frugal(SavedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._attempt, self._launches, self._products, self._moves = Attempt(), {}, {}, Moves()
+        self._attempt, self._launches, self._products, self._moves, self._places = Attempt(), {}, {}, Moves(), {}

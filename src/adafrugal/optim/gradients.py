@@ -11,6 +11,11 @@ from adafrugal.optim.options import Group, parameter_names
 from adafrugal.optim.sharding.shards import agreed, local_grad
 
 
+def places(group: Group) -> list[int]:
+    """Return the indices of a group's parameters that have a gradient."""
+    return [place for place, param in enumerate(group["params"]) if param.grad is not None]
+
+
 def refuse_sparse(params: Iterable[Tensor]) -> None:
     """Raise a ValueError if one of these parameters has a sparse gradient."""
     if any(param.grad is not None and param.grad.layout != torch.strided for param in params):

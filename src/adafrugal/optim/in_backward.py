@@ -69,12 +69,8 @@ class UpdateInBackward:
                 "a second backward pass in one step: with UpdateInBackward each is a step of its own; call "
                 "optimizer.step() after each, or do without it"
             )
-        others = (p for group in self._optimizer.param_groups for p in group["params"] if p is not param)
-        if any(other.grad is not None for other in others):
-            raise RuntimeError(
-                "another tensor has a gradient, too, and would be updated with this one: call optimizer.zero_grad() "
-                "before, and make UpdateInBackward when all groups are there"
-            )
+        if not (self._updated and isinstance(self._optimizer, Frugal)):  # which leaves the others to its `step`
+            self._refuse_others(param)
         with self._around():
             if isinstance(self._optimizer, Frugal):
                 self._optimizer._update_one(param)
@@ -86,6 +82,14 @@ class UpdateInBackward:
                     self._updates = False
         param.grad = None
         self._updated.add(param)
+
+    def _refuse_others(self, param: Tensor) -> None:
+        others = (p for group in self._optimizer.param_groups for p in group["params"] if p is not param)
+        if any(other.grad is not None for other in others):
+            raise RuntimeError(
+                "another tensor has a gradient, too, and would be updated with this one: call optimizer.zero_grad() "
+                "before, and make UpdateInBackward when all groups are there"
+            )
 
     def _stepped(self, *_: object) -> None:
         if not self._updates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,10 +18,11 @@ class Moves:
         self._stream: torch.cuda.Stream | None = None
 
     @contextmanager
-    def beside(self, group: Group) -> Iterator[None]:
-        """Let the updates of a group whose moments lie elsewhere wait for what the GPU has to do now, and no longer."""
+    def beside(self, group: Group, places: Sequence[int]) -> Iterator[None]:
+        """Let updates of a group whose moments lie elsewhere wait for what the GPU has to do now, and no longer."""
         is_away = group["state_on"] != "device" and not group["split"]
-        grads = [local_grad(p) for p in group["params"] if p.grad is not None and p.is_cuda] if is_away else []
+        params = [group["params"][place] for place in places] if is_away else []
+        grads = [local_grad(param) for param in params if param.is_cuda]
         if not grads:
             yield
             return

@@ -59,9 +59,8 @@ Apply: TypeAlias = Callable[[Sequence[Full], Sequence[Free]], None]
 Kept: TypeAlias = dict[tuple[Any, ...], Launches]  # by rules, rounding, and the identities of the tensors
 
 
-def update(group: Group, states: States, kept: Kept) -> None:
-    """Update the tensors of a group that have a gradient; `kept` holds tables from step to step."""
-    places = tuple(i for i, param in enumerate(group["params"]) if param.grad is not None)
+def update(group: Group, places: Sequence[int], states: States, kept: Kept) -> None:
+    """Update the tensors of a group at some places, which have gradients; `kept` holds tables from step to step."""
     full: list[Full] = []
     free: list[Free] = []
     together = not group["split"] or group["subspace"].in_place
@@ -209,7 +208,7 @@ def _first(param: Tensor, state: dict[str, Any], group: Group) -> tuple[int, int
 # -- in one launch ----------------------------------------------------------------------------------------------------
 
 
-def _update_in_one_launch(group: Group, states: States, kept: Kept, places: tuple[int, ...]) -> Sequence[int]:
+def _update_in_one_launch(group: Group, states: States, kept: Kept, places: Sequence[int]) -> Sequence[int]:
     """Update the tensors at these places that a launch can take; return the other places."""
     rules = group["state_full"], group["state_free"].kind if group["split"] else "none"
     if not places or not group["fused"] or rules[0] not in tables.RULES:
