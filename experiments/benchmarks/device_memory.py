@@ -33,12 +33,12 @@ SVD_UP_TO = ("60m", "130m")  # GaLore's first step takes an exact SVD of every m
 DENSITIES = {"ρ 0.06": ("optimizer=adafrugal", "optimizer.density.start=0.06"), "ρ 0": ("optimizer=signsgd",)}
 LIMIT = "trainer.memory_limit_gib=15"
 CODES = ("optimizer=adafrugal", "optimizer.density.start=0.05", "optimizer.state_dtype=int8")
-HELD = {  # LLaMA 7B as on a card of 16 GB, whatever the card
+HELD = {  # LLaMA 7B with moments in 8 bits: as the card allows, and as on a card of 16 GB, whatever the card
     "ρ 0.05, 8 bits": CODES,
     "ρ 0.05, held to 15 GiB": (*CODES, "optimizer.state_on=cpu_always_full", LIMIT),
 }
 CUT = ("model.loss_chunk_rows=256", "trainer.activation_checkpointing=layers", "trainer.update_in_backward=true")
-FREE = {  # LLaMA 350M as it is by default, and with the settings that lower memory without a change of the result
+FREE = {  # LLaMA 350M with AdamW as by default, and with AdaFRUGAL and cuts that do not change its result
     "350m adamw, by default": ("model=llama_350m", "optimizer=adamw", *SHAPE[1:]),
     "350m adafrugal, cut": ("model=llama_350m", "optimizer=adafrugal", *SHAPE[1:], *CUT),
 }
@@ -110,13 +110,17 @@ def measured(words: Words, given: argparse.Namespace) -> dict[str, Any]:
 def measure(given: argparse.Namespace) -> None:
     """Measure each case; print and keep it as soon as it is there, and its estimate when all are made."""
     wanted, cuts = cases(given.device, given.cuts), cases(given.device, True)
+    if unknown := set(given.only or ()) - set(wanted):
+        raise SystemExit(f"error: --only has no {min(unknown)!r}; allowed: {', '.join(wanted)}")
     wanted = {name: words for name, words in wanted.items() if name in (given.only or wanted)}
     if given.device == "cuda":
         torch.cuda.init()
         on_a_gpu((*TINY, "trainer.precision=bf16"), 1)  # cuBLAS keeps workspaces from its first call on
     found: dict[str, Any] = {"device": given.device, "rows": []}
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        first = {} if given.cuts else wanted if given.only else cuts | wanted  # LLaMA 7B takes longest
+        first = {} if given.cuts else wanted
+        if not (given.cuts or given.only):
+            first = cuts | wanted  # LLaMA 7B takes longest
         estimates = {name: pool.submit(foretold, words) for name, words in first.items()}
         for name, words in wanted.items():
             found["rows"].append({"name": name, "words": list(words), **measured(words, given)})

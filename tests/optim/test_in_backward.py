@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import weakref
 from functools import partial
 
@@ -133,13 +134,9 @@ def test_what_looks_at_all_gradients_is_refused():
         UpdateInBackward(Frugal(Model().groups(), nonfinite="skip"))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda params: torch.optim.AdamW(params), lambda params: Frugal([{"params": params, "split": False}])]
-)
-@pytest.mark.filterwarnings("ignore:no group says split")
-def test_a_gradient_of_another_tensor_is_refused_and_not_used_twice(make):
+def test_torchs_optimizers_refuse_a_gradient_of_another_tensor():
     first, second, later = (nn.Parameter(torch.ones(3)) for _ in range(3))
-    optimizer = make([first, second])
+    optimizer = torch.optim.AdamW([first, second])
     UpdateInBackward(optimizer)
     optimizer.add_param_group({"params": [later]})
     later.grad = torch.ones(3)
@@ -148,18 +145,65 @@ def test_a_gradient_of_another_tensor_is_refused_and_not_used_twice(make):
     assert torch.equal(later, torch.ones(3))
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+@pytest.mark.parametrize("subspace", ["columns", "svd"])
+def test_frugal_leaves_a_tensor_without_a_hook_to_its_step(subspace, order):
+    ends = []
+    for in_backward in (False, True):
+        params = matrices([(12, 12)] * 3)
+        params[2].requires_grad_(False)
+        optimizer = frugal(params, subspace=subspace, interval=2, density=0.25, compile=False)
+        if in_backward:
+            UpdateInBackward(optimizer)
+        params[2].requires_grad_(True)  # it comes later
+        for step in range(5):
+            x = torch.randn(4, 12, generator=torch.Generator().manual_seed(step))
+            for place in order:  # gradients come in the reverse of this order
+                x = x @ params[place]
+            x.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert all(optimizer.state[p]["entries"] for p in params)
+        ends.append(params)
+    assert same(*ends)
+
+
 @pytest.mark.filterwarnings("ignore:no group says split")
-def test_frugal_leaves_a_gradient_that_comes_in_the_pass_to_its_step():
-    first, second, later = (nn.Parameter(torch.ones(3)) for _ in range(3))
-    optimizer = Frugal([{"params": [first, second], "split": False}], lr=0.5)
+def test_parameters_may_change_their_places_between_steps():
+    first, second, third = (nn.Parameter(torch.full((3,), value)) for value in (1.0, 2.0, 3.0))
+    optimizer = Frugal([{"params": [first, second], "split": False}, {"params": [third], "split": False}], lr=0.5)
     UpdateInBackward(optimizer)
-    optimizer.add_param_group({"params": [later], "split": False})  # without a hook
-    y = (first + second).sum()
-    first.register_post_accumulate_grad_hook(lambda _: later.grad is None and setattr(later, "grad", torch.ones(3)))
-    y.backward()
-    assert torch.equal(later, torch.ones(3)), "not with another tensor"
+    (first + second + third).sum().backward()
     optimizer.step()
-    assert torch.equal(first, second) and torch.equal(first, later) and (first < 1).all()
+    optimizer.param_groups[0]["params"].reverse()
+    (first + second + third).sum().backward()
+    optimizer.step()
+    assert [p[0].item() for p in (first, second, third)] == pytest.approx([0.0, 1.0, 2.0], abs=1e-4)
+    del optimizer.param_groups[0]["params"][0]
+    (first + second).sum().backward()
+    assert first[0].item() == pytest.approx(-0.5, abs=1e-4)
+    assert first.grad is None
+    assert second[0].item() == pytest.approx(1.0, abs=1e-4)
+    assert torch.equal(second.grad, torch.ones(3)), "no group has it any more"
+
+
+def test_after_a_failed_step_a_loaded_state_goes_on():
+    params = matrices([(8, 8)] * 2)
+    optimizer = frugal(params, subspace="columns")
+    UpdateInBackward(optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    handle = params[0].register_post_accumulate_grad_hook(raising)
+    with pytest.raises(KeyboardInterrupt):
+        (params[0] @ params[1]).sum().backward()
+    handle.remove()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(saved)
+    (params[0] @ params[1]).sum().backward()
+    optimizer.step()
+
+
+def raising(_):
+    raise KeyboardInterrupt
 
 
 def test_a_sparse_gradient_is_refused_in_frugals_own_words():

@@ -48,6 +48,16 @@ def test_the_update_is_made_in_float32_and_its_moments_stored_to_within_a_code(s
     assert all(p.isfinite().all() for p in params)
 
 
+def test_a_step_count_stays_the_tensor_that_it_is():
+    """Another stream may still read it when the next operation is queued."""
+    optimizer = coded(matrices(LARGE), density=1.0)
+    stepped(optimizer, [0])
+    counts = [state["step"] for state in optimizer.state.values()]
+    stepped(optimizer, [1])
+    assert all(state["step"] is count for state, count in zip(optimizer.state.values(), counts, strict=True))
+    assert {float(count) for count in counts} == {2.0}
+
+
 @pytest.mark.parametrize("subspace", SUBSPACES)
 def test_the_bytes_are_one_an_entry_and_four_a_block_of_a_row(subspace):
     optimizer = stepped(coded(matrices(LARGE), subspace=subspace), range(5))

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from adafrugal.optim import controls, displacement, gradients, options, refresh, updates
@@ -131,7 +130,6 @@ class Frugal(SavedOptimizer):
         self._launches: updates.Kept = {}
         self._products: displacement.Products = {}
         self._moves = Moves()
-        self._places: dict[Tensor, tuple[int, int]] = {}  # index of the group, and in it
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         options.refuse_foreign({"differentiable": differentiable})
         defaults = {
@@ -202,7 +200,10 @@ class Frugal(SavedOptimizer):
             with torch.enable_grad():
                 loss = closure()
         with self._attempt.whole(self.param_groups):
-            if not self._attempt.has_begun:  # else it began in the backward pass
+            if self._attempt.has_begun:  # in the backward pass
+                for index in range(len(self.param_groups)):
+                    self._select_arrived(index)
+            else:
                 if gradients.are_of_no_step(self.param_groups):
                     self._begin_state()
                     return loss
@@ -225,7 +226,7 @@ class Frugal(SavedOptimizer):
     def _update(self, group: Group, places: Sequence[int]) -> None:
         """Update the tensors of a group at some places, which have gradients."""
         displacement.note(group, places, self.state, self._products)
-        with self._moves.beside(group, places):
+        with self._moves.beside(group, places, self.state):
             updates.update(group, places, self.state, self._launches)
 
     def _end_period(self) -> None:
@@ -253,27 +254,24 @@ class Frugal(SavedOptimizer):
             self._begin_step()
             self._attempt.end()
 
-    def _update_one(self, param: Tensor) -> None:
-        """Update a tensor whose gradient is complete; `step` ends the step. For `UpdateInBackward`.
+    def _update_one(self, index: int, place: int) -> None:
+        """Update the tensor at a place of a group, whose gradient is complete; `step` ends the step.
 
-        A subspace that needs gradients is selected here.
+        For `UpdateInBackward`. A subspace that needs gradients is selected here.
         """
-        gradients.refuse_sparse([param])
+        group = self.param_groups[index]
+        gradients.refuse_sparse([group["params"][place]])
         with self._attempt.whole(self.param_groups):
             if not self._attempt.has_begun:
                 self._begin_step()
-            index, place = self._place_of(param)
-            group = self.param_groups[index]
-            for event, places in refresh.arrived(group) if group["split"] else ():
-                self._move_subspace(index, event, places)
+            self._select_arrived(index)
             self._update(group, [place])
 
-    def _place_of(self, param: Tensor) -> tuple[int, int]:
-        """Return the indices of a parameter's group, and of the parameter in it."""
-        if param not in self._places:
-            groups = enumerate(self.param_groups)
-            self._places = {p: (index, place) for index, group in groups for place, p in enumerate(group["params"])}
-        return self._places[param]
+    def _select_arrived(self, index: int) -> None:
+        """Let matrices of a group select by gradients that have come since the step began."""
+        group = self.param_groups[index]
+        for event, places in refresh.arrived(group) if group["split"] else ():
+            self._move_subspace(index, event, places)
 
     def _rehearse(self) -> None:
         """Run a step without its updates: advance clocks, move subspaces, initialise moments to zeros."""
@@ -394,4 +392,5 @@ class Frugal(SavedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._attempt, self._launches, self._products, self._moves, self._places = Attempt(), {}, {}, Moves(), {}
+        self._attempt, self._launches, self._products = Attempt(), {}, {}
+        self.__dict__.setdefault("_moves", Moves()).end()  # what a failed step has begun

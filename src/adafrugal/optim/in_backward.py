@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +31,9 @@ class UpdateInBackward:
 
     Args:
         optimizer: `Frugal`, or a torch optimizer whose update of a tensor depends on no other tensor. It steps once for
-            each tensor, when only that tensor has a gradient. Add all of its groups before, and keep a reference to it:
-            once it is gone, gradients stay as they are without this.
+            each tensor; a torch optimizer refuses to if another one has a gradient, too. Add all of its groups before
+            (`Frugal` leaves a tensor that comes later to `step`), and keep a reference to it: once it is gone,
+            gradients stay as they are without this.
         around: makes a context around each update, for example to time it.
 
     Raises:
@@ -46,6 +48,7 @@ class UpdateInBackward:
             raise ValueError(f"{given}, which looks at all gradients before the first update: set it to None")
         self._optimizer, self._around = optimizer, around
         self._updated: set[Tensor] = set()
+        self._places: dict[Tensor, tuple[int, int]] = {}  # index of the group, and in it
         self._updates = False
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         update = weakref.WeakMethod(self._update)  # the garbage collector cannot see references in a tensor's hook
@@ -63,18 +66,22 @@ class UpdateInBackward:
             handle.remove()
 
     def _update(self, param: Tensor) -> None:
+        frugal = self._optimizer if isinstance(self._optimizer, Frugal) else None
+        if frugal and not frugal._attempt.has_begun:
+            self._updated.clear()  # also of a step that failed, since which a state was loaded
         if param in self._updated:
             param.grad = None
             raise RuntimeError(
                 "a second backward pass in one step: with UpdateInBackward each is a step of its own; call "
                 "optimizer.step() after each, or do without it"
             )
-        if not (self._updated and isinstance(self._optimizer, Frugal)):  # which leaves the others to its `step`
-            self._refuse_others(param)
+        if (place := self._place_of(param)) is None:
+            return
         with self._around():
-            if isinstance(self._optimizer, Frugal):
-                self._optimizer._update_one(param)
+            if frugal:
+                frugal._update_one(*place)
             else:
+                self._refuse_others(param)
                 self._updates = True
                 try:
                     self._optimizer.step()
@@ -82,6 +89,16 @@ class UpdateInBackward:
                     self._updates = False
         param.grad = None
         self._updated.add(param)
+
+    def _place_of(self, param: Tensor) -> tuple[int, int] | None:
+        """Return the indices of a parameter's group, and of the parameter in it; None if no group has it any more."""
+        groups = self._optimizer.param_groups
+        if (known := self._places.get(param)) is not None:
+            there = (group["params"][known[1] : known[1] + 1] for group in groups[known[0] : known[0] + 1])
+            if any(found is param for found in itertools.chain.from_iterable(there)):
+                return known
+        self._places = {p: (i, k) for i, group in enumerate(groups) for k, p in enumerate(group["params"])}
+        return self._places.get(param)
 
     def _refuse_others(self, param: Tensor) -> None:
         others = (p for group in self._optimizer.param_groups for p in group["params"] if p is not param)

@@ -7,33 +7,39 @@ from contextlib import contextmanager
 
 import torch
 
+from adafrugal.optim import storage
 from adafrugal.optim.options import Group
+from adafrugal.optim.refresh import States
 from adafrugal.optim.sharding.shards import local_grad
 
 
 class Moves:
-    """A stream of its own for the copies to a GPU and back, and for the updates between them."""
+    """Streams of their own for the copies to a GPU and back, and for the updates between them."""
 
     def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     @contextmanager
-    def beside(self, group: Group, places: Sequence[int]) -> Iterator[None]:
-        """Let updates of a group whose moments lie elsewhere wait for what the GPU has to do now, and no longer."""
-        is_away = group["state_on"] != "device" and not group["split"]
-        params = [group["params"][place] for place in places] if is_away else []
-        grads = [local_grad(param) for param in params if param.is_cuda]
+    def beside(self, group: Group, places: Sequence[int], states: States) -> Iterator[None]:
+        """Let updates of tensors whose moments lie elsewhere wait for what the GPU has to do now, and no longer."""
+        params = [group["params"][place] for place in places]
+        grads = [local_grad(p) for p in params if p.is_cuda and storage.lie_elsewhere(p, states[p], group)]
         if not grads:
             yield
             return
-        self._stream = self._stream or torch.cuda.Stream(grads[0].device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream(grads[0].device))
-        with torch.cuda.stream(self._stream):
-            yield
+        device = grads[0].device
+        stream = self._streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        except BaseException:
+            self.end()
+            raise
         for grad in grads:
-            grad.record_stream(self._stream)  # its memory serves others only after the update
+            grad.record_stream(stream)  # its memory serves others only after the update
 
     def end(self) -> None:
         """Wait for the updates: the next step reads the weights, and the CPU the moments."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        for stream in self._streams.values():
+            stream.synchronize()

@@ -353,7 +353,7 @@ def _update_copies(due: Due, group: Group, rounding: Rounding, apply: Apply) -> 
         for role, name in enumerate(moments, 1):
             storage.store(state, name, rows, part[name], part_rounding, role)
     if moments:
-        state["step"] = part["step"]
+        state["step"].copy_(part["step"])  # in place: work on another stream may not have read it yet
 
 
 def _slices(tensor: Tensor) -> Iterator[Any]:

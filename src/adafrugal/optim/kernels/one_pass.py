@@ -32,7 +32,7 @@ COLUMNS = (
 _N_COLUMNS = tl.constexpr(len(COLUMNS))
 _GROUP = tl.constexpr(eight_bits.BLOCK)
 KINDS = ("free", "full", "rows", "columns")  # of `tables.Part`
-_FREE, _FULL, _ROWS, _COLUMNS = (tl.constexpr(i) for i in range(len(KINDS)))
+_FREE, _FULL, _ROWS, _SELECTED_COLUMNS = (tl.constexpr(i) for i in range(len(KINDS)))
 
 
 @triton.jit(do_not_specialize=["key"])
@@ -246,7 +246,7 @@ def step_codes(
     begin, lane = of_row.to(tl.int64) * _GROUP, tl.arange(0, _GROUP)[None, :]
     here, column = r * long < tl.load(row + _SIZE), begin + lane
     inside = here & (lane < width - begin)
-    if kind == _COLUMNS:
+    if kind == _SELECTED_COLUMNS:
         each = (((long + blocks - 1) // blocks + 31) // 32 * 32).to(tl.int32)  # entries of W for each group of its row
         for start in range(0, each, _GROUP):
             c = of_row * each + start + lane
