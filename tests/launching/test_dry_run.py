@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from conftest import REPOSITORY
 
+from adafrugal.data.corpus import locate
 from adafrugal.launching import costs as of
 from adafrugal.launching import dry_run
-from adafrugal.launching.cost_table import _count, _flops, _hours
+from adafrugal.launching.cost_table import _count, _flops, _hours, _size
 from adafrugal.launching.costs import Counter, OnCard
 from adafrugal.memory import estimate as memory
 from adafrugal.settings.compose import check
@@ -38,8 +39,8 @@ def test_a_sweep_is_listed_with_sums_and_nothing_is_written(train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_done_is_said_and_was_foretold(train, composed, tmp_path):
-    run = "optimizer=adafrugal", "trainer.steps=30", "checkpoint.keep=2"
+def test_what_is_done_is_said_and_was_foretold(train, composed, cache_root, tmp_path):
+    run = "optimizer=adafrugal", "trainer.steps=30", "checkpoint.keep=2", "data.window_tokens=1048576"
     assert train(*run).returncode == DONE
     listed = train("-m", *run[1:], "optimizer=adamw,adafrugal", "--dry-run").stdout
     rows = [re.split("  +", line) for line in listed.split("\n\n")[0].splitlines()]
@@ -48,7 +49,8 @@ def test_what_is_done_is_said_and_was_foretold(train, composed, tmp_path):
     assert rows[4] == ["left", "1 job", *rows[1][3:]]
     assert "hours: add --card h100" in listed
 
-    found, choices = composed("scale=smoke", "tracking=local", f"run_root={tmp_path / 'runs'}", *run)
+    places = f"run_root={tmp_path / 'runs'}", f"cache_root={cache_root}"
+    found, choices = composed("scale=smoke", "tracking=local", *places, *run)
     settings = check(found, choices)
     record = Record(identify(settings, choices).directory)
     foretold, summary = Counter(None, measure=False).costs(settings), record.summary()
@@ -63,6 +65,8 @@ def test_what_is_done_is_said_and_was_foretold(train, composed, tmp_path):
     assert foretold.checkpoints == (4 * summary["parameters"] + state) * 3
     assert max(kept) <= foretold.checkpoints / 3 + small
     assert len(kept) <= 3
+    written = [file.stat().st_size for file in locate(settings, str).directory.rglob("*.npy")]
+    assert foretold.stored <= sum(written) < 1.25 * foretold.stored  # a shard ends with a bundle of text
 
 
 def test_memory_is_the_estimate_of_each_job(settings):
@@ -140,11 +144,13 @@ def test_fine_tuning_has_as_many_steps_as_a_data_set_on_disk_gives(finetune_sett
     assert f"memory and checkpoints: {of.NO_CONFIG}" in unknown, "nothing is fetched"
 
 
-def test_text_on_disk_is_there_once_for_all_jobs_that_read_it(train):
-    listed = train("-m", "seed=0,1", "trainer.steps=64,32", "optimizer=adamw", "--dry-run").stdout
-    assert "text on disk: 0.06 MiB of tokens at most" in listed  # 64 × 8 × 64 tokens of two bytes
+def test_text_on_disk_is_there_once_for_all_jobs_that_read_it_in_whole_windows(train):
+    window = "data.window_tokens=16384"
+    listed = train("-m", "seed=0,1", "trainer.steps=64,32", "optimizer=adamw", window, "--dry-run").stdout
+    # 64 × 8 × 64 tokens of two bytes; a shard of 2^18 of the validation text, of two bytes and four for their lengths
+    assert "text on disk: about 1.56 MiB of tokens, less of a text that is shorter" in listed
     whole = train("data.rows=document", "optimizer=adamw", "--dry-run").stdout
-    assert "0.12 MiB of tokens if each of 160 documents has 400, as C4's" in whole
+    assert "about 33.50 MiB of tokens if each of 160 documents has 400, as C4's" in whole  # a window of 2^24
 
 
 @pytest.mark.parametrize(
@@ -219,6 +225,8 @@ def test_the_figures_of_the_page_are_those_of_its_command(settings_of):
         assert tokens == _count(found.trainer.steps * 512 * 256)
         assert model == _flops(of.model_flops(found))
         assert hours == _hours(OnCard("h100", dry_run.SHARE).seconds(found))
+    stored = _size(of._stored(found, found.trainer.steps * 512 * of.TOKENS_OF_A_DOCUMENT))
+    assert f"text on disk: about {stored} of tokens if each of 102.40 M documents has 400" in SECTION
     # 28.2 ms a step, LLaMA 60M, 128 × 256 tokens (docs/gpu.md)
     words = "experiments=c4_60m/adamw", "trainer.batch_size=128", "trainer.micro_batch_size=128"
     assert of.flops.trained(settings_of(*words)) * 128 * 256 / 28.2e-3 / 989e12 == pytest.approx(0.31, abs=0.005)

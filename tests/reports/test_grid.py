@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from adafrugal.reports.grid import TWO_SEEDS, Grid, change, difference, number
+from adafrugal.reports.grid import NONE, TWO_SEEDS, Grid, change, difference, number
 from adafrugal.reports.statistics import Sample
 
 GRID = Grid(
@@ -61,3 +61,9 @@ def test_csv_has_unrounded_numbers_in_columns_of_their_own():
         ["ρ=0 & 5%", "-1.0", "", "-0.5", "3", "missing", "", "4.5", ""],
         ["one", "missing", "", "0.5", "", "", "1", "missing", "", "missing", ""],
     ]  # fmt: skip
+
+
+def test_a_cell_without_a_number_is_an_empty_field_of_csv_and_a_word_stays():
+    grid = Grid(["arm", "− a", "p"], [["a", NONE, NONE], ["b", difference(Sample(0.5, None, 1), ".1f"), "missing"]])
+    assert grid.csv() == "arm,− a,− a low,− a high,− a n,p\na,,,,,\nb,0.5,,,1,missing\n"
+    assert "| a | – | – |" in grid.markdown() and "a & -- & -- " in grid.latex("", "x")

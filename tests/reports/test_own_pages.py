@@ -95,6 +95,11 @@ def test_the_three_commands_make_a_table_of_ones_own(train, tmp_path):
         assert "AdaFRUGAL (ours), lr 0.03, 2 seeds" in (out / f"table-{picture}.svg").read_text()
 
 
+def test_pages_of_ones_own_are_written_where_git_ignores_them():
+    assert "experiments/results,tables)\n" in (REPOSITORY / "Makefile").read_text()
+    assert "/tables/" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Records of the grid: AdamW's best is inside it, FRUGAL's at its upper edge."""
@@ -282,6 +287,9 @@ def test_a_page_that_is_no_page_is_refused_in_one_line(tmp_path):
         ("sections: [{title: One}]\n", r"sections\[0\]\.commands is missing; write the words of train.py"),
         ("[1, 2]\n", "is a list; allowed: keys"),
         ("sections: {commands: [seed=0]}\n", r"sections is \{'comm.*; allowed: a list of tables"),
+        ("sections: [{commands: [a]}, {commands: [b], bestof: x}]\n", r", sections\[1\]: bestof: .*mean best_of"),
+        ("sections: [{name: two, commands: [], kinds: x}]\n", "mine.yaml, section two: kinds: there is no .*mean kind"),
+        ("sections: [{name: two, commands: [], title: [1]}]\n", r", section two: title is \[1\]; allowed: text"),
         ("sections: [a]\n", r"sections is \['a'\]; allowed: a list of tables"),
     ):
         (tmp_path / "mine.yaml").write_text(given)

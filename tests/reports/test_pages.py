@@ -104,7 +104,7 @@ def test_links_lead_to_runs_and_to_their_archive(planned, made, tmp_path):
     ("frugal_c4/60M", "frugal_c4/61M", "published has no 'frugal_c4/61M'; did you mean frugal_c4/60M"),
     ("kind: search", "kind: serch", "section search: kind has no 'serch'; did you mean search"),
     ("decisions: [adamw]", "columns: [loss, stat]", "columns has no 'stat'; did you mean state?.*allowed: n, diff"),
-    ("decisions: [adamw]", "arm: [adamw]", r"page.yaml: arm: .*did you mean arms"),
+    ("decisions: [adamw]", "arm: [adamw]", "page.yaml, section main: arm: .*did you mean arms"),
     ("decisions: [adamw]", "rates: {of: rates/embedded}", "rates has no 'of'; .*allowed: from"),
     ("decisions: [adamw]", "decisions: [adamw]\n    best_of: optimizer.lr", "best_of and decisions: a decision takes"),
     ("kind: search", "kind: search\n    best_of: optimizer.lr", "best_of is of kind comparison, not search"),

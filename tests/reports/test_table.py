@@ -80,6 +80,22 @@ def test_settings_that_affect_results_are_other_rows_and_others_are_not(made, tm
     assert sorted(names(tmp_path))[:2] == [["adamw precision=bf16", "1"], ["adamw precision=fp32", "1"]]
 
 
+def test_null_is_left_out_of_the_names_of_rows_that_are_told_apart_without_it(made, tmp_path):
+    """A warm-up that is typed as the tenth that it is by default is null, too."""
+    for words in ("optimizer.density.steps=10", "optimizer.interval.every=5", "schedule.warmup=5", "schedule.warmup=2"):
+        made(f"adafrugal {words}")
+    assert [name for name, _ in names(tmp_path)] == [
+        "adafrugal", "adafrugal K=10", "adafrugal every=5", "adafrugal warmup=5"
+    ]  # fmt: skip
+
+
+def test_rows_that_nothing_but_a_null_tells_apart_keep_it(made, tmp_path):
+    made("frugal", **{"trainer.some": None})  # as where an older version had no such setting
+    made("frugal", seed=1)
+    made("frugal", seed=2, **{"trainer.some": 5})
+    assert [name for name, _ in names(tmp_path)] == ["frugal", "frugal some=5", "frugal some=null"]
+
+
 def test_a_loss_of_nan_does_not_cost_the_table_and_unfinished_runs_are_named_below_it(made, tmp_path):
     made("adamw", float("nan"))
     failed = made("frugal")
@@ -101,7 +117,8 @@ def test_the_estimate_of_the_memory_stands_beside_the_measurement(made, tmp_path
     assert "peak memory      99.00 MiB at most by the estimate; measured 100.00 MiB, by which the process grew" in text
     assert "| 99 / 100 MiB (-1.0%) |\n" in shown(tmp_path)
     text = with_memory(estimate=99 * MIB, alone=False)
-    assert "by the estimate; not measured, since its process made other runs before" in text
+    why = "since its process made other runs before, or it began with a checkpoint"
+    assert f"by the estimate; not measured, {why}\n" in text  # its own, or that of trainer.continue_from
     assert "| 99 MiB / not measured |\n" in shown(tmp_path)
     measured = {"estimate": MIB, "grown": MIB, "estimate_error": 0.0, "allocated": 5}
     assert "; measured 1.00 MiB allocated, to which the estimate is +0.0%\n" in with_memory(**measured)

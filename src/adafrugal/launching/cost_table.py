@@ -95,10 +95,10 @@ def _text(rows: Sequence[Row]) -> str:
     costs = [row.costs for row in largest.values()]
     parts = []
     if packed := [each.stored for each in costs if each.stored is not None and each.documents is None]:
-        parts.append(f"{_size(sum(packed))} of tokens at most")
+        parts.append(f"about {_size(sum(packed))} of tokens, less of a text that is shorter")
     if whole := [each.stored for each in costs if each.stored is not None and each.documents is not None]:
-        count = _count(sum(each.documents or 0 for each in costs))
-        parts.append(f"{_size(sum(whole))} of tokens if each of {count} documents has {TOKENS_OF_A_DOCUMENT}, as C4's")
+        size, count = _size(sum(whole)), _count(sum(each.documents or 0 for each in costs))
+        parts.append(f"about {size} of tokens if each of {count} documents has {TOKENS_OF_A_DOCUMENT}, as C4's")
     return "; ".join(parts) or NONE
 
 

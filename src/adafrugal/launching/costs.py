@@ -6,6 +6,7 @@ Of the data only labelled sets are read, where they are on disk.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ class Costs:
     flops: float | None  # of the model: what recompute repeats is not counted
     estimate: Estimate | None
     checkpoints: int | None  # bytes of those that stay
-    stored: int | None  # bytes of training tokens on disk: at most, or by TOKENS_OF_A_DOCUMENT
+    stored: int | None  # bytes of tokens on disk, about, if the text is so long; by TOKENS_OF_A_DOCUMENT
     documents: int | None  # which are stored whole where a row is one document; None: rows are packed
     seconds: float | None
     unknown: tuple[str, ...]  # reasons
@@ -219,10 +220,20 @@ def _checkpoints(settings: Settings, estimate: Estimate | None, steps: int) -> i
 
 
 def _stored(settings: Settings, tokens: int) -> int:
-    """Return the bytes of the training tokens on disk, at most: a text may be shorter, and is read again."""
-    limit = settings.data.store_limit_gib
-    size = tokens * (2 if (settings.model.vocabulary_size or 1 << 17) <= 1 << 16 else 4)  # None: its config.json has it
-    return size if limit is None else min(size, int(limit * 2**30))
+    """Return the bytes of tokens on disk, about: whole windows for training, whole shards for validation.
+
+    The last shard is full with the bundle of text that fills it, and the text may be shorter.
+    """
+    from adafrugal.data.tokens.preparation import VALIDATION_TOKENS
+
+    data, read = settings.data, settings.eval
+    each = 2 if (settings.model.vocabulary_size or 1 << 17) <= 1 << 16 else 4  # None: its config.json has it
+    windows = -(-tokens // data.window_tokens)
+    if data.store_limit_gib is not None:
+        windows = min(windows, math.ceil(data.store_limit_gib * 2**30 / (data.window_tokens * each)))
+    shards = -(-max(read.tokens, read.last_tokens or 0) // VALIDATION_TOKENS)
+    of_validation = shards * VALIDATION_TOKENS * (each + 4)  # 4: how many bytes of text a token is
+    return windows * data.window_tokens * each + of_validation
 
 
 def _memory_key(settings: Settings) -> str:

@@ -6,8 +6,9 @@
     python -m adafrugal.memory model=llama_1b optimizer=adafrugal --fits 14.5              in 14.5 GiB of tensors
     python -m adafrugal.memory model=llama_7b trainer.parallel=fsdp --processes 4          one of four processes
 
-The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size. --fits makes a dozen
-estimates. Of a card that is sold as 16 GB it takes 15.5 GiB, which is what torch sees of it.
+The settings are train.py's; the largest micro-batch that fits is a divisor of trainer.batch_size. If it is all of that,
+a larger one may fit, too, which is said. --fits makes a dozen estimates. Of a card that is sold as 16 GB it takes
+15.5 GiB, which is what torch sees of it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def _print(given: argparse.Namespace) -> None:
     from adafrugal.memory.estimate import estimate
 
     budget = card.of_words(given.fits) if given.fits is not None else None
+    if budget is not None:
+        arms = ", ".join(str(settings.arm) for settings in runs)
+        tell(f"making about a dozen estimates of {arms} to find what fits: minutes if the model is large")
     with met(given.processes):
         for place, settings in enumerate(runs):
             if card.of_settings(settings) is not None:

@@ -67,7 +67,10 @@ def what_fits(settings: Settings, budget: card.Budget) -> str:
     lines = [f"{settings.arm} in {budget.gib:g} GiB ({budget.name}; {counted}):"]
     rows = fit.largest_micro_batch(settings, budget)
     what = "batch" if settings.trainer.update_in_backward else "micro-batch"
-    lines.append(f"  the largest {what} is {rows}" if rows else f"  not even a {what} of one row fits")
+    batch = settings.trainer.batch_size
+    is_all = rows == batch // shared(settings.trainer)
+    limit = f", as much as trainer.batch_size={batch} gives: a larger one may fit, too" if is_all else ""
+    lines.append(f"  the largest {what} is {rows}{limit}" if rows else f"  not even a {what} of one row fits")
     if hasattr(settings.optimizer, "density"):
         found = fit.largest_density(settings, budget, [n / 100 for n in range(101)])
         held = f"with the micro-batch of {settings.trainer.micro_batch_size or settings.trainer.batch_size} that is set"

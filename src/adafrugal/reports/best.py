@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adafrugal.reports.arms import RATES, Job, row_name
-from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
+from adafrugal.reports.grid import DIVERGED, MISSING, NONE, Cell, Grid, number
 from adafrugal.reports.statistics import Sample
 from adafrugal.settings.naming import SHORT, short
 
@@ -81,7 +81,7 @@ def grid(section: Section) -> Grid:
         chosen = best(group)
         cells = (cell(found.get(column), chosen) for column in columns)
         at_edge = ", ".join(edges(group, section.best_of)) or "no"
-        rows.append([section.shown(name), *cells, "–" if chosen is None else at_edge])
+        rows.append([section.shown(name), *cells, NONE if chosen is None else at_edge])
     return Grid(["arm", *(_titled(section.best_of, column) for column in columns), "at an edge"], rows)
 
 
@@ -148,7 +148,7 @@ def _order(value: str) -> tuple[float, str]:
 def cell(job: Job | None, chosen: Job | None = None) -> str | Cell:
     """Return a job's loss, in bold if it was chosen."""
     if job is None:
-        return "–"
+        return NONE
     if not job.runs:
         return DIVERGED if job.diverged else MISSING
     return replace(number(Sample.of(job.numbers("validation_loss")), ".4f"), is_best=job is chosen)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from adafrugal.reports.grid import MISSING, Cell, change, difference, number
+from adafrugal.reports.grid import MISSING, NONE, Cell, change, difference, number
 from adafrugal.reports.statistics import Sample, contrast
 
 MIB = 2**20
@@ -76,4 +76,4 @@ USUAL = ("loss", "perplexity", "bits_per_byte", "optimizer_share", "state")
 def compared(numbers: Mapping[str, Mapping[int, float]], arm: str, reference: str, form: str) -> str | Cell:
     """Return the cell of an arm's difference to the reference, paired by seed (arm -> seed -> number)."""
     found = contrast(numbers, {arm: 1, reference: -1}) if arm != reference else None
-    return "–" if arm == reference else difference(found, form) if found else MISSING
+    return NONE if arm == reference else difference(found, form) if found else MISSING

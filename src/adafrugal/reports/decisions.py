@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adafrugal.reports.arms import Job
-from adafrugal.reports.grid import MISSING, Cell, Grid, difference
+from adafrugal.reports.grid import MISSING, NONE, Cell, Grid, difference
 from adafrugal.reports.statistics import contrast, holm
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def grid(section: Section, reference: str) -> Grid:
             side = "below" if sample.mean < 0 else "above"
             row += [_p(p[name]), _p(adjusted[name]), side if adjusted[name] < LEVEL else "not decided"]
         else:
-            row += ["–", "–", undecided[name]]
+            row += [NONE, NONE, undecided[name]]
         rows.append(row)
     return Grid(["arm", "n", f"− {base.name}, 95%", "p", "p, Holm", "verdict"], rows)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adafrugal.reports.grid import NONE
 from adafrugal.tracking import cards
 
-NONE = "–"
 TOKENS = 512 * 256  # of a step in the papers' pre-training
 LOOPS = ("loop", "loop_small")
 STAGES = ("tests", "arms", "memory", "steps", *LOOPS, "llama_7b")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from adafrugal.reports.statistics import Sample
 
+NONE = "–"  # there is no such number; in CSV an empty field
 MISSING = "missing"  # not a blank, which would read as zero
 DIVERGED = "diverged"  # the loss became NaN or infinite
 TWO_SEEDS = "An interval of two seeds has one degree of freedom, and says little: take three or more."
@@ -87,7 +88,7 @@ class Grid:
         return "\n".join([*lines, r"\end{table}", ""])
 
     def csv(self) -> str:
-        """Return unrounded CSV; a cell of several numbers has several columns, and text is in the first of them."""
+        """Return unrounded CSV; a cell of several numbers has several columns, and words are in the first of them."""
         columns = []  # of each column, the suffixes of all its cells' numbers
         for cells in zip(*self.rows, strict=True):
             columns.append(list(dict.fromkeys(part for c in cells if isinstance(c, Cell) for part in c.values)) or [""])
@@ -97,7 +98,7 @@ class Grid:
         for row in self.rows:
             line = []
             for cell, parts in zip(row, columns, strict=True):
-                values = cell.values if isinstance(cell, Cell) else {parts[0]: cell}
+                values = cell.values if isinstance(cell, Cell) else {parts[0]: "" if cell == NONE else cell}
                 line += [values.get(part) for part in parts]
             writer.writerow(line)
         return file.getvalue()

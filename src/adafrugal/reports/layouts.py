@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from adafrugal.reports import best, decisions, lengths, spreads, table
 from adafrugal.reports.arms import RATES, Job
 from adafrugal.reports.cells import COLUMNS, compared
-from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid
+from adafrugal.reports.grid import DIVERGED, MISSING, NONE, Cell, Grid
 from adafrugal.settings import REPOSITORY
 from adafrugal.settings.naming import SHORT
 
@@ -91,7 +91,7 @@ def _side_by_side(section: Section) -> dict[str, Grid]:
     for name in chosen:
         row: list[str | Cell] = [section.arms.get(name) or columns[0][0].shown(name)]
         for other, column, of in titles:
-            row += _cells(other, name, column) if name in other.rows else ["–"] * len(of)
+            row += _cells(other, name, column) if name in other.rows else [NONE] * len(of)
         rows.append(row)
     return {"": Grid(head, rows)}
 
@@ -135,7 +135,7 @@ def _beside(name: str, job: Job, column: Mapping[str, Any]) -> list[str]:
     if not column["comparable"]:
         return [text]
     if value is None:
-        return [text, "–"]
+        return [text, NONE]
     ours = job.numbers("validation_perplexity")
     return [text, f"{statistics.mean(ours) - value:+.2f}" if ours else MISSING]
 
@@ -189,7 +189,7 @@ def _all(arms: Mapping[str, Sequence[Job]], chosen: Mapping[str, Job | None]) ->
 
 
 def _rate(job: Job, name: str) -> str:
-    return f"{job.rates[name]:g}" if name in job.rates else "–"
+    return f"{job.rates[name]:g}" if name in job.rates else NONE
 
 
 def _is_at_edge(found: Job, tried: Sequence[Job], title: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adafrugal.reports.arms import Job
-from adafrugal.reports.grid import DIVERGED, MISSING, Cell, Grid, number
+from adafrugal.reports.grid import DIVERGED, MISSING, NONE, Cell, Grid, number
 from adafrugal.reports.statistics import Sample, crossing
 from adafrugal.system.errors import SettingError
 
@@ -72,7 +72,7 @@ def grid(jobs: Sequence[Job], reference: str) -> Grid:
     rows: list[list[str | Cell]] = []
     for name, by_steps in found.items():
         at = reached(by_steps, found[reference][whole], whole)
-        share = "–" if name == reference else at.cell if at else MISSING
+        share = NONE if name == reference else at.cell if at else MISSING
         seeds = _common(by_steps, found[reference][whole])
         losses = (_loss(by_steps.get(steps), seeds) for steps in lengths)
         rows.append([name, str(at.n if at else 0), *losses, share])
@@ -83,7 +83,7 @@ def grid(jobs: Sequence[Job], reference: str) -> Grid:
 def _loss(job: Job | None, seeds: Sequence[int]) -> str | Cell:
     """Return the mean over these seeds, which an arm has at all lengths; over all if there are none such."""
     if job is None:
-        return "–"
+        return NONE
     if not job.runs:
         return DIVERGED if job.diverged else MISSING
     return number(Sample.of(_final(job, seed) for seed in seeds or job.runs), ".4f")

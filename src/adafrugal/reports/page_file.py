@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from adafrugal.reports import cells, claims, layouts, pictures
@@ -65,7 +65,8 @@ def read(path: Path) -> PageFile:
             raise SettingError(f"{path} is empty; write a page such as the one in experiments/tables/README.md")
         if not isinstance(given, dict):
             raise SettingError(f"{path} is a {type(given).__name__}; allowed: keys with values, such as sections: […]")
-        made = OmegaConf.merge(OmegaConf.structured(PageFile), _plain(given, path))
+        sections = [_section(section, number, path) for number, section in enumerate(_plain(given, path)["sections"])]
+        made = OmegaConf.merge(OmegaConf.structured(PageFile), given | {"sections": sections})
         file: PageFile = OmegaConf.to_object(made)
     except OSError as error:
         raise SettingError(f"{path}: {error.strerror}; name a file such as experiments/tables/density.yaml") from error
@@ -99,6 +100,15 @@ def _plain(given: dict[str, Any], path: Path) -> dict[str, Any]:
         if section.get("kind") == "side_by_side":
             section.setdefault("commands", [])
     return given
+
+
+def _section(given: dict[str, Any], number: int, path: Path) -> DictConfig:
+    """Check the keys of a section and the types of their values, with the section's name in an error."""
+    try:
+        return OmegaConf.merge(OmegaConf.structured(SectionFile), given)
+    except OmegaConfBaseException as error:
+        where = f"section {given['name']}" if "name" in given else f"sections[{number}]"
+        raise SettingError(f"{path}, {where}: {explain(error)}") from error
 
 
 def refuse_unknown(section: SectionFile, page: PageFile, where: str) -> None:

@@ -52,7 +52,7 @@ def _memory(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the estimated and the measured peak; on a CPU the process also holds libraries and evaluations."""
     if "estimate" not in found:
         return []
-    measured = "not measured, since its process made other runs before, or it was resumed"
+    measured = "not measured, since its process made other runs before, or it began with a checkpoint"
     if "allocated" in found:
         what, error = found.get("peak_is", "allocated"), found.get("estimate_error", 0.0)
         measured = f"measured {_mib(found['grown'])} {what}, to which the estimate is {error:+.1%}"

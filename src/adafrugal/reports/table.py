@@ -55,7 +55,10 @@ def _label(record: Record, name: str) -> Any:
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Group runs that differ only in their seed, named by the arm and the settings that differ from its other rows."""
+    """Group runs that differ only in their seed, named by the arm and the settings that differ from its other rows.
+
+    A null says nothing, and is left out of a name that no other row has without it.
+    """
     rows: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     settings: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
@@ -74,8 +77,16 @@ def _rows(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
         defaults = OmegaConf.create(runs[0].config())
         own |= {name: OmegaConf.select(defaults, name, default=ABSENT) for name in sorted(apart - own.keys())}
         has = {name: own[name] for name in sorted(own) if own[name] is not ABSENT}
-        named.append((f"{key[0]} {shown(has)}".strip(), runs))
-    return named
+        named.append((key[0], has, runs))
+    brief = [_name(arm, {name: value for name, value in has.items() if value is not None}) for arm, has, _ in named]
+    return [
+        (name if brief.count(name) == 1 else _name(arm, has), runs)
+        for name, (arm, has, runs) in zip(brief, named, strict=True)
+    ]
+
+
+def _name(arm: str, settings: Mapping[str, Any]) -> str:
+    return f"{arm} {shown(settings)}".strip()
 
 
 # -- pre-training ------------------------------------------------------------------------------------------------------
@@ -159,13 +170,15 @@ def _points(values: Iterable[float]) -> str | Cell:
     return number(Sample.of(found), ".2f") if found else MISSING
 
 
-def _place(item: tuple[str, object]) -> tuple[bool, str, list[tuple[float, str]]]:
+def _place(item: tuple[str, object]) -> tuple[bool, str, list[tuple[str, float, str]]]:
     """Return a sort key for rows: the reference first, then by arm, then by settings as numbers."""
     arm, *settings = item[0].split()
-    values = [(math.inf, setting.partition("=")[2]) for setting in settings]
-    for place, (_, value) in enumerate(values):
+    values = []
+    for name, _, value in (setting.partition("=") for setting in settings):
+        number = math.inf
         with suppress(ValueError):
-            values[place] = float(value), value
+            number = float(value)
+        values.append((name, number, value))
     return arm != REFERENCE, arm, values
 
 

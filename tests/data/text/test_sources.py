@@ -121,6 +121,20 @@ def test_a_directory_of_what_is_no_text_is_refused(resolve, tmp_path):
         resolve(source=str(place), **ALL)
 
 
+def test_files_of_a_directory_that_are_left_out_are_said_in_one_line(corpus_settings, c4_layout, tmp_path):
+    (place := tmp_path / "notes").mkdir()
+    for name in ("one.txt", "two.v2.txt", "three.md", "four.md", "data", ".hidden.csv", "README.md"):
+        (place / name).write_text("some text\n")
+    (place / "five.txt.gz").write_bytes(gzip.compress(b"some text"))
+    for source, more, said in (
+        (place, ALL, [f"data.source is {place}: files read: 3 .txt, .txt.gz; left out: 2 .md, 1 without an ending"]),
+        (c4_layout, {}, []),  # with its card alone
+    ):
+        lines = []
+        sources.resolve(corpus_settings(source=str(source), **more), tmp_path / "cache", lines.append)
+        assert lines == said
+
+
 def test_a_missing_column_is_one_line_with_those_that_are_there(resolve, files):
     source = resolve(source=str(files / "a.parquet"), subset=None, text_field="content")
     with pytest.raises(SettingError, match=r"data.text_field is content, which .* does not have; allowed: n, text"):

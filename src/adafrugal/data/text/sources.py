@@ -81,7 +81,10 @@ def resolve(data: EmbeddedSettings, cache_root: Path, say: Callable[[str], None]
     if glob.has_magic(named) or Path(named).is_file():
         return _source(data, *_of_files(data, sorted(glob.glob(named, recursive=True))))  # noqa: PTH207 - may be absolute
     if Path(named).is_dir():
-        return _source(data, *_of_layout(data))
+        loader, splits = _of_layout(data)
+        if left_out := _left_out(Path(named), splits):
+            say(left_out)
+        return _source(data, loader, splits)
     if is_path(named) or _format(named) or Path(named).suffix in COMPRESSIONS:
         raise SettingError(
             f"data.source is {named}, and there is no such file or directory; allowed: a directory, a file name with "
@@ -215,6 +218,22 @@ def _of_layout(data: CorpusSettings) -> tuple[str, dict[str, list[str]]]:
             f"{', '.join((*FORMATS, '.csv', '.arrow'))}, or a pattern in quotes such as '{name}/*.txt'"
         )
     return loader, splits
+
+
+def _left_out(directory: Path, splits: dict[str, list[str]]) -> str:
+    """Return a line if a directory has files of other endings than those that are read, beside its card."""
+    read = Counter(_ending(Path(file)) for found in splits.values() for file in found)
+    files = (file for file in directory.rglob("*") if file.is_file() and file.name != "README.md")
+    seen = (file for file in files if not any(part.startswith(".") for part in file.relative_to(directory).parts))
+    other = Counter(ending for file in seen if (ending := _ending(file)) not in read)
+    if not other:
+        return ""
+    left_out = ", ".join(f"{count:,} {ending}" for ending, count in other.most_common())
+    return f"data.source is {directory}: files read: {read.total():,} {', '.join(sorted(read))}; left out: {left_out}"
+
+
+def _ending(file: Path) -> str:
+    return "".join(file.suffixes[-2 if file.suffix in COMPRESSIONS else -1 :]) or "without an ending"
 
 
 def _source(data: CorpusSettings, form: str, splits: dict[str, list[str]]) -> Source:
