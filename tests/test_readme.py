@@ -131,6 +131,9 @@ def test_the_code_runs(capsys):
     assert "'moments':" in capsys.readouterr().out
 
 
+TEXTS = "Small version on a stand-in for C4", "Small version on the embedded text"
+
+
 def test_the_table_of_results_is_that_of_its_page_and_the_text_says_what_it_shows():
     (shown,) = re.findall(r"<!-- table: pretraining, both -->\n(.*?)<!-- end -->", README, re.DOTALL)
     assert shown in (RESULTS / "pretraining" / "README.md").read_text()
@@ -162,15 +165,29 @@ def test_the_table_past_adamw_is_that_of_its_page_and_the_text_has_its_verdicts(
     page = (RESULTS / "past_adamw" / "README.md").read_text()
     assert shown in page
     text = README.split(shown)[1].split("\n## ")[0]
-    embedded = page.split("## Small version on the embedded text\n")[1].split("\n## ")[0]
-    assert verdicts_below(page.split("\n## ")[1]) >= {*quoted(text.split("end below")[0].split("By a rule")[1])} > set()
-    ((arm, difference),) = re.findall(r"On the embedded text `(\w+)` ends ([\d.]+) below\nAdamW by the same", text)
-    assert arm in verdicts_below(embedded) and f"| −{difference}" in shown
+    texts = [page.split(f"## {title}\n")[1].split("\n## ")[0] for title in TEXTS]
+    claimed = {*quoted(text.split("end below AdamW on both texts")[0].split("By a rule")[1])}
+    assert set.intersection(*map(verdicts_below, texts)) >= claimed > {"muon"}
+    assert "the last\ntwo below Muon on the embedded one" in text
+    assert verdicts_below(texts[1], "muon") == claimed - {"muon"}
+    assert not verdicts_below(texts[0], "muon")
+    assert not verdicts_below(texts[0]) & {"sinkgd", "fira", "scale", "apollo_mini"}
+    buys = r"buys (\d\.\d{4}) on the embedded text .* but there (\d\.\d{4})\nat a quarter"
+    ((bought, at_a_quarter),) = re.findall(buys, text)
+    assert f"| −{bought} [" in row_of(texts[1], "adafrugal_whiten")
+    assert f"| −{at_a_quarter} [" in row_of(page.split("## A quarter of the batch\n")[1], "adafrugal_whiten")
+    means = {arm: float(row_of(texts[0], arm).split(" | ")[2].split(" ±")[0]) for arm in ("adafrugal", "frugal_0")}
+    assert f"beside signSGD it buys {means['frugal_0'] - means['adafrugal']:.3f} on the stand-in" in text
 
 
-def verdicts_below(section):
-    """The arms that a section of the page past_adamw decides to end below AdamW."""
-    lines = section.split("Against adamw, paired by seed:")[1].split("\n\n")[1].splitlines()
+def row_of(section, arm):
+    """The first row of an arm."""
+    return next(line for line in section.splitlines() if line.startswith(f"| {arm} |"))
+
+
+def verdicts_below(section, reference="adamw"):
+    """The arms that a section of the page past_adamw decides to end below a reference."""
+    lines = section.split(f"Against {reference}, paired by seed:")[1].split("\n\n")[1].splitlines()
     return {line.split(" | ")[0].strip("| ") for line in lines if line.endswith("| below |")}
 
 
