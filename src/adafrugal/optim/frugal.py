@@ -226,7 +226,7 @@ class Frugal(SavedOptimizer):
     def _update(self, group: Group, places: Sequence[int]) -> None:
         """Update the tensors of a group at some places, which have gradients."""
         displacement.note(group, places, self.state, self._products)
-        with self._moves.beside(group, places, self.state):
+        with self._moves.beside(group, places):
             updates.update(group, places, self.state, self._launches)
 
     def _end_period(self) -> None:

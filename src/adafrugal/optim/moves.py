@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
-from adafrugal.optim import storage
 from adafrugal.optim.options import Group
-from adafrugal.optim.refresh import States
 from adafrugal.optim.sharding.shards import local_grad
 
 
@@ -20,26 +18,32 @@ class Moves:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     @contextmanager
-    def beside(self, group: Group, places: Sequence[int], states: States) -> Iterator[None]:
-        """Let updates of tensors whose moments lie elsewhere wait for what the GPU has to do now, and no longer."""
-        params = [group["params"][place] for place in places]
-        grads = [local_grad(p) for p in params if p.is_cuda and storage.lie_elsewhere(p, states[p], group)]
-        if not grads:
+    def beside(self, group: Group, places: Sequence[int]) -> Iterator[None]:
+        """Let updates of a group whose moments lie elsewhere wait for what the GPU has to do now, and no longer."""
+        if group["split"] or group["state_on"] == "device":
             yield
             return
-        device = grads[0].device
-        stream = self._streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
+        grads = [local_grad(p) for p in (group["params"][place] for place in places) if p.is_cuda]
         try:
-            with torch.cuda.stream(stream):
+            with ExitStack() as stack:
+                for device in {grad.device for grad in grads}:
+                    stack.enter_context(torch.cuda.stream(self._following(device)))
                 yield
         except BaseException:
             self.end()
             raise
         for grad in grads:
-            grad.record_stream(stream)  # its memory serves others only after the update
+            grad.record_stream(self._streams[grad.device])  # its memory serves others only after the update
+
+    def _following(self, device: torch.device) -> torch.cuda.Stream:
+        """Return the stream of a device, after what its present stream has to do."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._streams[device].wait_stream(torch.cuda.current_stream(device))
+        return self._streams[device]
 
     def end(self) -> None:
         """Wait for the updates: the next step reads the weights, and the CPU the moments."""
-        for stream in self._streams.values():
+        for device, stream in self._streams.items():
             stream.synchronize()
+            torch.cuda.current_stream(device).synchronize()  # on which they are if `state_on` has been changed by hand

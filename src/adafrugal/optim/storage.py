@@ -77,12 +77,6 @@ def moment_device(param: Tensor, group: Group) -> torch.device:
     return torch.device("cpu") if is_away else param.device
 
 
-def lie_elsewhere(param: Tensor, state: Mapping[str, Any], group: Group) -> bool:
-    """Return whether moments of a parameter lie, or are to begin, on another device."""
-    devices = {state[name].device for name in moment_names(state, group) if name in state}
-    return (devices | {moment_device(param, group)}) != {param.device}
-
-
 def working_dtype(param: Tensor) -> torch.dtype:
     """Return the dtype in which a parameter is updated."""
     return torch.promote_types(param.dtype, torch.float32)
