@@ -1,4 +1,4 @@
-"""Check gradients before a step, with one result on all processes that share a parameter."""
+"""Which gradients there are, and checks before a step with one result on all processes that share a parameter."""
 
 from __future__ import annotations
 

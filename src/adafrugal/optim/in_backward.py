@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -93,10 +92,10 @@ class UpdateInBackward:
     def _place_of(self, param: Tensor) -> tuple[int, int] | None:
         """Return the indices of a parameter's group, and of the parameter in it; None if no group has it any more."""
         groups = self._optimizer.param_groups
-        if (known := self._places.get(param)) is not None:
-            there = (group["params"][known[1] : known[1] + 1] for group in groups[known[0] : known[0] + 1])
-            if any(found is param for found in itertools.chain.from_iterable(there)):
-                return known
+        with suppress(KeyError, IndexError):
+            index, place = self._places[param]
+            if groups[index]["params"][place] is param:
+                return index, place
         self._places = {p: (i, k) for i, group in enumerate(groups) for k, p in enumerate(group["params"])}
         return self._places.get(param)
 
