@@ -1,5 +1,4 @@
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,33 +128,44 @@ def test_svd_finds_the_leading_directions(method, shape):
     torch.testing.assert_close(compact.norm() ** 2 + residual.norm() ** 2, grad.float().norm() ** 2)
 
 
-def test_subspace_iteration_captures_nearly_what_the_exact_basis_does_at_first_and_later():
-    """On gradients of a network that learns which word follows which in the README."""
-    words = (Path(__file__).parents[2] / "README.md").read_text().split()
-    known = {word: i for i, word in enumerate(dict.fromkeys(words))}
-    ids = torch.tensor([known[word] for word in words])
-    torch.manual_seed(0)
+def gradients_of_a_network_that_learns(seed):
+    """The gradient of a layer of 48 × 64 at steps 0, 20, 40 and 60, which learns which of 300 words follows which."""
+    torch.manual_seed(seed)
+    usual = torch.randint(300, (300, 3))
     model = torch.nn.Sequential(
-        torch.nn.Embedding(len(known), 48), torch.nn.Linear(48, 64), torch.nn.Tanh(), torch.nn.Linear(64, len(known))
+        torch.nn.Embedding(300, 48), torch.nn.Linear(48, 64), torch.nn.Tanh(), torch.nn.Linear(64, 300)
     )
-    optimizer, weight = torch.optim.AdamW(model.parameters(), lr=1e-2), model[1].weight
-    exact, iterated = (subspace({"kind": "svd", "svd_method": m}) for m in ("exact", "subspace_iteration"))
-    old = {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(61):
         model.zero_grad()
-        at = torch.randint(len(ids) - 1, (256,))
-        torch.nn.functional.cross_entropy(model(ids[at]), ids[at + 1]).backward()
+        words = (300 * torch.rand(256) ** 3).long()  # some are frequent
+        following = usual[words, torch.randint(3, (256,))]
+        torch.nn.functional.cross_entropy(model(words), following).backward()
         if step % 20 == 0:
-            best, old = (
-                space.select(weight, weight.grad, 0.25, Period(0, step).generator(0), old, 0)
-                for space in (exact, iterated)
-            )
-            energy = [
-                space.project(weight.grad, chosen).norm() ** 2 for space, chosen in ((exact, best), (iterated, old))
-            ]
-            assert energy[1] > 0.9 * energy[0], step
-            torch.testing.assert_close(old["basis"].T @ old["basis"], torch.eye(12), rtol=0, atol=1e-5)
+            yield model[1].weight.grad.clone()
         optimizer.step()
+
+
+@pytest.mark.parametrize(("rounds", "least", "usually"), [(1, 0.8, 0.87), (2, 0.9, 0.95)])
+def test_subspace_iteration_captures_nearly_what_the_exact_basis_does_at_first_and_later(rounds, least, usually):
+    exact = subspace("svd")
+    iterated = subspace({"kind": "svd", "svd_method": "subspace_iteration", "rounds": rounds})
+
+    def energy(grad, chosen):
+        return float(iterated.project(grad, chosen).norm() ** 2)
+
+    shares = []
+    for seed in range(8):
+        old = {}
+        for step, grad in enumerate(gradients_of_a_network_that_learns(seed)):
+            best, new = (s.select(grad, grad, 0.25, Period(0, step).generator(0), old, 0) for s in (exact, iterated))
+            torch.testing.assert_close(new["basis"].T @ new["basis"], torch.eye(12), rtol=0, atol=1e-5)
+            assert not old or energy(grad, new) > 1.5 * energy(grad, old)  # the basis before is stale
+            shares.append(energy(grad, new) / energy(grad, best))
+            old = new
+    each = torch.tensor(shares).view(8, 4)
+    assert each.min() > least, each
+    assert (each.mean(0) > usually).all(), each.mean(0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
