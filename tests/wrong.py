@@ -68,6 +68,11 @@ WRONG = ALWAYS | {  # beside the defaults
     "optimizer/interval=displacement optimizer.interval.threshold=0": [
         "optimizer.interval: threshold is 0", "above 0"],
     "optimizer/interval=displacement optimizer.interval.max=9": ["optimizer.interval: max is 9, below min (25)"],
+    "optimizer/interval=displacement optimizer.subspace=columns optimizer.stagger=2": [
+        "optimizer.stagger is 2; allowed: 1 with the interval displacement"],
+    "optimizer.state_free={kind:whiten,steps:true}": ["state_free.steps is true; allowed: whole numbers, 1 to 10"],
+    "optimizer.state_free={kind:sinkhorn,rounds:3.0}": ["state_free.rounds is 3.0; allowed: whole numbers, 1 to 10"],
+    "optimizer.subspace={kind:svd,rounds:5}": ["subspace.rounds is 5; allowed: 1, 2, 3, 4, 8"],
     "optimizer=frugal optimizer.interval=0": ["optimizer.interval", "at least 1"],
     "+optimizer.interval.value=400": ["optimizer.interval", "no 'value'"],
     "optimizer=adamw optimizer/density=linear": ["optimizer/density"],

@@ -104,7 +104,7 @@ def test_what_is_kept_follows_the_selection_and_is_counted(subspace, on_refresh)
 @pytest.mark.parametrize("subspace", ["columns", "svd"])
 def test_training_goes_on_from_any_step_of_a_period(subspace):
     def made():
-        how = {"density": LinearDecay(0.5, 0.3, 20), "interval": Displacement(0.2, 2, 4, 30), "stagger": 2}
+        how = {"density": LinearDecay(0.5, 0.3, 20), "interval": Displacement(0.2, 2, 4, 30)}
         return frugal(stepping.matrices([(8, 6)] * 3), subspace=subspace, **how)
 
     whole = stepped(made(), range(22))
@@ -151,6 +151,16 @@ def test_numbers_are_read_at_checks_alone_and_a_graph_is_not_replayed_over_one()
     assert refresh.moves_next(optimizer.param_groups[0], optimizer.state)
     with pytest.raises(NotImplementedError, match="meta"):
         optimizer.step()
+
+
+def test_a_refresh_is_not_spread_over_steps_since_its_gradients_would_be_of_several():
+    message = "stagger is 2; allowed: 1 with the interval displacement"
+    with pytest.raises(ValueError, match=message):
+        frugal(stepping.matrices([(8, 6)]), subspace="columns", interval=CHECKS, stagger=2)
+    optimizer = stepped(frugal(stepping.matrices([(8, 6)]), subspace="columns", interval=50, stagger=2), range(2))
+    optimizer.param_groups[0]["interval"] = CHECKS
+    with pytest.raises(ValueError, match=message):
+        stepped(optimizer, [2])
 
 
 def test_an_interval_may_become_one_later():

@@ -1,5 +1,6 @@
 """State-free rules as objects: names, mappings, what each is given, what is saved and what is refused."""
 
+import copy
 import inspect
 import math
 from collections import Counter
@@ -13,7 +14,7 @@ from own_parts import RULES, ColumnNorm, Cube, MatrixNorm, RowNorm
 from stepping import frugal, matrices, parameters, same, saved_and_loaded, stepped
 
 from adafrugal.optim import Frugal, StateFree, choices
-from adafrugal.optim.state_free import STATE_FREE, NoUpdate, SignSGD, state_free
+from adafrugal.optim.state_free import STATE_FREE, NoUpdate, SignSGD, Whiten, state_free
 
 SEEN = [RowNorm(), ColumnNorm(), MatrixNorm()]  # each more than an entry
 ids = {"ids": lambda rule: getattr(rule, "kind", None)}
@@ -152,6 +153,32 @@ def test_a_rule_may_be_replaced_between_two_steps():
     assert optimizer.param_groups[0]["state_free"] == NoUpdate()
 
 
+@pytest.mark.parametrize("rule", ["whiten", Whiten()], ids=type)
+def test_a_rule_that_cannot_be_is_refused_however_often_it_is_tried(rule):
+    shape = [torch.nn.Parameter(torch.ones(4, 3, 3))]
+    optimizer = frugal(shape, density=0.0)
+    for _ in range(2):  # before the first step, and after it
+        optimizer.param_groups[0]["state_free"], before = rule, shape[0].detach().clone()
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"has shape \(4, 3, 3\), and the state-free rule whiten sees"):
+                stepped(optimizer, [0])
+        assert torch.equal(shape[0], before)
+        optimizer.param_groups[0]["state_free"] = "signsgd"
+        stepped(optimizer, [0])
+    assert optimizer.param_groups[0]["steps"] == 2
+    copied = copy.deepcopy(optimizer)
+    copied.param_groups[0]["state_free"] = rule
+    with pytest.raises(ValueError, match="sees a whole matrix"):
+        stepped(copied, [0])
+
+
+def test_swan_refuses_a_matrix_of_which_it_would_train_nothing():
+    params = [("time.weight", torch.nn.Parameter(torch.ones(4, 1)))]
+    with pytest.raises(ValueError, match=r"time.weight has shape \(4, 1\), of which swan would train nothing"):
+        frugal(params, state_free="swan")
+    frugal(params, state_free="whiten", subspace="rows")
+
+
 @dataclass(frozen=True)
 class OtherSigns(StateFree):
     kind: ClassVar[str] = "signsgd"
@@ -176,7 +203,7 @@ class Guess(Cube):
     [
         ("sign", "state_free is 'sign'; allowed: signsgd, sgd, none, whiten"),
         (None, "state_free is None; allowed: signsgd, sgd, none, whiten"),
-        *(({"kind": "whiten", "steps": steps}, f"steps is {steps}; allowed: 5, 1") for steps in (0, True, 5.0)),
+        *(({"kind": "swan", "steps": n}, f"steps is {n}; allowed: whole numbers, 1 to 10") for n in (0, True, 5.0)),
         ({"kind": "sgd", "power": 2}, "state_free 'sgd' has no 'power'; it has no settings"),
         (OtherSigns(), "OtherSigns has the kind 'signsgd' of SignSGD.* give it a kind of its own"),
     ],

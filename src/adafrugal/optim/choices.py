@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from adafrugal.optim.controls import Control
 
 Part = TypeVar("Part")
 
@@ -91,11 +94,14 @@ def allowed(name: str, value: Any) -> str | None:
     return None if value in NAMES[name] else ", ".join(choice or "null" for choice in NAMES[name])
 
 
-def allowed_stagger(steps: int, kind: str, interval: float) -> str | None:
-    """Return the allowed values of `stagger`, by subspace and first interval, if `steps` is not one; else None."""
+def allowed_stagger(steps: int, kind: str, interval: Control) -> str | None:
+    """Return the allowed values of `stagger`, by subspace and interval, if `steps` is not one; else None."""
     if kind == "blocks":
         return None if steps == 1 else "1 with blocks, which choose among all matrices at once"
-    return None if 1 <= steps <= interval else f"1 to the interval ({interval})"
+    if interval.keeps_gradients:
+        why = "whose matrices are compared with their gradients at one step, the refresh"
+        return None if steps == 1 else f"1 with the interval {interval.kind}, {why}"
+    return None if 1 <= steps <= interval.at(1) else f"1 to the interval ({interval.at(1)})"
 
 
 def described(value: Any) -> tuple[Any, dict[str, Any]]:
@@ -122,10 +128,20 @@ def made(option: str, value: Any, classes: Mapping[str, type[Part]]) -> Part:
 
 def refuse_settings(option: str, kind: str, given: Mapping[str, Any]) -> None:
     """Raise a ValueError about the first setting of a subspace or a state-free rule that has no allowed value."""
-    for name, allowed in _KINDS[option].get(kind, {}).items():
-        is_known = given[name] in allowed and not isinstance(given[name], bool | float)  # True is 1, and 5.0 is 5
-        if not is_known and ... not in allowed:
-            raise ValueError(f"{name} is {given[name]!r}; allowed: {', '.join(map(str, allowed))}")
+    for name in _KINDS[option].get(kind, {}):
+        if words := allowed_setting(option, kind, name, given[name]):
+            raise ValueError(f"{name} is {given[name]!r}; allowed: {words}")
+
+
+def allowed_setting(option: str, kind: str, name: str, value: Any) -> str | None:
+    """Return the allowed values of a setting of a subspace or a state-free rule if `value` is not one; else None."""
+    known = _KINDS[option][kind][name]
+    if ... in known or (value in known and not isinstance(value, bool | float)):  # True is 1, and 5.0 is 5
+        return None
+    numbers = sorted(choice for choice in known if isinstance(choice, int))
+    if numbers and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"whole numbers, {numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers or known))
 
 
 def goes_by_entry(sees: str) -> bool:

@@ -129,6 +129,7 @@ class Frugal(SavedOptimizer):
         self._attempt = Attempt()
         self._launches: updates.Kept = {}
         self._products: displacement.Products = {}
+        self._parts: dict[int, Sequence[Any]] = {}  # of split groups, by identity, as last checked
         self._moves = Moves()
         params = [dict(p) if isinstance(p, dict) else p for p in params]  # torch writes into the groups it is given
         options.refuse_foreign({"differentiable": differentiable})
@@ -172,16 +173,14 @@ class Frugal(SavedOptimizer):
         for key in ["nonfinite"] if group["split"] else ["nonfinite", *SplitOptions.__annotations__]:
             del given[key]
         options.begin_clocks(group, group["steps"])
+        if group["split"]:
+            self._parts[id(group)] = options.resettled(group, None)
 
     def _split_groups(self) -> list[Group]:
-        """Return the split groups; convert a density, interval or rule reassigned since the last step."""
+        """Return the split groups; convert and check a density, interval or rule reassigned since the last step."""
         groups = [group for group in self.param_groups if group["split"]]
         for group in groups:
-            parts = (group["density"], Control), (group["interval"], Control), (group["state_free"], StateFree)
-            if not all(isinstance(part, kind) for part, kind in parts):
-                options.settle(group)
-            if not isinstance(group["subspace"], Subspace):
-                raise ValueError(f"the subspace cannot be changed to {group['subspace']!r}; make a new optimizer")
+            self._parts[id(group)] = options.resettled(group, self._parts.get(id(group)))
         return groups
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -392,5 +391,6 @@ class Frugal(SavedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_refresh_hooks", OrderedDict())  # copies have no hooks
-        self._attempt, self._launches, self._products = Attempt(), {}, {}
+        self._attempt, self._launches, self._products, self._parts = Attempt(), {}, {}, {}
+        self._split_groups()
         self.__dict__.setdefault("_moves", Moves()).end()  # what a failed step has begun

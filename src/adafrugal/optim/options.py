@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import torch
@@ -142,8 +143,8 @@ def check(group: Group) -> None:
         if group["density"] == controls.Constant(0) and group["state_free"].sees == "nothing":
             what = "density is 0 and state_free is 'none', so that nothing of a group would be trained"
             raise ValueError(f"{what}: leave its parameters out, or set another value of either")
-        stagger, first = group["stagger"], group["interval"].at(1)
-        _refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, first))
+        stagger = group["stagger"]
+        _refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, group["interval"]))
 
 
 def _check_capturable(group: Group) -> None:
@@ -165,20 +166,44 @@ def _refuse(name: str, value: Any, allowed: str | None) -> None:
 
 
 def settle(group: Group) -> None:
-    """Convert controls, subspace and state-free rule to objects; check that the group's options go together."""
-    group["density"] = controls.density(group["density"])
-    group["interval"] = controls.interval(group["interval"])
-    subspace = group["subspace"] = as_subspace(group["subspace"])
+    """Convert controls, subspace and state-free rule to objects; check that the group's options go together.
+
+    Raises:
+        ValueError: they do not; the group is as before.
+    """
+    density, interval = controls.density(group["density"]), controls.interval(group["interval"])
+    subspace, rule = as_subspace(group["subspace"]), as_state_free(group["state_free"])
     policies = choices.POLICIES.get(subspace.kind, choices.NAMES["on_refresh"])
     if group["on_refresh"] not in policies:
         _refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(map(str, policies)))
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
-    rule = group["state_free"] = as_state_free(group["state_free"])
+    if interval.keeps_gradients:  # another may be shorter than `stagger`, once it is reassigned
+        _refuse("stagger", group["stagger"], choices.allowed_stagger(group["stagger"], subspace.kind, interval))
     for name, param in zip(parameter_names(group), group["params"], strict=True):
         _check_rule(name, param, rule)
-        if group["density"] != controls.Constant(0):  # else nothing is ever selected
+        if density != controls.Constant(0):  # else nothing is ever selected
             _check_parameter(name, param, subspace)
+    group |= Group(density=density, interval=interval, subspace=subspace, state_free=rule)
+
+
+def resettled(group: Group, before: Sequence[Any] | None) -> Sequence[Any]:
+    """Return a group's subspace, controls and rule; settle it if one is not the object that it was `before`.
+
+    Raises:
+        ValueError: the subspace is another one, or the group's options do not go together.
+    """
+    parts = _parts(group)
+    if before is None or all(map(operator.is_, parts, before)):
+        return parts
+    if parts[0] is not before[0]:
+        raise ValueError(f"the subspace cannot be changed to {parts[0]!r}; make a new optimizer")
+    settle(group)
+    return _parts(group)
+
+
+def _parts(group: Group) -> Sequence[Any]:
+    return group["subspace"], group["density"], group["interval"], group["state_free"]
 
 
 def _check_rule(name: str, param: Tensor, rule: StateFree) -> None:
@@ -190,6 +215,9 @@ def _check_rule(name: str, param: Tensor, rule: StateFree) -> None:
         )
     if not rule.by_entry:
         _check_layout(name, param)
+        if param.shape[1] < rule.fewest_columns:
+            what = f"parameter {name} has shape {tuple(param.shape)}, of which {rule.kind} would train nothing"
+            raise ValueError(f"{what}; allowed: {rule.fewest_columns} columns or more, or another state-free rule")
 
 
 def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:

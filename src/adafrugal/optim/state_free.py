@@ -37,6 +37,7 @@ class StateFree(ABC):
     sees: ClassVar[Sees] = "matrix"
     takes_stacks: ClassVar[bool] = False  # whether `direction` takes [k, n_out, n_in] and treats each matrix alone
     sums_rows: ClassVar[bool] = False  # whether it has `of_rows`, so that no process needs a whole matrix
+    fewest_columns: ClassVar[int] = 1  # n_in of matrices that it trains
 
     def __post_init__(self) -> None:
         if self.sees not in choices.SEES:
@@ -207,6 +208,7 @@ class Swan(StateFree):
 
     kind: ClassVar[str] = "swan"
     takes_stacks: ClassVar[bool] = True
+    fewest_columns: ClassVar[int] = 2  # a row of one entry is its mean
     steps: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:

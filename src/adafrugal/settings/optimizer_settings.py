@@ -124,8 +124,8 @@ class FrugalSettings(AdamWSettings):
         self.need(not is_sharded or choices.works_on_shards(kind, own), "subspace", on_shards)
         on_device = "device with trainer.parallel=fsdp; there trainer.offload moves the state to the CPU"
         self.need(not is_sharded or self.state_on == "device", "state_on", on_device)
-        longest = int(controls.interval(with_run_length(self.interval, steps)).at(1))
-        words = choices.allowed_stagger(self.stagger, kind, longest)
+        interval = controls.interval(with_run_length(self.interval, steps))
+        words = choices.allowed_stagger(self.stagger, kind, interval)
         self.need(words is None, "stagger", words or "")
         if kind == "blocks":
             self._check_blocks(own, s)
@@ -178,8 +178,9 @@ class FrugalSettings(AdamWSettings):
         for key, value in own.items():
             if key not in kinds[kind]:
                 raise SettingError(f"optimizer.{name}.{key}: no such setting; {nearest(key, kinds[kind])}")
-            if value not in kinds[kind][key] and ... not in kinds[kind][key]:
-                raise SettingError(refusal(f"optimizer.{name}.{key}", value, map(str, kinds[kind][key])))
+            if words := choices.allowed_setting(name, kind, key, value):
+                names = [each for each in kinds[kind][key] if isinstance(each, str)]
+                raise SettingError(refusal(f"optimizer.{name}.{key}", value, names or words))
         if kind in choices.OWN[name]:
             try:
                 choices.OWN[name][kind](**own)
