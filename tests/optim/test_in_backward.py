@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import weakref
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from own_parts import MatrixNorm
 from stepping import events_of, frugal, matrices, same
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from adafrugal.optim import Frugal, LinearDecay, LossAware, UpdateInBackward
 from adafrugal.optim.choices import POLICIES, SUBSPACES
@@ -127,6 +129,18 @@ def test_a_second_backward_pass_is_refused_and_a_step_makes_room():
     optimizer.step()
     assert same(model.state_dict().values(), before.values())
     model(tokens).backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints_that_share_a_weight_must_not_be_reentrant(use_reentrant):
+    shared = nn.Linear(6, 6, bias=False)
+    UpdateInBackward(optimizer := frugal(list(shared.parameters()), density=1.0))
+    hidden = torch.ones(2, 6, requires_grad=True)
+    for _ in range(2):
+        hidden = checkpoint(shared, hidden, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match="use_reentrant=False") if use_reentrant else nullcontext():
+        hidden.sum().backward()
+        optimizer.step()
 
 
 def test_what_looks_at_all_gradients_is_refused():

@@ -71,11 +71,37 @@ def test_c_is_searched_where_a_part_keeps_state_and_another_does_not():
     assert names == {"adamw": 2, "frugal": 3, "frugal_0": 2, "galore": 2}
 
 
+ALL_FULL = "optimizer=frugal optimizer.density=1"
+
+
+@pytest.mark.parametrize(
+    ("command", "axes"),
+    [
+        ("optimizer=lion", 2),
+        (ALL_FULL, 2),
+        (f"{ALL_FULL} optimizer.modules.head=state_free", 3),
+        (f"{ALL_FULL} optimizer.modules.split=['*.q_proj']", 3),
+        (f"{ALL_FULL} optimizer.modules.density_scale={{*.q_proj:0.5}}", 3),
+        ("optimizer=adafrugal optimizer.density.start=1 optimizer.density.end=1", 2),
+        ("optimizer=adafrugal optimizer.density.start=1", 3),
+        ("optimizer=adafrugal optimizer.density.start=0 optimizer.density.end=0", 2),
+        ("optimizer=adafrugal optimizer.density.end=0", 3),
+        ("optimizer=frugal optimizer.density=null optimizer.rank=0 optimizer.subspace=columns", 2),
+        ("optimizer=frugal optimizer.density=null optimizer.rank=1 optimizer.subspace=columns", 3),
+    ],
+)
+def test_c_is_not_searched_where_it_has_no_effect_of_its_own(command, axes):
+    (found,) = section(jobs([f"{command} {BASE}"]), Path("none"), search=SearchFile()).searches
+    assert len(found.found.best) == axes
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (f"experiments=c4_60m/adamw {BASE} seed=0,100", "seed 100, which its table uses"),
         (f"optimizer=adafactor {BASE}", "adafactor has no optimizer.split_lr_scale"),
+        (f"optimizer=frugal optimizer.state_free_lr_scale=0 {BASE}", "has optimizer.state_free_lr_scale=0; begin it"),
+        (f"optimizer=adamw optimizer.lr=0 {BASE}", "a search multiplies rates, and adamw has optimizer.lr=0"),
         ("experiments=glue/rte optimizer=adamw", "losses of pre-training; rte has task=finetune"),
     ],
 )

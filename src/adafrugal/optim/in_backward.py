@@ -26,7 +26,8 @@ class UpdateInBackward:
     The gradients of a model are never all in memory at once (LOMO, arXiv 2306.09782, does this for SGD). Each tensor
     gets the same update as without this, bit for bit. It excludes methods that need all gradients before the first
     update: several backward passes in one step, clipping by the global norm (`clip_grad_norm_` then silently does
-    nothing), `torch.amp.GradScaler`, `Frugal(nonfinite=…)`.
+    nothing), `torch.amp.GradScaler`, `Frugal(nonfinite=…)`. Reentrant checkpoints must not share a weight, which would
+    get its gradient in parts: checkpoint with `use_reentrant=False`.
 
     Args:
         optimizer: `Frugal`, or a torch optimizer whose update of a tensor depends on no other tensor. It steps once for
@@ -72,7 +73,8 @@ class UpdateInBackward:
             param.grad = None
             raise RuntimeError(
                 "a second backward pass in one step: with UpdateInBackward each is a step of its own; call "
-                "optimizer.step() after each, or do without it"
+                "optimizer.step() after each, or do without it. (Or reentrant checkpoints share a weight, so that its "
+                "gradient comes in parts: checkpoint with use_reentrant=False)"
             )
         if (place := self._place_of(param)) is None:
             return

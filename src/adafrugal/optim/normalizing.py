@@ -1,8 +1,9 @@
 """The mathematics of state-free rules that normalize a whole matrix.
 
 Each function takes a gradient G [..., n_out, n_in], one matrix or a stack of some, and returns a new tensor of its
-shape and dtype. Its root mean square is about 1, as signs have it, for G of full rank. Zeros stay zeros. The scale of G
-has no effect: before squares are summed, a line or matrix is brought near 1 by a power of two, which rounds nothing.
+shape and dtype. Its root mean square is about 1, as signs have it; whitened, it is about √(rank/d), d the smaller side.
+Zeros stay zeros. The scale of G has no effect: before squares are summed, a line or matrix is brought near 1 by a power
+of two, which rounds nothing.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def whitened(grad: Tensor, steps: int) -> Tensor:
     """Return about `√max(n_out, n_in)·(GGᵀ)^(−1/2)·G`, by Newton–Schulz iterations.
 
     With `X = G/‖G‖` they are `X ← aX + (bA + cA²)X`, `A = XXᵀ`, or on the right with `A = XᵀX` if that is smaller. Each
-    moves the singular values towards 1, where the quintic of Muon leaves them between about 0.7 and 1.2. On a GPU
-    products are in bfloat16.
+    moves the singular values towards 1, where the quintic of Muon leaves them between about 0.7 and 1.2. Small ones are
+    still below: after 5 steps a thousandth of the largest is at 0.11 to 0.16. On a GPU products are in bfloat16.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = grad.shape[-2] > grad.shape[-1]

@@ -198,7 +198,7 @@ class Whiten(StateFree):
     steps: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Return UVᵀ of G's singular value decomposition, approximately, at a root mean square of about 1."""
+        """Return about UVᵀ of G's singular value decomposition; at full rank its root mean square is about 1."""
         return normalizing.whitened(grad, self.steps)
 
 
@@ -212,7 +212,7 @@ class Swan(StateFree):
     steps: int = 5
 
     def direction(self, grad: Tensor) -> Tensor:
-        """Return the whitened standardized rows, at a root mean square of about 1."""
+        """Return the whitened standardized rows; at full rank their root mean square is about 1."""
         return normalizing.whitened(normalizing.standardized_rows(grad), self.steps)
 
 

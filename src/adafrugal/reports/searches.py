@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from adafrugal.reports.arms import Job
 from adafrugal.reports.descent import LR, C, Descent, Rates, S
+from adafrugal.settings.canonical import OF_SIZE, described
+from adafrugal.settings.optimizer_settings import FrugalSettings
 from adafrugal.system.errors import SettingError
 from adafrugal.tracking.record import Record
 
@@ -54,12 +56,15 @@ def search(arm: Job, how: SearchFile, runs: Callable[[Job], Mapping[int, Record]
         runs: returns the finished and the diverged runs of a job by seed.
 
     Raises:
-        SettingError: the arm is no pre-training, it has no s, or one of the table's seeds is one of the search's.
+        SettingError: the arm is no pre-training, it has no s, it begins at a rate of 0, or one of the table's seeds is
+            one of the search's.
     """
     if arm.settings.task.kind != "pretrain":
         raise SettingError(f"a search compares losses of pre-training; {arm.name} has task={arm.settings.task.kind}")
     if missing := {LR, S} - arm.rates.keys():
         raise SettingError(f"a search needs lr and s; {arm.name} has no {', '.join(sorted(missing))}")
+    if zeros := [name for name, rate in arm.rates.items() if not rate]:
+        raise SettingError(f"a search multiplies rates, and {arm.name} has {zeros[0]}=0; begin it above 0")
     if both := set(how.seeds) & set(arm.seeds):
         raise SettingError(f"the search of {arm.name} uses seed {min(both)}, which its table uses; take other seeds")
     made: dict[str, Job] = {}
@@ -77,13 +82,22 @@ def search(arm: Job, how: SearchFile, runs: Callable[[Job], Mapping[int, Record]
             return None
         return math.inf if trial.diverged else statistics.mean(trial.numbers("validation_loss"))
 
-    # without a part of the matrices that keeps state, c is another name of s
-    rates = {name: rate for name, rate in arm.rates.items() if name != C or not _is_state_free(arm)}
+    rates = {name: rate for name, rate in arm.rates.items() if name != C or _has_both_parts(arm)}
     found = Descent(rates, how.trials, loss)
     trials = [made[str(found.rates(point))] for point in found.tried]
     return Search(how, arm, found, trials, [made[str(found.rates(point))] for point in found.pending])
 
 
-def _is_state_free(arm: Job) -> bool:
-    shares = (getattr(arm.settings.optimizer, name, None) for name in ("density", "rank"))
-    return any(isinstance(share, Mapping) and share.get("value") == 0 for share in shares)
+def _has_both_parts(arm: Job) -> bool:
+    """Return whether some weights keep state at rate lr·s and others do not at lr·s·c.
+
+    Without the former c is another name of s; without the latter it has no effect.
+    """
+    o = arm.settings.optimizer
+    if not isinstance(o, FrugalSettings):
+        return False
+    share, modules = described(o.density if o.rank is None else o.rank), o.modules
+    sizes = {share[key] for key in OF_SIZE if key in share}
+    treatments = modules.embeddings, modules.norms, modules.head, *([modules.unsplit] if modules.split else [])
+    is_full = sizes == {1} and o.rank is None and min((modules.density_scale or {}).values(), default=1) >= 1
+    return sizes != {0} and (not is_full or "state_free" in treatments)
