@@ -168,16 +168,23 @@ def test_the_table_past_adamw_is_that_of_its_page_and_the_text_has_its_verdicts(
     texts = [page.split(f"## {title}\n")[1].split("\n## ")[0] for title in TEXTS]
     claimed = {*quoted(text.split("end below AdamW on both texts")[0].split("By a rule")[1])}
     assert set.intersection(*map(verdicts_below, texts)) >= claimed > {"muon"}
-    assert "the last\ntwo below Muon on the embedded one" in text
-    assert verdicts_below(texts[1], "muon") == claimed - {"muon"}
+    assert "`adafrugal_whiten` also ends below Muon on the embedded one" in text
+    assert "adafrugal_whiten" in verdicts_below(texts[1], "muon")
     assert not verdicts_below(texts[0], "muon")
     assert not verdicts_below(texts[0]) & {"sinkgd", "fira", "scale", "apollo_mini"}
-    buys = r"buys (\d\.\d{4}) on the embedded text .* but there (\d\.\d{4})\nat a quarter"
-    ((bought, at_a_quarter),) = re.findall(buys, text)
-    assert f"| −{bought} [" in row_of(texts[1], "adafrugal_whiten")
-    assert f"| −{at_a_quarter} [" in row_of(page.split("## A quarter of the batch\n")[1], "adafrugal_whiten")
-    means = {arm: float(row_of(texts[0], arm).split(" | ")[2].split(" ±")[0]) for arm in ("adafrugal", "frugal_0")}
-    assert f"beside signSGD it buys {means['frugal_0'] - means['adafrugal']:.3f} on the stand-in" in text
+    longer = page.split("## Twice the model and four times the tokens\n")[1]
+    said = re.findall(r"(\d\.\d{3}) and (\d\.\d{3}) below AdamW, `whiten_0` (\d\.\d{3}): .* buys (\d\.\d{3}), on", text)
+    with_share = differences(longer, "adafrugal_whiten")
+    is_below = differences(longer, "muon")[0], with_share[0], differences(longer, "whiten_0")[0], with_share[1]
+    assert said == [tuple(f"{-each:.3f}" for each in is_below)]
+    (bought,) = re.findall(r"on the embedded\s+text (\d\.\d{3}), on the stand-in nothing", text)
+    assert bought == f"{-differences(texts[1], 'adafrugal_whiten')[1]:.3f}"
+    assert re.search(r"\| [−+]\S+ \[−\S+, \+\S+\] \|", row_of(texts[0], "adafrugal_whiten")), "0 is in the interval"
+
+
+def differences(section, arm):
+    """The differences in an arm's first row, to AdamW and to whiten_0."""
+    return [float(text.replace("−", "-")) for text in re.findall(r"([−+]\d\.\d{4}) \[", row_of(section, arm))]
 
 
 def row_of(section, arm):

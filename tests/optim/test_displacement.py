@@ -46,6 +46,12 @@ def test_a_subspace_is_left_when_the_direction_has_moved_too_little_for_its_step
     assert run(optimizer, [[until_it_stands(k)] * 2 for k in range(1, 21)]) == [1, 11, 15, 19]
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25])
+def test_the_size_of_gradients_has_no_effect(scale):
+    optimizer = frugal(stepping.matrices([(4, 4)]), subspace="columns", density=0.5, interval=CHECKS)
+    assert run(optimizer, [[scale * turned(until_it_stands(k))] for k in range(1, 21)]) == [1, 11, 15, 19]
+
+
 def test_noise_lasts_for_its_distance_over_the_threshold():
     optimizer = frugal(stepping.matrices([(40, 40)]), subspace="random", interval=Displacement(0.1, 1, 2, 100))
     events = events_of(stepped(optimizer, range(1)))

@@ -86,6 +86,46 @@ def test_directions_have_the_size_of_signs_whatever_the_size_of_the_gradient(kin
 
 
 @pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-23, 1e-20, 1e18, 1e22, 1e30])
+def test_no_gradient_is_too_small_or_too_large_to_have_its_direction(kind, scale):
+    """Squares of such numbers underflow or overflow in float32; 1e-40 itself is subnormal there."""
+    grad = (gradient(48, 64) * scale).float()
+    grad[3] *= 1e-3
+    found, exact = RULES[kind](grad), RULES[kind](grad.double())
+    torch.testing.assert_close(found, exact.float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(exact, RULES[kind](grad.double() / scale), rtol=1e-9, atol=1e-9)
+    if RULES[kind].sums_rows:
+        pieces = [grad[:20], grad[20:20], grad[20:]]  # as three processes have them
+        parts = RULES[kind].of_rows(pieces, [48] * 3, lambda squares: [sum(squares)] * 3)
+        torch.testing.assert_close(torch.cat(parts), found, rtol=1e-4, atol=1e-5)
+
+
+TINY_LINES = [("rownorm", 0), ("swan", 0), ("sinkhorn", 0), ("colnorm", 1), ("sinkhorn", 1)]
+
+
+@pytest.mark.parametrize(("kind", "dim"), TINY_LINES)
+def test_a_tiny_line_has_the_direction_that_it_would_have_alone(kind, dim):
+    grad, tiny = gradient(24, 24).float(), torch.ones(24)
+    tiny[3] = 1e-24
+    found = RULES[kind](grad * (tiny[:, None] if dim == 0 else tiny))
+    if kind == "sinkhorn":
+        assert 0.5 < found.select(dim, 3).square().mean().sqrt() < 1.5
+        assert found.abs().max() < 10
+    else:
+        torch.testing.assert_close(found, RULES[kind](grad), rtol=1e-3, atol=1e-4)
+
+
+def test_rows_that_are_constant_but_for_rounding_have_no_deviations_to_whiten():
+    grad = gradient(6, 700).float()
+    grad[2:4] = torch.tensor([[0.1], [1e20]])
+    found = normalizing.standardized_rows(grad)
+    assert torch.equal(found[2:4], torch.zeros(2, 700))
+    grad[2] += 1e-5 * grad[0]
+    assert normalizing.standardized_rows(grad)[2].square().mean() == pytest.approx(1, rel=1e-3)
+    assert RULES["swan"](torch.ones(4, 5) * 0.1).abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", RULES)
 def test_zeros_stay_zeros_and_nan_shows(kind):
     grad = torch.zeros(300, 200)
     assert torch.equal(RULES[kind](grad), grad)

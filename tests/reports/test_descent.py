@@ -64,6 +64,13 @@ def test_the_trials_are_the_limit_and_an_open_side_is_named():
     assert len(found.tried) == 4
     assert found.open_sides() == ["lr", "lr·s·c"]
     assert found.pending == []
+    assert found.is_cut_off
+
+
+def test_a_search_that_needed_all_its_trials_to_end_is_not_cut_off():
+    needed = len(Descent(START, 60, bowl(0.032, 0.03125)).tried)
+    assert not Descent(START, needed, bowl(0.032, 0.03125)).is_cut_off
+    assert Descent(START, needed - 1, bowl(0.032, 0.03125)).is_cut_off
 
 
 def test_a_diverged_trial_is_no_best_and_a_side_that_is_known():

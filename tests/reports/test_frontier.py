@@ -68,6 +68,8 @@ def test_an_arm_has_a_hollow_start_a_filled_end_a_bar_and_its_name(draw):
     assert ([0, 1], pytest.approx([4.5005] * 2), "grey") in lines(panel), "the reference's loss, across the axes"
     bars = {bar.get_segments()[0][0][0]: bar.get_segments()[0][:, 1] for bar in panel.collections}
     half = 12.7062 * 0.003 / 2
+    low, high = panel.get_ylim()
+    assert all(low < end < high for bar in bars.values() for end in bar), "no bar is cut"
     assert list(bars[1]) == pytest.approx([4.3015 - half, 4.3015 + half], abs=1e-4)
     assert len(panel.collections) == 4, "none at the edge"
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from made import recorded, section
@@ -72,6 +73,15 @@ def test_a_share_outside_the_lengths_is_words_in_other_formats_too(made):
     assert r"& $>$ 100\% \\" in grid.latex("", "x") and r"$\le$ 50\%" in grid.latex("", "x")
     lines = list(csv.reader(io.StringIO(grid.csv())))
     assert {line[0]: line[-4:] for line in lines}["frugal_0"] == ["> 100%", "> 100%", "> 100%", "3"]
+
+
+def test_a_share_of_the_seeds_that_did_not_diverge_is_not_given(made):
+    """The survivors may be the lucky ones."""
+    for arm in ("frugal", "adamw"):
+        jobs = [replace(job, diverged=(3,)) if job.arm == arm and "400" in job.command else job for job in made.jobs]
+        shares = {row[0]: getattr(row[-1], "text", row[-1]) for row in lengths.grid(jobs, "adamw").rows}
+        assert shares["frugal"] == "diverged"
+        assert shares["adafrugal"] == ("diverged" if arm == "adamw" else "≤ 50% [≤ 50%, 52%]")
 
 
 def test_one_arm_is_named_by_its_experiment(tmp_path):

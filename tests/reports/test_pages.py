@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from made import recorded
+from made import recorded, section
 
 from adafrugal.reports import gpu, layouts, pages, plan, records
+from adafrugal.reports.arms import jobs
 from adafrugal.system.errors import SettingError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -163,3 +164,16 @@ def test_the_committed_pages_are_made_of_the_committed_records(tmp_path):
     assert sorted(pages.write(made, copy, gpu.find([copy]))) == sorted(committed)
     for file in committed:
         assert file.read_bytes() == (results / file.relative_to(copy)).read_bytes(), file
+
+
+def test_runs_that_diverged_beside_others_are_named_below_the_table(tmp_path):
+    command = "experiments=c4_60m/adamw scale=mini data=embedded"
+    for seed in range(4):
+        run = recorded(tmp_path / "runs", command, 4.5, seed)
+        if seed in (1, 2):
+            run.set_status("failed", reason="TrainingError: the training loss is nan at step 20")
+    made = section(jobs([f"-m {command} seed=0,1,2,3"]), tmp_path / "runs")
+    pages.write([plan.Page("page", plan.PageFile(1, "A page", "About."), [made])], tmp_path / "out")
+    text = (tmp_path / "out" / "page" / "README.md").read_text()
+    assert "| adamw | 2 |" in text
+    assert "Diverged, and in no mean: adamw (seeds 1, 2)." in text

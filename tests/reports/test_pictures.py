@@ -4,6 +4,7 @@ import matplotlib
 import pytest
 from made import recorded, section
 
+from adafrugal.reports import curves as curves_of_searches
 from adafrugal.reports import pictures
 from adafrugal.reports.arms import jobs
 from adafrugal.reports.searches import SearchFile
@@ -185,19 +186,29 @@ def test_the_state_is_stacked_by_role(axes):
     assert heights == [[[0.0, 3.75], [3.75], [3.75, 4.0]], [[0.0, 0.5], [0.5, 2.25], [2.25, 2.5]]]
 
 
-def test_searches_have_a_panel_for_each_rate_through_the_best(tmp_path):
-    """Trials of AdamW at lr·s and lr around a best; the third panel is of arms with a part without state."""
+def test_searches_have_a_panel_for_each_arm_with_a_line_for_each_rate(tmp_path):
+    """Trials at lr·s, lr and, for the part without state, lr·s·c around a best; a search that goes on has no panel."""
     from matplotlib import pyplot
 
-    command, how = "experiments=c4_60m/adamw scale=mini data=embedded seed=0", SearchFile(trials=5)
-    while pending := (found := section(jobs([command]), tmp_path, search=how)).searches[0].pending:
+    arms = ",".join(f"c4_60m/{arm}" for arm in ("adamw", "frugal", "frugal_0", "galore", "badam"))
+    command = f"experiments={arms} scale=mini data=embedded seed=0"
+
+    def so_far():
+        return section(jobs([command]), tmp_path, search=SearchFile(trials=7))
+
+    while pending := [job for each in so_far().searches if each.arm.name != "badam" for job in each.pending]:
         for job in pending:
-            lr, s = job.rates.values()
-            recorded(tmp_path, job.command, 4 + abs(lr * s / 0.002 - 1) / 10 + abs(lr / 0.064 - 1) / 10, seed=100)
-    _, panels = pyplot.subplots(3)
-    pictures.DRAWN["rates"][1](panels, found)
-    matrices, others, free = map(curves, panels)
-    assert matrices["adamw"] == ([0.5, 1, 2], pytest.approx([0.05, 0, 0.1]))
-    assert others["adamw"] == ([0.5, 1, 2], pytest.approx([0.05, 0, 0.1]))
-    assert "adamw" not in free
+            lr, s, *c = job.rates.values()
+            far = abs(lr * s / 0.002 - 1) + abs(lr / 0.064 - 1) + abs(c[0] - 1 if c else 0)
+            recorded(tmp_path, job.command, 4 + far / 10, seed=100)
+    found = so_far()
+    assert curves_of_searches.shape(found) == (1, 4)
+    _, axes = pyplot.subplots(1, 5, squeeze=False)
+    pictures.DRAWN["rates"][1](axes, found)
+    panels = {panel.get_title(loc="left"): curves(panel) for panel in axes.ravel() if panel.axison}
+    assert list(panels) == ["adamw", "frugal", "frugal_0", "galore"]
+    for name in ("lr·s", "lr"):
+        line = dict(zip(*panels["adamw"][name], strict=True))
+        assert [line[factor] for factor in (0.5, 1, 2)] == pytest.approx([0.05, 0, 0.1])
+    assert "lr·s·c" in panels["frugal"] and "lr·s·c" not in panels["frugal_0"]
     pyplot.close("all")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from made import recorded, section
 
-from adafrugal.reports import layouts
+from adafrugal.reports import layouts, searches
 from adafrugal.reports.arms import jobs
 from adafrugal.reports.descent import LR, S
 from adafrugal.reports.searches import SearchFile
@@ -51,8 +51,10 @@ def test_the_rows_are_the_arms_at_their_best_rates_with_the_tables_seeds(made, t
         recorded(tmp_path, job.command, 4.25, seed=1)
     after = made(far_from(0.004))
     assert [(list(job.runs), job.missing) for job in after.jobs] == [([1], (0,)), ([1], (0,))]
-    text = layouts.grids(after)["The search for the rates:"].markdown()
-    assert "| adamw | 0.064 | 0.0625 | – |" in text
+    grid = layouts.grids(after)["The search for the rates:"]
+    assert grid.head == ["arm", "lr", "s", "c", "loss", "seeds − trial", "trials", "million tokens", "at an edge"]
+    assert "| adamw | 0.064 | 0.0625 | – | 4.0000 | +0.2500 | 6 of 6, cut off | 0.2 | no |" in grid.markdown()
+    assert searches.RULE in layouts.rules(after)
     assert "4.25" in layouts.grids(after)[""].markdown()
 
 

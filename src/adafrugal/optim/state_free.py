@@ -185,10 +185,7 @@ class Sinkhorn(StateFree):
 
     def of_rows(self, grads: Sequence[Tensor], lengths: Sequence[int], total: normalizing.Total) -> list[Tensor]:
         """Return rows of these matrices, by a sum in each round."""
-        found = list(grads)
-        for _ in range(self.rounds):
-            found = normalizing.columns_of_rows([normalizing.lines(each, -1) for each in found], lengths, total)
-        return found
+        return normalizing.sinkhorn_of_rows(grads, self.rounds, lengths, total)
 
 
 @dataclass(frozen=True)

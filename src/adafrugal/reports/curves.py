@@ -1,4 +1,4 @@
-"""Draw the searches of a section: the loss along each rate, through the best point of each arm."""
+"""Draw the searches of a section: for each arm the loss along each rate, through its best point."""
 
 from __future__ import annotations
 
@@ -6,29 +6,52 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from adafrugal.reports.descent import AXES
-from adafrugal.reports.frontier import MARKERS
 
 if TYPE_CHECKING:
     from adafrugal.reports.plan import Section
+    from adafrugal.reports.searches import Search
 
-HIGHEST = 0.2  # nats above an arm's best
+HIGHEST = 0.15  # nats above an arm's best
+COLUMNS = 4
+
+
+def shape(section: Section) -> tuple[int, int]:
+    """Return the rows and columns of panels, one for each search that has ended."""
+    count = max(1, len(_ended(section)))
+    columns = min(COLUMNS, count)
+    return math.ceil(count / columns), columns
 
 
 def draw(axes: Any, section: Section) -> None:
-    """Draw a panel for each rate: of the searches that have ended, trials that differ from the best in it alone."""
-    for axis, (panel, name) in enumerate(zip(axes, AXES, strict=True)):
-        for place, each in enumerate(each for each in section.searches if not each.pending):
-            found = each.found
-            if axis not in found.axes:
-                continue
-            line = [point for point in found.line(axis) if math.isfinite(found.tried[point])]
-            factors = [2 ** ((point[axis] - found.best[axis]) / 2) for point in line]
-            above = [found.tried[point] - found.tried[found.best] for point in line]
-            marker = MARKERS[place % len(MARKERS)]
-            style = {"color": f"C{place % 10}", "markersize": 4, "linewidth": 1}
-            panel.plot(factors, above, f"{marker}-", label=each.arm.name, **style)
-        panel.set(ylabel=f"{name}:\nloss − best", ylim=(-0.005, HIGHEST))
-        panel.axvline(1, color="grey", linestyle=":", linewidth=0.8)
-    axes[-1].set_xscale("log", base=2)
-    axes[-1].set_xlabel("rate ÷ the arm's best (one side without a point: the best is at an edge)")
-    axes[0].legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.02))
+    """Draw a panel for each arm: along each rate, the trials that differ from the best in it alone."""
+    columns, panels, ended = axes.shape[1], axes.ravel(), _ended(section)
+    for place, panel in enumerate(panels):
+        if place >= len(ended):
+            panel.set_axis_off()
+            continue
+        _draw(panel, ended[place])
+        panel.tick_params(labelbottom=place + columns >= len(ended))  # the lowest of its column
+    panels[0].set_xscale("log", base=2)
+    panels[0].set(ylim=(-0.01, HIGHEST))
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    shown = [lines[name] for name in AXES if name in lines]
+    figure = axes[0, 0].figure
+    figure.legend(handles=shown, frameon=False, fontsize=8, ncols=3, loc="outside upper center")
+    figure.supxlabel("rate ÷ the arm's best (one side without a point: the best is at an edge)", fontsize=9)
+    figure.supylabel("loss of the trial − loss of the best", fontsize=9)
+
+
+def _ended(section: Section) -> list[Search]:
+    return [each for each in section.searches if not each.pending]
+
+
+def _draw(panel: Any, each: Search) -> None:
+    found = each.found
+    for axis, name in found.axes.items():
+        line = [point for point in found.line(axis) if math.isfinite(found.tried[point])]
+        factors = [2 ** ((point[axis] - found.best[axis]) / 2) for point in line]
+        above = [found.tried[point] - found.tried[found.best] for point in line]
+        panel.plot(factors, above, f"{'os^'[axis]}-", color=f"C{axis}", markersize=3, linewidth=1, label=name)
+    panel.set_title(each.arm.name, fontsize=8, loc="left")
+    panel.axvline(1, color="grey", linestyle=":", linewidth=0.8)
+    panel.tick_params(labelsize=7)

@@ -41,6 +41,7 @@ class Descent:
     loss: Callable[[Rates], float | None]
     tried: dict[Point, float] = field(default_factory=dict)  # in the order of the search
     pending: list[Point] = field(default_factory=list)  # what the search must know to go on
+    is_cut_off: bool = False  # its trials were spent before no neighbour was better
 
     def __post_init__(self) -> None:
         """Replay the search up to the first unknown loss."""
@@ -94,7 +95,9 @@ class Descent:
             self._try(_moved(before, axis, -step), _moved(before, axis, step))
 
     def _try(self, *points: Point) -> None:
-        new = [point for point in points if point not in self.tried][: self.trials - len(self.tried)]
+        wanted = [point for point in points if point not in self.tried]
+        new = wanted[: self.trials - len(self.tried)]
+        self.is_cut_off |= len(new) < len(wanted)
         known = {point: self.loss(self.rates(point)) for point in new}
         self.pending = [point for point, loss in known.items() if loss is None]
         if self.pending:

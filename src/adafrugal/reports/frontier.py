@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FAR = 0.2  # nats above the best and the reference
 TOP = 1.05  # of the reference's steps
-MARKERS = "osDv^<>Phd"
-STATE = "optimizer state (MiB): hollow at the start of the run, filled at its end; bars: 95% intervals"
+MARKERS = "osDv^<>Ph"  # one fewer than colors, so that ninety arms differ
+STATE = "optimizer state (MiB): hollow at the start, filled at the end; bars: 95% intervals of means"
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,16 @@ def _losses(axes: Any, arms: Mapping[str, Job], reference: Job | None) -> None:
     samples = {name: Sample.of(job.numbers("validation_loss")) for name, job in arms.items()}
     best = min(sample.mean for sample in samples.values())
     line = Sample.of(reference.numbers("validation_loss")).mean if reference else best
-    near = [sample.mean for sample in samples.values() if sample.mean <= max(best, line) + FAR]
-    margin = 0.15 * (max(near) - best) or 0.01 * best
-    highest = max(near) + margin
+    near = {name: sample for name, sample in samples.items() if sample.mean <= max(best, line) + FAR}
+    ends = [end for sample in near.values() for end in sample.interval or (sample.mean,)]
+    lowest, highest = max(min(ends), best - FAR), min(max(ends), max(best, line) + 2 * FAR)
+    margin = 0.05 * (highest - lowest) or 0.01 * best
+    lowest, highest = lowest - margin, highest + margin
     points = []
     for place, (name, sample) in enumerate(samples.items()):
-        is_near = sample.mean < highest
-        text, height = (name, sample.mean) if is_near else (f"{name}, {sample.mean:.2f} (above)", highest)
-        points.append(Point(text, arms[name], height, sample.interval if is_near else None, place))
-    axes.set(ylim=(best - margin, highest), ylabel="validation loss (nats per token)")
+        text, height = (name, sample.mean) if name in near else (f"{name}, {sample.mean:.2f} (above)", highest)
+        points.append(Point(text, arms[name], height, sample.interval if name in near else None, place))
+    axes.set(ylim=(lowest, highest), ylabel="validation loss (nats per token)")
     _points(axes, points, line if reference else None)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from adafrugal.reports import best, decisions, lengths, spreads, table
+from adafrugal.reports import best, decisions, lengths, searches, spreads, table
 from adafrugal.reports.arms import RATES, Job
 from adafrugal.reports.cells import COLUMNS, compared
 from adafrugal.reports.grid import DIVERGED, MISSING, NONE, Cell, Grid
@@ -103,10 +103,18 @@ def rules(section: Section) -> list[str]:
         *([lengths.RULE] if section.kind == "lengths" else []),
         *([spreads.RULE] if section.kind == "spreads" else []),
         *([decisions.RULE] if section.decisions else []),
+        *([searches.RULE] if section.searches else []),
         *([best.rule(section)] if section.best_of else []),
         *([best.rates_rule(section)] if section.source else []),
         *([best.not_searched(section, section.best_of or RATES)] if is_searched else []),
     ]
+
+
+def diverged(section: Section) -> str:
+    """Return a line with the runs whose loss diverged beside others of their arm, so that they are in no mean."""
+    found = [f"{job.name} (seed{'s' if len(job.diverged) > 1 else ''} {', '.join(map(str, job.diverged))})"
+             for job in section.jobs if job.diverged and job.runs]  # fmt: skip
+    return f"Diverged, and in no mean: {', '.join(found)}." if found else ""
 
 
 def published() -> list[str]:
@@ -152,16 +160,25 @@ def _searches(section: Section) -> dict[str, Grid]:
     arms = {each.arm.name: each.trials for each in section.searches}
     chosen = {name: min(jobs, key=best.loss, default=None) for name, jobs in arms.items()}
     rows: list[list[str | Cell]] = []
-    for each in section.searches:
-        seconds = [run.summary()["seconds"]["wall"] for job in each.trials for run in job.runs.values()]
-        so_far = " so far" if each.pending else ""
-        tried = f"{len(each.trials)} of {each.how.trials}{so_far}", f"{sum(seconds) / 60:.0f}"
+    for each, job in zip(section.searches, section.jobs, strict=True):
+        tokens = sum(run.summary()["tokens"] for trial in each.trials for run in trial.runs.values())
+        state = " so far" if each.pending else ", cut off" if each.found.is_cut_off else ""
         rates = [_rate(each.best, name) for name in RATES]
         found = chosen[each.arm.name]
-        loss = best.cell(found) if found else MISSING
-        rows.append([each.arm.name, *rates, loss, *tried, ", ".join(each.found.open_sides()) or "no"])
-    head = ["arm", *(SHORT[name] for name in RATES), "loss", "trials", "minutes", "at an edge"]
+        losses = [best.cell(found), _above_the_trial(job, found)] if found else [MISSING] * 2
+        cost = f"{len(each.trials)} of {each.how.trials}{state}", f"{tokens / 1e6:.1f}"
+        rows.append([each.arm.name, *rates, *losses, *cost, ", ".join(each.found.open_sides()) or "no"])
+    rates = [SHORT[name] for name in RATES]
+    head = ["arm", *rates, "loss", "seeds − trial", "trials", "million tokens", "at an edge"]
     return {"The search for the rates:": Grid(head, rows), "Its trials, by learning rate:": _all(arms, chosen)}
+
+
+def _above_the_trial(job: Job, trial: Job) -> str | Cell:
+    """Return how far the mean over a job's own seeds is above the trial that chose its rates."""
+    if not (job.runs and trial.runs):
+        return NONE
+    above = statistics.mean(job.numbers("validation_loss")) - statistics.mean(trial.numbers("validation_loss"))
+    return Cell(f"{above:+.4f}".replace("-", "−"), {"": above})
 
 
 def _best(arms: Mapping[str, Sequence[Job]], found: Mapping[str, Job | None]) -> Grid:

@@ -72,7 +72,9 @@ def grid(jobs: Sequence[Job], reference: str) -> Grid:
     rows: list[list[str | Cell]] = []
     for name, by_steps in found.items():
         at = reached(by_steps, found[reference][whole], whole)
-        share = NONE if name == reference else at.cell if at else MISSING
+        has_diverged = any(job.diverged for job in (*by_steps.values(), found[reference][whole]))
+        unknown = DIVERGED if has_diverged else MISSING
+        share = NONE if name == reference else at.cell if at and not has_diverged else unknown
         seeds = _common(by_steps, found[reference][whole])
         losses = (_loss(by_steps.get(steps), seeds) for steps in lengths)
         rows.append([name, str(at.n if at else 0), *losses, share])

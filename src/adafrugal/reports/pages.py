@@ -69,7 +69,7 @@ def _page(page: Page, out: Path, made: str) -> dict[Path, str | None]:
             parts += [title, grid.markdown()]
         parts.append(" ".join(dict.fromkeys(note for grid in grids.values() for note in grid.notes())))
         parts += [origin.line(section), *layouts.rules(section), layouts.sources(section)]
-        parts += [missing(section), _others(section, out)]
+        parts += [layouts.diverged(section), missing(section), _others(section, out)]
         if section.runs:
             parts.append(claims.markdown(section))
         for name, file in pictures.draw(section, out).items():

@@ -26,8 +26,8 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8}
 
 
 @contextmanager
-def _figure(file: Path, panels: int, fonttype: str = "none", **layout: Any) -> Iterator[Any]:
-    """Yield the axes of panels over one x-axis; then write the figure to a file, atomically."""
+def _figure(file: Path, panels: int, fonttype: str = "none", columns: int = 1, **layout: Any) -> Iterator[Any]:
+    """Yield the axes of rows of panels over one x-axis; then write the figure to a file, atomically."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,7 +35,7 @@ def _figure(file: Path, panels: int, fonttype: str = "none", **layout: Any) -> I
 
     # "none" writes text as text: smaller files, which do not depend on a font's outlines
     with matplotlib.rc_context({"svg.hashsalt": "adafrugal", "svg.fonttype": fonttype}):
-        figure, axes = pyplot.subplots(panels, sharex=True, layout="constrained", **layout)
+        figure, axes = pyplot.subplots(panels, columns, sharex=True, layout="constrained", **layout)
         yield axes
         beside = file.with_name(f".{file.name}.new")
         figure.savefig(beside, format="svg", metadata={"Date": None})
@@ -94,11 +94,13 @@ def draw(section: Section, directory: Path) -> dict[str, Path]:
     """Draw a section's pictures from its runs, if it has any; return the files by the pictures' names."""
     files = {}
     for name in section.pictures if section.runs else ():
-        counts = {"controls": 2, "rates": 3, "roles": len(_jobs(section)), "frontier": 1 + (section.kind == "lengths")}
-        panels = counts.get(name, 1)
-        high = 1 + 4 * panels if name == "frontier" else 2 + 2 * panels if panels < 3 else 1 + 1.2 * panels
+        counts = {"controls": 2, "roles": len(_jobs(section)), "frontier": 1 + (section.kind == "lengths")}
+        panels, columns = curves.shape(section) if name == "rates" else (counts.get(name, 1), 1)
+        is_low = name == "rates" or panels > 2
+        high = 1 + 4 * panels if name == "frontier" else 1 + 1.2 * panels if is_low else 2 + 2 * panels
         files[name] = directory / f"{section.name}-{name}.svg"
-        with _figure(files[name], panels, sharey=name == "roles", figsize=(7, high)) as axes:
+        layout = {"sharey": name in ("roles", "rates"), "squeeze": name != "rates", "figsize": (7, high)}
+        with _figure(files[name], panels, columns=columns, **layout) as axes:
             DRAWN[name][1](axes, section)
     return files
 
