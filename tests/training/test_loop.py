@@ -182,7 +182,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_also_if_a_basis_is_due_before_it_is_read(loop):
-    built = loop("optimizer=fira", "optimizer.lr=1e30", "optimizer.interval=1", "schedule.warmup=0", "trainer.log_every=9")
+    fira = ["optimizer=fira", "optimizer.lr=1e30", "optimizer.interval=1"]
+    built = loop(*fira, "schedule.warmup=0", "trainer.log_every=9")
     with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) at step \d+: lower optimizer.lr"):
         advance(built, steps=10)
     built.close()
