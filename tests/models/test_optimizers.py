@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import REPOSITORY
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from adafrugal.models import llama, optimizers
 from adafrugal.optim import Frugal
+from adafrugal.optim.normalizing import whitened
 from adafrugal.settings.compose import check
 from adafrugal.settings.schema import LlamaSettings
 
@@ -86,6 +88,31 @@ def test_scale_has_embeddings_and_head_too_the_head_with_a_momentum(built):
     kept = {name: set(optimizer.state[p]) for name, p in model.named_parameters() if optimizer.state.get(p)}
     assert kept.pop("lm_head.weight") == {"momentum_buffer"}
     assert kept == {name: {"step", "exp_avg", "exp_avg_sq"} for name, square in moved.items() if square.ndim == 1}
+
+
+def test_scale_normalizes_by_output_unit_of_gpt2_too_and_its_tied_head_has_the_momentum(built):
+    """Conv1D's weights are [n_in, n_out], so columns; of the matrix that is embedding and head rows."""
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=300, n_positions=32)
+    model, optimizer = built("optimizer=scale", "optimizer.lr=0.01", model=GPT2LMHeadModel(config))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained(model, optimizer, [0])
+    moved = {name: (p.detach() - before[name]).square() for name, p in model.named_parameters() if p.ndim == 2}
+    assert len(moved) == 10 and moved["transformer.h.0.mlp.c_fc.weight"].shape == (16, 64)
+    for name, square in moved.items():
+        lines = square.mean(-1 if "wte" in name else 0).sqrt()
+        torch.testing.assert_close(lines, torch.full_like(lines, 0.01), rtol=1e-3, atol=0, msg=name)
+    assert {name for name in moved if optimizer.state.get(model.get_parameter(name))} == {"transformer.wte.weight"}
+    assert set(optimizer.state[model.transformer.wte.weight]) == {"momentum_buffer"}
+
+
+def test_muon_moves_by_a_fifth_of_whiten(built):
+    """docs/optimizer.md says so; torch's products are in bfloat16."""
+    model, optimizer = built("optimizer=muon", "optimizer.lr=1", "optimizer.momentum=0", "optimizer.nesterov=false")
+    weight = model.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    trained(model, optimizer, [0])
+    expected = 0.2 * whitened(weight.grad, 5)
+    assert (before - weight - expected).norm() < 0.05 * expected.norm()
 
 
 def test_lion_is_lion_for_every_tensor_and_never_begins_anew(built):

@@ -122,6 +122,7 @@ def test_a_run_that_diverged_is_not_missing(page, record):
     run = record(ADAMW)
     for reason, diverged, missing in (
         ("TrainingError: the validation loss is nan at step 20: lower optimizer.lr", (0,), (1,)),
+        ("FloatingPointError: the gradient of parameter q is not finite at step 20; nothing was changed", (0,), (1,)),
         ("OSError: No space left on device", (), (0, 1)),
     ):
         run.set_status("failed", reason=reason)

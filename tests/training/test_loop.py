@@ -181,6 +181,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(loop):
     assert steps == [1], "the last one with a loss"
 
 
+def test_a_loss_that_is_no_number_ends_the_run_also_if_a_basis_is_due_before_it_is_read(loop):
+    fira = ["optimizer=fira", "optimizer.lr=1e30", "optimizer.interval=1"]
+    built = loop(*fira, "schedule.warmup=0", "trainer.log_every=9")
+    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) at step \d+: lower optimizer.lr"):
+        advance(built, steps=10)
+    built.close()
+
+
 def test_a_control_can_observe_the_mean_training_loss(loop):
     observing = ["source=training", "every=3", "threshold=0.9", "start=2"]
     built = loop("trainer.log_every=2", "eval.every=100", *(f"optimizer.interval.{o}" for o in observing))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
     modules, is_lora = getattr(settings.optimizer, "modules", None), isinstance(settings.optimizer, LoraSettings)
     rules = default_rules(**asdict(modules)) if modules else default_rules()
     if settings.optimizer.kind == "scale":
-        rules[1:1] = _rules_of_scale(settings.optimizer.momentum)
+        rules = _rules_of_scale(rules, settings.optimizer.momentum, model)
     if is_lora:  # of the blocks, only adapters are trained
         rules = [replace(rule, name="adapters") if rule.treatment == "split" else rule for rule in rules]
     try:
@@ -40,13 +40,20 @@ def groups(settings: Settings, model: torch.nn.Module) -> ParameterGroups:
     return found
 
 
-def _rules_of_scale(momentum: float) -> list[Rule]:
-    """SCALE has the embeddings and the head, too."""
-    linear, head = (torch.nn.Linear,), {"dim": -1, "momentum": momentum}
-    return [
-        Rule("embeddings", "state_full", (torch.nn.Embedding,), optional=True, settings={"dim": -2}),
-        Rule("head", "state_full", linear, in_blocks=False, tensors="matrices", optional=True, settings=head),
+def _rules_of_scale(rules: Sequence[Rule], momentum: float, model: torch.nn.Module) -> list[Rule]:
+    """SCALE has the embeddings and the head, too; a matrix that is both is the last layer, and has its momentum."""
+    heads = {module.weight for module in _outside_blocks(model) if isinstance(module, torch.nn.Linear)}
+    embeddings = ((name, m.weight) for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding))
+    tied = "|".join(name for name, weight in embeddings if weight in heads)
+    columns, last = {"dim": -2}, {"dim": -1, "momentum": momentum}
+    conv1d = Rule("Conv1D in blocks", "split", ("transformers.pytorch_utils.Conv1D",), in_blocks=True, optional=True)
+    others = [
+        Rule("tied head", "state_full", (torch.nn.Embedding,), path=tied, settings=last),
+        Rule("embeddings", "state_full", (torch.nn.Embedding,), optional=True, settings=columns),
+        Rule("head", "state_full", (torch.nn.Linear,), in_blocks=False, optional=True, settings=last),
     ]
+    others = [replace(rule, tensors="matrices") for rule in others[0 if tied else 1 :]]
+    return [replace(conv1d, tensors="matrices", settings=columns), rules[0], *others, *rules[1:]]
 
 
 def adapt(settings: Settings, model: torch.nn.Module) -> None:
@@ -62,9 +69,8 @@ def adapt(settings: Settings, model: torch.nn.Module) -> None:
         return
     import peft
 
-    blocks = _blocks(model)
-    outside = [module for name, module in model.named_modules() if not name.startswith(blocks)]
-    head = [param for module in outside if isinstance(module, torch.nn.Linear) for param in module.parameters()]
+    outside = (module for module in _outside_blocks(model) if isinstance(module, torch.nn.Linear))
+    head = [param for module in outside for param in module.parameters()]
     adapters = peft.LoraConfig(r=o.rank, lora_alpha=o.alpha, lora_dropout=o.dropout, target_modules=list(o.targets))
     try:
         peft.inject_adapter_in_model(adapters, model)
@@ -78,6 +84,11 @@ def adapt(settings: Settings, model: torch.nn.Module) -> None:
 def _blocks(model: torch.nn.Module) -> tuple[str, ...]:
     """Prefixes of the names in the transformer blocks."""
     return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def _outside_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    blocks = _blocks(model)
+    return [module for name, module in model.named_modules() if not name.startswith(blocks)]
 
 
 def _linear_in_blocks(model: torch.nn.Module) -> str:

@@ -74,6 +74,7 @@ OWN: dict[str, dict[str, Callable[..., Any]]] = {"subspace": {}, "state_free": {
 _KINDS = {"subspace": SUBSPACES, "state_free": STATE_FREE}
 
 
+_STEPS = ("a whole number of steps, 1 or more", lambda steps: isinstance(steps, int) and steps >= 1)
 # option -> its range in words, and a check whether a value is in it
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
@@ -82,16 +83,33 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "density_scale": ("above 0", lambda scale: 0 < scale < math.inf),
     "betas": ("two numbers from 0 to below 1", lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas)),
-    "stagger": ("a whole number of steps, 1 or more", lambda steps: isinstance(steps, int) and steps >= 1),
+    "stagger": _STEPS,
+}
+SCALINGS = ("channel", "tensor")
+# the same of options that only baselines have
+OF_BASELINES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "rank": (
+        "a number of directions, 1 or more, or a share of a matrix's smaller side above 0, below 1",
+        lambda rank: not isinstance(rank, bool) and (0 < rank < 1 or (1 <= rank < math.inf and rank == int(rank))),
+    ),
+    "interval": _STEPS,
+    "growth": ("1 or more", lambda growth: 1 <= growth < math.inf),
+    "alpha": ("above 0", lambda alpha: 0 < alpha < math.inf),
+    "scaling": (", ".join(SCALINGS), SCALINGS.__contains__),
+    "momentum": ("a number from 0 to below 1", lambda share: 0 <= share < 1),
+    "dim": ("-1 or 1 for rows, -2 or 0 for columns", (-1, 1, -2, 0).__contains__),
 }
 
 
 def allowed(name: str, value: Any) -> str | None:
     """Return the allowed values of an option, in words, if `value` is not one of them; else None."""
-    if name in RANGES:
-        words, holds = RANGES[name]
+    if name in NAMES:
+        return None if value in NAMES[name] else ", ".join(choice or "null" for choice in NAMES[name])
+    words, holds = (RANGES | OF_BASELINES)[name]
+    try:
         return None if holds(value) else words
-    return None if value in NAMES[name] else ", ".join(choice or "null" for choice in NAMES[name])
+    except TypeError:  # no number, or not two
+        return words
 
 
 def allowed_stagger(steps: int, kind: str, interval: Control) -> str | None:

@@ -16,10 +16,10 @@ def places(group: Group) -> list[int]:
     return [place for place, param in enumerate(group["params"]) if param.grad is not None]
 
 
-def refuse_sparse(params: Iterable[Tensor]) -> None:
-    """Raise a ValueError if one of these parameters has a sparse gradient."""
+def refuse_sparse(params: Iterable[Tensor], optimizer: str = "Frugal") -> None:
+    """Raise a ValueError, which names the optimizer, if one of these parameters has a sparse gradient."""
     if any(param.grad is not None and param.grad.layout != torch.strided for param in params):
-        raise ValueError("Frugal takes no sparse gradients; make the embedding with sparse=False")
+        raise ValueError(f"{optimizer} takes no sparse gradients; make the embedding with sparse=False")
 
 
 def are_of_no_step(groups: Sequence[Group]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypedDict, cast
 
 import torch
@@ -87,17 +87,22 @@ def prepared(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     Raises:
         ValueError: a key is misspelt, or stands for something that this group or Frugal cannot do.
     """
-    group, options = dict(group), {*defaults, "layers", "steps"}
+    group = dict(group)
     refuse_foreign(group)
     if "nonfinite" in group:
         raise ValueError("a group names nonfinite, which concerns whole steps: give it to the optimizer")
-    for key in group.keys() - options - Group.__annotations__.keys():
-        if near := difflib.get_close_matches(str(key).lower(), options, n=1, cutoff=0.85):
-            raise ValueError(f"a group has the key {key!r}; did you mean {near[0]!r}?")
+    refuse_misspelt(group, {*defaults, "layers", "steps"})
     named = [key for key in SplitOptions.__annotations__ if key in group]
     if named and not group.get("split", defaults["split"]):
         raise ValueError(f"a group names {named[0]} but does not say split=True; only split groups have one")
     return group
+
+
+def refuse_misspelt(group: Mapping[str, Any], options: Set[str]) -> None:
+    """Raise a ValueError if a key of a new group is none of an optimizer's options, but reads like one."""
+    for key in group.keys() - options - Group.__annotations__.keys():
+        if near := difflib.get_close_matches(str(key).lower(), options, n=1, cutoff=0.85):
+            raise ValueError(f"a group has the key {key!r}; did you mean {near[0]!r}?")
 
 
 def refuse_foreign(given: Mapping[str, Any]) -> None:
@@ -125,17 +130,17 @@ def check(group: Group) -> None:
     for name in given.keys() & Group.__annotations__.keys() - {"params", "param_names"}:
         given[name] = as_plain(given[name])
     steps = group.setdefault("steps", 0)
-    _refuse("steps", steps, None if type(steps) is int and steps >= 0 else "a whole number, 0 or more")
+    refuse("steps", steps, None if type(steps) is int and steps >= 0 else "a whole number, 0 or more")
     for name, param in zip(parameter_names(group), group["params"], strict=True):
         if param.is_complex():
             what = f"parameter {name} is {str(param.dtype).removeprefix('torch.')}; Frugal updates real numbers"
             raise ValueError(f"{what}: make the parameter real, and view it with torch.view_as_complex")
     given["betas"] = tuple(group["betas"])
     for name in (*choices.RANGES, *choices.NAMES):
-        _refuse(name, given[name], choices.allowed(name, given[name]))
+        refuse(name, given[name], choices.allowed(name, given[name]))
     group["fused"] = group["fused"] is None or bool(group["fused"])
     if group["state_on"] != "device" and any(map(shards.is_sharded, group["params"])):
-        _refuse("state_on", group["state_on"], "device with sharded parameters")
+        refuse("state_on", group["state_on"], "device with sharded parameters")
     if group["capturable"]:
         _check_capturable(group)
     if group["split"]:
@@ -144,7 +149,7 @@ def check(group: Group) -> None:
             what = "density is 0 and state_free is 'none', so that nothing of a group would be trained"
             raise ValueError(f"{what}: leave its parameters out, or set another value of either")
         stagger = group["stagger"]
-        _refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, group["interval"]))
+        refuse("stagger", stagger, choices.allowed_stagger(stagger, group["subspace"].kind, group["interval"]))
 
 
 def _check_capturable(group: Group) -> None:
@@ -160,7 +165,8 @@ def _check_capturable(group: Group) -> None:
             raise ValueError(f"capturable with {name}: a CUDA graph would {what}; set one of the two")
 
 
-def _refuse(name: str, value: Any, allowed: str | None) -> None:
+def refuse(name: str, value: Any, allowed: str | None) -> None:
+    """Raise a ValueError about an option's value if `allowed` says what else is allowed."""
     if allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed.replace('null', 'None')}")
 
@@ -175,11 +181,11 @@ def settle(group: Group) -> None:
     subspace, rule = as_subspace(group["subspace"]), as_state_free(group["state_free"])
     policies = choices.POLICIES.get(subspace.kind, choices.NAMES["on_refresh"])
     if group["on_refresh"] not in policies:
-        _refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(map(str, policies)))
+        refuse(f"on_refresh with {subspace.kind}", group["on_refresh"], ", ".join(map(str, policies)))
     if "layers" in group and len(group["layers"]) != len(group["params"]):
         raise ValueError(f"layers has {len(group['layers'])} numbers for {len(group['params'])} parameters")
     if interval.keeps_gradients:  # another may be shorter than `stagger`, once it is reassigned
-        _refuse("stagger", group["stagger"], choices.allowed_stagger(group["stagger"], subspace.kind, interval))
+        refuse("stagger", group["stagger"], choices.allowed_stagger(group["stagger"], subspace.kind, interval))
     for name, param in zip(parameter_names(group), group["params"], strict=True):
         _check_rule(name, param, rule)
         if density != controls.Constant(0):  # else nothing is ever selected

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FAR = 0.2  # nats above the best and the reference
 TOP = 1.05  # of the reference's steps
 MARKERS = "osDv^<>Ph"  # one fewer than colors, so that ninety arms differ
-STATE = "optimizer state (MiB): hollow at the start of the run, filled at its end; bars: 95% intervals of each mean"
+STATE = "optimizer state (MiB): hollow at the start, filled at the end; bars: 95% intervals of means"
 
 
 @dataclass(frozen=True)

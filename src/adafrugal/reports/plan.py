@@ -201,8 +201,8 @@ def by_settings(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def has_diverged(reason: str) -> bool:
-    """Return whether a run failed for this reason: a loss that is no number."""
-    return any(f"loss is {word}" in reason for word in ("nan", "inf", "-inf"))
+    """Return whether a run failed because a loss, or with `optimizer.nonfinite=error` a gradient, was no number."""
+    return "is not finite at step" in reason or any(f"loss is {word}" in reason for word in ("nan", "inf", "-inf"))
 
 
 def runs_of(job: Job, found: Mapping[str, Sequence[Record]], text: str = "") -> dict[int, Record]:

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafrugal.optim import choices, controls
-from adafrugal.optim.choices import NAMES, ON_SHARDS, POLICIES, RANGES, STATE_FREE, SUBSPACES, TREATMENTS
+from adafrugal.optim.choices import (
+    NAMES,
+    OF_BASELINES,
+    ON_SHARDS,
+    POLICIES,
+    RANGES,
+    SCALINGS,
+    STATE_FREE,
+    SUBSPACES,
+    TREATMENTS,
+)
 from adafrugal.settings.canonical import OF_SIZE, density_of_rank, described, run_steps, spelled, with_run_length
 from adafrugal.settings.explain import nearest
 from adafrugal.settings.ranges import Part, above, at_least, is_number, one_of, ranged, refusal, within
@@ -22,7 +32,7 @@ _LARGEST = 1 << 20  # rank: above any model's hidden size
 
 
 def _as_in_optim(name: str, default: Any) -> Any:
-    words, holds = RANGES[name]
+    words, holds = (RANGES | OF_BASELINES)[name]
     return ranged(default, holds, words)
 
 
@@ -240,7 +250,7 @@ class MuonSettings(AdamWSettings):
     """torch.optim.Muon on the split matrices, at a rate adjusted to AdamW's, and fused AdamW elsewhere."""
 
     kind: str = "muon"
-    momentum: float = ranged(0.95, lambda share: 0 <= share < 1, "a number from 0 to below 1")
+    momentum: float = _as_in_optim("momentum", 0.95)
     nesterov: bool = True
     ns_steps: int = within(1, 99, 5)
 
@@ -250,19 +260,16 @@ class ScaleSettings(AdamWSettings):
     """SCALE on the split matrices, on embeddings and, with a momentum, on the head; fused AdamW elsewhere."""
 
     kind: str = "scale"
-    momentum: float = ranged(0.9, lambda share: 0 <= share < 1, "a number from 0 to below 1")
+    momentum: float = _as_in_optim("momentum", 0.9)
 
 
 @dataclass
 class LowRankSettings(AdamWSettings):
     """What APOLLO and Fira share; `split_lr_scale` is the place for APOLLO's α."""
 
-    rank: int | float = ranged(
-        0.25, lambda rank: is_number(rank) and rank > 0 and (rank < 1 or rank == int(rank)),
-        "a number of directions, 1 or more, or a share of a matrix's smaller side above 0, below 1",
-    )  # fmt: skip
-    interval: int = at_least(1, 200)  # steps from one basis to the next
-    growth: float = at_least(1, 1.01)  # the limit of a norm's growth from step to step
+    rank: int | float = _as_in_optim("rank", 0.25)
+    interval: int = _as_in_optim("interval", 200)  # from one basis to the next
+    growth: float = _as_in_optim("growth", 1.01)  # the limit of a norm's growth from step to step
 
 
 @dataclass
@@ -270,7 +277,7 @@ class ApolloSettings(LowRankSettings):
     """APOLLO on the split matrices, and fused AdamW elsewhere; rank 1 with a factor by tensor is APOLLO-Mini."""
 
     kind: str = "apollo"
-    scaling: str = one_of("channel", "tensor")  # what has one factor
+    scaling: str = one_of(*SCALINGS)  # what has one factor
 
 
 @dataclass
@@ -278,7 +285,7 @@ class FiraSettings(LowRankSettings):
     """Fira on the split matrices, and fused AdamW elsewhere."""
 
     kind: str = "fira"
-    alpha: float = above(0, 1.0)  # weight of the projection beside the rest of the gradient
+    alpha: float = _as_in_optim("alpha", 1.0)  # weight of the projection beside the rest of the gradient
 
 
 @dataclass

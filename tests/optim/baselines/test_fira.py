@@ -56,6 +56,29 @@ def test_steps_are_those_of_the_formula(growth, alpha):
             np.testing.assert_allclose(used[at] @ used[at].T, leading @ leading.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_when_a_basis_is_due_shows_in_its_matrix_alone(at, value):
+    """Without an error: the loss tells the run. The basis before stays; without one the next step begins."""
+    params = matrices(SHAPES)
+    optimizer, twin = Fira(params, rank=2, interval=2), Fira(matrices(SHAPES), rank=2, interval=2)
+    stepped(optimizer, range(at))
+    basis = optimizer.state[params[1]].get("basis")
+    stepped(twin, range(4))
+    for step in range(at, 4):
+        generator = torch.Generator().manual_seed(1000 + step)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator)
+        if step == at:
+            params[1].grad[0, 0] = value
+        optimizer.step()
+        if step == at:
+            assert optimizer.state[params[1]].get("basis") is basis
+    for place, (param, plain) in enumerate(zip(params, twin.param_groups[0]["params"], strict=True)):
+        assert torch.equal(param, plain) if place != 1 else not param.isfinite().all()
+    assert int(optimizer.state[params[1]]["step"]) == (3 if at == 0 else 4)
+
+
 def test_of_a_column_at_full_rank_it_is_adam():
     """P is 1 or −1, and nothing is left for S."""
     ours, adam = matrices([(9, 1)]), matrices([(9, 1)])

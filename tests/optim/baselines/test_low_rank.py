@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from stepping import matrices, parameters, same, saved_and_loaded, stepped
@@ -11,6 +13,7 @@ from adafrugal.optim import UpdateInBackward, state_bytes
 from adafrugal.optim.baselines.apollo import Apollo
 from adafrugal.optim.baselines.fira import Fira
 from adafrugal.optim.baselines.low_rank import limited, rank_of
+from adafrugal.optim.baselines.scale import Scale
 
 SHAPES = [(6, 10), (10, 6), (5, 5), (1, 7), (8, 1)]
 BOTH = pytest.mark.parametrize("kind", [Apollo, Fira])
@@ -96,6 +99,110 @@ def test_only_matrices_with_a_gradient_are_updated(kind):
     assert not optimizer.state[second]
     with pytest.raises(ValueError, match=rf"{kind.__name__} is given a tensor of shape \[4\]; allowed: matrices"):
         made(kind, matrices([(4,)]))
+
+
+@BOTH
+@pytest.mark.parametrize(("option", "value"), [
+    ("rank", 0), ("rank", -1), ("rank", 1.7), ("rank", True), ("rank", "two"), ("rank", math.nan), ("interval", 0),
+    ("interval", 2.5), ("growth", 0.5), ("growth", math.inf), ("betas", (1.5, 0.9)), ("betas", 0.9), ("lr", -1),
+    ("eps", -1e-8), ("weight_decay", -1), ("scaling", "row"), ("alpha", 0),
+])  # fmt: skip
+def test_an_option_out_of_its_range_is_refused_wherever_it_is_given(kind, option, value):
+    optimizer, (new,) = made(kind), matrices([(3, 4)])
+    if option not in optimizer.defaults:
+        with pytest.raises(TypeError, match=option):
+            made(kind, **{option: value})
+        return
+    says = re.escape(f"{option} is {value!r}; allowed: ")
+    with pytest.raises(ValueError, match=says):
+        made(kind, **{option: value})
+    with pytest.raises(ValueError, match=says):
+        optimizer.add_param_group({"params": [new], option: value})
+    assert len(optimizer.param_groups) == 1
+
+
+@BOTH
+def test_a_misspelt_option_is_refused_and_numbers_become_plain(kind):
+    with pytest.raises(TypeError, match="'ranks'"):
+        made(kind, ranks=3)
+    with pytest.raises(ValueError, match="a group has the key 'ranks'; did you mean 'rank'"):
+        kind([{"params": matrices(SHAPES), "ranks": 3}])
+    given = {"params": matrices(SHAPES), "rank": np.int64(2), "schedule": "mine"}
+    (group,) = kind([given], lr=np.float32(0.5)).param_groups
+    assert (type(group["rank"]), type(group["lr"]), group["schedule"]) == (int, float, "mine")
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
+def test_weights_in_which_epsilon_is_0_or_that_are_complex_are_refused(kind, dtype):
+    with pytest.raises(ValueError, match=f"{kind.__name__} is given a tensor in {str(dtype)[6:]}; allowed: float32, "):
+        made(kind, [torch.nn.Parameter(torch.zeros(3, 4, dtype=dtype))])
+
+
+@BOTH
+def test_a_sparse_gradient_is_refused_before_anything_moves_and_an_empty_matrix_left_out(kind):
+    first, empty, last = params = matrices([(4, 6), (0, 6), (6, 4)])
+    optimizer, before = made(kind, params), [param.detach().clone() for param in params]
+    first.grad, empty.grad, last.grad = torch.ones(4, 6), torch.ones(0, 6), torch.ones(6, 4).to_sparse()
+    with pytest.raises(ValueError, match=f"{kind.__name__} takes no sparse gradients"):
+        optimizer.step()
+    assert same(params, before)
+    last.grad = torch.ones(6, 4)
+    optimizer.step()
+    assert not torch.equal(first, before[0]) and not torch.equal(last, before[2])
+    assert set(optimizer.state) == {first, last}
+    again = made(kind, copy.deepcopy(params))
+    again.load_state_dict(saved_and_loaded(optimizer))
+    assert len(again.state) == 2
+
+
+@pytest.mark.parametrize(("ours", "theirs", "lacks"), [
+    (Apollo, Fira, "scaling"), (Fira, Apollo, "alpha"), (Scale, Fira, "momentum, dim"), (Fira, Scale, "betas, eps"),
+    (Apollo, torch.optim.AdamW, "rank, interval"),
+])  # fmt: skip
+def test_a_state_of_another_optimizer_is_refused_and_nothing_changed(ours, theirs, lacks):
+    saved = stepped(theirs(matrices(SHAPES)), range(2)).state_dict()
+    optimizer = stepped(ours(matrices(SHAPES), lr=0.1), range(2))
+    twin = copy.deepcopy(optimizer)
+    with pytest.raises(ValueError, match=f"of another optimizer than {ours.__name__}: its groups have no {lacks}"):
+        optimizer.load_state_dict(saved)
+    assert same(parameters(stepped(optimizer, range(2, 4))), parameters(stepped(twin, range(2, 4))))
+
+
+@BOTH
+def test_a_state_that_does_not_go_with_its_rank_is_refused_before_anything_moves(kind):
+    optimizer = stepped(made(kind), range(2))
+    twin, before = copy.deepcopy(optimizer), [param.detach().clone() for param in parameters(optimizer)]
+    says = rf"matrix \[6, 10\] has exp_avg of shape \[2, 10\], and {kind.__name__} .* needs \[3, 10\]"
+    optimizer.param_groups[0]["rank"] = 3
+    with pytest.raises(ValueError, match=says):
+        stepped(optimizer, [2])
+    assert same(parameters(optimizer), before)
+    with pytest.raises(ValueError, match=says):
+        twin.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["rank"] = 2
+    assert same(parameters(stepped(optimizer, [2])), parameters(stepped(twin, [2])))
+    lacking = saved_and_loaded(twin)
+    del lacking["state"][1]["norm"]
+    with pytest.raises(ValueError, match=r"matrix \[10, 6\] has no norm"):
+        twin.load_state_dict(lacking)
+
+
+@BOTH
+def test_a_state_is_checked_as_hooks_give_it(kind):
+    optimizer = stepped(made(kind), range(2))
+    saved = saved_and_loaded(optimizer)
+    saved["param_groups"][0]["r"] = saved["param_groups"][0].pop("rank")
+
+    def rename(_, state):
+        state["param_groups"][0]["rank"] = state["param_groups"][0].pop("r")
+
+    again = made(kind, copy.deepcopy(parameters(optimizer)), rank=4)
+    handle = again.register_load_state_dict_pre_hook(rename)
+    again.load_state_dict(saved)
+    handle.remove()
+    again.load_state_dict(again.state_dict())
+    assert same(parameters(stepped(optimizer, [2])), parameters(stepped(again, [2])))
 
 
 @BOTH

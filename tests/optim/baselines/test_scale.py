@@ -49,6 +49,18 @@ def test_only_a_momentum_is_state():
     assert state_bytes(stepped(made(matrices(SHAPES)), [0])) == {"2": {"moments": 28}, "3": {"moments": 32}}
 
 
+@pytest.mark.parametrize(("option", "value"), [("momentum", 1.5), ("momentum", -0.1), ("dim", 3), ("lr", "fast")])
+def test_an_option_out_of_its_range_is_refused(option, value):
+    with pytest.raises(ValueError, match=f"{option} is {value!r}; allowed: "):
+        Scale([{"params": matrices(SHAPES), option: value}])
+
+
+def test_a_momentum_of_another_shape_is_refused():
+    saved = stepped(made(matrices(SHAPES)), [0]).state_dict()
+    with pytest.raises(ValueError, match=r"matrix \[7, 1\] has momentum_buffer of shape \[1, 7\], and Scale .* needs"):
+        made(matrices([(6, 10), (10, 6), (7, 1), (8, 1)])).load_state_dict(saved)
+
+
 def test_lines_of_zeros_stay_and_vectors_are_refused():
     (param,) = matrices([(3, 4)])
     before = param.detach().clone()

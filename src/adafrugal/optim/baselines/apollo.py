@@ -36,7 +36,7 @@ class Apollo(LowRank):
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, *, scaling: str = "channel", **options: Any) -> None:
-        super().__init__(params, lr, scaling=scaling, **options)
+        super().__init__(params, lr, **options, own={"scaling": scaling})
 
     def _basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], done: int, period: Period) -> Tensor:
         seed = period.generator(0).initial_seed()

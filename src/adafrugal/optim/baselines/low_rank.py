@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,21 +62,24 @@ class LowRank(Matrices):
         interval: T, in steps.
         growth: γ, the largest growth of a norm from one step to the next.
         seed: of random bases.
+        own: a subclass's options beside these.
     """
 
     def __init__(
         self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, rank: float = 0.25, interval: int = 200, growth: float = 1.01, seed: int = 0,
-        **more: Any,
+        own: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "rank": rank}
-        super().__init__(params, options | {"interval": interval, "growth": growth, "seed": seed} | more)
+        super().__init__(params, options | {"interval": interval, "growth": growth, "seed": seed} | dict(own or {}))
 
     def _direction(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], place: int) -> Tensor:
         """Return the subclass's D with Adam's bias correction: `√(1 − β₂ᵗ)/(1 − β₁ᵗ)·D`."""
         done = int(state["step"].item()) if "step" in state else 0
         period = Period(group["seed"], done // group["interval"] + 1, first=place)
         basis = self._basis(grad, state, group, done, period)
+        if basis is None:
+            return grad
         compact = PROJECTION.project(grad, {"basis": basis})
         if not done:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
@@ -87,8 +91,15 @@ class LowRank(Matrices):
         first, second = (1 - beta ** (done + 1) for beta in group["betas"])
         return direction.mul_(second**0.5 / first)
 
-    def _basis(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], done: int, period: Period) -> Tensor:
-        """Return P [d, r] for a gradient, after `done` steps."""
+    def _kept(self, shape: torch.Size, group: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        axis, rank = PROJECTION.axis(shape), rank_of(shape, group["rank"])
+        compact = tuple(rank if i == axis else n for i, n in enumerate(shape))
+        return {"step": (), "exp_avg": compact, "exp_avg_sq": compact, "norm": ()}
+
+    def _basis(
+        self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], done: int, period: Period
+    ) -> Tensor | None:
+        """Return P [d, r] for a gradient, after `done` steps; None if no state can begin with it, and D is G."""
         raise NotImplementedError
 
     def _limited(

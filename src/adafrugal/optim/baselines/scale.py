@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Scale(Matrices):
         params: matrices, or groups of them.
         lr: η.
         momentum: β.
-        dim: along which lines are normalized.
+        dim: along which lines are normalized: −1 for rows, −2 for columns.
         weight_decay: λ, decoupled as in AdamW.
     """
 
@@ -31,6 +32,9 @@ class Scale(Matrices):
         self, params: Any, lr: float = 1e-3, momentum: float = 0.0, dim: int = -1, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "dim": dim, "weight_decay": weight_decay})
+
+    def _kept(self, shape: torch.Size, group: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"momentum_buffer": tuple(shape)} if group["momentum"] else {}
 
     def _direction(self, grad: Tensor, state: dict[str, Any], group: dict[str, Any], place: int) -> Tensor:
         if group["momentum"]:
