@@ -380,6 +380,7 @@ def test_all_rules_have_a_reference():
     assert (BY_ENTRY | OF_MATRICES).keys() == choices.STATE_FREE.keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*swan trains no matrix of under 2 columns")
 @pytest.mark.parametrize("rule", OF_MATRICES)
 @pytest.mark.parametrize("kind", ["blocks", "svd"])
 def test_rules_that_normalize_matrices(kind, rule):

@@ -172,10 +172,12 @@ def test_a_rule_that_cannot_be_is_refused_however_often_it_is_tried(rule):
         stepped(copied, [0])
 
 
-def test_swan_refuses_a_matrix_of_which_it_would_train_nothing():
+def test_swan_warns_of_a_matrix_that_it_does_not_train():
     params = [("time.weight", torch.nn.Parameter(torch.ones(4, 1)))]
-    with pytest.raises(ValueError, match=r"time.weight has shape \(4, 1\), of which swan would train nothing"):
-        frugal(params, state_free="swan")
+    with pytest.warns(UserWarning, match=r"time.weight has shape \(4, 1\), and swan trains no matrix"):
+        optimizer = frugal(params, state_free="swan", density=0.0)
+    assert torch.equal(params[0][1], torch.ones(4, 1)) and stepped(optimizer, [0])
+    assert torch.equal(params[0][1], torch.ones(4, 1))
     frugal(params, state_free="whiten", subspace="rows")
 
 

@@ -150,8 +150,8 @@ class Frugal(SavedOptimizer):
             )
         if not self._split_groups():
             warnings.warn("no group says split=True: this Frugal splits nothing; see split_parameters", stacklevel=2)
-        for lost in dict.fromkeys(what for group in self.param_groups for what in options.lost_in_rounding(group)):
-            warnings.warn(lost, stacklevel=2)
+        for what in dict.fromkeys(what for group in self.param_groups for what in options.lost(group)):
+            warnings.warn(what, stacklevel=2)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 

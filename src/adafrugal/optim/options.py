@@ -221,9 +221,6 @@ def _check_rule(name: str, param: Tensor, rule: StateFree) -> None:
         )
     if not rule.by_entry:
         _check_layout(name, param)
-        if param.shape[1] < rule.fewest_columns:
-            what = f"parameter {name} has shape {tuple(param.shape)}, of which {rule.kind} would train nothing"
-            raise ValueError(f"{what}; allowed: {rule.fewest_columns} columns or more, or another state-free rule")
 
 
 def _check_parameter(name: str, param: Tensor, subspace: Subspace) -> None:
@@ -245,8 +242,13 @@ def _check_layout(name: str, param: Tensor) -> None:
         raise ValueError(f"parameter {name} is sharded as {shards.layout(param)[1]}; allowed: {allowed}")
 
 
-def lost_in_rounding(group: Group) -> Iterable[str]:
-    """Yield warnings about updates that rounding to the nearest loses in a group."""
+def lost(group: Group) -> Iterable[str]:
+    """Yield warnings about updates that a group loses: in rounding to the nearest, or since directions are zeros."""
+    for name, param in zip(parameter_names(group), group["params"], strict=True) if group["split"] else ():
+        rule = group["state_free"]
+        if param.ndim == 2 and param.shape[1] < rule.fewest_columns:
+            needed = f"{rule.kind} trains no matrix of under {rule.fewest_columns} columns"
+            yield f"parameter {name} has shape {tuple(param.shape)}, and {needed}: put it where nothing is split"
     stochastic = group["stochastic_rounding"]
     lossy = {torch.float16} if stochastic else {torch.float16, torch.bfloat16}
     if any(param.dtype in lossy for param in group["params"]):
