@@ -65,8 +65,8 @@ class Frugal(SavedOptimizer):
             row or entry has its own step count, and on a CPU AdamW runs in its plain form).
         shrink: whether a falling ρ releases part of the subspace "immediately" (the rest keeps its moments) or only
             "at_refresh".
-        stagger: the number of steps over which a refresh is spread; at most T, and 1 for blocks and with `Displacement`. The
-            first refresh is never spread.
+        stagger: the number of steps over which a refresh is spread; at most T; 1 for blocks and with `Displacement`.
+            The first refresh is never spread.
         state_dtype: of the moments: "float32", "bfloat16" or "int8"; None: float32, and float64 for float64 parameters.
             "int8": of matrices of 4,096 entries or more, about a byte a moment (`eight_bits`), rounded stochastically
             at each step; the others' as with None.
