@@ -125,6 +125,13 @@ def test_rows_that_are_constant_but_for_rounding_have_no_deviations_to_whiten():
     assert RULES["swan"](torch.ones(4, 5) * 0.1).abs().max() == 0
 
 
+def test_deviations_that_bfloat16_can_tell_from_rounding_stay():
+    row = 1 + 0.03 * torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+    found = normalizing.standardized_rows(row.bfloat16()).float()
+    assert found.square().mean() == pytest.approx(1, rel=0.02)
+    assert torch.equal(normalizing.standardized_rows(torch.full((2, 700), 0.1).bfloat16()).float(), torch.zeros(2, 700))
+
+
 @pytest.mark.parametrize("kind", RULES)
 def test_zeros_stay_zeros_and_nan_shows(kind):
     grad = torch.zeros(300, 200)

@@ -168,8 +168,26 @@ def test_a_rule_that_cannot_be_is_refused_however_often_it_is_tried(rule):
     assert optimizer.param_groups[0]["steps"] == 2
     copied = copy.deepcopy(optimizer)
     copied.param_groups[0]["state_free"] = rule
-    with pytest.raises(ValueError, match="sees a whole matrix"):
-        stepped(copied, [0])
+    for use in (stepped, lambda copied, _: copy.deepcopy(copied)):
+        with pytest.raises(ValueError, match="sees a whole matrix"):
+            use(copied, [0])
+
+
+@pytest.mark.parametrize("given", [{"density": 0.5}, {"interval": 5}, {"state_free": "whiten"}], ids=str)
+def test_a_copy_has_what_was_assigned_since_the_last_step(given):
+    optimizer = stepped(frugal(matrices([(8, 16)] * 4), density=0.25, interval=2), [0])
+    optimizer.param_groups[0] |= given
+    copied = copy.deepcopy(optimizer)
+    for each in (optimizer, copied):
+        stepped(each, [1, 2])
+    assert same(parameters(optimizer), parameters(copied))
+
+
+def test_a_copy_takes_no_other_subspace():
+    optimizer = frugal(matrices([(8, 16)] * 4), density=0.25)
+    optimizer.param_groups[0]["subspace"] = "columns"
+    with pytest.raises(ValueError, match="the subspace cannot be changed to 'columns'"):
+        copy.deepcopy(optimizer)
 
 
 def test_swan_warns_of_a_matrix_that_it_does_not_train():

@@ -46,14 +46,16 @@ def _rules_of_scale(rules: Sequence[Rule], momentum: float, model: torch.nn.Modu
     embeddings = ((name, m.weight) for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding))
     tied = "|".join(name for name, weight in embeddings if weight in heads)
     columns, last = {"dim": -2}, {"dim": -1, "momentum": momentum}
-    conv1d = Rule("Conv1D in blocks", "split", ("transformers.pytorch_utils.Conv1D",), in_blocks=True, optional=True)
-    others = [
-        Rule("tied head", "state_full", (torch.nn.Embedding,), path=tied, settings=last),
-        Rule("embeddings", "state_full", (torch.nn.Embedding,), optional=True, settings=columns),
-        Rule("head", "state_full", (torch.nn.Linear,), in_blocks=False, optional=True, settings=last),
+    conv1d, embedding, linear = ("transformers.pytorch_utils.Conv1D",), (torch.nn.Embedding,), (torch.nn.Linear,)
+    in_blocks, *rest = rules
+    found = [
+        Rule("Conv1D in blocks", "split", conv1d, in_blocks=True, optional=True, settings=columns),
+        in_blocks,
+        *([Rule("tied head", "state_full", embedding, path=tied, settings=last)] if tied else []),
+        Rule("embeddings", "state_full", embedding, optional=True, settings=columns),
+        Rule("head", "state_full", linear, in_blocks=False, optional=True, settings=last),
     ]
-    others = [replace(rule, tensors="matrices") for rule in others[0 if tied else 1 :]]
-    return [replace(conv1d, tensors="matrices", settings=columns), rules[0], *others, *rules[1:]]
+    return [*(replace(rule, tensors="matrices") for rule in found), *rest]
 
 
 def adapt(settings: Settings, model: torch.nn.Module) -> None:

@@ -93,7 +93,7 @@ OF_BASELINES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda rank: not isinstance(rank, bool) and (0 < rank < 1 or (1 <= rank < math.inf and rank == int(rank))),
     ),
     "interval": _STEPS,
-    "growth": ("1 or more", lambda growth: 1 <= growth < math.inf),
+    "growth": ("a finite number, 1 or more", lambda growth: 1 <= growth < math.inf),
     "alpha": ("above 0", lambda alpha: 0 < alpha < math.inf),
     "scaling": (", ".join(SCALINGS), SCALINGS.__contains__),
     "momentum": ("a number from 0 to below 1", lambda share: 0 <= share < 1),

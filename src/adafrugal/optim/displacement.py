@@ -52,7 +52,7 @@ def note(group: Group, places: Sequence[int], states: States, products: Products
         if first is None or first.shape != now.shape:
             state["first_grad"] = torch.empty_like(now, dtype=torch.bfloat16, memory_format=_PLAIN).copy_(now)
         elif is_measured:
-            now, first = now.double(), first.double()  # in float32 squares below 1e-23 would vanish
+            now, first = now.double(), first.double()  # float32 loses squares of entries below 1e-23
             products[param] = torch.stack([(now * first).sum(), now.square().sum(), first.square().sum()])
 
 

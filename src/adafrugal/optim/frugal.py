@@ -173,8 +173,6 @@ class Frugal(SavedOptimizer):
         for key in ["nonfinite"] if group["split"] else ["nonfinite", *SplitOptions.__annotations__]:
             del given[key]
         options.begin_clocks(group, group["steps"])
-        if group["split"]:
-            self._parts[id(group)] = options.resettled(group, None)
 
     def _split_groups(self) -> list[Group]:
         """Return the split groups; convert and check a density, interval or rule reassigned since the last step."""

@@ -194,15 +194,19 @@ def settle(group: Group) -> None:
 
 
 def resettled(group: Group, before: Sequence[Any] | None) -> Sequence[Any]:
-    """Return a group's subspace, controls and rule; settle it if one is not the object that it was `before`.
+    """Return a group's subspace, controls and rule; settle it unless they are the objects that they were `before`.
+
+    Args:
+        group: to look at.
+        before: what this returned for it last; None for a group that it has not seen, such as a copy's.
 
     Raises:
         ValueError: the subspace is another one, or the group's options do not go together.
     """
     parts = _parts(group)
-    if before is None or all(map(operator.is_, parts, before)):
+    if before is not None and all(map(operator.is_, parts, before)):
         return parts
-    if parts[0] is not before[0]:
+    if not (isinstance(parts[0], Subspace) if before is None else parts[0] is before[0]):
         raise ValueError(f"the subspace cannot be changed to {parts[0]!r}; make a new optimizer")
     settle(group)
     return _parts(group)

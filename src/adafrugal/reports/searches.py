@@ -17,9 +17,9 @@ from adafrugal.tracking.record import Record
 RULE = (
     "lr is the learning rate of embeddings, norms and head; lr·s is that of the split matrices, or of their part with "
     "state; lr·s·c is that of their part without. A search moves along one of the three at a time, by factors of 2 and "
-    "then of √2, as long as the loss at the end of a trial falls. Cut off: its trials were spent before no neighbour "
-    "was better. Seeds − trial: the mean over the table's seeds less the best trial; far above 0, the rates may be "
-    "those of one lucky run. At an edge: on these axes no trial lies below the best one, or none lies above it."
+    "then of √2, as long as the loss at the end of a trial falls. Cut off: its trials were spent while neighbours of "
+    "the best were still untried. Seeds − trial: the mean over the table's seeds less the best trial; far above 0, the "
+    "rates may be those of one lucky run. At an edge: on these axes no trial lies below the best one, or none above it."
 )
 
 
